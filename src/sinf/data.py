@@ -1,0 +1,300 @@
+"""Labelled images: from a hub id, a folder of parquet shards, or an image folder, to normalised batches of tensors.
+
+``datasets`` finds the files, reads the splits (``train``, ``test[:50%]``, ``train[:5000]+test``) and the class names;
+this module finds the columns, checks labels, decodes images and normalises them as the model wants.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from sinf.errors import DataError
+
+_COLOUR_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
+_DECODE_CHUNK = 512
+_CACHE_BYTES = 1 << 30  # decoded images are kept when the whole split fits in this
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a model wants its images: ``size`` (channels, height, width), ``mean`` and ``std`` of values in 0..1."""
+
+    size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def decode(self, source: bytes | str | Path, name: str) -> np.ndarray:
+        """One image file as ``(H, W, C)`` uint8: shorter side resized to the model's size, then centre-cropped."""
+        try:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                if image.mode not in _COLOUR_MODES:
+                    raise DataError(
+                        f"{name}: images must have 8 bits a channel",
+                        got=f"mode {image.mode}",
+                        remedy="convert it to 8-bit RGB or grey",
+                    )
+                image = image.convert("L" if self.size[0] == 1 else "RGB")
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+            raise DataError(f"{name}: the image cannot be decoded", got=error, remedy="repair or remove it") from error
+        height, width = self.size[1:]
+        if image.size != (width, height):
+            scale = max(width / image.width, height / image.height)
+            size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+            left, top = (size[0] - width) // 2, (size[1] - height) // 2
+            image = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + width, top + height))
+        pixels = np.asarray(image, dtype=np.uint8)
+        return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """``(B, H, W, C)`` uint8 to ``(B, C, H, W)`` float32, contiguous."""
+        mean = torch.tensor(self.mean, device=pixels.device) * 255
+        std = torch.tensor(self.std, device=pixels.device) * 255
+        return ((pixels.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+class LabelledImages:
+    """Images with labels, decoded when asked for. Make it with :func:`load_images`.
+
+    ``labels`` is ``(N,)`` int64; ``cluster_of_class`` is ``(classes,)`` int64 when a cluster column is there.
+    """
+
+    def __init__(
+        self,
+        table: Any,
+        *,
+        name: str,
+        image_column: str,
+        labels: Tensor,
+        class_names: list[str],
+        cluster_of_class: Tensor | None = None,
+        cluster_names: list[str] | None = None,
+    ) -> None:
+        self.name, self.labels, self.class_names = name, labels, class_names
+        self.cluster_of_class, self.cluster_names = cluster_of_class, cluster_names
+        self._table, self._image_column = table, image_column
+        self._cache: tuple[Preprocessing, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+    def select(self, rows: Tensor | list[int]) -> LabelledImages:
+        """The given rows, in the given order."""
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        part = LabelledImages(
+            self._table.select(index.tolist()),
+            name=self.name,
+            image_column=self._image_column,
+            labels=self.labels[index],
+            class_names=self.class_names,
+            cluster_of_class=self.cluster_of_class,
+            cluster_names=self.cluster_names,
+        )
+        if self._cache is not None:
+            part._cache = self._cache[0], self._cache[1][index]
+        return part
+
+    def sample(self, count: int, seed: int = 0) -> LabelledImages:
+        """About ``count`` images, equally many of every class (as far as there are), in an order drawn by ``seed``."""
+        if count >= len(self):
+            return self
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        by_class = [order[self.labels[order] == label] for label in range(self.classes)]
+        rank = torch.cat([torch.arange(len(rows)) for rows in by_class])
+        chosen = torch.cat(by_class)[torch.argsort(rank, stable=True)[:count]]
+        return self.select(chosen)
+
+    def require_every_class(self, purpose: str) -> None:
+        """Refuse a split in which a class has no image."""
+        counts = torch.bincount(self.labels, minlength=self.classes)
+        empty = [self.class_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
+        if empty:
+            shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+            raise DataError(
+                f"{self.name}: {purpose} needs images of every class",
+                got=f"no image of {len(empty)} of {self.classes} classes: {shown}",
+                remedy="take a larger or another split",
+            )
+
+    def pixels(self, preprocessing: Preprocessing, start: int = 0, stop: int | None = None) -> Tensor:
+        """Decoded rows ``start..stop`` as ``(n, H, W, C)`` uint8."""
+        stop = len(self) if stop is None else min(stop, len(self))
+        if self._cache is not None and self._cache[0] == preprocessing:
+            return self._cache[1][start:stop]
+        if len(self) * int(np.prod(preprocessing.size)) > _CACHE_BYTES:
+            return self._decode(preprocessing, start, stop)
+        chunks = [self._decode(preprocessing, i, i + _DECODE_CHUNK) for i in range(0, len(self), _DECODE_CHUNK)]
+        self._cache = preprocessing, torch.cat(chunks)
+        return self._cache[1][start:stop]
+
+    def batches(self, preprocessing: Preprocessing, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+        """``(b, C, H, W)`` float32 normalised images and ``(b,)`` labels, in order."""
+        for start in range(0, len(self), batch):
+            pixels = self.pixels(preprocessing, start, start + batch)
+            yield preprocessing.normalise(pixels), self.labels[start : start + batch]
+
+    def _decode(self, preprocessing: Preprocessing, start: int, stop: int) -> Tensor:
+        rows = self._table[start:stop][self._image_column]
+        images = []
+        for offset, row in enumerate(rows):
+            source = row["bytes"] if row["bytes"] is not None else row["path"]
+            images.append(preprocessing.decode(source, f"{self.name}, row {start + offset}"))
+        return torch.from_numpy(np.stack(images))
+
+
+def load_images(
+    source: str | Path,
+    split: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    cluster_column: str | None = None,
+) -> LabelledImages:
+    """Open one split of a data set.
+
+    ``source`` is a folder of parquet shards, a folder of images (``split/class/file``) or a hub id; ``split`` uses the
+    syntax of ``datasets``. Columns are found by their type when not named: the image column holds images, the label
+    column is the one with most classes, the cluster column another one that is a function of the label.
+
+    Raises:
+        DataError: the data cannot be opened, the split is empty, a column is missing, or a label is out of range.
+    """
+    table = _open(str(source), split)
+    name = f"{source} {split}"
+    if len(table) == 0:
+        raise DataError(f"{name}: a split must hold images", got="0 images", remedy="widen the split")
+    columns = list(table.features)
+    image_column = _find_image_column(table, image_column, name)
+    label_column = _find_label_column(table, label_column, name, columns)
+    labels, class_names = _read_classes(table, label_column, name)
+    cluster_of_class = cluster_names = None
+    candidates = [cluster_column] if cluster_column else _class_columns(table, without=label_column)
+    for candidate in candidates:
+        _require_column(candidate, columns, name, "cluster")
+        clusters, names = _read_classes(table, candidate, name)
+        mapping = _as_function(labels, clusters, len(class_names))
+        if mapping is not None:
+            cluster_of_class, cluster_names = mapping, names
+            break
+        if cluster_column:
+            raise DataError(
+                f"{name}: the cluster column must give every class one cluster",
+                got=f"{cluster_column}, which gives a class several",
+                remedy="name another column or give a cluster file",
+            )
+    return LabelledImages(
+        _undecoded(table, image_column),
+        name=name,
+        image_column=image_column,
+        labels=labels,
+        class_names=class_names,
+        cluster_of_class=cluster_of_class,
+        cluster_names=cluster_names,
+    )
+
+
+def _open(source: str, split: str) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    folder = Path(source)
+    if folder.is_file():
+        raise DataError("data must be a folder or a hub id", got=source, remedy="give the folder that holds the file")
+    if not folder.is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise DataError("the data folder must exist", got=source, remedy="check the path")
+    try:
+        return datasets.load_dataset(str(folder.resolve()) if folder.is_dir() else source, split=split)
+    except Exception as error:  # datasets raises many unrelated types for one cause: data that it cannot open
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"the split {split!r} of {source} cannot be opened",
+            got=reason,
+            remedy="give a hub id, a folder of parquet shards or an image folder, and one of its splits",
+        ) from error
+
+
+def _undecoded(table: Any, image_column: str) -> Any:
+    import datasets
+
+    return table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+
+
+def _require_column(column: str, columns: list[str], name: str, role: str) -> None:
+    if column not in columns:
+        raise DataError(f"{name}: no {role} column {column!r}", got=", ".join(columns), remedy=f"name the {role} column")
+
+
+def _find_image_column(table: Any, given: str | None, name: str) -> str:
+    import datasets
+
+    columns = list(table.features)
+    if given:
+        _require_column(given, columns, name, "image")
+        return given
+    for column, feature in table.features.items():
+        if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature):
+            return column
+    raise DataError(f"{name}: no image column found", got=", ".join(columns), remedy="name the image column")
+
+
+def _class_columns(table: Any, without: str | None = None) -> list[str]:
+    import datasets
+
+    return [c for c, f in table.features.items() if isinstance(f, datasets.ClassLabel) and c != without]
+
+
+def _find_label_column(table: Any, given: str | None, name: str, columns: list[str]) -> str:
+    if given:
+        _require_column(given, columns, name, "label")
+        return given
+    candidates = _class_columns(table)
+    if candidates:
+        return max(candidates, key=lambda column: table.features[column].num_classes)
+    for column in ("label", "labels", "target", "class"):
+        if column in columns:
+            return column
+    raise DataError(f"{name}: no label column found", got=", ".join(columns), remedy="name the label column")
+
+
+def _read_classes(table: Any, column: str, name: str) -> tuple[Tensor, list[str]]:
+    """Labels ``(N,)`` and class names; integer columns without names get their numbers as names."""
+    import datasets
+
+    feature = table.features[column]
+    values = table.data.column(column).to_pylist() if table._indices is None else table[column][:]
+    if not all(isinstance(value, int) for value in values):
+        bad = next(i for i, value in enumerate(values) if not isinstance(value, int))
+        raise DataError(
+            f"{name}, row {bad}: column {column!r} must hold whole numbers", got=repr(values[bad]), remedy="encode it"
+        )
+    labels = torch.tensor(values, dtype=torch.int64)
+    names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else []
+    names = names or [str(i) for i in range(int(labels.max()) + 1)]
+    outside = torch.nonzero((labels < 0) | (labels >= len(names))).flatten()
+    if len(outside):
+        row = int(outside[0])
+        raise DataError(
+            f"{name}, row {row}: a label must be in 0..{len(names) - 1}",
+            got=int(labels[row]),
+            remedy="correct or remove the row",
+        )
+    return labels, names
+
+
+def _as_function(labels: Tensor, clusters: Tensor, classes: int) -> Tensor | None:
+    """``(classes,)`` cluster of every class that occurs (-1 where none does), or None if a class has two."""
+    mapping = torch.full((classes,), -1, dtype=torch.int64)
+    mapping[labels] = clusters
+    return mapping if bool((mapping[labels] == clusters).all()) else None

@@ -1,0 +1,58 @@
+"""Every error that sinf raises on purpose.
+
+    SinfError
+    ├── ConfigError          an option has a value it cannot have
+    ├── DataError            images, labels, columns or splits
+    ├── ClusterError         classes do not form a partition into clusters
+    ├── ModelError           a model cannot be made, or its weights do not fit
+    │   └── CutError         a model cannot be traced, parted or made smaller
+    ├── VerificationError    a smaller network does not compute what it must
+    ├── BundleError          a bundle cannot be written or read
+    └── DependencyError      an optional package is missing
+
+Each message states the rule, the value that broke it, and the remedy. The command line prints it on one line and
+exits with code 2.
+"""
+
+from __future__ import annotations
+
+
+class SinfError(Exception):
+    """Base of all errors raised on purpose: ``SinfError(rule, got=value, remedy="what to do")``."""
+
+    def __init__(self, rule: str, *, got: object | None = None, remedy: str | None = None) -> None:
+        self.rule, self.got, self.remedy = rule, got, remedy
+        message = rule if got is None else f"{rule} (got {got})"
+        super().__init__(message if remedy is None else f"{message}: {remedy}")
+
+
+class ConfigError(SinfError):
+    """An option has a value it cannot have."""
+
+
+class DataError(SinfError):
+    """Images, labels, columns or splits are not what they must be."""
+
+
+class ClusterError(SinfError):
+    """Classes do not form a partition into semantic clusters."""
+
+
+class ModelError(SinfError):
+    """A model cannot be made, or its weights do not fit."""
+
+
+class CutError(ModelError):
+    """A model cannot be traced, parted or made smaller; the message names the operation in the way."""
+
+
+class VerificationError(SinfError):
+    """A smaller network does not compute what the masked base model computes."""
+
+
+class BundleError(SinfError):
+    """A bundle cannot be written or read."""
+
+
+class DependencyError(SinfError):
+    """An optional package is missing; the message holds the command that installs it."""

@@ -1,0 +1,101 @@
+"""A model as a torch.fx graph with the shape of every value: what partition and subgraphs work on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from sinf.data import Preprocessing
+from sinf.errors import CutError
+
+# Layers of other libraries are kept whole when they are, by inheritance, one of these.
+LEAVES = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._BatchNorm,
+    nn.Linear,
+    nn.LayerNorm,
+    nn.GroupNorm,
+)
+
+
+class _Tracer(fx.Tracer):
+    """Records, for every node, the module in which it was made (``node.meta["module_path"]``)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._path = ""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # A batch norm with an activation inside (timm) is opened, so that both are seen, when it does more than its base.
+        if isinstance(m, LEAVES) and not any(True for _ in m.children()):
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        outer, self._path = self._path, self.path_of_module(m)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        finally:
+            self._path = outer
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["module_path"] = self._path
+        return node
+
+
+def trace(module: nn.Module, preprocessing: Preprocessing, device: str = "cpu") -> fx.GraphModule:
+    """Trace a model in eval mode; every node carries ``meta["shape"]`` for a batch of one (None for non-tensors).
+
+    ``device="meta"`` needs a module whose tensors are on that device and computes shapes only.
+
+    Raises:
+        CutError: Python control flow depends on the data, or the model does not take one image tensor.
+    """
+    module.eval()
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(module)
+    except Exception as error:  # tracing runs the model's own Python, which may raise anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CutError(
+            f"{type(module).__name__} cannot be traced",
+            got=reason,
+            remedy="remove Python control flow that depends on the input, or give another model",
+        ) from error
+    traced = fx.GraphModule(tracer.root, graph, class_name=type(module).__name__)
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for extra in inputs[1:]:  # arguments with defaults, such as a mask: they keep their default
+        if not extra.args:
+            raise CutError("a classifier must take one image tensor", got=f"an argument {extra.name!r} besides")
+    example = torch.zeros(1, *preprocessing.size, device=device)
+    try:
+        with torch.no_grad():
+            ShapeProp(traced).propagate(example, *(extra.args[0] for extra in inputs[1:]))
+    except Exception as error:
+        raise CutError(
+            f"{type(module).__name__} does not run on a batch of shape {tuple(example.shape)}",
+            got=str(error).strip().splitlines()[0],
+            remedy="give the input size and channels that the model was made for",
+        ) from error
+    for node in graph.nodes:
+        metadata = node.meta.get("tensor_meta")
+        node.meta["shape"] = tuple(metadata.shape) if hasattr(metadata, "shape") else None
+    return traced
+
+
+def layer(graph: fx.GraphModule, node: fx.Node) -> nn.Module:
+    """The module that a ``call_module`` node calls."""
+    return graph.get_submodule(str(node.target))
+
+
+def attribute(graph: fx.GraphModule, target: str) -> Tensor:
+    """The tensor that a ``get_attr`` node reads."""
+    path, _, name = target.rpartition(".")
+    return getattr(graph.get_submodule(path), name)

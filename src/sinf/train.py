@@ -1,0 +1,264 @@
+"""Training a reference network, plainly and well: SGD with Nesterov momentum, one-cycle, label smoothing, crop and flip.
+
+A checkpoint is written after every epoch, without pickle, and every random draw depends on the seed and the epoch alone:
+a run that was killed and started again ends with the weights of a run that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sinf.data import LabelledImages
+from sinf.errors import ConfigError
+from sinf.models import BaseModel, ModelSpec, load_spec
+
+_CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The recipe. ``average`` is the decay of the weight average per epoch-length of steps, 0 for none."""
+
+    epochs: int = 30
+    batch: int = 128
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    label_smoothing: float = 0.1
+    warmup: float = 0.2
+    average: float = 0.0
+    bf16: bool = False
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("epochs", 1, 10_000),
+            ("batch", 2, 65_536),
+            ("learning_rate", 1e-8, 100),
+            ("warmup", 0, 0.99),
+            ("average", 0, 0.99999),
+            ("label_smoothing", 0, 0.99),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name} must be in {low}..{high}", got=value, remedy=f"change {name}")
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch came to; ``top1`` is None where there are no validation images."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    top1: float | None
+    seconds: float
+
+
+def augment(pixels: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
+    """Random crop after padding with the mean grey, and random flip, of ``(B, H, W, C)`` uint8 images."""
+    batch, height, width, _ = pixels.shape
+    padded = F.pad(pixels, (0, 0, padding, padding, padding, padding), value=124)
+    draw = dict(generator=generator, device=generator.device)
+    top = torch.randint(2 * padding + 1, (batch, 1), **draw).to(pixels.device)
+    left = torch.randint(2 * padding + 1, (batch, 1), **draw).to(pixels.device)
+    flip = torch.randint(2, (batch, 1), **draw).to(pixels.device)
+    rows = top + torch.arange(height, device=pixels.device)
+    columns = torch.arange(width, device=pixels.device).expand(batch, width)
+    columns = left + torch.where(flip == 1, width - 1 - columns, columns)
+    images = torch.arange(batch, device=pixels.device)[:, None, None]
+    return padded[images, rows[:, :, None], columns[:, None, :]]
+
+
+def train(
+    spec: ModelSpec,
+    images: LabelledImages,
+    folder: str | Path,
+    config: TrainConfig,
+    *,
+    validation: LabelledImages | None = None,
+    report: Callable[[EpochReport], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> BaseModel:
+    """Train from scratch, or go on from the checkpoint in ``folder``; the result is ``folder/model.safetensors``.
+
+    ``report`` is called after every epoch, ``progress`` after every step with (steps done, steps in all).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    device = torch.device(config.device)
+    model = load_spec(spec).to(device, memory_format=torch.channels_last)
+    run = _Run(model, config, steps_per_epoch=len(images) // config.batch)
+    if run.steps_per_epoch == 0:
+        raise ConfigError("a batch must not be larger than the data", got=config.batch, remedy="take a smaller batch")
+    first = _resume(folder, run, spec, config)
+    pixels = images.pixels(spec.preprocessing).to(device)
+    labels = images.labels.to(device)
+    for epoch in range(first, config.epochs):
+        start = time.perf_counter()
+        loss = _epoch(run, pixels, labels, spec, epoch, progress)
+        top1 = None
+        if validation is not None:
+            top1 = _top1(run.averaged or run.model, validation, spec, device)
+        _checkpoint(folder, run, spec, config, epoch + 1)
+        if report is not None:
+            report(EpochReport(epoch + 1, config.epochs, loss, top1, time.perf_counter() - start))
+    final = (run.averaged or run.model).to("cpu", memory_format=torch.contiguous_format).eval()
+    _save(final.state_dict(), folder / "model.safetensors", {"sinf_model": json.dumps(spec.to_json())})
+    return BaseModel(final, spec)
+
+
+class _Run:
+    """All that changes while training."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
+        self.model, self.config, self.steps_per_epoch = model, config, steps_per_epoch
+        decayed = [p for p in model.parameters() if p.ndim > 1]
+        plain = [p for p in model.parameters() if p.ndim <= 1]
+        self.optimizer = torch.optim.SGD(
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            nesterov=True,
+        )
+        self.averaged: nn.Module | None = None
+        if config.average:
+            import copy
+
+            self.averaged = copy.deepcopy(model)
+
+    def step(self, x: Tensor, y: Tensor, step: int) -> Tensor:
+        config = self.config
+        rate = _one_cycle(step / max(1, config.epochs * self.steps_per_epoch), config.warmup) * config.learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
+            loss = F.cross_entropy(self.model(x).float(), y, label_smoothing=config.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        if self.averaged is not None:
+            self._average()
+        return loss.detach()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = self.config.average ** (1 / self.steps_per_epoch)
+        for mean, now in zip(self.averaged.state_dict().values(), self.model.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(now, 1 - decay)
+            else:
+                mean.copy_(now)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a checkpoint must hold."""
+        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
+        if self.averaged is not None:
+            tensors |= {f"average.{key}": value for key, value in self.averaged.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{name}"] = buffer
+        return tensors
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.model.load_state_dict(part("model."))
+        if self.averaged is not None:
+            self.averaged.load_state_dict(part("average."))
+        momenta = part("momentum.")
+        for name, parameter in self.model.named_parameters():
+            if name in momenta:
+                buffer = momenta[name].to(parameter.device)
+                if parameter.ndim == 4:
+                    buffer = buffer.contiguous(memory_format=torch.channels_last)
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+
+
+def _one_cycle(progress: float, warmup: float) -> float:
+    """Fraction of the peak learning rate: a cosine up from 1/25, then a cosine down to nearly zero."""
+    if progress < warmup:
+        return 1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * progress / warmup)) / 2
+    return (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2 + 1e-5
+
+
+def _epoch(
+    run: _Run,
+    pixels: Tensor,
+    labels: Tensor,
+    spec: ModelSpec,
+    epoch: int,
+    progress: Callable[[int, int], None] | None,
+) -> float:
+    run.model.train()
+    config = run.config
+    generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
+    order = torch.randperm(len(labels), generator=generator).to(labels.device)
+    total = torch.zeros((), device=labels.device)
+    for step in range(run.steps_per_epoch):
+        rows = order[step * config.batch : (step + 1) * config.batch]
+        x = spec.preprocessing.normalise(augment(pixels[rows], generator))
+        x = x.contiguous(memory_format=torch.channels_last)
+        total += run.step(x, labels[rows], epoch * run.steps_per_epoch + step)
+        if progress is not None:
+            progress(epoch * run.steps_per_epoch + step + 1, config.epochs * run.steps_per_epoch)
+    return float(total) / run.steps_per_epoch
+
+
+@torch.no_grad()
+def _top1(model: nn.Module, images: LabelledImages, spec: ModelSpec, device: torch.device) -> float:
+    model.eval()
+    right = sum(
+        int((model(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in images.batches(spec.preprocessing, 500)
+    )
+    return right / len(images)
+
+
+def _fingerprint(spec: ModelSpec, config: TrainConfig) -> str:
+    return json.dumps({"model": spec.to_json(), "recipe": {**asdict(config), "device": None}}, sort_keys=True)
+
+
+def _checkpoint(folder: Path, run: _Run, spec: ModelSpec, config: TrainConfig, epochs_done: int) -> None:
+    metadata = {"epochs_done": str(epochs_done), "run": _fingerprint(spec, config)}
+    _save(run.tensors(), folder / _CHECKPOINT, metadata)
+
+
+def _resume(folder: Path, run: _Run, spec: ModelSpec, config: TrainConfig) -> int:
+    """Load the checkpoint, if there is one of the same run, and return the number of epochs it has seen."""
+    path = folder / _CHECKPOINT
+    if not path.exists():
+        return 0
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        metadata = file.metadata() or {}
+    if metadata.get("run") != _fingerprint(spec, config):
+        raise ConfigError(
+            "a folder holds one training run",
+            got=f"{folder} with a checkpoint of other options",
+            remedy="name another folder, or repeat the options of the first call",
+        )
+    run.load(load_file(path))
+    return int(metadata["epochs_done"])
+
+
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write beside the target, then rename: a kill leaves the old file or the new one."""
+    partial = path.with_suffix(".partial")
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
+    os.replace(partial, path)
