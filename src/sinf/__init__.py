@@ -1,0 +1,76 @@
+"""sinf: trained image classifiers made faster by running, for each input, only the part of the network that it needs.
+
+The pipeline, in the order in which data flows:
+
+    data -> statistics -> clusters -> criteria -> subgraph -> router -> risk -> bundle -> engine -> cli
+
+``build`` runs it; :class:`SemanticModel` is what comes out: a classifier that sends every input to the subgraph of its
+semantic cluster, or to the full tail when it is unsure.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sinf.clusters import Clusters
+    from sinf.data import LabelledImages, Preprocessing, load_images
+    from sinf.engine.torch_engine import Routed, SemanticModel
+    from sinf.errors import SinfError
+    from sinf.measure import evaluate, latency
+    from sinf.models import BaseModel, ModelSpec, load_model
+    from sinf.pipeline import BuildConfig, Images, build
+    from sinf.router import RouterConfig
+    from sinf.subgraph.select import Budget, Schedule
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BaseModel": "sinf.models",
+    "Budget": "sinf.subgraph.select",
+    "BuildConfig": "sinf.pipeline",
+    "Clusters": "sinf.clusters",
+    "Images": "sinf.pipeline",
+    "LabelledImages": "sinf.data",
+    "ModelSpec": "sinf.models",
+    "Preprocessing": "sinf.data",
+    "Routed": "sinf.engine.torch_engine",
+    "RouterConfig": "sinf.router",
+    "Schedule": "sinf.subgraph.select",
+    "SemanticModel": "sinf.engine.torch_engine",
+    "SinfError": "sinf.errors",
+    "build": "sinf.pipeline",
+    "evaluate": "sinf.measure",
+    "latency": "sinf.measure",
+    "load_images": "sinf.data",
+    "load_model": "sinf.models",
+}
+
+__all__ = [
+    "BaseModel",
+    "Budget",
+    "BuildConfig",
+    "Clusters",
+    "Images",
+    "LabelledImages",
+    "ModelSpec",
+    "Preprocessing",
+    "Routed",
+    "RouterConfig",
+    "Schedule",
+    "SemanticModel",
+    "SinfError",
+    "build",
+    "evaluate",
+    "latency",
+    "load_images",
+    "load_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that importing sinf does not import torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sinf' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -262,3 +262,9 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
     partial = path.with_suffix(".partial")
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
     os.replace(partial, path)
+
+
+def save_half(model: BaseModel, path: str | Path) -> None:
+    """Write a model's weights in float16: half the size, the same answers within rounding."""
+    state = {k: v.half() if v.is_floating_point() else v for k, v in model.module.state_dict().items()}
+    _save(state, Path(path), {"sinf_model": json.dumps(model.spec.to_json())})

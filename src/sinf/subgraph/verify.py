@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sinf.errors import VerificationError
-from sinf.subgraph.coupling import Coupling
+from sinf.subgraph.coupling import Coupling, Slot
 from sinf.subgraph.slice import Masked
 
 # Sums of thousands of float32 products in another order differ by this much of the largest value.
@@ -34,21 +34,32 @@ class _MaskedRecorder(Masked, _Recorder):
 
 
 @torch.no_grad()
-def verify(base: fx.GraphModule, coupling: Coupling, keep: Tensor, smaller: fx.GraphModule, inputs: Tensor) -> float:
-    """Compare ``smaller`` with the masked ``base`` on ``inputs`` (of the base's width) and return the largest difference,
-    relative to the largest value of the output.
+def verify(
+    base: fx.GraphModule,
+    coupling: Coupling,
+    keep: Tensor,
+    smaller: fx.GraphModule,
+    inputs: Tensor,
+    input_slot: Slot | None = None,
+) -> float:
+    """Compare ``smaller`` with the masked ``base`` on ``inputs`` (of the base's width) and return the largest difference of
+    the outputs, relative to their largest value. ``input_slot`` tells the units of the inputs where ``base`` is a part of the
+    graph that ``coupling`` was made from.
 
     Raises:
         VerificationError: they differ by more than rounding; the message names the first layer where they do.
     """
+    slot = coupling.input if input_slot is None else input_slot
+    narrow = inputs if slot is None else inputs.index_select(1, slot.index(keep))
     try:
-        return _compare(base, coupling, keep, smaller, inputs)
+        return _compare(base, coupling, keep, smaller, inputs, narrow)
     except VerificationError:  # rounding adds up in deep networks: judge such a case in double precision
-        return _compare(_double(base), coupling, keep, _double(smaller), inputs.double())
+        return _compare(_double(base), coupling, keep, _double(smaller), inputs.double(), narrow.double())
 
 
-def _compare(base: nn.Module, coupling: Coupling, keep: Tensor, smaller: nn.Module, inputs: Tensor) -> float:
-    narrow = inputs if coupling.input is None else inputs.index_select(1, coupling.input.index(keep))
+def _compare(
+    base: nn.Module, coupling: Coupling, keep: Tensor, smaller: nn.Module, inputs: Tensor, narrow: Tensor
+) -> float:
     masked, sliced = _MaskedRecorder(base, coupling, keep), _Recorder(smaller)
     masked.run(inputs.clone())
     try:

@@ -1,0 +1,285 @@
+"""What is saved and loaded: a folder with the base weights once, and for every subgraph only what differs.
+
+    config.json             format, model, classes, clusters, cut point, threshold, provenance, sha256 of the other files
+    model.safetensors       the base model's weights
+    subgraphs.safetensors   PART.kept.GROUP (kept channels, base coordinates) and PART.mix.LAYER (C, k) for every part
+    router.safetensors      the route predictor
+    README.md               a model card
+
+It is written to a temporary folder and renamed, so that a kill or a full disk leaves what was there. No pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sinf.clusters import Clusters
+from sinf.errors import BundleError, SinfError
+from sinf.models import ModelSpec, load_spec
+from sinf.models.load import REFERENCE_NAMES
+from sinf.models.trace import trace
+from sinf.network import Network, Part
+from sinf.risk import Threshold
+from sinf.router import RoutePredictor, RouterConfig
+
+FORMAT = 1
+_FILES = ("model.safetensors", "subgraphs.safetensors", "router.safetensors", "README.md")
+_LIBRARIES = ("timm:", "torchvision:", "hf:")
+
+
+def part_name(cluster: int) -> str:
+    """Name of a cluster's part in files."""
+    return f"cluster{cluster:03d}"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained classifier with its semantic subgraphs; see :class:`sinf.SemanticModel` for running it."""
+
+    spec: ModelSpec
+    class_names: tuple[str, ...]
+    clusters: Clusters
+    cut: str
+    threshold: Threshold | None
+    parts: dict[str, Part]
+    base_state: dict[str, Tensor]
+    router: RoutePredictor
+    router_config: RouterConfig
+    provenance: dict[str, str]
+
+    def calibrated(self, threshold: Threshold, router: RoutePredictor) -> Bundle:
+        return replace(self, threshold=threshold, router=router)
+
+    def network(self) -> Network:
+        """The base model taken apart, with this bundle's weights (not copied)."""
+        with torch.device("meta"):
+            module = load_spec(self.spec)
+        module.load_state_dict(self.base_state, strict=True, assign=True)
+        for name, buffer in module.named_buffers():
+            if buffer.is_meta:
+                raise BundleError("every buffer of the model must be in its weights", got=name)
+        return Network(trace(module.requires_grad_(False), self.spec.preprocessing), self.cut)
+
+    # ---- saving
+
+    def save(self, folder: str | Path) -> None:
+        """Write the bundle; an existing bundle in ``folder`` is replaced, anything else is refused.
+
+        Raises:
+            BundleError: the folder holds something else, or cannot be written; what was there stays.
+        """
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_bundle(folder))):
+            raise BundleError("only a bundle may be replaced", got=f"{folder} holds other files", remedy="name another")
+        partial: Path | None = None
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            self._write(partial)
+            partial.chmod(0o755)
+            _swap(partial, folder)
+        except (OSError, SafetensorError) as error:
+            raise BundleError(
+                f"the bundle cannot be written to {folder}",
+                got=error,
+                remedy="free space or name a writable folder; what was there is unchanged",
+            ) from error
+        finally:
+            if partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def _write(self, folder: Path) -> None:
+        network_coupling = self.network().coupling
+        tensors: dict[str, Tensor] = {}
+        for name, part in self.parts.items():
+            tensors |= part.to_tensors(network_coupling, f"{name}.")
+        if not tensors:
+            tensors = {"common.kept.none": torch.zeros(0, dtype=torch.int32)}
+        write_tensors(self.base_state, folder / "model.safetensors")
+        write_tensors(tensors, folder / "subgraphs.safetensors")
+        write_tensors(self.router.state_dict(), folder / "router.safetensors")
+        (folder / "README.md").write_text(self._card())
+        config = {
+            "sinf_format": FORMAT,
+            "model": self.spec.to_json(),
+            "classes": list(self.class_names),
+            "clusters": {n: list(m) for n, m in zip(self.clusters.names, self.clusters.members, strict=True)},
+            "cut": self.cut,
+            "threshold": None if self.threshold is None else asdict(self.threshold),
+            "router": asdict(self.router_config),
+            "provenance": self.provenance,
+            "sha256": {name: _sha256(folder / name) for name in _FILES},
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+    def _card(self) -> str:
+        lines = ["---", "library_name: sinf", "pipeline_tag: image-classification", "---", ""]
+        lines += [f"# {self.spec.name}, semantic inference", ""]
+        lines += [
+            f"{len(self.class_names)} classes in {len(self.clusters)} semantic clusters; cut after `{self.cut}`.",
+            "",
+        ]
+        if self.threshold is not None:
+            t = self.threshold
+            promise = "" if t.confidence is None else f", with confidence {t.confidence:g} for new images of the same kind"
+            lines += [
+                "| on the calibration images | |",
+                "|---|---|",
+                f"| loss against the base model | {100 * t.loss:.2f} points (limit {100 * t.max_loss:g}{promise}) |",
+                f"| fallback to the full tail | {100 * t.fallback:.1f} % |",
+                "",
+            ]
+        lines += [f"- {key}: {value}" for key, value in sorted(self.provenance.items())]
+        lines += [f"- machine: {platform.machine()}, torch {torch.__version__}", ""]
+        lines += ["```python", "from sinf import SemanticModel", "", 'model = SemanticModel.from_pretrained("FOLDER")']
+        lines += ["logits = model(images)  # (B, classes)", "```", ""]
+        return "\n".join(lines)
+
+    # ---- loading
+
+    @staticmethod
+    def load(folder: str | Path, *, allow_factory: bool = False) -> Bundle:
+        """Read a bundle; tensors are memory-mapped.
+
+        ``allow_factory`` permits a model of the user's own code (``package.module:factory``), which is imported and run.
+
+        Raises:
+            BundleError: not a bundle, another format, or a file that is missing, damaged or changed.
+        """
+        folder = Path(folder)
+        config = _read_config(folder)
+        for name in _FILES:
+            path = folder / name
+            if not path.is_file():
+                raise BundleError("a bundle must be whole", got=f"{name} is missing in {folder}", remedy="copy it again")
+            if _sha256(path) != config["sha256"].get(name):
+                raise BundleError(
+                    "a bundle must be as it was written",
+                    got=f"{name} in {folder} is damaged or was changed",
+                    remedy="copy or build it again",
+                )
+        try:
+            spec = ModelSpec.from_json(config["model"])
+            _check_origin(spec, allow_factory)
+            router_config = RouterConfig(**config["router"])
+            clusters = Clusters(tuple(config["clusters"]), tuple(tuple(m) for m in config["clusters"].values()))
+            bundle = Bundle(
+                spec=spec,
+                class_names=tuple(config["classes"]),
+                clusters=clusters,
+                cut=config["cut"],
+                threshold=None if config["threshold"] is None else Threshold(**config["threshold"]),
+                parts={},
+                base_state=_map_tensors(folder / "model.safetensors"),
+                router=RoutePredictor((1, 1, 1), len(clusters), router_config),
+                router_config=router_config,
+                provenance=config["provenance"],
+            )
+            return bundle._with_parts(folder)
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise BundleError(f"the bundle in {folder} contradicts itself", got=error, remedy="build it again") from error
+
+    def _with_parts(self, folder: Path) -> Bundle:
+        network = self.network()
+        tensors = _map_tensors(folder / "subgraphs.safetensors")
+        names = ["common", "fallback", *(part_name(cluster) for cluster in range(len(self.clusters)))]
+        by_part: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+        for key, tensor in tensors.items():
+            name, _, rest = key.partition(".")
+            if rest != "kept.none":
+                by_part[name][rest] = tensor
+        parts = {name: Part.from_tensors(part, network.coupling, "") for name, part in by_part.items()}
+        router = RoutePredictor(network.feature_shape(parts["common"]), len(self.clusters), self.router_config)
+        router.load_state_dict(_map_tensors(folder / "router.safetensors"))
+        return replace(self, parts=parts, router=router.eval().requires_grad_(False))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise BundleError("a bundle must be a folder with a config.json", got=folder, remedy="name the bundle's folder")
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} must be JSON", got=error, remedy="copy or build the bundle again") from error
+    if not isinstance(config, dict) or "sinf_format" not in config:
+        raise BundleError("a bundle must have been written by sinf", got=f"{path} of something else")
+    if config["sinf_format"] != FORMAT:
+        raise BundleError(
+            f"this version of sinf reads format {FORMAT}", got=config["sinf_format"], remedy="install the version that wrote it"
+        )
+    needed = {"model", "classes", "clusters", "cut", "threshold", "router", "provenance", "sha256"}
+    missing = needed - config.keys()
+    if missing or not isinstance(config["sha256"], dict):
+        raise BundleError(f"{path} is incomplete", got=", ".join(sorted(missing)) or "sha256", remedy="build it again")
+    return config
+
+
+def _check_origin(spec: ModelSpec, allow_factory: bool) -> None:
+    known = spec.name in REFERENCE_NAMES or spec.name.startswith(_LIBRARIES)
+    if not known and not allow_factory:
+        raise BundleError(
+            "a bundle with a model of your own code runs that code",
+            got=spec.name,
+            remedy="pass allow_factory=True (--allow-factory) if you trust it",
+        )
+
+
+def _is_bundle(folder: Path) -> bool:
+    try:
+        return "sinf_format" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def _swap(new: Path, target: Path) -> None:
+    if not target.exists():
+        os.replace(new, target)
+        return
+    old = new.with_name(new.name + ".old")
+    os.replace(target, old)
+    try:
+        os.replace(new, target)
+    except OSError:
+        os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _map_tensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(str(path), framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write beside the target, then rename."""
+    partial = path.with_name(path.name + ".partial")
+    own = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    try:
+        save_file(own, partial)
+        partial.chmod(0o644)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise BundleError(f"{path} cannot be written", got=error, remedy="free space or name a writable folder") from error
+
+
+__all__ = ["FORMAT", "Bundle", "Part", "SinfError", "part_name", "write_tensors"]

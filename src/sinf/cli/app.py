@@ -1,0 +1,39 @@
+"""The ``sinf`` program: its verbs, and how errors reach a person."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from sinf.cli import bundles, demo, models
+from sinf.errors import SinfError
+
+app = typer.Typer(
+    name="sinf",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make a trained image classifier faster: run, for each input, only the part of the network that it needs.",
+)
+
+app.command()(models.profile)
+app.command()(models.train)
+app.command()(bundles.build)
+app.command("eval")(bundles.evaluate)
+app.command()(bundles.predict)
+app.command()(bundles.bench)
+app.command()(demo.demo)
+
+
+def main() -> None:
+    """Run the program; an error made on purpose becomes one line and exit code 2."""
+    try:
+        app()
+    except SinfError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,243 @@
+"""``sinf build``, ``eval``, ``predict`` and ``bench``: from a base model to a bundle, and what a bundle does."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sinf.cli import options
+from sinf.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from sinf.engine.torch_engine import SemanticModel
+    from sinf.subgraph.select import Budget, Schedule
+
+Threshold = Annotated[float | None, typer.Option(help="Confidence below which an input falls back [default: the bundle's].")]
+
+
+def build(
+    model: options.Model,
+    data: options.Data,
+    out: Annotated[Path, typer.Option(help="Folder for the bundle; the same command resumes.")],
+    weights: options.Weights = None,
+    score: Annotated[str, typer.Option(help="Images that decide which channels go.")] = "train[:10000]",
+    route: Annotated[str, typer.Option(help="Images that the route predictor learns from.")] = "train",
+    calibrate: Annotated[str, typer.Option(help="Images that set the threshold; the base model has never seen them.")] = "test[:50%]",
+    clusters: Annotated[Path | None, typer.Option(help='JSON {"cluster": ["class", ...]} [default: from a column].')] = None,
+    cut: Annotated[str | None, typer.Option(help="Cut point (see sinf profile) [default: nearest to 60 % of MACs].")] = None,
+    criterion: Annotated[str, typer.Option(help="Rule that gives channels an importance: residual, dcs, energy, l1, random.")] = "residual",
+    macs: Annotated[float, typer.Option(help="Fraction of the tail's MACs that a subgraph keeps.")] = 0.4,
+    ratios: Annotated[str | None, typer.Option(help="Instead of --macs: ratios removed in first and last layer, e.g. 0.05,0.5.")] = None,
+    extractor: Annotated[float, typer.Option(help="Fraction of the extractor's MACs that stays, for all classes.")] = 1.0,
+    fallback: Annotated[float, typer.Option(help="Fraction of the full tail's MACs that stays.")] = 1.0,
+    reconstruct: Annotated[bool, typer.Option(help="Let the weights that stay make up for removed channels.")] = True,
+    max_loss: Annotated[float, typer.Option(help="Accuracy that may be lost, in percentage points.")] = 1.0,
+    confidence: Annotated[float | None, typer.Option(help="Probability with which that holds for new images, e.g. 0.95.")] = None,
+    classes: options.Classes = None,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    width: options.Width = None,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
+    cluster_column: options.ClusterColumn = None,
+    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
+    threads: options.Threads = None,
+    json: options.Json = None,
+) -> None:
+    """Make a bundle: cut a subgraph for every semantic cluster, train and calibrate the route predictor."""
+    from sinf import clusters as clustering
+    from sinf.pipeline import BuildConfig, Images
+    from sinf.pipeline import build as run
+    from sinf.report import tables
+
+    options.set_threads(threads)
+    config = BuildConfig(
+        cut=cut,
+        criterion=criterion,
+        subgraph=_rule(macs, ratios),
+        extractor=extractor,
+        fallback=fallback,
+        reconstruct=reconstruct,
+        max_loss=max_loss / 100,
+        confidence=confidence,
+        seed=seed,
+    )
+    columns = (image_column, label_column, cluster_column)
+    scoring, calibration = options.images(data, score, *columns), options.images(data, calibrate, *columns)
+    routing = scoring if route == score else options.images(data, route, *columns)
+    groups = (
+        clustering.from_column(scoring) if clusters is None else clustering.from_file(clusters, scoring.class_names)
+    )
+    base = options.base_model(model, weights, classes or scoring.classes, size, mean, std, width)
+    start = time.perf_counter()
+    with options.Steps() as steps:
+        bundle = run(
+            base,
+            Images(scoring, routing, calibration),
+            groups,
+            config,
+            out,
+            provenance={"scoring images": score, "routing images": route, "calibration images": calibrate},
+            progress=steps,
+        )
+    tables.show_build(bundle, out, time.perf_counter() - start)
+    options.write_json(json, {"folder": str(out), "threshold": vars(bundle.threshold), "cut": bundle.cut})
+
+
+def _rule(macs: float, ratios: str | None) -> Schedule | Budget:
+    from sinf.subgraph.select import Budget, Schedule
+
+    if ratios is None:
+        return Budget(macs)
+    first, last = options.numbers("ratios", ratios, float, 2)
+    return Schedule(first, last)
+
+
+def evaluate(
+    bundle: options.Bundle,
+    data: options.Data,
+    split: Annotated[str, typer.Option(help="Images that were not used to train, build or calibrate.")] = "test[50%:]",
+    threshold: Threshold = None,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
+    threads: options.Threads = None,
+    allow_factory: options.AllowFactory = False,
+    json: options.Json = None,
+) -> None:
+    """Accuracy, MACs and active parameters, base beside ours, with a table of the clusters."""
+    from sinf.measure import evaluate as run
+    from sinf.report import tables
+
+    options.set_threads(threads)
+    model = _load(bundle, threshold, allow_factory)
+    images = options.images(data, split, image_column, label_column, None)
+    _require_classes(model, images.classes)
+    with options.Steps() as steps:
+        result = run(model, images, progress=lambda done, total: steps("evaluating", done, total))
+    tables.show_evaluation(result)
+    options.write_json(json, result.to_json())
+
+
+def predict(
+    bundle: options.Bundle,
+    image: Annotated[list[Path], typer.Argument(help="Image files.")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 3,
+    threshold: Threshold = None,
+    threads: options.Threads = None,
+    allow_factory: options.AllowFactory = False,
+    json: options.Json = None,
+) -> None:
+    """Classes with probabilities, the route and the time, of every image."""
+    import numpy as np
+    import torch
+
+    from sinf.report import tables
+
+    options.set_threads(threads)
+    model = _load(bundle, threshold, allow_factory)
+    preprocessing = model.bundle.spec.preprocessing
+    pixels = []
+    for path in image:
+        if not path.is_file():
+            raise DataError("the image must exist", got=path, remedy="check the path")
+        pixels.append(preprocessing.decode(path, str(path)))
+    batch = preprocessing.normalise(torch.from_numpy(np.stack(pixels)))
+    for x in batch[:, None]:
+        model.route(x)  # makes the subgraphs, so that what is timed is the inference
+    records = []
+    for path, x in zip(image, batch[:, None], strict=True):
+        start = time.perf_counter()
+        routed = model.route(x)
+        elapsed = 1000 * (time.perf_counter() - start)
+        best = routed.logits.softmax(1)[0].topk(min(top, routed.logits.shape[1]))
+        records.append(
+            {
+                "image": str(path),
+                "classes": [
+                    {"name": model.bundle.class_names[i], "probability": p}
+                    for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+                ],
+                "route": model.bundle.clusters.names[int(routed.route)],
+                "confidence": float(routed.confidence),
+                "fell_back": bool(routed.fell_back),
+                "milliseconds": elapsed,
+            }
+        )
+    tables.show_predictions(records)
+    options.write_json(json, {"predictions": records})
+
+
+def bench(
+    bundle: options.Bundle,
+    data: options.Data,
+    split: Annotated[str, typer.Option(help="Images like those of the application.")] = "test[50%:]",
+    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; may be repeated [default: 1 and 32].")] = None,
+    pairs: Annotated[int, typer.Option(min=2, help="Measurements of each, base and ours in turns.")] = 200,
+    threshold: Threshold = None,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
+    threads: options.Threads = 1,
+    allow_factory: options.AllowFactory = False,
+    json: options.Json = None,
+) -> None:
+    """Latency of base and ours, in turns in one process; peak memory, bundle size and load time."""
+    from sinf import measure
+    from sinf.report import tables
+
+    pinned = options.set_threads(threads)
+    start = time.perf_counter()
+    model = _load(bundle, threshold, allow_factory)
+    load_seconds = time.perf_counter() - start
+    images = options.images(data, split, image_column, label_column, None)
+    _require_classes(model, images.classes)
+    rows = []
+    with options.Steps() as steps:
+        for size in batch or [1, 32]:
+            if not 1 <= size <= len(images):
+                raise ConfigError("a batch must be between 1 and the images there are", got=size, remedy="change --batch")
+            x = measure.first_images(images, model, min(len(images), 2000))
+            count = pairs if size == 1 else max(10, pairs // 4)
+            name = f"batch {size}"
+            model(x[:500])  # makes the subgraphs before anything is timed
+            rows.append(
+                measure.latency(
+                    model.network.graph,
+                    model,
+                    x,
+                    batch=size,
+                    pairs=count,
+                    threads=pinned,
+                    progress=lambda done, total, name=name: steps(name, done, total),  # type: ignore[misc]
+                )
+            )
+    facts = {
+        "engine": "torch",
+        "load_seconds": load_seconds,
+        "bundle_bytes": measure.folder_bytes(bundle) if bundle.is_dir() else None,
+        "peak_memory_bytes": measure.memory_bytes("VmHWM"),
+        **measure.machine(),
+    }
+    tables.show_bench(rows, facts)
+    options.write_json(json, {"latency": [row.to_json() for row in rows], **facts})
+
+
+def _load(folder: Path, threshold: float | None, allow_factory: bool) -> SemanticModel:
+    from sinf.engine.torch_engine import SemanticModel
+
+    model = SemanticModel.from_pretrained(folder, allow_factory=allow_factory)
+    if threshold is not None:
+        model.threshold = threshold
+    return model
+
+
+def _require_classes(model: SemanticModel, classes: int) -> None:
+    if classes != len(model.bundle.class_names):
+        raise DataError(
+            "the data must have the bundle's classes",
+            got=f"{classes} instead of {len(model.bundle.class_names)}",
+            remedy="name another label column or another bundle",
+        )

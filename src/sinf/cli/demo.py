@@ -1,0 +1,66 @@
+"""``sinf demo``: the main job from end to end on the embedded model and images."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sinf.cli import options
+
+MODEL = "vgg13"
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for bundle, results and figure.")] = Path("sinf-demo"),
+    threads: options.Threads = None,
+) -> None:
+    """Build, evaluate and bench a bundle of the embedded network, and draw the result."""
+    from rich.console import Console
+
+    from sinf import measure
+    from sinf.clusters import from_column
+    from sinf.data import load_images
+    from sinf.engine.torch_engine import SemanticModel
+    from sinf.models import load_model
+    from sinf.pipeline import BuildConfig, Images, build
+    from sinf.report import figure, tables
+    from sinf.subgraph.select import Budget
+
+    figure.require()  # a missing package should not cost the minutes before the figure
+    console = Console()
+    start = time.perf_counter()
+    options.set_threads(threads)
+    assets = Path(__file__).parent.parent / "assets"
+    weights, data = assets / f"{MODEL}_cifar100.safetensors", assets / "cifar100_subset"
+    base = load_model(MODEL, weights=weights)
+    scoring, calibration, test = (load_images(data, split) for split in ("scoring", "calibration", "test"))
+    clusters = from_column(scoring)
+    console.print(
+        f"{MODEL}, width {base.spec.options['width']:g}: {scoring.classes} classes of CIFAR-100 in {len(clusters)} semantic "
+        f"clusters; {len(scoring)} scoring, {len(calibration)} calibration and {len(test)} test images"
+    )
+    config = BuildConfig(subgraph=Budget(0.5), extractor=0.85, fallback=0.85, max_loss=0.02)
+    with options.Steps() as steps:
+        build(base, Images(scoring, scoring, calibration), clusters, config, out / "bundle", progress=steps)
+        model = SemanticModel.from_pretrained(out / "bundle")
+        result = measure.evaluate(model, test, progress=lambda done, total: steps("evaluating", done, total))
+        x = measure.first_images(test, model, len(test))
+        times = measure.latency(
+            model.network.graph, model, x, pairs=300, progress=lambda done, total: steps("measuring time", done, total)
+        )
+        points = figure.curve(model, test, x, progress=lambda done, total: steps("trade-off", done, total))
+    tables.show_evaluation(result)
+    facts = {
+        "engine": "torch",
+        "load_seconds": 0.0,
+        "bundle_bytes": measure.folder_bytes(out / "bundle"),
+        "peak_memory_bytes": measure.memory_bytes("VmHWM"),
+        **measure.machine(),
+    }
+    tables.show_bench([times], facts)
+    picture = figure.draw(model, test, x, result, times, points, out / "result.png")
+    options.write_json(out / "result.json", {"evaluation": result.to_json(), "latency": times.to_json(), **facts})
+    console.print(f"{picture} shows it; {out / 'bundle'} is the bundle. {time.perf_counter() - start:.0f} s in all.")

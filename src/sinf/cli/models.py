@@ -1,0 +1,109 @@
+"""``sinf profile`` and ``sinf train``: what concerns the base model alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sinf.cli import options
+
+
+def profile(
+    model: options.Model,
+    weights: options.Weights = None,
+    classes: options.Classes = None,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    width: options.Width = None,
+    threads: options.Threads = 1,
+    json: options.Json = None,
+) -> None:
+    """Where the time of a model goes, which channels go together, and where it can be cut."""
+    from sinf.profile import profile as run
+    from sinf.report import tables
+
+    base = options.base_model(model, weights, classes, size, mean, std, width)
+    result = run(base, threads=options.set_threads(threads))
+    tables.show_profile(result)
+    options.write_json(json, result.to_json())
+
+
+def train(
+    model: options.Model,
+    data: options.Data,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint and weights; the same command resumes.")],
+    split: Annotated[str, typer.Option(help="Images to train on.")] = "train",
+    validation: Annotated[str | None, typer.Option(help="Images to report accuracy on after every epoch.")] = None,
+    width: options.Width = None,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 30,
+    batch: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.")] = 0.1,
+    weight_decay: Annotated[float, typer.Option(help="L2 penalty of weights, norms and biases apart.")] = 5e-4,
+    label_smoothing: Annotated[float, typer.Option(help="Share of the label spread over all classes.")] = 0.1,
+    average: Annotated[float, typer.Option(help="Decay of the weight average an epoch; 0 for none.")] = 0.0,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Also write the weights in float16.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
+    threads: options.Threads = None,
+) -> None:
+    """Train a reference network: SGD with Nesterov, one-cycle, label smoothing, crop and flip. Resumes after a kill."""
+    from rich.console import Console
+
+    from sinf.models import REFERENCE_NAMES, load_model
+    from sinf.train import TrainConfig, save_half
+    from sinf.train import train as run
+
+    if model not in REFERENCE_NAMES:
+        from sinf.errors import ModelError
+
+        raise ModelError("sinf train trains reference networks", got=model, remedy=f"take one of {', '.join(REFERENCE_NAMES)}")
+    options.set_threads(threads)
+    config = TrainConfig(
+        epochs=epochs,
+        batch=batch,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        label_smoothing=label_smoothing,
+        average=average,
+        bf16=bf16,
+        seed=seed,
+        device=device,
+    )
+    images = options.images(data, split, image_column, label_column, None)
+    images.require_every_class("training")
+    checked = None if validation is None else options.images(data, validation, image_column, label_column, None)
+    spec = load_model(
+        model,
+        classes=images.classes,
+        size=None if size is None else options.numbers("size", size, int, 3),
+        mean=None if mean is None else options.numbers("mean", mean, float, None),
+        std=None if std is None else options.numbers("std", std, float, None),
+        options={} if width is None else {"width": width},
+    ).spec
+    console = Console()
+    with options.Steps() as steps:
+        trained = run(
+            spec,
+            images,
+            out,
+            config,
+            validation=checked,
+            report=lambda r: console.print(
+                f"epoch {r.epoch}/{r.epochs}  loss {r.loss:.3f}"
+                + ("" if r.top1 is None else f"  top-1 {100 * r.top1:.2f} %")
+                + f"  {r.seconds:.0f} s"
+            ),
+            progress=lambda done, total: steps("training", done, total),
+        )
+    if half:
+        save_half(trained, out / "model-half.safetensors")
+    console.print(f"weights: {out / 'model.safetensors'}")

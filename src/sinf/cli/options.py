@@ -1,0 +1,141 @@
+"""Options that several verbs share, and how they become objects."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sinf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sinf.data import LabelledImages
+    from sinf.models import BaseModel
+
+Model = Annotated[
+    str,
+    typer.Argument(help="vgg11/13/16/19, resnet18/20/32/34/50/56, timm:NAME, torchvision:NAME, hf:NAME or package.module:factory"),
+]
+Weights = Annotated[Path | None, typer.Option(help="Weights of the base model, a safetensors file.")]
+Classes = Annotated[int | None, typer.Option(help="Number of classes, where neither weights nor library tell.")]
+Size = Annotated[str | None, typer.Option(help="Input size C,H,W, where the library does not tell.")]
+Mean = Annotated[str | None, typer.Option(help="Mean of each channel, e.g. 0.485,0.456,0.406.")]
+Std = Annotated[str | None, typer.Option(help="Standard deviation of each channel.")]
+Width = Annotated[float | None, typer.Option(help="Width multiplier of a reference network.")]
+Data = Annotated[str, typer.Option(help="Images: a hub id, a folder of parquet shards, or an image folder.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column with the images [default: found].")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column with the classes [default: the one with most classes].")]
+ClusterColumn = Annotated[str | None, typer.Option(help="Column with the semantic clusters [default: found].")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the processor [default: all].")]
+Bundle = Annotated[Path, typer.Argument(help="A bundle: a folder made by sinf build, or a hub id.")]
+AllowFactory = Annotated[bool, typer.Option("--allow-factory", help="Let the bundle import its package.module:factory.")]
+
+
+def base_model(
+    name: str,
+    weights: Path | None,
+    classes: int | None = None,
+    size: str | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    width: float | None = None,
+) -> BaseModel:
+    """The base model that the options describe."""
+    from sinf.models import load_model
+
+    return load_model(
+        name,
+        weights=weights,
+        classes=classes,
+        size=None if size is None else numbers("size", size, int, 3),
+        mean=None if mean is None else numbers("mean", mean, float, None),
+        std=None if std is None else numbers("std", std, float, None),
+        options={} if width is None else {"width": width},
+    )
+
+
+def images(
+    data: str, split: str, image_column: str | None, label_column: str | None, cluster_column: str | None
+) -> LabelledImages:
+    """One split of the data that the options describe."""
+    from sinf.data import load_images
+
+    return load_images(
+        data, split, image_column=image_column, label_column=label_column, cluster_column=cluster_column
+    )
+
+
+def numbers(option: str, text: str, kind: type, count: int | None) -> tuple[Any, ...]:
+    """Numbers with commas between, such as a size or a mean."""
+    try:
+        values = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or (count is not None and len(values) != count):
+        raise ConfigError(f"--{option} must be numbers with commas between", got=text, remedy="e.g. 3,32,32")
+    return values
+
+
+def set_threads(threads: int | None) -> int:
+    """Pin torch's threads, and say how many there are."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def write_json(path: Path | None, record: dict[str, Any]) -> None:
+    """Write a result for programs, if asked for: beside the target, then renamed."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w") as file:
+            file.write(json.dumps(record, indent=2) + "\n")
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written", got=error, remedy="name a writable file") from error
+
+
+class Steps:
+    """Progress of named steps on a terminal with an estimate; one line a step elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description:<22}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Steps:
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        if step not in self._tasks:
+            self._tasks[step] = self._progress.add_task(step, total=total or None)
+            if not self._console.is_terminal:
+                print(f"{step} ...", file=sys.stderr, flush=True)
+        self._progress.update(self._tasks[step], completed=done, total=total or None)

@@ -1,0 +1,103 @@
+"""Semantic clusters: a partition of the classes, from a column of the data or from a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sinf.data import LabelledImages
+from sinf.errors import ClusterError
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """``members[m]`` are the classes of cluster ``m``, ascending; every class is in exactly one."""
+
+    names: tuple[str, ...]
+    members: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.members) or len(set(self.names)) != len(self.names):
+            raise ClusterError("every cluster must have a name of its own", got=", ".join(self.names))
+        empty = [name for name, classes in zip(self.names, self.members, strict=True) if not classes]
+        if empty:
+            raise ClusterError("a cluster must have classes", got=f"none in {empty[0]}", remedy="remove it")
+        if len(self.names) < 2:
+            raise ClusterError("routing needs at least two clusters", got=len(self.names), remedy="split the classes")
+        flat = [c for classes in self.members for c in classes]
+        repeated = sorted({c for c in flat if flat.count(c) > 1})
+        if repeated:
+            raise ClusterError("a class must be in one cluster only", got=f"class {repeated[0]} in several")
+        if set(flat) != set(range(len(flat))):
+            missing = min(set(range(max(flat) + 1)) - set(flat), default=-1)
+            raise ClusterError("clusters must cover all classes", got=f"class {missing} in none", remedy="add it")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def classes(self) -> int:
+        return sum(len(classes) for classes in self.members)
+
+    def of_class(self) -> Tensor:
+        """``(classes,)`` int64: the cluster of every class."""
+        mapping = torch.empty(self.classes, dtype=torch.int64)
+        for cluster, classes in enumerate(self.members):
+            mapping[list(classes)] = cluster
+        return mapping
+
+
+def from_column(images: LabelledImages) -> Clusters:
+    """Clusters from the images' cluster column."""
+    if images.cluster_of_class is None or images.cluster_names is None:
+        raise ClusterError(
+            f"{images.name} has no column that groups its classes", remedy="name a cluster column or give a cluster file"
+        )
+    mapping = images.cluster_of_class.tolist()
+    unknown = [images.class_names[c] for c, cluster in enumerate(mapping) if cluster < 0]
+    if unknown:
+        raise ClusterError(
+            "the cluster column must tell the cluster of every class",
+            got=f"no image of {unknown[0]} in {images.name}",
+            remedy="take a larger split or give a cluster file",
+        )
+    used = sorted(set(mapping))
+    return Clusters(
+        tuple(images.cluster_names[cluster] for cluster in used),
+        tuple(tuple(c for c, of in enumerate(mapping) if of == cluster) for cluster in used),
+    )
+
+
+def from_file(path: str | Path, class_names: list[str]) -> Clusters:
+    """Clusters from a JSON file ``{"cluster name": ["class name" or number, ...], ...}``.
+
+    Raises:
+        ClusterError: the file cannot be read, names an unknown class, or misses or repeats a class.
+    """
+    try:
+        record: Any = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"the cluster file must be readable JSON: {path}", got=error) from error
+    if not isinstance(record, dict) or not all(isinstance(v, list) for v in record.values()):
+        raise ClusterError(f"{path}: a cluster file must be an object of lists", remedy='{"fruit": ["apple", "pear"]}')
+    number = {name: i for i, name in enumerate(class_names)}
+    members = []
+    for cluster, classes in record.items():
+        for c in classes:
+            known = c in number if isinstance(c, str) else isinstance(c, int) and 0 <= c < len(class_names)
+            if not known:
+                raise ClusterError(f"{path}: no such class in cluster {cluster!r}", got=repr(c), remedy="correct it")
+        members.append([number[c] if isinstance(c, str) else c for c in classes])
+    seen = [c for classes in members for c in classes]
+    missing = [name for i, name in enumerate(class_names) if i not in seen]
+    repeated = [name for i, name in enumerate(class_names) if seen.count(i) > 1]
+    if missing:
+        raise ClusterError(f"{path}: clusters must cover all classes", got=f"{missing[0]} in none", remedy="add it")
+    if repeated:
+        raise ClusterError(f"{path}: a class must be in one cluster only", got=f"{repeated[0]} in several")
+    return Clusters(tuple(record), tuple(tuple(sorted(classes)) for classes in members))

@@ -1,0 +1,326 @@
+"""Accuracy, MACs, parameters, time and memory of a bundle beside its base model.
+
+Time is measured in pairs: base and ours take turns on the same inputs in one process and one engine, so that whatever slows
+the machine slows both.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sinf.bundle import part_name
+from sinf.data import LabelledImages
+from sinf.engine.torch_engine import FALLBACK, SemanticModel
+from sinf.errors import ConfigError
+from sinf.subgraph.slice import parameters_of
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ClusterReport:
+    """One semantic cluster: accuracies and shares are fractions of its ``images``; MACs are of its subgraph's tail."""
+
+    name: str
+    images: int
+    base_top1: float
+    top1: float
+    base_within: float
+    within: float
+    route_accuracy: float
+    fallback: float
+    tail_macs: int
+    tail_parameters: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Base beside ours on labelled images. ``loss`` is in percentage points, the other shares are fractions of 1.
+
+    ``within`` is the accuracy when the true cluster is given: of the base model limited to the cluster's classes, and of the
+    cluster's subgraph.
+    """
+
+    images: int
+    base_top1: float
+    top1: float
+    loss: float
+    base_top5: float
+    top5: float
+    base_within: float
+    within: float
+    route_accuracy: float
+    fallback: float
+    threshold: float
+    base_macs: int
+    macs: float
+    macs_saved: float
+    base_parameters: int
+    parameters_active: float
+    clusters: list[ClusterReport] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """MACs and parameters of every part of a bundle, by name: ``extractor``, ``router``, ``fallback`` and the clusters."""
+
+    macs: dict[str, int]
+    parameters: dict[str, int]
+    base_macs: int
+    base_parameters: int
+
+    @staticmethod
+    def of(model: SemanticModel) -> Costs:
+        network, parts = model.network, model.bundle.parts
+        router = model.bundle.router
+        side = router.hidden.in_features // router.reduce.out_channels
+        macs = {
+            "extractor": network.extractor_macs.total(parts["common"].keep),
+            "router": side * router.reduce.weight.numel() + router.hidden.weight.numel() + router.head.weight.numel(),
+        }
+        parameters = {
+            "extractor": parameters_of(model.extractor),
+            "router": sum(p.numel() for p in router.parameters()),
+        }
+        for name in parts:
+            if name != "common":
+                macs[name] = network.tail_macs.total(parts[name].keep)
+                parameters[name] = parameters_of(model.tails.get(name))
+        return Costs(macs, parameters, network.macs.total(), parameters_of(network.graph))
+
+
+@torch.no_grad()
+def evaluate(
+    model: SemanticModel, images: LabelledImages, *, batch: int = 250, progress: Progress | None = None
+) -> Evaluation:
+    """Run base and bundle over labelled images."""
+    clusters = model.bundle.clusters
+    of_class = clusters.of_class()
+    rows: dict[str, list[Tensor]] = {}
+
+    def add(**values: Tensor) -> None:
+        for name, value in values.items():
+            rows.setdefault(name, []).append(value)
+
+    done = 0
+    for x, y in images.batches(model.bundle.spec.preprocessing, batch):
+        base = model.network.graph(x)
+        ours = model.route(x)
+        true = of_class[y]
+        limited = base.masked_fill(of_class[None] != true[:, None], -torch.inf)
+        add(
+            y=y,
+            true=true,
+            base=base.argmax(1) == y,
+            ours=ours.logits.argmax(1) == y,
+            base5=_in_top5(base, y),
+            ours5=_in_top5(ours.logits, y),
+            base_within=limited.argmax(1) == y,
+            within=_within(model, x, y, true),
+            route=ours.route,
+            fell_back=ours.fell_back,
+        )
+        done += len(y)
+        if progress is not None:
+            progress(done, len(images))
+    return _summary(model, {name: torch.cat(parts) for name, parts in rows.items()})
+
+
+def _in_top5(logits: Tensor, y: Tensor) -> Tensor:
+    return (logits.topk(min(5, logits.shape[1]), 1).indices == y[:, None]).any(1)
+
+
+def _within(model: SemanticModel, x: Tensor, y: Tensor, true: Tensor) -> Tensor:
+    """Whether the subgraph of the true cluster answers right."""
+    features = model.extractor(x)
+    right = torch.zeros(len(y), dtype=torch.bool)
+    for cluster in true.unique().tolist():
+        mine = true == cluster
+        members = torch.tensor(model.bundle.clusters.members[cluster])
+        right[mine] = members[model.run_subgraph(cluster, features[mine]).argmax(1)] == y[mine]
+    return right
+
+
+def _summary(model: SemanticModel, rows: dict[str, Tensor]) -> Evaluation:
+    costs = Costs.of(model)
+    names = [part_name(i) for i in range(len(model.bundle.clusters))]
+    went = torch.where(rows["fell_back"], len(names), rows["route"])
+    shares = torch.bincount(went, minlength=len(names) + 1).double() / len(went)
+    always = ("extractor", "router")
+
+    def mean_cost(by_part: dict[str, int]) -> float:
+        tails = torch.tensor([by_part[name] for name in (*names, FALLBACK)], dtype=torch.float64)
+        return sum(by_part[name] for name in always) + float(shares @ tails)
+
+    def mean(name: str, mask: Tensor | None = None) -> float:
+        values = rows[name] if mask is None else rows[name][mask]
+        return float(values.double().mean()) if len(values) else float("nan")
+
+    rows["routed_right"] = rows["route"] == rows["true"]
+    macs = mean_cost(costs.macs)
+    reports = []
+    for cluster, name in enumerate(model.bundle.clusters.names):
+        mine = rows["true"] == cluster
+        reports.append(
+            ClusterReport(
+                name, int(mine.sum()), mean("base", mine), mean("ours", mine), mean("base_within", mine),
+                mean("within", mine), mean("routed_right", mine), mean("fell_back", mine),
+                costs.macs[part_name(cluster)], costs.parameters[part_name(cluster)],
+            )  # fmt: skip
+        )
+    return Evaluation(
+        images=len(rows["y"]),
+        base_top1=mean("base"),
+        top1=mean("ours"),
+        loss=100 * (mean("base") - mean("ours")),
+        base_top5=mean("base5"),
+        top5=mean("ours5"),
+        base_within=mean("base_within"),
+        within=mean("within"),
+        route_accuracy=mean("routed_right"),
+        fallback=mean("fell_back"),
+        threshold=model.threshold,
+        base_macs=costs.base_macs,
+        macs=macs,
+        macs_saved=1 - macs / costs.base_macs,
+        base_parameters=costs.base_parameters,
+        parameters_active=mean_cost(costs.parameters),
+        clusters=reports,
+    )
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds a batch. ``time_saved`` is 1 - ours / base of the means; ``low`` and ``high`` bound it (95 %, bootstrap over
+    the pairs)."""
+
+    batch: int
+    threads: int
+    pairs: int
+    base_mean: float
+    base_median: float
+    base_p95: float
+    mean: float
+    median: float
+    p95: float
+    time_saved: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def latency(
+    base: nn.Module,
+    ours: nn.Module,
+    images: Tensor,
+    *,
+    batch: int = 1,
+    pairs: int = 200,
+    warmup: int = 20,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Latency:
+    """Time ``base`` and ``ours`` in turns on batches of ``images`` (N, C, H, W), which are used over and over.
+
+    The inputs must be like those of the application: what an input costs depends on where it is sent.
+    """
+    if batch < 1 or pairs < 2 or threads < 1:
+        raise ConfigError("batch and threads must be at least 1, pairs at least 2", got=(batch, threads, pairs))
+    times = torch.zeros(2, pairs, dtype=torch.float64)
+    with pinned_threads(threads):
+        for pair in range(-warmup, pairs):
+            rows = (torch.arange(batch) + max(pair, -pair) * batch) % len(images)
+            x = images[rows]
+            turns = (0, 1) if pair % 2 == 0 else (1, 0)
+            for turn in turns:
+                model = (base, ours)[turn]
+                start = time.perf_counter()
+                model(x)
+                elapsed = time.perf_counter() - start
+                if pair >= 0:
+                    times[turn, pair] = 1000 * elapsed
+            if progress is not None and pair >= 0:
+                progress(pair + 1, pairs)
+    draws = torch.randint(pairs, (1000, pairs), generator=torch.Generator().manual_seed(0))
+    spread = 1 - times[1][draws].mean(1) / times[0][draws].mean(1)
+    p95 = torch.tensor(0.95, dtype=torch.float64)
+    return Latency(
+        batch=batch,
+        threads=threads,
+        pairs=pairs,
+        base_mean=float(times[0].mean()),
+        base_median=float(times[0].median()),
+        base_p95=float(times[0].quantile(p95)),
+        mean=float(times[1].mean()),
+        median=float(times[1].median()),
+        p95=float(times[1].quantile(p95)),
+        time_saved=float(1 - times[1].mean() / times[0].mean()),
+        low=float(spread.quantile(0.025)),
+        high=float(spread.quantile(0.975)),
+    )
+
+
+@contextmanager
+def pinned_threads(threads: int) -> Iterator[None]:
+    """Run with this many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def first_images(images: LabelledImages, model: SemanticModel, count: int) -> Tensor:
+    """The first ``count`` images, normalised, (n, C, H, W)."""
+    preprocessing = model.bundle.spec.preprocessing
+    return preprocessing.normalise(images.pixels(preprocessing, 0, count))
+
+
+def memory_bytes(kind: str = "VmRSS") -> int | None:
+    """Memory of this process (``VmRSS`` now, ``VmHWM`` at its peak, ``RssAnon`` without files), None where Linux does not tell."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(kind + ":"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def folder_bytes(folder: str | Path) -> int:
+    """Size of all files of a folder."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def machine() -> dict[str, str]:
+    """What figures depend on: processor, cores, versions."""
+    processor = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                processor = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return {
+        "processor": processor,
+        "cores": str(os.cpu_count()),
+        "versions": f"python {platform.python_version()}, torch {torch.__version__}",
+    }

@@ -1,0 +1,143 @@
+"""The base model taken apart: traced, coupled, parted at a cut point. What building and running a bundle both start from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from sinf.errors import CutError
+from sinf.partition import CutPoint, cut_points, find_cut, partition
+from sinf.subgraph.coupling import CoupledGroup, Coupling, Slot, couple
+from sinf.subgraph.reconstruct import Mixes, weight_override
+from sinf.subgraph.select import MacCount
+from sinf.subgraph.slice import slice_graph
+
+
+@dataclass(frozen=True)
+class Part:
+    """A smaller version of extractor or tail: the units that stay (units,) bool, and the mixes of reconstructed layers."""
+
+    keep: Tensor
+    mixes: Mixes = field(default_factory=dict)
+
+    @property
+    def changes(self) -> bool:
+        """Whether it differs from the base model at all."""
+        return bool(self.mixes) or not bool(self.keep.all())
+
+    def to_tensors(self, coupling: Coupling, prefix: str) -> dict[str, Tensor]:
+        """Kept channels by coupled group (only those that lost some), in the base model's coordinates, and mixes."""
+        tensors = {f"{prefix}mix.{target}": mix.half() for target, mix in self.mixes.items()}
+        for group in coupling.groups.values():
+            kept = torch.nonzero(self.keep[group.units]).flatten()
+            if len(kept) < group.size:
+                tensors[f"{prefix}kept.{group.name}"] = kept.to(torch.int32)
+        return tensors
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor], coupling: Coupling, prefix: str) -> Part:
+        """The inverse of :meth:`to_tensors`; tensors of other prefixes are left alone."""
+        keep, mixes = coupling.keep_all(), {}
+        for name, tensor in tensors.items():
+            kind, _, key = name.removeprefix(prefix).partition(".")
+            if not name.startswith(prefix):
+                continue
+            if kind == "mix":
+                mixes[key] = tensor.float()
+            elif kind == "kept":
+                group = coupling.groups[key]
+                keep[group.units] = False
+                keep[group.units[tensor.long()]] = True
+        return Part(keep, mixes)
+
+
+class Network:
+    """``graph`` (images -> logits), its coupled groups, and its parts at a cut point.
+
+    Without the name of a cut point, the one whose extractor has nearest to ``cut_at`` of the MACs is taken.
+    """
+
+    def __init__(self, graph: fx.GraphModule, cut: str | None = None, cut_at: float = 0.6) -> None:
+        self.graph = graph
+        self.coupling = couple(graph, free_output=True)
+        self.macs = MacCount(graph, self.coupling)
+        self.cut = find_cut(graph, cut) if cut is not None else self._nearest_cut(cut_at)
+        self.parts = partition(graph, self.cut)
+        self.extractor_macs = MacCount(self.parts.extractor, self.coupling)
+        self.tail_macs = MacCount(self.parts.tail, self.coupling)
+        self.extractor_targets = {str(n.target) for n in self.parts.extractor.graph.nodes if n.op == "call_module"}
+        if self.coupling.output is None:
+            raise CutError("the classes of the head cannot be followed", got=self.cut.name, remedy="end in a linear layer")
+        self._classes = set(self.coupling.output.units.tolist())
+
+    def _nearest_cut(self, share: float) -> CutPoint:
+        shares = macs_before(self.graph, self.macs)
+        points = [p for p in cut_points(self.graph) if math.prod(p.shape[1:]) > 1]
+        if not points:
+            raise CutError("the model must have a place through which all data passes", got="no cut point")
+        return min(points, key=lambda p: abs(shares[p.node] - share))
+
+    @property
+    def features_slot(self) -> Slot:
+        """The units of the extracted features."""
+        return self.coupling.values[self.cut.node]
+
+    def groups_before(self) -> list[CoupledGroup]:
+        """Coupled groups that may lose channels and that the extractor makes, in part at least."""
+        return [g for g in self._free() if not self._is_after(g)]
+
+    def groups_after(self) -> list[CoupledGroup]:
+        """Coupled groups that may lose channels and that the tail alone makes."""
+        groups = [g for g in self._free() if self._is_after(g)]
+        if not groups:
+            raise CutError(f"the tail after {self.cut.name} has no channels to remove", remedy="cut earlier")
+        return groups
+
+    def _free(self) -> list[CoupledGroup]:
+        return [g for g in self.coupling.free_groups() if self._classes.isdisjoint(g.units.tolist())]
+
+    def _is_after(self, group: CoupledGroup) -> bool:
+        return self.extractor_targets.isdisjoint(group.producers)
+
+    def with_classes(self, keep: Tensor, classes: list[int]) -> Tensor:
+        """``keep`` with the head limited to some classes."""
+        output = self.coupling.output
+        limited = keep.clone()
+        if output is not None:
+            limited[output.units] = False
+            limited[output.units[classes]] = True
+        return limited
+
+    def extractor(self, part: Part) -> fx.GraphModule:
+        return self._sliced(self.parts.extractor, part)
+
+    def tail(self, part: Part) -> fx.GraphModule:
+        return self._sliced(self.parts.tail, part)
+
+    def _sliced(self, graph: fx.GraphModule, part: Part) -> fx.GraphModule:
+        if not part.changes:
+            return graph
+        return slice_graph(graph, self.coupling, part.keep, weight_override(self.coupling, part.keep, part.mixes))
+
+    def feature_shape(self, part: Part) -> tuple[int, ...]:
+        """Shape of one image's extracted features."""
+        return len(self.features_slot.index(part.keep)), *self.cut.shape[1:]
+
+    def peak_bytes(self) -> int:
+        """Bytes of the largest value that one image makes."""
+        shapes = [node.meta["shape"] for node in self.graph.graph.nodes if node.meta.get("shape")]
+        return 4 * max(math.prod(shape) for shape in shapes if shape[0] == 1)
+
+
+def macs_before(graph: fx.GraphModule, macs: MacCount) -> dict[str, float]:
+    """For every node, the fraction of the MACs spent when it is done."""
+    by_layer, total, spent = macs.by_layer(), macs.total(), 0
+    shares: dict[str, float] = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            spent += by_layer.pop(str(node.target), 0)
+        shares[node.name] = spent / max(1, total)
+    return shares

@@ -1,0 +1,1 @@
+"""What a person sees: tables on the terminal, figures in files."""

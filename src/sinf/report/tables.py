@@ -1,0 +1,142 @@
+"""Results as tables on the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from sinf.bundle import Bundle
+    from sinf.measure import Evaluation, Latency
+    from sinf.profile import Profile
+
+_PERCENT = "{:.1f} %"
+
+
+def _console() -> Console:
+    console = Console()
+    # A file or a pipe has no width of its own: give tables room instead of wrapping them.
+    return console if console.is_terminal else Console(width=140)
+
+
+def _table(title: str, *columns: str, left: int = 1) -> Table:
+    table = Table(title=title, title_justify="left")
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="left" if position < left else "right")
+    return table
+
+
+def _share(value: float) -> str:
+    return "-" if value != value else _PERCENT.format(100 * value)
+
+
+def _count(value: float) -> str:
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.2f} {unit}"
+    return f"{value:.0f}"
+
+
+def _bytes(value: float | None) -> str:
+    return "not available" if value is None else f"{value / 1e6:.1f} MB"
+
+
+def show_profile(profile: Profile) -> None:
+    console = _console()
+    console.print(
+        f"{profile.model}: {_count(profile.macs)} MACs, {_count(profile.parameters)} parameters, "
+        f"{profile.milliseconds:.2f} ms an image ({profile.threads} thread(s), layer by layer)"
+    )
+    layers = _table("Layers", "layer", "kind", "output", "MACs", "of MACs", "parameters", "of time", left=3)
+    for layer in profile.layers:
+        if layer.macs or layer.time >= 0.005:
+            layers.add_row(
+                layer.name, layer.kind, "x".join(map(str, layer.shape)), _count(layer.macs),
+                _share(layer.macs / max(1, profile.macs)), _count(layer.parameters), _share(layer.time),
+            )  # fmt: skip
+    console.print(layers)
+    groups = _table("Coupled groups: channels that go together", "group", "made by", "read by", "blocked by", "channels", left=4)
+    for group in profile.groups:
+        groups.add_row(group.name, _some(group.producers), _some(group.consumers), group.blocked or "", str(group.channels))
+    console.print(groups)
+    cuts = _table("Cut points", "name", "features", "MACs before", "time before", left=2)
+    for cut in profile.cuts:
+        cuts.add_row(cut.name, "x".join(map(str, cut.shape)), _share(cut.macs_before), _share(cut.time_before))
+    console.print(cuts)
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def show_build(bundle: Bundle, folder: Path, seconds: float) -> None:
+    console = _console()
+    console.print(f"bundle {folder} in {seconds:.0f} s: {len(bundle.clusters)} clusters, cut after {bundle.cut}")
+    t = bundle.threshold
+    if t is None:
+        return
+    promise = "on the calibration images" if t.confidence is None else f"with confidence {t.confidence:g}"
+    shown = "every input falls back" if t.value > 1 else f"threshold {t.value:.3f}"
+    console.print(
+        f"{shown}: loss {100 * t.loss:.2f} points on the calibration images "
+        f"(limit {100 * t.max_loss:g}, {promise}), fallback {_share(t.fallback)}"
+    )
+
+
+def show_evaluation(result: Evaluation) -> None:
+    console = _console()
+    table = _table(f"{result.images} images, threshold {result.threshold:.3f}", "", "base", "ours", "difference")
+    for name, base, ours in (
+        ("top-1", result.base_top1, result.top1),
+        ("top-5", result.base_top5, result.top5),
+        ("within the true cluster", result.base_within, result.within),
+    ):
+        table.add_row(name, _share(base), _share(ours), f"{100 * (ours - base):+.2f} points")
+    table.add_row("mean MACs", _count(result.base_macs), _count(result.macs), f"{-100 * result.macs_saved:+.1f} %")
+    change = result.parameters_active / result.base_parameters - 1
+    table.add_row(
+        "active parameters", _count(result.base_parameters), _count(result.parameters_active), f"{100 * change:+.1f} %"
+    )
+    table.add_row("route accuracy", "", _share(result.route_accuracy), "")
+    table.add_row("fallback", "", _share(result.fallback), "")
+    console.print(table)
+    clusters = _table(
+        "Semantic clusters", "cluster", "images", "base", "ours", "base within", "ours within", "route", "fallback",
+        "tail MACs", "tail parameters",
+    )  # fmt: skip
+    for c in result.clusters:
+        clusters.add_row(
+            c.name, str(c.images), _share(c.base_top1), _share(c.top1), _share(c.base_within), _share(c.within),
+            _share(c.route_accuracy), _share(c.fallback), _count(c.tail_macs), _count(c.tail_parameters),
+        )  # fmt: skip
+    console.print(clusters)
+
+
+def show_bench(rows: list[Latency], facts: dict[str, Any]) -> None:
+    console = _console()
+    title = f"Milliseconds a batch, {facts['engine']}, {rows[0].threads} thread(s), {facts['processor']}"
+    table = _table(title, "batch", "base median", "p95", "ours median", "p95", "time saved (means)", "95 % interval")
+    for r in rows:
+        table.add_row(
+            str(r.batch), f"{r.base_median:.2f}", f"{r.base_p95:.2f}", f"{r.median:.2f}", f"{r.p95:.2f}",
+            _share(r.time_saved), f"{100 * r.low:.1f} .. {100 * r.high:.1f} %",
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"peak memory {_bytes(facts['peak_memory_bytes'])} (both models), bundle {_bytes(facts['bundle_bytes'])}, "
+        f"loaded in {facts['load_seconds']:.2f} s"
+    )
+
+
+def show_predictions(records: list[dict[str, Any]]) -> None:
+    table = _table("", "image", "classes", "route", "confidence", "ms", left=3)
+    for record in records:
+        classes = ", ".join(f"{c['name']} {100 * c['probability']:.1f} %" for c in record["classes"])
+        route = "full tail" if record["fell_back"] else record["route"]
+        table.add_row(
+            record["image"], classes, route, f"{record['confidence']:.2f}", f"{record['milliseconds']:.2f}"
+        )
+    _console().print(table)

@@ -1,0 +1,104 @@
+"""The threshold of the feature router: as much routing as a loss of accuracy allows, with a guarantee if asked for.
+
+The loss of an image is 1{ours wrong} - 1{base wrong}, of the whole pipeline: a confident route into a subgraph that then
+fails counts (a predictor's confidence alone says nothing about the specialist behind it, Jitkrittum et al., arXiv
+2307.02764). The guarantee is Learn-then-Test (Angelopoulos et al., arXiv 2110.01052): thresholds are tested from the
+safest down, each by a p-value for "the expected loss is above the limit", and the last one accepted before the first
+refusal is taken; with probability at least ``confidence`` over the calibration images its expected loss is within the limit.
+The p-value is that of a betting martingale (Waudby-Smith & Ramdas, arXiv 2010.09686), valid for any bounded loss.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sinf.errors import ConfigError
+
+NEVER = 2.0  # a threshold that no confidence reaches: every input falls back
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the pipeline does with calibration images (N,): confidence of the route, and who is right."""
+
+    confidence: Tensor
+    routed_right: Tensor
+    fallback_right: Tensor
+    base_right: Tensor
+
+    def losses(self, threshold: float) -> Tensor:
+        """``(N,)`` in {-1, 0, 1}."""
+        ours = torch.where(self.confidence >= threshold, self.routed_right, self.fallback_right)
+        return self.base_right.float() - ours.float()
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A threshold and what it does to the calibration images; ``confidence`` is None without a guarantee."""
+
+    value: float
+    max_loss: float
+    loss: float
+    fallback: float
+    confidence: float | None
+
+
+def choose_threshold(
+    calibration: Calibration, max_loss: float, confidence: float | None = None, steps: int = 100
+) -> Threshold:
+    """The lowest threshold whose loss is at most ``max_loss`` (a fraction: 0.01 is one point).
+
+    With ``confidence`` (0.95, say) the limit holds for new images with that probability; without, for the calibration
+    images only.
+
+    Raises:
+        ConfigError: an option is out of range, or even with every input in the full tail the loss is too large.
+    """
+    if not 0 <= max_loss < 1:
+        raise ConfigError("max_loss must be in [0, 1)", got=max_loss, remedy="take 0.01 for one point")
+    if confidence is not None and not 0 < confidence < 1:
+        raise ConfigError("confidence must be in (0, 1)", got=confidence, remedy="take 0.95")
+    levels = torch.quantile(calibration.confidence.double(), torch.linspace(1, 0, steps + 1, dtype=torch.float64))
+    candidates = [NEVER, *levels.tolist()]
+    accepted: float | None = None
+    for threshold in candidates:
+        losses = calibration.losses(threshold)
+        if confidence is None:
+            if float(losses.mean()) <= max_loss:
+                accepted = threshold  # the lowest that holds: the loss need not grow evenly
+        elif p_value(losses, max_loss) <= 1 - confidence:
+            accepted = threshold
+        else:
+            break
+    if accepted is None:
+        raise ConfigError(
+            f"no threshold keeps the loss within {100 * max_loss:g} points"
+            + (f" with confidence {confidence:g}" if confidence else ""),
+            got=f"{100 * float(calibration.losses(NEVER).mean()):.2f} points with every input in the full tail",
+            remedy="raise max_loss, take a larger share of the MACs for extractor and fallback, or more calibration images",
+        )
+    return Threshold(
+        accepted,
+        max_loss,
+        float(calibration.losses(accepted).mean()),
+        float((calibration.confidence < accepted).float().mean()),
+        confidence,
+    )
+
+
+def p_value(losses: Tensor, limit: float) -> float:
+    """Valid p-value for "the mean loss is above ``limit``", from losses in [-1, 1] in their (exchangeable) order."""
+    x = (losses.double() + 1) / 2
+    mean_0 = (limit + 1) / 2
+    n = len(x)
+    count = torch.arange(1, n + 1, dtype=torch.float64)
+    mean = (0.5 + x.cumsum(0)) / (count + 1)
+    variance = (0.25 + ((x - mean) ** 2).cumsum(0)) / (count + 1)
+    before = torch.cat([torch.tensor([0.25], dtype=torch.float64), variance[:-1]])  # a bet must not see its own outcome
+    bet = torch.sqrt(2 * math.log(1 / 0.05) / (n * before)).clamp(max=0.5 / max(1 - mean_0, 1e-9))
+    log_wealth = torch.log1p(bet * (mean_0 - x)).cumsum(0)
+    return min(1.0, math.exp(-float(log_wealth.max())))

@@ -1,0 +1,121 @@
+"""Route predictor: a small classifier from extracted features to the semantic cluster, and its calibration.
+
+It learns from the base model: its targets are the probabilities that the base model gives to the clusters, so that it
+doubts where the base model does. Features are computed once and cached; training takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from sinf.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RouterConfig:
+    """Features are pooled to ``side`` x ``side`` and reduced to ``channels``; one layer of ``hidden`` units follows."""
+
+    side: int = 4
+    channels: int = 128
+    hidden: int = 256
+    epochs: int = 8
+    batch: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    dropout: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("side", "channels", "hidden", "epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"the router's {name} must be at least 1", got=getattr(self, name))
+
+
+class RoutePredictor(nn.Module):
+    """``(B, C, H, W)`` features -> ``(B, clusters)`` logits, divided by the calibrated temperature."""
+
+    temperature: Tensor
+
+    def __init__(self, shape: tuple[int, ...], clusters: int, config: RouterConfig) -> None:
+        super().__init__()
+        channels, height, width = shape
+        rows, columns = min(config.side, height), min(config.side, width)
+        reduced = min(config.channels, channels)
+        self.pool = nn.Identity() if (rows, columns) == (height, width) else nn.AdaptiveAvgPool2d((rows, columns))
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.reduce = nn.Conv2d(channels, reduced, 1)
+        self.reduce_norm = nn.BatchNorm2d(reduced)
+        self.dropout = nn.Dropout(config.dropout)
+        self.hidden = nn.Linear(reduced * rows * columns, config.hidden)
+        self.hidden_norm = nn.BatchNorm1d(config.hidden)
+        self.head = nn.Linear(config.hidden, clusters)
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = F.relu(self.reduce_norm(self.reduce(self.norm(self.pool(features)))))
+        x = F.relu(self.hidden_norm(self.hidden(self.dropout(torch.flatten(x, 1)))))
+        return self.head(self.dropout(x)) / self.temperature
+
+    @torch.no_grad()
+    def folded(self) -> RoutePredictor:
+        """The same function (in eval mode) with all norms and the temperature inside the three layers, as it is run."""
+        inverse = (self.norm.running_var + self.norm.eps).rsqrt()
+        weight = self.reduce.weight * inverse[None, :, None, None]
+        self.reduce.bias.sub_((weight * self.norm.running_mean[None, :, None, None]).sum((1, 2, 3)))
+        self.reduce.weight.copy_(weight)
+        self.reduce = fuse_conv_bn_eval(self.reduce, self.reduce_norm)
+        self.hidden = fuse_linear_bn_eval(self.hidden, self.hidden_norm)
+        self.head.weight.div_(self.temperature)
+        self.head.bias.div_(self.temperature)
+        self.norm = self.reduce_norm = self.hidden_norm = self.dropout = nn.Identity()
+        self.temperature = torch.ones(())
+        return self.requires_grad_(False)
+
+
+def train_router(
+    features: Tensor,
+    targets: Tensor,
+    config: RouterConfig,
+    progress: Callable[[int, int], None] | None = None,
+) -> RoutePredictor:
+    """Fit a route predictor to cached ``features`` (N, C, H, W), any float type, and cluster probabilities ``targets``
+    (N, clusters)."""
+    torch.manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    router = RoutePredictor(tuple(features.shape[1:]), targets.shape[1], config)
+    batch = min(config.batch, len(features))
+    steps = len(features) // batch
+    optimizer = torch.optim.AdamW(router.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.epochs * steps + 1, pct_start=0.2
+    )
+    router.train()
+    for epoch in range(config.epochs):
+        order = torch.randperm(len(features), generator=generator)
+        for step in range(steps):
+            rows = order[step * batch : (step + 1) * batch]
+            loss = F.cross_entropy(router(features[rows].float()), targets[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if progress is not None:
+                progress(epoch * steps + step + 1, config.epochs * steps)
+    return router.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def calibrate(router: RoutePredictor, features: Tensor, clusters: Tensor) -> float:
+    """Set the temperature that gives calibration images (N, C, H, W) of true ``clusters`` (N,) the largest likelihood
+    (Guo et al., On Calibration of Modern Neural Networks, ICML 2017), and return it."""
+    logits = torch.cat([router(part.float()) for part in features.split(512)]) * router.temperature
+    grid = torch.logspace(-1, 1, 201)
+    losses = torch.stack([F.cross_entropy(logits / t, clusters) for t in grid])
+    router.temperature.fill_(float(grid[losses.argmin()]))
+    return float(router.temperature)
