@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import COLOUR, GREY, picture, tiny_data, write_parquet
 
 from sinf.data import LabelledImages, Preprocessing, load_images
 from sinf.errors import DataError
+from tiny import COLOUR, GREY, picture, tiny_data, write_parquet
 
 NAMES = ["ant", "bee", "cat"]
 LABELS = [0, 1, 2, 0, 1, 2]
@@ -119,7 +119,11 @@ def test_the_label_column_is_the_one_with_most_classes(tmp_path: Path) -> None:
 
 
 def test_given_columns(tmp_path: Path) -> None:
-    columns = {"fine": (LABELS, NAMES), "other": ([1, 0, 1, 1, 0, 1], ["no", "yes"]), "plain": ([0, 0, 1, 0, 0, 1], None)}
+    columns = {
+        "fine": (LABELS, NAMES),
+        "other": ([1, 0, 1, 1, 0, 1], ["no", "yes"]),
+        "plain": ([0, 0, 1, 0, 0, 1], None),
+    }
     folder = write_parquet(tmp_path, pictures(), columns, image_column="photo")
     images = load_images(folder, "train", image_column="photo", label_column="other", cluster_column="other")
     assert images.class_names == ["no", "yes"]
@@ -191,7 +195,7 @@ def test_missing_label(tmp_path: Path) -> None:
 
 def test_empty_class(tmp_path: Path) -> None:
     images = load_images(shards(tmp_path, label=([0, 0, 2, 2, 0, 2], NAMES)), "train")
-    with pytest.raises(DataError, match="scoring needs images of every class.*bee"):
+    with pytest.raises(DataError, match=r"scoring needs images of every class.*bee"):
         images.require_every_class("scoring")
     load_images(shards(tmp_path / "full"), "train").require_every_class("scoring")
 
@@ -209,9 +213,7 @@ def test_undecodable_image_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no image", None])
 def test_what_is_no_image_is_named(tmp_path: Path, content: bytes | None) -> None:
-    images = load_images(
-        write_parquet(tmp_path, [*pictures(5), content], {"label": (LABELS, NAMES)}), "train"
-    )
+    images = load_images(write_parquet(tmp_path, [*pictures(5), content], {"label": (LABELS, NAMES)}), "train")
     with pytest.raises(DataError, match="row 5"):
         images.pixels(COLOUR)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import CLASSES, COLOUR, NETWORKS, Chain, Residual, conv, traced
 from torch import Tensor, fx, nn
 
 from sinf.errors import CutError
 from sinf.models import load_model
 from sinf.models.trace import trace
 from sinf.partition import CutPoint, cut_points, find_cut, partition
+from tiny import CLASSES, COLOUR, NETWORKS, Chain, Residual, conv, traced
 
 
 def assert_parts_are_the_whole(graph: fx.GraphModule, inputs: Tensor) -> None:
@@ -50,10 +50,8 @@ def test_a_residual_block_is_not_cut_inside() -> None:
 def test_cut_points_of_a_residual_network_are_its_blocks() -> None:
     base = load_model("resnet20")
     names = [point.name for point in cut_points(trace(base.module, base.spec.preprocessing))]
-    blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1, 2)]
-    ends = {"layer1.2": "layer1", "layer2.2": "layer2"}
-    assert names[:-1] == ["relu", *(ends.get(block, block) for block in blocks[:-1])] or names[0] in ("bn1", "relu")
-    assert names[1:9] == [ends.get(block, block) for block in blocks[:-1]]
+    assert names == ["relu", "layer1.0", "layer1.1", "layer1", "layer2.0", "layer2.1", "layer2", "layer3.0", "layer3.1",
+                     "avgpool"]  # fmt: skip
 
 
 def test_names_of_cut_points_are_unique() -> None:
@@ -61,6 +59,23 @@ def test_names_of_cut_points_are_unique() -> None:
         base = load_model(name, pretrained=False, size=(3, 32, 32))
         points = cut_points(trace(base.module, base.spec.preprocessing))
         assert len({point.name for point in points}) == len(points) > 4
+
+
+def test_names_of_cut_points_are_unique_where_an_activation_is_called_again() -> None:
+    class OneActivation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = (nn.Conv2d(i, 4, 3, padding=1) for i in (3, 4, 4))
+            self.relu, self.head = nn.ReLU(), nn.Linear(4, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.relu(self.second(self.relu(self.first(x))))
+            return self.head(self.relu(self.third(x)).mean((2, 3)))
+
+    graph = traced(OneActivation())
+    points = cut_points(graph)
+    assert len({point.name for point in points}) == len(points) == 3
+    assert [find_cut(graph, point.name) for point in points] == points
 
 
 def test_features_are_maps_with_height_and_width() -> None:

@@ -52,7 +52,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        x += self.inner(x)
+        x.add_(self.inner(x))
         return self.head(F.relu(x).mean((2, 3)))
 
 
@@ -274,7 +274,7 @@ def random_keep(coupling: Coupling, fraction: float = 0.6, seed: int = 0) -> Ten
     """``(units,)`` bool: about ``fraction`` of the units of every free group; every layer keeps at least one."""
     draw = torch.Generator().manual_seed(seed)
     keep = coupling.keep_all()
-    for group in coupling.free_groups():
+    for group in (group for group in coupling.groups.values() if group.blocked is None):
         keep[group.units] = torch.rand(group.size, generator=draw) < fraction
         for units in [group.units, *(coupling.writes[producer].units for producer in group.producers)]:
             if not keep[units].any():

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sinf.clusters import Clusters
-from sinf.errors import BundleError, SinfError
+from sinf.errors import BundleError
 from sinf.models import ModelSpec, load_spec
 from sinf.models.load import REFERENCE_NAMES
 from sinf.models.trace import trace
@@ -59,9 +59,6 @@ class Bundle:
     router: RoutePredictor
     router_config: RouterConfig
     provenance: dict[str, str]
-
-    def calibrated(self, threshold: Threshold, router: RoutePredictor) -> Bundle:
-        return replace(self, threshold=threshold, router=router)
 
     def network(self) -> Network:
         """The base model taken apart, with this bundle's weights (not copied)."""
@@ -269,6 +266,14 @@ def _map_tensors(path: Path) -> dict[str, Tensor]:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
 
 
+def hash_tensors(tensors: dict[str, Tensor]) -> str:
+    """sha256 of names and values."""
+    digest = hashlib.sha256()
+    for key, value in sorted(tensors.items()):
+        digest.update(key.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write beside the target, then rename."""
     partial = path.with_name(path.name + ".partial")
@@ -280,6 +285,3 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise BundleError(f"{path} cannot be written", got=error, remedy="free space or name a writable folder") from error
-
-
-__all__ = ["FORMAT", "Bundle", "Part", "SinfError", "part_name", "write_tensors"]

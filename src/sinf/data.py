@@ -6,7 +6,9 @@ this module finds the columns, checks labels, decodes images and normalises them
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +84,7 @@ class LabelledImages:
         self.cluster_of_class, self.cluster_names = cluster_of_class, cluster_names
         self._table, self._image_column = table, image_column
         self._cache: tuple[Preprocessing, Tensor] | None = None
+        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -108,13 +111,25 @@ class LabelledImages:
 
     def sample(self, count: int, seed: int = 0) -> LabelledImages:
         """About ``count`` images, equally many of every class (as far as there are), in an order drawn by ``seed``."""
-        if count >= len(self):
-            return self
+        return self if count >= len(self) else self.select(self.sample_rows(count, seed))
+
+    def sample_rows(self, count: int, seed: int = 0) -> list[int]:
+        """The rows that :meth:`sample` takes."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         by_class = [order[self.labels[order] == label] for label in range(self.classes)]
         rank = torch.cat([torch.arange(len(rows)) for rows in by_class])
-        chosen = torch.cat(by_class)[torch.argsort(rank, stable=True)[:count]]
-        return self.select(chosen)
+        return torch.cat(by_class)[torch.argsort(rank, stable=True)[:count]].tolist()
+
+    def digests(self) -> list[bytes]:
+        """A hash of every encoded image: what two sets of images share can be found without decoding them."""
+        return [hashlib.sha256(_encoded(row)).digest() for row in self._table[:][self._image_column]]
+
+    def fingerprint(self) -> str:
+        """A hash of all images and labels, in their order."""
+        if self._fingerprint is None:
+            labels = self.labels.numpy().tobytes()
+            self._fingerprint = hashlib.sha256(b"".join(self.digests()) + labels).hexdigest()
+        return self._fingerprint
 
     def require_every_class(self, purpose: str) -> None:
         """Refuse a split in which a class has no image."""
@@ -152,6 +167,24 @@ class LabelledImages:
             source = row["bytes"] if row["bytes"] is not None else row["path"]
             images.append(preprocessing.decode(source, f"{self.name}, row {start + offset}"))
         return torch.from_numpy(np.stack(images))
+
+
+def augment(pixels: Tensor, generator: torch.Generator, padding: int | None = None) -> Tensor:
+    """Random crop after padding with grey (an eighth of the height by default), and random flip, of ``(B, H, W, C)`` uint8
+    images."""
+    batch, height, width, _ = pixels.shape
+    padding = height // 8 if padding is None else padding
+    padded = torch.nn.functional.pad(pixels, (0, 0, padding, padding, padding, padding), value=124)
+
+    def draw(limit: int) -> Tensor:
+        return torch.randint(limit, (batch, 1), generator=generator, device=generator.device).to(pixels.device)
+
+    top, left, flip = draw(2 * padding + 1), draw(2 * padding + 1), draw(2)
+    rows = top + torch.arange(height, device=pixels.device)
+    columns = torch.arange(width, device=pixels.device).expand(batch, width)
+    columns = left + torch.where(flip == 1, width - 1 - columns, columns)
+    images = torch.arange(batch, device=pixels.device)[:, None, None]
+    return padded[images, rows[:, :, None], columns[:, None, :]]
 
 
 def load_images(
@@ -205,6 +238,10 @@ def load_images(
     )
 
 
+def _encoded(row: dict[str, Any]) -> bytes:
+    return row["bytes"] if row["bytes"] is not None else Path(row["path"]).read_bytes()
+
+
 def _open(source: str, split: str) -> Any:
     import datasets
 
@@ -214,7 +251,10 @@ def _open(source: str, split: str) -> Any:
         raise DataError("data must be a folder or a hub id", got=source, remedy="give the folder that holds the file")
     if not folder.is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         raise DataError("the data folder must exist", got=source, remedy="check the path")
+    shards = _shards(folder)
     try:
+        if shards:
+            return datasets.load_dataset("parquet", data_files=shards, split=split)
         return datasets.load_dataset(str(folder.resolve()) if folder.is_dir() else source, split=split)
     except Exception as error:  # datasets raises many unrelated types for one cause: data that it cannot open
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -223,6 +263,16 @@ def _open(source: str, split: str) -> Any:
             got=reason,
             remedy="give a hub id, a folder of parquet shards or an image folder, and one of its splits",
         ) from error
+
+
+def _shards(folder: Path) -> dict[str, list[str]]:
+    """Parquet files by split: ``train-00000-of-00003.parquet``, ``train.parquet``, in the folder or in its ``data``."""
+    shards: dict[str, list[str]] = {}
+    if folder.is_dir():
+        for path in sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]):
+            split = re.sub(r"-\d+(-of-\d+)?$", "", path.stem)
+            shards.setdefault(split, []).append(str(path.resolve()))
+    return shards
 
 
 def _undecoded(table: Any, image_column: str) -> Any:

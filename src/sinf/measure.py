@@ -22,9 +22,11 @@ from sinf.bundle import part_name
 from sinf.data import LabelledImages
 from sinf.engine.torch_engine import FALLBACK, SemanticModel
 from sinf.errors import ConfigError
+from sinf.risk import Calibration
 from sinf.subgraph.slice import parameters_of
 
 Progress = Callable[[int, int], None]
+_BATCH = 50
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,46 @@ class Costs:
         return Costs(macs, parameters, network.macs.total(), parameters_of(network.graph))
 
 
+@dataclass(frozen=True)
+class Observation:
+    """What a bundle and its base model do with images (N,), for every threshold at once: confidence and cluster of the route,
+    and who is right."""
+
+    confidence: Tensor
+    route: Tensor
+    routed_right: Tensor
+    fallback_right: Tensor
+    base_right: Tensor
+
+    def calibration(self) -> Calibration:
+        return Calibration(self.confidence, self.routed_right, self.fallback_right, self.base_right)
+
+    def macs(self, costs: Costs, threshold: float) -> float:
+        """Mean MACs of an image at a threshold."""
+        by_route = torch.tensor([costs.macs[part_name(c)] for c in range(int(self.route.max()) + 1)])
+        tails = torch.where(self.confidence >= threshold, by_route[self.route], costs.macs[FALLBACK])
+        return costs.macs["extractor"] + costs.macs["router"] + float(tails.double().mean())
+
+
+@torch.no_grad()
+def observe(model: SemanticModel, images: LabelledImages, progress: Progress | None = None) -> Observation:
+    """Run every image through base model, routed subgraph and full tail."""
+    features: list[Tensor] = []
+    fallback: list[Tensor] = []
+    base: list[Tensor] = []
+    for x, y in images.batches(model.bundle.spec.preprocessing, _BATCH):
+        features.append(model.extractor(x))
+        base.append(model.network.graph(x).argmax(1) == y)
+        fallback.append(model.run_fallback(features[-1]).argmax(1) == y)
+        if progress is not None:
+            progress(min(len(base) * _BATCH, len(images)), len(images))
+    confidence, route, routed = model.route_all(torch.cat(features), images.labels)
+    return Observation(confidence, route, routed, torch.cat(fallback), torch.cat(base))
+
+
 @torch.no_grad()
 def evaluate(
-    model: SemanticModel, images: LabelledImages, *, batch: int = 250, progress: Progress | None = None
+    model: SemanticModel, images: LabelledImages, *, batch: int = _BATCH, progress: Progress | None = None
 ) -> Evaluation:
     """Run base and bundle over labelled images."""
     clusters = model.bundle.clusters

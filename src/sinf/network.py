@@ -87,16 +87,17 @@ class Network:
 
     def groups_before(self) -> list[CoupledGroup]:
         """Coupled groups that may lose channels and that the extractor makes, in part at least."""
-        return [g for g in self._free() if not self._is_after(g)]
+        return [g for g in self.groups_free() if not self._is_after(g)]
 
     def groups_after(self) -> list[CoupledGroup]:
         """Coupled groups that may lose channels and that the tail alone makes."""
-        groups = [g for g in self._free() if self._is_after(g)]
+        groups = [g for g in self.groups_free() if self._is_after(g)]
         if not groups:
             raise CutError(f"the tail after {self.cut.name} has no channels to remove", remedy="cut earlier")
         return groups
 
-    def _free(self) -> list[CoupledGroup]:
+    def groups_free(self) -> list[CoupledGroup]:
+        """Coupled groups that may lose channels; the classes are not among them."""
         return [g for g in self.coupling.free_groups() if self._classes.isdisjoint(g.units.tolist())]
 
     def _is_after(self, group: CoupledGroup) -> bool:
@@ -116,6 +117,20 @@ class Network:
 
     def tail(self, part: Part) -> fx.GraphModule:
         return self._sliced(self.parts.tail, part)
+
+    def split(self, whole: Part) -> tuple[Part, Part]:
+        """A smaller version of the whole network as one of the extractor (whose features may be narrower) and one of the
+        full tail."""
+        keep = self.coupling.keep_all()
+        for group in self.coupling.groups.values():
+            if not self._is_after(group):
+                keep[group.units] = whole.keep[group.units]
+        early = {t: m for t, m in whole.mixes.items() if t in self.extractor_targets}
+        late = {t: m for t, m in whole.mixes.items() if t not in self.extractor_targets}
+        return Part(keep, early), Part(whole.keep, late)
+
+    def whole(self, part: Part) -> fx.GraphModule:
+        return self._sliced(self.graph, part)
 
     def _sliced(self, graph: fx.GraphModule, part: Part) -> fx.GraphModule:
         if not part.changes:

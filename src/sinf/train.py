@@ -6,6 +6,7 @@ a run that was killed and started again ends with the weights of a run that was 
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -16,10 +17,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sinf.data import LabelledImages
+from sinf.data import LabelledImages, augment
 from sinf.errors import ConfigError
 from sinf.models import BaseModel, ModelSpec, load_spec
 
@@ -65,21 +67,6 @@ class EpochReport:
     loss: float
     top1: float | None
     seconds: float
-
-
-def augment(pixels: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Random crop after padding with the mean grey, and random flip, of ``(B, H, W, C)`` uint8 images."""
-    batch, height, width, _ = pixels.shape
-    padded = F.pad(pixels, (0, 0, padding, padding, padding, padding), value=124)
-    draw = dict(generator=generator, device=generator.device)
-    top = torch.randint(2 * padding + 1, (batch, 1), **draw).to(pixels.device)
-    left = torch.randint(2 * padding + 1, (batch, 1), **draw).to(pixels.device)
-    flip = torch.randint(2, (batch, 1), **draw).to(pixels.device)
-    rows = top + torch.arange(height, device=pixels.device)
-    columns = torch.arange(width, device=pixels.device).expand(batch, width)
-    columns = left + torch.where(flip == 1, width - 1 - columns, columns)
-    images = torch.arange(batch, device=pixels.device)[:, None, None]
-    return padded[images, rows[:, :, None], columns[:, None, :]]
 
 
 def train(
@@ -136,8 +123,6 @@ class _Run:
         )
         self.averaged: nn.Module | None = None
         if config.average:
-            import copy
-
             self.averaged = copy.deepcopy(model)
 
     def step(self, x: Tensor, y: Tensor, step: int) -> Tensor:
@@ -243,8 +228,6 @@ def _resume(folder: Path, run: _Run, spec: ModelSpec, config: TrainConfig) -> in
     path = folder / _CHECKPOINT
     if not path.exists():
         return 0
-    from safetensors import safe_open
-
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata() or {}
     if metadata.get("run") != _fingerprint(spec, config):

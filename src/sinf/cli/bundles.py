@@ -29,7 +29,8 @@ def build(
     clusters: Annotated[Path | None, typer.Option(help='JSON {"cluster": ["class", ...]} [default: from a column].')] = None,
     cut: Annotated[str | None, typer.Option(help="Cut point (see sinf profile) [default: nearest to 60 % of MACs].")] = None,
     criterion: Annotated[str, typer.Option(help="Rule that gives channels an importance: residual, dcs, energy, l1, random.")] = "residual",
-    macs: Annotated[float, typer.Option(help="Fraction of the tail's MACs that a subgraph keeps.")] = 0.4,
+    macs: Annotated[float, typer.Option(help="Fraction of the tail's MACs that a subgraph keeps.")] = 0.3,
+    weight_cost: Annotated[float, typer.Option(help="MACs that loading a weight counts for in budgets; 0 for plain MACs.")] = 32.0,
     ratios: Annotated[str | None, typer.Option(help="Instead of --macs: ratios removed in first and last layer, e.g. 0.05,0.5.")] = None,
     extractor: Annotated[float, typer.Option(help="Fraction of the extractor's MACs that stays, for all classes.")] = 1.0,
     fallback: Annotated[float, typer.Option(help="Fraction of the full tail's MACs that stays.")] = 1.0,
@@ -58,7 +59,8 @@ def build(
     config = BuildConfig(
         cut=cut,
         criterion=criterion,
-        subgraph=_rule(macs, ratios),
+        subgraph=_rule(macs, weight_cost, ratios),
+        weight_cost=weight_cost,
         extractor=extractor,
         fallback=fallback,
         reconstruct=reconstruct,
@@ -88,11 +90,11 @@ def build(
     options.write_json(json, {"folder": str(out), "threshold": vars(bundle.threshold), "cut": bundle.cut})
 
 
-def _rule(macs: float, ratios: str | None) -> Schedule | Budget:
+def _rule(macs: float, weight_cost: float, ratios: str | None) -> Schedule | Budget:
     from sinf.subgraph.select import Budget, Schedule
 
     if ratios is None:
-        return Budget(macs)
+        return Budget(macs, weight_cost)
     first, last = options.numbers("ratios", ratios, float, 2)
     return Schedule(first, last)
 

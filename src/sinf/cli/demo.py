@@ -51,7 +51,7 @@ def demo(
         times = measure.latency(
             model.network.graph, model, x, pairs=300, progress=lambda done, total: steps("measuring time", done, total)
         )
-        points = figure.curve(model, test, x, progress=lambda done, total: steps("trade-off", done, total))
+        points = figure.curve(model, test, progress=lambda done, total: steps("trade-off", done, total))
     tables.show_evaluation(result)
     facts = {
         "engine": "torch",
@@ -61,6 +61,6 @@ def demo(
         **measure.machine(),
     }
     tables.show_bench([times], facts)
-    picture = figure.draw(model, test, x, result, times, points, out / "result.png")
+    picture = figure.draw(model, test, result, times, points, out / "result.png")
     options.write_json(out / "result.json", {"evaluation": result.to_json(), "latency": times.to_json(), **facts})
     console.print(f"{picture} shows it; {out / 'bundle'} is the bundle. {time.perf_counter() - start:.0f} s in all.")

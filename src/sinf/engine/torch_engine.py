@@ -126,16 +126,16 @@ class SemanticModel(nn.Module):
         return self.tails.get(part_name(cluster))(features)
 
     @torch.no_grad()
-    def route_all(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Confidence of every route, and whether the routed subgraph answers right, with no fallback (N,), (N,)."""
-        scores = torch.cat([self._router()(part) for part in features.split(512)])
+    def route_all(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Confidence and cluster of every route, and whether the routed subgraph answers right, with no fallback (N,) each."""
+        scores = torch.cat([self._router()(part) for part in features.split(50)])
         confidence, route = scores.softmax(1).max(1)
         right = torch.zeros(len(features), dtype=torch.bool)
         for where in route.unique().tolist():
             rows = torch.nonzero(route == where).flatten()
-            logits = torch.cat([self.run_subgraph(where, part) for part in features[rows].split(512)])
+            logits = torch.cat([self.run_subgraph(where, part) for part in features[rows].split(50)])
             right[rows] = self._spread(logits, scores[rows], where).argmax(1) == labels[rows]
-        return confidence, right
+        return confidence, route, right
 
     def _spread(self, logits: Tensor, scores: Tensor, cluster: int) -> Tensor:
         """Logits over all classes: the cluster's probability is shared out as the subgraph says, the probability of every

@@ -30,13 +30,20 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Budget:
-    """Fraction of the MACs of the part that may stay."""
+    """Fraction of the MACs of a part that may stay.
+
+    ``weight_cost`` counts loading a weight as so many MACs. Without it a budget spares the deep layers, which have few MACs
+    and most of the weights; at batch 1, where every weight is loaded for one image, they have most of the time.
+    """
 
     macs: float
+    weight_cost: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.macs <= 1:
             raise ConfigError("a MAC budget must be in (0, 1]", got=self.macs, remedy="take 0.5 to keep half")
+        if not 0 <= self.weight_cost < 1e6:
+            raise ConfigError("weight_cost must not be negative", got=self.weight_cost, remedy="take 0 or about 32")
 
 
 class MacCount:
@@ -54,8 +61,8 @@ class MacCount:
             elif isinstance(module, nn.Linear):
                 self.nodes.append((str(node.target), module, math.prod(shape[1:-1])))
 
-    def by_layer(self, keep: Tensor | None = None) -> dict[str, int]:
-        """MACs by target; a layer that is called twice counts twice."""
+    def by_layer(self, keep: Tensor | None = None, weight_cost: float = 0) -> dict[str, int]:
+        """MACs by target, with ``weight_cost`` more for every weight; a layer that is called twice counts twice."""
         counts: dict[str, int] = {}
         for target, module, positions in self.nodes:
             weight = module.weight
@@ -65,11 +72,12 @@ class MacCount:
                 out = int(keep[written.units].sum())
                 if getattr(module, "groups", 1) == 1:
                     into = int(keep[read.units].sum()) * read.repeat
-            counts[target] = counts.get(target, 0) + positions * out * into
+            kernel = weight[0, 0].numel()
+            counts[target] = counts.get(target, 0) + int((positions + weight_cost * kernel) * out * into)
         return counts
 
-    def total(self, keep: Tensor | None = None) -> int:
-        return sum(self.by_layer(keep).values())
+    def total(self, keep: Tensor | None = None, weight_cost: float = 0) -> int:
+        return sum(self.by_layer(keep, weight_cost).values())
 
 
 def select(
@@ -120,8 +128,8 @@ def _spend(
     widths = {group.name: group.size for group in groups}
     sorted_importance = {name: torch.sort(value.double()).values for name, value in importance.items()}
     lost = {name: torch.cat([torch.zeros(1, dtype=torch.float64), v.cumsum(0)]) for name, v in sorted_importance.items()}
-    now, target = keep.clone(), budget.macs * macs.total(keep)
-    current = macs.total(now)
+    now, start = keep.clone(), macs.total(keep, budget.weight_cost)
+    current, target = start, budget.macs * start
     while current > target:
         best: tuple[float, CoupledGroup, int, Tensor, int] | None = None
         for group in groups:
@@ -131,7 +139,7 @@ def _spend(
                 continue
             trial = now.clone()
             trial[_least(group, importance[group.name], smaller)] = False
-            after = macs.total(trial)
+            after = macs.total(trial, budget.weight_cost)
             if after >= current:
                 continue
             curve = lost[group.name]
@@ -141,7 +149,7 @@ def _spend(
         if best is None:
             raise ConfigError(
                 "the MAC budget must be within reach",
-                got=f"{budget.macs:g} of the part's MACs; at least {current / macs.total(keep):.3f} must stay",
+                got=f"{budget.macs:g} of the part's MACs; at least {current / start:.3f} must stay",
                 remedy="raise the budget, or cut earlier",
             )
         _, group, width, now, current = best

@@ -1,0 +1,195 @@
+"""Loss against time saved on CIFAR-100: semantic inference, and what each of its parts brings.
+
+    python benchmarks/tradeoff.py vgg16 WEIGHTS CIFAR100 --work runs/tradeoff
+
+Scored on 10,000 train images, routed by all of them, thresholds set on test[:50%], reported on test[50%:]. A threshold is
+chosen on the calibration images for each limit of the loss; the row reports what it does to the test images. Time is that
+of batches of one, one thread, base and ours in turns on the same images. Methods:
+
+    semantic                 routing, pruned extractor and full tail, reconstruction
+    semantic-wholeextractor  routing and reconstruction, extractor and full tail as they are
+    semantic-noreconstruct   routing, pruned extractor, no reconstruction
+    static                   the whole network pruned for all classes by the same machinery, no routing
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from sinf import BuildConfig, Budget, Images, SemanticModel, build, load_images, load_model
+from sinf.clusters import from_column
+from sinf.compact import Compactor
+from sinf.criteria import make_criterion
+from sinf.errors import ConfigError
+from sinf.measure import Costs, first_images, latency, machine, observe
+from sinf.models.trace import trace
+from sinf.network import Network
+from sinf.pipeline import WEIGHT_COST
+from sinf.risk import NEVER, choose_threshold
+from sinf.steps import StepStore
+from sinf.subgraph.slice import parameters_of
+
+RESULTS = Path(__file__).parent / "results"
+LIMITS = (0.0, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05)
+#: cut point; (extractor, fallback, subgraph) budgets of the semantic rows; budgets of the static rows
+PLANS: dict[str, dict[str, Any]] = {
+    "vgg16": {
+        "cut": "features.23",
+        "semantic": [(0.85, 0.7, 0.2), (0.75, 0.5, 0.2)],
+        "static": [0.8, 0.7, 0.6, 0.5, 0.4, 0.3],
+    },
+    "resnet56": {
+        "cut": "layer2",
+        "semantic": [(0.9, 0.9, 0.5), (0.85, 0.8, 0.35)],
+        "static": [0.95, 0.9, 0.85, 0.8, 0.7, 0.6],
+    },
+}
+COLUMNS = (
+    "model dataset method criterion reconstruct engine precision device batch threads base_top1 top1 loss macs_saved "
+    "time_saved time_saved_low time_saved_high params_active fallback limit threshold cut extractor fallback_budget subgraph "
+    "base_ms ms seed date versions"
+).split()
+
+
+def say(step: str, done: int, total: int, seen: set[str] = set()) -> None:  # noqa: B006  (what was said already)
+    if done == 0 or step not in seen:
+        seen.add(step)
+        print(f"{datetime.datetime.now():%H:%M:%S} {step}", file=sys.stderr, flush=True)
+
+
+class Table:
+    """Rows of one network, written after each, so that a kill loses little."""
+
+    def __init__(self, model: str, pairs: int) -> None:
+        self.path = RESULTS / f"tradeoff_{model}_cpu.csv"
+        self.rows: list[dict[str, Any]] = []
+        facts = machine()
+        self.common = {
+            "model": model, "dataset": "cifar100", "engine": "torch", "precision": "float32", "device": facts["processor"],
+            "batch": 1, "threads": 1, "seed": 0, "date": f"{datetime.date.today()}", "versions": facts["versions"],
+        }  # fmt: skip
+        self.pairs = pairs
+
+    def add(self, base: torch.nn.Module, ours: torch.nn.Module, x: torch.Tensor, **row: Any) -> None:
+        times = latency(base, ours, x, pairs=self.pairs)
+        row |= {
+            "time_saved": times.time_saved, "time_saved_low": times.low, "time_saved_high": times.high,
+            "base_ms": times.base_mean, "ms": times.mean,
+        }  # fmt: skip
+        self.rows.append(self.common | row)
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            for one in self.rows:
+                writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in one.items()})
+        print(
+            f"{row['method']:24} limit {row.get('limit', '')!s:7} loss {row['loss']:+.2f} points, MACs {row['macs_saved']:.3f}, "
+            f"time {row['time_saved']:.3f} [{times.low:.3f}, {times.high:.3f}], fallback {row['fallback']:.2f}",
+            flush=True,
+        )
+
+
+def main(
+    name: str,
+    weights: Path,
+    data: Path,
+    work: Annotated[Path, typer.Option(help="Folder for results of steps; may be used again.")],
+    only: Annotated[str, typer.Option(help="Comma-separated methods.")] = "semantic,static,semantic-noreconstruct,semantic-wholeextractor",
+    pairs: int = 300,
+    threads: int = 2,
+    cut: str | None = None,
+) -> None:
+    torch.set_num_threads(threads)
+    plan = PLANS[name]
+    base = load_model(name, weights=weights)
+    train = load_images(data, "train")
+    images = Images(train.sample(10_000), train, load_images(data, "test[:50%]"))
+    test = load_images(data, "test[50%:]")
+    config = BuildConfig(cut=cut or plan["cut"], max_loss=0.5)
+    table = Table(name, pairs)
+    first, *more = plan["semantic"]
+    chosen = only.split(",")
+    jobs: list[tuple[str, BuildConfig]] = []
+    for e, f, s in (first, *more):
+        jobs.append(("semantic", replace(config, extractor=e, fallback=f, subgraph=Budget(s, WEIGHT_COST))))
+    e, f, s = first
+    jobs.append(("semantic-wholeextractor", replace(config, subgraph=Budget(s, WEIGHT_COST))))
+    jobs.append(
+        ("semantic-noreconstruct",
+         replace(config, extractor=e, fallback=f, subgraph=Budget(s, WEIGHT_COST), reconstruct=False))
+    )  # fmt: skip
+    if "static" in chosen:
+        static(base, images, test, config, plan["static"], work, table)
+    for method, one in jobs:
+        if method in chosen:
+            semantic(base, images, test, one, method, work, table)
+
+
+def static(base: Any, images: Images, test: Any, config: BuildConfig, budgets: list[float], work: Path, table: Table) -> None:
+    network = Network(trace(base.module, base.spec.preprocessing), config.cut)
+    scoring = images.scoring.sample(config.common_images, config.seed)
+    compactor = Compactor(base, network, scoring, make_criterion(config.criterion), config, say, StepStore(work))
+    x = test.pixels(base.spec.preprocessing, 0, 2000)
+    x = base.spec.preprocessing.normalise(x)
+    for budget in budgets:
+        part = compactor.compact([(Budget(budget, config.weight_cost), network.groups_free(), network.macs)])
+        ours = network.whole(part)
+        base_right = ours_right = 0
+        with torch.no_grad():
+            for images_, labels in test.batches(base.spec.preprocessing, 50):
+                base_right += int((network.graph(images_).argmax(1) == labels).sum())
+                ours_right += int((ours(images_).argmax(1) == labels).sum())
+        table.add(
+            network.graph, ours, x, method="static", criterion=config.criterion, reconstruct=True,
+            base_top1=base_right / len(test), top1=ours_right / len(test),
+            loss=100 * (base_right - ours_right) / len(test),
+            macs_saved=1 - network.macs.total(part.keep) / network.macs.total(),
+            params_active=parameters_of(ours), fallback=0.0, extractor=budget,
+        )  # fmt: skip
+
+
+def semantic(base: Any, images: Images, test: Any, config: BuildConfig, method: str, work: Path, table: Table) -> None:
+    """One build, calibrated for every limit in turn."""
+    folder = work / f"{method}-{config.extractor:g}-{config.fallback:g}-{config.subgraph.macs:g}-{config.cut}"  # type: ignore[union-attr]
+    bundle = build(base, images, from_column(images.scoring), config, folder, work=work, progress=say)
+    model = SemanticModel(bundle)
+    costs = Costs.of(model)
+    on_calibration, on_test = observe(model, images.calibration), observe(model, test)
+    x = first_images(test, model, 2000)
+    model(x[:500])
+    done = set()
+    for limit in LIMITS:
+        try:
+            threshold = choose_threshold(on_calibration.calibration(), limit).value
+        except ConfigError:
+            continue
+        if threshold in done:
+            continue
+        done.add(threshold)
+        model.threshold = threshold
+        losses = on_test.calibration().losses(threshold)
+        base_top1 = float(on_test.base_right.double().mean())
+        fell_back = float((on_test.confidence < threshold).double().mean())
+        routed = torch.bincount(on_test.route[on_test.confidence >= threshold], minlength=len(bundle.clusters)).double()
+        tails = sum(float(n) * costs.parameters[f"cluster{c:03d}"] for c, n in enumerate(routed)) / len(test)
+        table.add(
+            model.network.graph, model, x, method=method, criterion=config.criterion, reconstruct=config.reconstruct,
+            base_top1=base_top1, top1=base_top1 - float(losses.double().mean()), loss=100 * float(losses.double().mean()),
+            macs_saved=1 - on_test.macs(costs, threshold) / costs.base_macs,
+            params_active=costs.parameters["extractor"] + costs.parameters["router"]
+            + tails + fell_back * costs.parameters["fallback"],
+            fallback=fell_back, limit=100 * limit, threshold=threshold if threshold < NEVER else "never", cut=config.cut,
+            extractor=config.extractor, fallback_budget=config.fallback, subgraph=config.subgraph.macs,  # type: ignore[union-attr]
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,129 @@
+"""Static pruning for all classes: the feature extractor, the full tail, or the whole network, made smaller for good.
+
+The same statistics, criteria, selection, check and reconstruction as for the subgraphs of clusters, over images of all
+classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sinf.bundle import hash_tensors
+from sinf.criteria import Criterion, group_statistics
+from sinf.data import LabelledImages
+from sinf.models import BaseModel
+from sinf.network import Network, Part
+from sinf.statistics import SiteStatistics, collect
+from sinf.steps import StepStore, Tensors
+from sinf.subgraph.coupling import CoupledGroup
+from sinf.subgraph.reconstruct import Mixes, reconstruct
+from sinf.subgraph.select import Budget, MacCount, Schedule, select
+from sinf.subgraph.slice import slice_graph
+from sinf.subgraph.verify import verify
+
+Progress = Callable[[str, int, int], None]
+#: A rule, the groups that it chooses from, and the MACs that it counts.
+Rule = tuple[Schedule | Budget, list[CoupledGroup], MacCount]
+#: Images a pass: few enough that activations stay in the processor's cache, which is faster than large batches.
+BATCH = 50
+
+
+class Options(Protocol):
+    """What of a build's configuration matters here."""
+
+    @property
+    def reconstruct(self) -> bool: ...
+    @property
+    def reconstruct_bytes(self) -> int: ...
+    @property
+    def round_to(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def importances(
+    criterion: Criterion, network: Network, groups: list[CoupledGroup], sites: dict[str, SiteStatistics]
+) -> dict[str, Tensor]:
+    """The importance of every unit of every group, by the group's name."""
+    return {
+        group.name: criterion.score(group_statistics(network.graph, network.coupling, group, sites)) for group in groups
+    }
+
+
+class Compactor:
+    """Makes smaller versions of a network for all classes; statistics are collected once and serve every budget."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        network: Network,
+        images: LabelledImages,
+        criterion: Criterion,
+        options: Options,
+        progress: Progress,
+        store: StepStore,
+    ) -> None:
+        self.base, self.network, self.images = base, network, images
+        self.criterion, self.options, self.progress, self.store = criterion, options, progress, store
+
+    def importance(self) -> dict[str, Tensor]:
+        """By group, over all images."""
+        network = self.network
+
+        def compute() -> Tensors:
+            sites = collect(
+                network.graph,
+                network.coupling,
+                batches(self.images, self.base, "statistics", self.progress),
+                classes=self.base.spec.classes,
+                seed=self.options.seed,
+            )
+            return importances(self.criterion, network, network.groups_free(), sites)
+
+        depends = {
+            "weights": hash_tensors(self.base.module.state_dict()),
+            "images": self.images.fingerprint(),
+            "criterion": self.criterion.name,
+            "seed": self.options.seed,
+        }
+        return self.store.get("importance", depends, compute)
+
+    def compact(self, rules: list[Rule]) -> Part:
+        """Apply each rule to its groups, check the result against the masked base model, and reconstruct."""
+        network = self.network
+        keep = network.coupling.keep_all()
+        importance = self.importance()
+        for rule, groups, macs in rules:
+            if groups:
+                keep = select(rule, groups, importance, macs, keep, self.options.round_to)
+        smaller = slice_graph(network.graph, network.coupling, keep)
+        verify(network.graph, network.coupling, keep, smaller, self._inputs(4))
+        mixes: Mixes = {}
+        if self.options.reconstruct:
+            inputs = self._inputs(self._fitting())
+            self.progress("reconstruction", 0, 0)
+            mixes = reconstruct(network.graph, network.coupling, keep, smaller, inputs, inputs)
+            self.progress("reconstruction", 1, 1)
+        return Part(keep, mixes)
+
+    def _fitting(self) -> int:
+        """How many images fit in memory while both networks run side by side, at least two of every class."""
+        per_image = self.network.peak_bytes() * 4  # input and output of a layer, in both networks
+        return max(2 * self.base.spec.classes, min(len(self.images), self.options.reconstruct_bytes // per_image))
+
+    def _inputs(self, count: int) -> Tensor:
+        sample = self.images.sample(count, self.options.seed)
+        return torch.cat([x for x, _ in sample.batches(self.base.spec.preprocessing, BATCH)])
+
+
+def batches(images: LabelledImages, base: BaseModel, step: str, progress: Progress) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of images and labels, with progress."""
+    total = len(images)
+    for number, batch in enumerate(images.batches(base.spec.preprocessing, BATCH)):
+        progress(step, number * BATCH, total)
+        yield batch
+    progress(step, total, total)

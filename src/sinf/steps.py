@@ -1,0 +1,46 @@
+"""Results of steps in files, so that a build that was killed goes on where it stopped.
+
+A file's name holds a hash of everything that the step depends on: a step of other options is another file, and none is ever
+taken for one that it is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sinf.bundle import write_tensors
+from sinf.errors import ConfigError
+
+Tensors = dict[str, Tensor]
+
+
+class StepStore:
+    """Remembers what steps computed, in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"the work folder must be writable: {folder}", got=error, remedy="name another") from error
+
+    def get(self, name: str, depends: Any, compute: Callable[[], Tensors]) -> Tensors:
+        """The tensors of a step: read if they are there, else computed and written."""
+        record = json.dumps(depends, sort_keys=True, default=str)
+        path = self.folder / f"{name}-{hashlib.sha256(record.encode()).hexdigest()[:16]}.safetensors"
+        if path.exists():
+            try:
+                return load_file(path)
+            except (SafetensorError, OSError):
+                path.unlink(missing_ok=True)  # not one of ours, or the disk's fault: compute it again
+        tensors = compute()
+        write_tensors(tensors, path)
+        return tensors
