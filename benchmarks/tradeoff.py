@@ -43,7 +43,7 @@ LIMITS = (0.0, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05)
 PLANS: dict[str, dict[str, Any]] = {
     "vgg16": {
         "cut": "features.23",
-        "semantic": [(0.85, 0.7, 0.2), (0.75, 0.5, 0.2)],
+        "semantic": [(0.9, 0.85, 0.2), (0.8, 0.7, 0.2)],
         "static": [0.8, 0.7, 0.6, 0.5, 0.4, 0.3],
     },
     "resnet56": {
@@ -68,9 +68,12 @@ def say(step: str, done: int, total: int, seen: set[str] = set()) -> None:  # no
 class Table:
     """Rows of one network, written after each, so that a kill loses little."""
 
-    def __init__(self, model: str, pairs: int) -> None:
+    def __init__(self, model: str, pairs: int, renewed: list[str]) -> None:
         self.path = RESULTS / f"tradeoff_{model}_cpu.csv"
         self.rows: list[dict[str, Any]] = []
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if row["method"] not in renewed]
         facts = machine()
         self.common = {
             "model": model, "dataset": "cifar100", "engine": "torch", "precision": "float32", "device": facts["processor"],
@@ -114,9 +117,9 @@ def main(
     images = Images(train.sample(10_000), train, load_images(data, "test[:50%]"))
     test = load_images(data, "test[50%:]")
     config = BuildConfig(cut=cut or plan["cut"], max_loss=0.5)
-    table = Table(name, pairs)
-    first, *more = plan["semantic"]
     chosen = only.split(",")
+    table = Table(name, pairs, chosen)
+    first, *more = plan["semantic"]
     jobs: list[tuple[str, BuildConfig]] = []
     for e, f, s in (first, *more):
         jobs.append(("semantic", replace(config, extractor=e, fallback=f, subgraph=Budget(s, WEIGHT_COST))))

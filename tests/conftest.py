@@ -19,6 +19,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import tiny
+from sinf.clusters import from_column
+from sinf.data import LabelledImages
+from sinf.models import load_model
+from sinf.pipeline import BuildConfig, Images, build
+from sinf.router import RouterConfig
+from sinf.subgraph.select import Budget, Schedule
+
 _operators = torch.library.Library("torchvision", "FRAGMENT")  # its definitions live as long as it does
 
 
@@ -50,3 +58,32 @@ def _seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
+    """120 coloured 32x32 images of 6 classes in 3 clusters: a class is a hue, a cluster a pair of hues."""
+    folder = tmp_path_factory.mktemp("tiny")
+    return tiny.coloured_images(folder, 120, seed=0)
+
+
+def _build(tmp_path_factory: pytest.TempPathFactory, images: LabelledImages, **options: object) -> Path:
+    torch.manual_seed(0)
+    base = load_model("vgg11", classes=6, options={"width": 0.125})
+    folder = tmp_path_factory.mktemp("bundles") / "bundle"
+    other = tiny.coloured_images(tmp_path_factory.mktemp("tiny"), 60, seed=1)
+    config = BuildConfig(cut_at=0.5, max_loss=0.9, route_draws=240, router=RouterConfig(epochs=2, hidden=16), **options)
+    build(base, Images(images, images, other), from_column(images), config, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, tiny_images: LabelledImages) -> Path:
+    """A bundle of a small VGG in which everything is pruned and reconstructed. Do not write into it."""
+    return _build(tmp_path_factory, tiny_images, extractor=0.7, fallback=0.7, subgraph=Budget(0.4))
+
+
+@pytest.fixture(scope="session")
+def built_whole(tmp_path_factory: pytest.TempPathFactory, tiny_images: LabelledImages) -> Path:
+    """The same with extractor and full tail as they are."""
+    return _build(tmp_path_factory, tiny_images, subgraph=Schedule(0.1, 0.5))

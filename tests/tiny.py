@@ -326,3 +326,27 @@ def tiny_data(folder: Path, count: int = 24, seed: int = 0) -> LabelledImages:
     labels = [i % CLASSES for i in range(count)]
     write_parquet(folder, [picture(seed + i) for i in range(count)], {"label": (labels, names)})
     return load_images(folder, "train")
+
+
+def coloured_images(folder: Path, count: int, seed: int) -> LabelledImages:
+    """``count`` noisy 32x32 images of 6 hues, as a parquet folder with a label and a cluster column (two hues each)."""
+    import datasets
+
+    draw = np.random.default_rng(seed)
+    hues = np.array([[200, 40, 40], [200, 120, 40], [40, 200, 40], [40, 200, 150], [40, 40, 200], [150, 40, 200]])
+    rows: dict[str, list] = {"img": [], "label": [], "cluster": []}
+    for number in range(count):
+        label = number % CLASSES
+        pixels = np.clip(hues[label] + draw.normal(0, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "PNG")
+        rows["img"].append({"bytes": stream.getvalue(), "path": None})
+        rows["label"].append(label)
+        rows["cluster"].append(label // 2)
+    features = datasets.Features(
+        img=datasets.Image(),
+        label=datasets.ClassLabel(names=["red", "orange", "green", "teal", "blue", "violet"]),
+        cluster=datasets.ClassLabel(names=["warm", "leaf", "cold"]),
+    )
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "train-00000-of-00001.parquet")
+    return load_images(folder, "train")

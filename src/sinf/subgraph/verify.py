@@ -68,7 +68,7 @@ def _compare(
         raise VerificationError("a sliced network must run", got=str(error).splitlines()[0]) from error
     final = 0.0
     for node in base.graph.nodes:
-        if node.op == "get_attr" or node.name not in masked.seen or node.name not in sliced.seen:
+        if node.op in ("get_attr", "placeholder") or node.name not in masked.seen or node.name not in sliced.seen:
             continue
         slot = coupling.values.get(node.name)
         if node.op == "output":
