@@ -348,6 +348,17 @@ def folder_bytes(folder: str | Path) -> int:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
+def facts(folder: str | Path | None, load_seconds: float) -> dict[str, Any]:
+    """What stands beside the times of a bundle: engine, size on disk, load time, peak memory of the process, machine."""
+    return {
+        "engine": "torch",
+        "load_seconds": load_seconds,
+        "bundle_bytes": None if folder is None or not Path(folder).is_dir() else folder_bytes(folder),
+        "peak_memory_bytes": memory_bytes("VmHWM"),
+        **machine(),
+    }
+
+
 def machine() -> dict[str, str]:
     """What figures depend on: processor, cores, versions."""
     processor = platform.processor() or platform.machine()

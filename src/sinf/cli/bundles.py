@@ -216,13 +216,7 @@ def bench(
                     progress=lambda done, total, name=name: steps(name, done, total),  # type: ignore[misc]
                 )
             )
-    facts = {
-        "engine": "torch",
-        "load_seconds": load_seconds,
-        "bundle_bytes": measure.folder_bytes(bundle) if bundle.is_dir() else None,
-        "peak_memory_bytes": measure.memory_bytes("VmHWM"),
-        **measure.machine(),
-    }
+    facts = measure.facts(bundle, load_seconds)
     tables.show_bench(rows, facts)
     options.write_json(json, {"latency": [row.to_json() for row in rows], **facts})
 

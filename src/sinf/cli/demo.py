@@ -45,7 +45,9 @@ def demo(
     config = BuildConfig(subgraph=Budget(0.5), extractor=0.85, fallback=0.85, max_loss=0.02)
     with options.Steps() as steps:
         build(base, Images(scoring, scoring, calibration), clusters, config, out / "bundle", progress=steps)
+        begin = time.perf_counter()
         model = SemanticModel.from_pretrained(out / "bundle")
+        loaded = time.perf_counter() - begin
         result = measure.evaluate(model, test, progress=lambda done, total: steps("evaluating", done, total))
         x = measure.first_images(test, model, len(test))
         times = measure.latency(
@@ -53,13 +55,7 @@ def demo(
         )
         points = figure.curve(model, test, progress=lambda done, total: steps("trade-off", done, total))
     tables.show_evaluation(result)
-    facts = {
-        "engine": "torch",
-        "load_seconds": 0.0,
-        "bundle_bytes": measure.folder_bytes(out / "bundle"),
-        "peak_memory_bytes": measure.memory_bytes("VmHWM"),
-        **measure.machine(),
-    }
+    facts = measure.facts(out / "bundle", loaded)
     tables.show_bench([times], facts)
     picture = figure.draw(model, test, result, times, points, out / "result.png")
     options.write_json(out / "result.json", {"evaluation": result.to_json(), "latency": times.to_json(), **facts})

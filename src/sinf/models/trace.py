@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from sinf.data import Preprocessing
 from sinf.errors import CutError
@@ -50,6 +49,15 @@ class _Tracer(fx.Tracer):
         return node
 
 
+class _Shapes(fx.Interpreter):
+    """Runs a graph and notes the shape of every tensor."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        n.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
+        return value
+
+
 def trace(module: nn.Module, preprocessing: Preprocessing, device: str = "cpu") -> fx.GraphModule:
     """Trace a model in eval mode; every node carries ``meta["shape"]`` for a batch of one (None for non-tensors).
 
@@ -77,16 +85,13 @@ def trace(module: nn.Module, preprocessing: Preprocessing, device: str = "cpu") 
     example = torch.zeros(1, *preprocessing.size, device=device)
     try:
         with torch.no_grad():
-            ShapeProp(traced).propagate(example, *(extra.args[0] for extra in inputs[1:]))
+            _Shapes(traced).run(example, *(extra.args[0] for extra in inputs[1:]))
     except Exception as error:
         raise CutError(
             f"{type(module).__name__} does not run on a batch of shape {tuple(example.shape)}",
             got=str(error).strip().splitlines()[0],
             remedy="give the input size and channels that the model was made for",
         ) from error
-    for node in graph.nodes:
-        metadata = node.meta.get("tensor_meta")
-        node.meta["shape"] = tuple(metadata.shape) if hasattr(metadata, "shape") else None
     return traced
 
 

@@ -137,6 +137,6 @@ def show_predictions(records: list[dict[str, Any]]) -> None:
         classes = ", ".join(f"{c['name']} {100 * c['probability']:.1f} %" for c in record["classes"])
         route = "full tail" if record["fell_back"] else record["route"]
         table.add_row(
-            record["image"], classes, route, f"{record['confidence']:.2f}", f"{record['milliseconds']:.2f}"
+            Path(record["image"]).name, classes, route, f"{record['confidence']:.2f}", f"{record['milliseconds']:.2f}"
         )
     _console().print(table)

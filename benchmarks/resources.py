@@ -1,0 +1,112 @@
+"""What a bundle of VGG16 costs: build time and memory, load time, disk, and memory while all clusters are served.
+
+    python benchmarks/resources.py WEIGHTS CIFAR100 runs/resources
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import typer
+
+RESULTS = Path(__file__).parent / "results" / "resources_vgg16_cpu.csv"
+SERVE = """
+import gc, sys, time
+import torch
+from sinf import SemanticModel
+from sinf.bundle import part_name
+from sinf.measure import memory_bytes
+torch.set_num_threads(1)
+SemanticModel  # imported before anything is measured
+import sinf.models.resnet, sinf.engine.torch_engine
+x = torch.randn(1, 3, 32, 32)
+torch.nn.Conv2d(3, 8, 3)(x)
+budget = None if sys.argv[2] == "none" else int(sys.argv[2])
+before, anonymous = memory_bytes(), memory_bytes("RssAnon")
+start = time.perf_counter()
+model = SemanticModel.from_pretrained(sys.argv[1], memory_budget=budget)
+loaded = time.perf_counter() - start
+features = model.extractor(x)
+start = time.perf_counter()
+for _ in range(2):
+    for cluster in range(len(model.bundle.clusters)):
+        model.run_subgraph(cluster, features)
+    model.run_fallback(features)
+made = (time.perf_counter() - start) / (2 * len(model.bundle.clusters) + 2)
+gc.collect()
+base = sum(p.numel() * p.element_size() for p in model.network.graph.parameters())
+print(loaded, made, memory_bytes() - before, memory_bytes("RssAnon") - anonymous, base, model.tails.bytes, model.tails.made)
+"""
+
+
+def main(weights: Path, data: Path, work: Path) -> None:
+    rows: list[dict[str, object]] = []
+    out = work / "bundle"
+    shutil.rmtree(work, ignore_errors=True)
+    command = [
+        "build", "vgg16", "--weights", weights, "--data", data, "--score", "train[:10000]", "--route", "train[:10000]",
+        "--cut", "features.23", "--extractor", "0.9", "--fallback", "0.85", "--macs", "0.2", "--max-loss", "2", "--threads", "2", "--out", out,
+    ]  # fmt: skip
+    start = time.perf_counter()
+    program = "from sinf.cli import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", program, *map(str, command)])
+    peak = _watch(process)
+    process.wait()
+    rows.append({"what": "build from 10,000 scoring images, two threads", "seconds": time.perf_counter() - start, "bytes": peak})
+    base = (out / "model.safetensors").stat().st_size
+    for path in sorted(out.iterdir()):
+        rows.append({"what": f"disk: {path.name}", "bytes": path.stat().st_size})
+    for budget in ("none", str(base), str(base // 2)):
+        answer = subprocess.run([sys.executable, "-c", SERVE, str(out), budget], capture_output=True, text=True, check=True)
+        loaded, made, resident, anonymous, parameters, owned, count = map(float, answer.stdout.split())
+        name = {"none": "no budget", str(base): "budget: one base model"}.get(budget, "budget: half a base model")
+        rows += [
+            {"what": f"from_pretrained ({name})", "seconds": loaded},
+            {"what": f"all clusters served twice ({name}): a subgraph", "seconds": made, "count": count},
+            {"what": f"resident memory added ({name})", "bytes": resident, "of_base": resident / parameters},
+            {"what": f"of it not file-backed ({name})", "bytes": anonymous, "of_base": anonymous / parameters},
+            {"what": f"owned by subgraphs ({name})", "bytes": owned, "of_base": owned / parameters},
+        ]
+    from sinf.measure import machine
+
+    facts = machine()
+    with RESULTS.open("w", newline="") as file:
+        columns = ["what", "seconds", "bytes", "of_base", "count", "device", "date", "versions"]
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for row in rows:
+            common = {"device": facts["processor"], "date": f"{datetime.date.today()}", "versions": facts["versions"]}
+            writer.writerow(common | {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+            print(row)
+
+
+def _watch(process: subprocess.Popen) -> int:
+    """Largest resident memory of a process while it runs."""
+    peak = 0
+
+    def look() -> None:
+        nonlocal peak
+        while process.poll() is None:
+            try:
+                for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+                    if line.startswith("VmHWM"):
+                        peak = max(peak, int(line.split()[1]) * 1024)
+            except OSError:
+                pass
+            time.sleep(0.5)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    watcher.join()
+    return peak
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,247 @@
+"""The program as a person meets it: every verb on tiny data, and bad input as one clear line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import tiny
+from sinf.cli import main
+from sinf.models import load_model
+
+
+class Program:
+    """Runs ``sinf`` in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, *words: object) -> str:
+        """What a call prints; it must succeed."""
+        code, out, err = self.call(*words)
+        assert code == 0, err
+        return out
+
+    def refused(self, *words: object) -> str:
+        """The one line of a call that must be refused."""
+        code, _, err = self.call(*words)
+        assert code == 2, err
+        lines = [line for line in err.splitlines() if line.strip() and not line.endswith(" ...")]
+        assert len(lines) == 1 and lines[0].startswith("error: ") and "Traceback" not in err
+        return lines[0]
+
+    def call(self, *words: object) -> tuple[int, str, str]:
+        self.monkeypatch.setattr("sys.argv", ["sinf", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = self.capsys.readouterr()
+        return code, captured.out, captured.err
+
+
+@pytest.fixture
+def sinf(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
+    return Program(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the splits train and test."""
+    folder = tmp_path_factory.mktemp("data")
+    tiny.coloured_images(folder, 60, seed=1)
+    (folder / "train-00000-of-00001.parquet").rename(folder / "test-00000-of-00001.parquet")
+    tiny.coloured_images(folder, 120, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "vgg11.safetensors"
+    save_file(load_model("vgg11", classes=6, options={"width": 0.125}).module.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.png"
+    path.write_bytes(tiny.picture(size=(40, 32)))
+    return path
+
+
+def build_words(data: Path, weights: Path, out: Path) -> list[object]:
+    return [
+        "build", "vgg11", "--weights", weights, "--data", data, "--score", "train", "--route", "train",
+        "--calibrate", "test", "--max-loss", "90", "--extractor", "0.8", "--out", out, "--threads", "1",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Path:
+    return built
+
+
+def test_help_names_every_verb(sinf: Program) -> None:
+    text = sinf("--help")
+    for verb in ("profile", "train", "build", "eval", "predict", "bench", "demo"):
+        assert verb in text
+
+
+def test_profile_lists_layers_groups_and_cut_points(sinf: Program, weights: Path, tmp_path: Path) -> None:
+    text = sinf("profile", "vgg11", "--weights", weights, "--json", tmp_path / "profile.json")
+    for word in ("features.0", "Coupled groups", "Cut points", "MACs before"):
+        assert word in text
+    record = json.loads((tmp_path / "profile.json").read_text())
+    assert record["macs"] == sum(layer["macs"] for layer in record["layers"])
+
+
+def test_train_writes_weights_that_build_takes(sinf: Program, data: Path, tmp_path: Path) -> None:
+    sinf("train", "vgg11", "--width", 0.125, "--data", data, "--out", tmp_path / "run", "--epochs", 1, "--batch", 30, "--half")
+    half = tmp_path / "run" / "model-half.safetensors"
+    assert load_model("vgg11", weights=half).spec.options == {"width": 0.125}
+    assert half.stat().st_size < 0.6 * (tmp_path / "run" / "model.safetensors").stat().st_size
+
+
+def test_build_then_eval_predict_and_bench(sinf: Program, data: Path, weights: Path, tmp_path: Path, image: Path) -> None:
+    out = tmp_path / "bundle"
+    assert "threshold" in sinf(*build_words(data, weights, out)) or out.is_dir()
+    assert not out.with_name("bundle.build").exists()
+    text = sinf("eval", out, "--data", data, "--split", "test", "--json", tmp_path / "eval.json")
+    for word in ("top-1", "top-5", "within the true cluster", "mean MACs", "active parameters", "route accuracy", "fallback", "warm"):
+        assert word in text
+    assert json.loads((tmp_path / "eval.json").read_text())["images"] == 60
+    text = sinf("predict", out, image, image, "--json", tmp_path / "predict.json")
+    assert text.count("image.png") == 2
+    first = json.loads((tmp_path / "predict.json").read_text())["predictions"][0]
+    assert first["milliseconds"] > 0
+    assert len(first["classes"]) == 3
+    text = sinf("bench", out, "--data", data, "--split", "test", "--pairs", 4, "--batch", 1, "--batch", 8)
+    for word in ("base median", "p95", "peak memory", "bundle", "loaded in"):
+        assert word in text
+
+
+def test_a_build_that_is_interrupted_anywhere_ends_with_the_same_bundle(
+    sinf: Program, data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole"
+    sinf(*build_words(data, weights, whole))
+    from sinf import steps
+
+    write, stops = steps.write_tensors, 0
+    for _ in range(20):
+        written = []
+
+        def once(tensors: dict, path: Path, written: list[Path] = written) -> None:
+            if written:
+                raise KeyboardInterrupt  # as a kill while the second step of this run is being stored
+            written.append(path)
+            write(tensors, path)
+
+        monkeypatch.setattr(steps, "write_tensors", once)
+        code, _, _ = sinf.call(*build_words(data, weights, tmp_path / "resumed"))
+        if code == 0:
+            break
+        assert code == 130
+        stops += 1
+    assert code == 0
+    assert stops >= 4
+    for path in whole.iterdir():
+        assert (tmp_path / "resumed" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_weights_of_another_architecture(sinf: Program, data: Path, weights: Path, tmp_path: Path) -> None:
+    words = build_words(data, weights, tmp_path / "out")
+    words[1] = "resnet20"
+    line = sinf.refused(*words)
+    assert "resnet20" in line and "features.0" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_no_safetensors(sinf: Program, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"\x80\x04K\x01.")
+    assert "safetensors" in sinf.refused(*build_words(data, tmp_path / "weights.pt", tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("clusters", "says"),
+    [
+        ({"warm": ["red", "orange"], "leaf": ["green", "teal"], "cold": ["blue"]}, "violet"),
+        ({"warm": ["red", "orange", "blue"], "cold": ["green", "teal", "blue", "violet"]}, "blue"),
+        ({"warm": ["red", "pink"]}, "pink"),
+    ],
+)
+def test_a_cluster_file_that_is_no_partition(
+    sinf: Program, data: Path, weights: Path, tmp_path: Path, clusters: dict, says: str
+) -> None:
+    (tmp_path / "clusters.json").write_text(json.dumps(clusters))
+    line = sinf.refused(*build_words(data, weights, tmp_path / "out"), "--clusters", tmp_path / "clusters.json")
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--score", "train[:0]", "split"),
+        ("--score", "train[:3]", "every class"),
+        ("--calibrate", "nothing", "nothing"),
+        ("--calibrate", "train", "calibration images"),
+        ("--criterion", "magic", "criterion"),
+        ("--macs", "1.5", "budget"),
+        ("--ratios", "0.1,1.0", "ratio"),
+        ("--ratios", "a", "--ratios"),
+        ("--cut", "nowhere", "features"),
+        ("--max-loss", "-1", "max_loss"),
+        ("--confidence", "1.5", "confidence"),
+        ("--label-column", "nothing", "nothing"),
+        ("--cluster-column", "nothing", "nothing"),
+        ("--extractor", "0", "budget"),
+        ("--size", "4,32,32", "channel"),
+    ],
+)
+def test_bad_options_of_build(
+    sinf: Program, data: Path, weights: Path, tmp_path: Path, option: str, value: str, says: str
+) -> None:
+    line = sinf.refused(*build_words(data, weights, tmp_path / "out"), option, value)
+    assert says in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("threshold", ["-0.5", "3"])
+def test_a_threshold_out_of_range(sinf: Program, bundle: Path, data: Path, threshold: str) -> None:
+    assert "threshold" in sinf.refused("eval", bundle, "--data", data, "--split", "test", "--threshold", threshold)
+
+
+def test_a_damaged_bundle(sinf: Program, bundle: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    path = tmp_path / "bundle" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "model.safetensors" in sinf.refused("eval", tmp_path / "bundle", "--data", data, "--split", "test")
+
+
+def test_images_that_are_none(sinf: Program, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(tiny.picture()[:40])
+    assert "broken.png" in sinf.refused("predict", bundle, tmp_path / "broken.png")
+    assert "missing.png" in sinf.refused("predict", bundle, tmp_path / "missing.png")
+
+
+def test_no_such_data_or_bundle(sinf: Program, bundle: Path, tmp_path: Path) -> None:
+    assert "must exist" in sinf.refused("eval", bundle, "--data", tmp_path / "nowhere")
+    assert "config.json" in sinf.refused("eval", tmp_path, "--data", tmp_path)
+
+
+def test_an_unwritable_result_file(sinf: Program, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = sinf.refused("profile", "vgg11", "--weights", weights, "--json", tmp_path / "file" / "out.json")
+    assert "cannot be written" in line
+
+
+def test_a_model_that_nobody_knows(sinf: Program) -> None:
+    assert "vgg16" in sinf.refused("profile", "vgg17")
+    assert "no factory" in sinf.refused("profile", "no.such.module:factory")
