@@ -1,6 +1,6 @@
 """What a bundle of VGG16 costs: build time and memory, load time, disk, and memory while all clusters are served.
 
-    python benchmarks/resources.py WEIGHTS CIFAR100 runs/resources
+python benchmarks/resources.py WEIGHTS CIFAR100 runs/resources
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ for _ in range(2):
 made = (time.perf_counter() - start) / (2 * len(model.bundle.clusters) + 2)
 gc.collect()
 base = sum(p.numel() * p.element_size() for p in model.network.graph.parameters())
-print(loaded, made, memory_bytes() - before, memory_bytes("RssAnon") - anonymous, base, model.tails.bytes, model.tails.made)
+print(loaded, made, memory_bytes() - before, memory_bytes("RssAnon") - anonymous)
+print(base, model.tails.bytes, model.tails.made)
 """
 
 
@@ -52,19 +53,22 @@ def main(weights: Path, data: Path, work: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
     command = [
         "build", "vgg16", "--weights", weights, "--data", data, "--score", "train[:10000]", "--route", "train[:10000]",
-        "--cut", "features.23", "--extractor", "0.9", "--fallback", "0.85", "--macs", "0.2", "--max-loss", "2", "--threads", "2", "--out", out,
+        "--cut", "features.23", "--extractor", "0.9", "--fallback", "0.85", "--macs", "0.2", "--max-loss", "2",
+        "--threads", "2", "--out", out,
     ]  # fmt: skip
     start = time.perf_counter()
     program = "from sinf.cli import main; main()"
     process = subprocess.Popen([sys.executable, "-c", program, *map(str, command)])
     peak = _watch(process)
     process.wait()
-    rows.append({"what": "build from 10,000 scoring images, two threads", "seconds": time.perf_counter() - start, "bytes": peak})
+    elapsed = time.perf_counter() - start
+    rows.append({"what": "build from 10,000 scoring images, two threads", "seconds": elapsed, "bytes": peak})
     base = (out / "model.safetensors").stat().st_size
     for path in sorted(out.iterdir()):
         rows.append({"what": f"disk: {path.name}", "bytes": path.stat().st_size})
     for budget in ("none", str(base), str(base // 2)):
-        answer = subprocess.run([sys.executable, "-c", SERVE, str(out), budget], capture_output=True, text=True, check=True)
+        serve = [sys.executable, "-c", SERVE, str(out), budget]
+        answer = subprocess.run(serve, capture_output=True, text=True, check=True)
         loaded, made, resident, anonymous, parameters, owned, count = map(float, answer.stdout.split())
         name = {"none": "no budget", str(base): "budget: one base model"}.get(budget, "budget: half a base model")
         rows += [

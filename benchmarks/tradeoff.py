@@ -2,9 +2,9 @@
 
     python benchmarks/tradeoff.py vgg16 WEIGHTS CIFAR100 --work runs/tradeoff
 
-Scored on 10,000 train images, routed by all of them, thresholds set on test[:50%], reported on test[50%:]. A threshold is
-chosen on the calibration images for each limit of the loss; the row reports what it does to the test images. Time is that
-of batches of one, one thread, base and ours in turns on the same images. Methods:
+Scored on 10,000 train images, routed by all of them, thresholds set on test[:50%], reported on test[50%:]. A threshold
+is chosen on the calibration images for each limit of the loss; the row reports what it does to the test images. Time is
+that of batches of one, one thread, base and ours in turns on the same images. Methods:
 
     semantic                 routing, pruned extractor and full tail, reconstruction
     semantic-wholeextractor  routing and reconstruction, extractor and full tail as they are
@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from sinf import BuildConfig, Budget, Images, SemanticModel, build, load_images, load_model
+from sinf import Budget, BuildConfig, Images, SemanticModel, build, load_images, load_model
 from sinf.clusters import from_column
 from sinf.compact import Compactor
 from sinf.criteria import make_criterion
@@ -39,6 +39,7 @@ from sinf.subgraph.slice import parameters_of
 
 RESULTS = Path(__file__).parent / "results"
 LIMITS = (0.0, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05)
+METHODS = ("semantic", "static", "semantic-noreconstruct", "semantic-wholeextractor")
 #: cut point; (extractor, fallback, subgraph) budgets of the semantic rows; budgets of the static rows
 PLANS: dict[str, dict[str, Any]] = {
     "vgg16": {
@@ -52,11 +53,12 @@ PLANS: dict[str, dict[str, Any]] = {
         "static": [0.95, 0.9, 0.85, 0.8, 0.7, 0.6],
     },
 }
-COLUMNS = (
-    "model dataset method criterion reconstruct engine precision device batch threads base_top1 top1 loss macs_saved "
-    "time_saved time_saved_low time_saved_high params_active fallback limit threshold cut extractor fallback_budget subgraph "
-    "base_ms ms seed date versions"
-).split()
+COLUMNS = [
+    *("model", "dataset", "method", "criterion", "reconstruct", "engine", "precision", "device", "batch", "threads"),
+    *("base_top1", "top1", "loss", "macs_saved", "time_saved", "time_saved_low", "time_saved_high", "params_active"),
+    *("fallback", "limit", "threshold", "cut", "extractor", "fallback_budget", "subgraph", "base_ms", "ms"),
+    *("seed", "date", "versions"),
+]
 
 
 def say(step: str, done: int, total: int, seen: set[str] = set()) -> None:  # noqa: B006  (what was said already)
@@ -76,7 +78,8 @@ class Table:
                 self.rows = [row for row in csv.DictReader(file) if row["method"] not in renewed]
         facts = machine()
         self.common = {
-            "model": model, "dataset": "cifar100", "engine": "torch", "precision": "float32", "device": facts["processor"],
+            "model": model, "dataset": "cifar100", "engine": "torch", "precision": "float32",
+            "device": facts["processor"],
             "batch": 1, "threads": 1, "seed": 0, "date": f"{datetime.date.today()}", "versions": facts["versions"],
         }  # fmt: skip
         self.pairs = pairs
@@ -94,8 +97,9 @@ class Table:
             for one in self.rows:
                 writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in one.items()})
         print(
-            f"{row['method']:24} limit {row.get('limit', '')!s:7} loss {row['loss']:+.2f} points, MACs {row['macs_saved']:.3f}, "
-            f"time {row['time_saved']:.3f} [{times.low:.3f}, {times.high:.3f}], fallback {row['fallback']:.2f}",
+            f"{row['method']:24} limit {row.get('limit', '')!s:7} loss {row['loss']:+.2f} points, "
+            f"MACs {row['macs_saved']:.3f}, time {row['time_saved']:.3f} [{times.low:.3f}, {times.high:.3f}], "
+            f"fallback {row['fallback']:.2f}",
             flush=True,
         )
 
@@ -105,7 +109,7 @@ def main(
     weights: Path,
     data: Path,
     work: Annotated[Path, typer.Option(help="Folder for results of steps; may be used again.")],
-    only: Annotated[str, typer.Option(help="Comma-separated methods.")] = "semantic,static,semantic-noreconstruct,semantic-wholeextractor",
+    only: Annotated[str, typer.Option(help="Comma-separated methods.")] = ",".join(METHODS),
     pairs: int = 300,
     threads: int = 2,
     cut: str | None = None,
@@ -126,9 +130,11 @@ def main(
     e, f, s = first
     jobs.append(("semantic-wholeextractor", replace(config, subgraph=Budget(s, WEIGHT_COST))))
     jobs.append(
-        ("semantic-noreconstruct",
-         replace(config, extractor=e, fallback=f, subgraph=Budget(s, WEIGHT_COST), reconstruct=False))
-    )  # fmt: skip
+        (
+            "semantic-noreconstruct",
+            replace(config, extractor=e, fallback=f, subgraph=Budget(s, WEIGHT_COST), reconstruct=False),
+        )
+    )
     if "static" in chosen:
         static(base, images, test, config, plan["static"], work, table)
     for method, one in jobs:
@@ -136,7 +142,9 @@ def main(
             semantic(base, images, test, one, method, work, table)
 
 
-def static(base: Any, images: Images, test: Any, config: BuildConfig, budgets: list[float], work: Path, table: Table) -> None:
+def static(
+    base: Any, images: Images, test: Any, config: BuildConfig, budgets: list[float], work: Path, table: Table
+) -> None:
     network = Network(trace(base.module, base.spec.preprocessing), config.cut)
     scoring = images.scoring.sample(config.common_images, config.seed)
     compactor = Compactor(base, network, scoring, make_criterion(config.criterion), config, say, StepStore(work))
@@ -161,7 +169,8 @@ def static(base: Any, images: Images, test: Any, config: BuildConfig, budgets: l
 
 def semantic(base: Any, images: Images, test: Any, config: BuildConfig, method: str, work: Path, table: Table) -> None:
     """One build, calibrated for every limit in turn."""
-    folder = work / f"{method}-{config.extractor:g}-{config.fallback:g}-{config.subgraph.macs:g}-{config.cut}"  # type: ignore[union-attr]
+    budget = config.subgraph.macs  # type: ignore[union-attr]  (a Budget here)
+    folder = work / f"{method}-{config.extractor:g}-{config.fallback:g}-{budget:g}-{config.cut}"
     bundle = build(base, images, from_column(images.scoring), config, folder, work=work, progress=say)
     model = SemanticModel(bundle)
     costs = Costs.of(model)
@@ -185,12 +194,14 @@ def semantic(base: Any, images: Images, test: Any, config: BuildConfig, method: 
         tails = sum(float(n) * costs.parameters[f"cluster{c:03d}"] for c, n in enumerate(routed)) / len(test)
         table.add(
             model.network.graph, model, x, method=method, criterion=config.criterion, reconstruct=config.reconstruct,
-            base_top1=base_top1, top1=base_top1 - float(losses.double().mean()), loss=100 * float(losses.double().mean()),
+            base_top1=base_top1, top1=base_top1 - float(losses.double().mean()),
+            loss=100 * float(losses.double().mean()),
             macs_saved=1 - on_test.macs(costs, threshold) / costs.base_macs,
             params_active=costs.parameters["extractor"] + costs.parameters["router"]
             + tails + fell_back * costs.parameters["fallback"],
-            fallback=fell_back, limit=100 * limit, threshold=threshold if threshold < NEVER else "never", cut=config.cut,
-            extractor=config.extractor, fallback_budget=config.fallback, subgraph=config.subgraph.macs,  # type: ignore[union-attr]
+            fallback=fell_back, limit=100 * limit, threshold=threshold if threshold < NEVER else "never",
+            cut=config.cut,
+            extractor=config.extractor, fallback_budget=config.fallback, subgraph=budget,
         )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """What is saved and loaded: a folder with the base weights once, and for every subgraph only what differs.
 
-    config.json             format, model, classes, clusters, cut point, threshold, provenance, sha256 of the other files
-    model.safetensors       the base model's weights
+    config.json             format, model, classes, clusters, cut point, threshold, provenance, sha256 of the other
+    files model.safetensors       the base model's weights
     subgraphs.safetensors   PART.kept.GROUP (kept channels, base coordinates) and PART.mix.LAYER (C, k) for every part
     router.safetensors      the route predictor
     README.md               a model card
@@ -131,7 +131,9 @@ class Bundle:
         ]
         if self.threshold is not None:
             t = self.threshold
-            promise = "" if t.confidence is None else f", with confidence {t.confidence:g} for new images of the same kind"
+            promise = (
+                "" if t.confidence is None else f", with confidence {t.confidence:g} for new images of the same kind"
+            )
             lines += [
                 "| on the calibration images | |",
                 "|---|---|",
@@ -151,7 +153,8 @@ class Bundle:
     def load(folder: str | Path, *, allow_factory: bool = False) -> Bundle:
         """Read a bundle; tensors are memory-mapped.
 
-        ``allow_factory`` permits a model of the user's own code (``package.module:factory``), which is imported and run.
+        ``allow_factory`` permits a model of the user's own code (``package.module:factory``), which is imported and
+        run.
 
         Raises:
             BundleError: not a bundle, another format, or a file that is missing, damaged or changed.
@@ -161,7 +164,9 @@ class Bundle:
         for name in _FILES:
             path = folder / name
             if not path.is_file():
-                raise BundleError("a bundle must be whole", got=f"{name} is missing in {folder}", remedy="copy it again")
+                raise BundleError(
+                    "a bundle must be whole", got=f"{name} is missing in {folder}", remedy="copy it again"
+                )
             if _sha256(path) != config["sha256"].get(name):
                 raise BundleError(
                     "a bundle must be as it was written",
@@ -187,7 +192,9 @@ class Bundle:
             )
             return bundle._with_parts(folder)
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-            raise BundleError(f"the bundle in {folder} contradicts itself", got=error, remedy="build it again") from error
+            raise BundleError(
+                f"the bundle in {folder} contradicts itself", got=error, remedy="build it again"
+            ) from error
 
     def _with_parts(self, folder: Path) -> Bundle:
         network = self.network()
@@ -216,7 +223,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise BundleError("a bundle must have been written by sinf", got=f"{path} of something else")
     if config["sinf_format"] != FORMAT:
         raise BundleError(
-            f"this version of sinf reads format {FORMAT}", got=config["sinf_format"], remedy="install the version that wrote it"
+            f"this version of sinf reads format {FORMAT}",
+            got=config["sinf_format"],
+            remedy="install the version that wrote it",
         )
     needed = {"model", "classes", "clusters", "cut", "threshold", "router", "provenance", "sha256"}
     missing = needed - config.keys()
@@ -284,4 +293,6 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise BundleError(f"{path} cannot be written", got=error, remedy="free space or name a writable folder") from error
+        raise BundleError(
+            f"{path} cannot be written", got=error, remedy="free space or name a writable folder"
+        ) from error

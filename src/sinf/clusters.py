@@ -56,7 +56,8 @@ def from_column(images: LabelledImages) -> Clusters:
     """Clusters from the images' cluster column."""
     if images.cluster_of_class is None or images.cluster_names is None:
         raise ClusterError(
-            f"{images.name} has no column that groups its classes", remedy="name a cluster column or give a cluster file"
+            f"{images.name} has no column that groups its classes",
+            remedy="name a cluster column or give a cluster file",
         )
     mapping = images.cluster_of_class.tolist()
     unknown = [images.class_names[c] for c, cluster in enumerate(mapping) if cluster < 0]

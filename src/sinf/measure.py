@@ -1,7 +1,7 @@
 """Accuracy, MACs, parameters, time and memory of a bundle beside its base model.
 
-Time is measured in pairs: base and ours take turns on the same inputs in one process and one engine, so that whatever slows
-the machine slows both.
+Time is measured in pairs: base and ours take turns on the same inputs in one process and one engine, so that whatever
+slows the machine slows both.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class ClusterReport:
 class Evaluation:
     """Base beside ours on labelled images. ``loss`` is in percentage points, the other shares are fractions of 1.
 
-    ``within`` is the accuracy when the true cluster is given: of the base model limited to the cluster's classes, and of the
-    cluster's subgraph.
+    ``within`` is the accuracy when the true cluster is given: of the base model limited to the cluster's classes, and
+    of the cluster's subgraph.
     """
 
     images: int
@@ -77,7 +77,8 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Costs:
-    """MACs and parameters of every part of a bundle, by name: ``extractor``, ``router``, ``fallback`` and the clusters."""
+    """MACs and parameters of every part of a bundle, by name: ``extractor``, ``router``, ``fallback`` and the
+    clusters."""
 
     macs: dict[str, int]
     parameters: dict[str, int]
@@ -106,8 +107,8 @@ class Costs:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a bundle and its base model do with images (N,), for every threshold at once: confidence and cluster of the route,
-    and who is right."""
+    """What a bundle and its base model do with images (N,), for every threshold at once: confidence and cluster of the
+    route, and who is right."""
 
     confidence: Tensor
     route: Tensor
@@ -215,10 +216,17 @@ def _summary(model: SemanticModel, rows: dict[str, Tensor]) -> Evaluation:
         mine = rows["true"] == cluster
         reports.append(
             ClusterReport(
-                name, int(mine.sum()), mean("base", mine), mean("ours", mine), mean("base_within", mine),
-                mean("within", mine), mean("routed_right", mine), mean("fell_back", mine),
-                costs.macs[part_name(cluster)], costs.parameters[part_name(cluster)],
-            )  # fmt: skip
+                name,
+                int(mine.sum()),
+                mean("base", mine),
+                mean("ours", mine),
+                mean("base_within", mine),
+                mean("within", mine),
+                mean("routed_right", mine),
+                mean("fell_back", mine),
+                costs.macs[part_name(cluster)],
+                costs.parameters[part_name(cluster)],
+            )
         )
     return Evaluation(
         images=len(rows["y"]),
@@ -243,8 +251,8 @@ def _summary(model: SemanticModel, rows: dict[str, Tensor]) -> Evaluation:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds a batch. ``time_saved`` is 1 - ours / base of the means; ``low`` and ``high`` bound it (95 %, bootstrap over
-    the pairs)."""
+    """Milliseconds a batch. ``time_saved`` is 1 - ours / base of the means; ``low`` and ``high`` bound it (95 %,
+    bootstrap over the pairs)."""
 
     batch: int
     threads: int
@@ -333,7 +341,8 @@ def first_images(images: LabelledImages, model: SemanticModel, count: int) -> Te
 
 
 def memory_bytes(kind: str = "VmRSS") -> int | None:
-    """Memory of this process (``VmRSS`` now, ``VmHWM`` at its peak, ``RssAnon`` without files), None where Linux does not tell."""
+    """Memory of this process (``VmRSS`` now, ``VmHWM`` at its peak, ``RssAnon`` without files), None where Linux does
+    not tell."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(kind + ":"):
@@ -349,7 +358,8 @@ def folder_bytes(folder: str | Path) -> int:
 
 
 def facts(folder: str | Path | None, load_seconds: float) -> dict[str, Any]:
-    """What stands beside the times of a bundle: engine, size on disk, load time, peak memory of the process, machine."""
+    """What stands beside the times of a bundle: engine, size on disk, load time, peak memory of the process,
+    machine."""
     return {
         "engine": "torch",
         "load_seconds": load_seconds,

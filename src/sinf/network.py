@@ -1,4 +1,5 @@
-"""The base model taken apart: traced, coupled, parted at a cut point. What building and running a bundle both start from."""
+"""The base model taken apart: traced, coupled, parted at a cut point. What building and running a bundle both start
+from."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from sinf.subgraph.slice import slice_graph
 
 @dataclass(frozen=True)
 class Part:
-    """A smaller version of extractor or tail: the units that stay (units,) bool, and the mixes of reconstructed layers."""
+    """A smaller version of extractor or tail: the units that stay (units,) bool, and the mixes of reconstructed
+    layers."""
 
     keep: Tensor
     mixes: Mixes = field(default_factory=dict)
@@ -70,7 +72,9 @@ class Network:
         self.tail_macs = MacCount(self.parts.tail, self.coupling)
         self.extractor_targets = {str(n.target) for n in self.parts.extractor.graph.nodes if n.op == "call_module"}
         if self.coupling.output is None:
-            raise CutError("the classes of the head cannot be followed", got=self.cut.name, remedy="end in a linear layer")
+            raise CutError(
+                "the classes of the head cannot be followed", got=self.cut.name, remedy="end in a linear layer"
+            )
         self._classes = set(self.coupling.output.units.tolist())
 
     def _nearest_cut(self, share: float) -> CutPoint:
@@ -119,8 +123,8 @@ class Network:
         return self._sliced(self.parts.tail, part)
 
     def split(self, whole: Part) -> tuple[Part, Part]:
-        """A smaller version of the whole network as one of the extractor (whose features may be narrower) and one of the
-        full tail."""
+        """A smaller version of the whole network as one of the extractor (whose features may be narrower) and one of
+        the full tail."""
         keep = self.coupling.keep_all()
         for group in self.coupling.groups.values():
             if not self._is_after(group):

@@ -1,7 +1,7 @@
 """build(): from a trained classifier and labelled images to a semantic-inference bundle, step by step, resumable.
 
-Every step's result is a file in a work folder; a step whose file is there is not done again. All draws depend on the seed
-alone, so a build that was killed and started again ends with the same bundle.
+Every step's result is a file in a work folder; a step whose file is there is not done again. All draws depend on the
+seed alone, so a build that was killed and started again ends with the same bundle.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def build(
 ) -> Bundle:
     """Build a bundle and save it to ``folder``.
 
-    Results of steps are kept in ``work`` (by default ``folder`` + ``.build``, removed at the end), where other builds of the
-    same base model find what they have in common.
+    Results of steps are kept in ``work`` (by default ``folder`` + ``.build``, removed at the end), where other builds
+    of the same base model find what they have in common.
     """
     _check(base, images, clusters)
     folder = Path(folder)
@@ -122,7 +122,11 @@ def build(
 
 
 def _check(base: BaseModel, images: Images, clusters: Clusters) -> None:
-    for purpose, part in (("scoring", images.scoring), ("routing", images.routing), ("calibration", images.calibration)):
+    for purpose, part in (
+        ("scoring", images.scoring),
+        ("routing", images.routing),
+        ("calibration", images.calibration),
+    ):
         if part.classes != base.spec.classes:
             raise DataError(
                 f"{part.name}: the data must have the model's classes",
@@ -168,7 +172,15 @@ class _Build:
         }
         self.compaction = self.origin | {
             name: getattr(config, name)
-            for name in ("criterion", "extractor", "weight_cost", "reconstruct", "round_to", "common_images", "reconstruct_bytes")
+            for name in (
+                "criterion",
+                "extractor",
+                "weight_cost",
+                "reconstruct",
+                "round_to",
+                "common_images",
+                "reconstruct_bytes",
+            )
         }
 
     def run(self, provenance: dict[str, str]) -> Bundle:
@@ -202,7 +214,9 @@ class _Build:
             compactor = Compactor(self.base, network, images, self.criterion, config, self.progress, self.store)
             rules: list[Rule] = []
             if config.extractor < 1:
-                rules.append((Budget(config.extractor, config.weight_cost), network.groups_before(), network.extractor_macs))
+                rules.append(
+                    (Budget(config.extractor, config.weight_cost), network.groups_before(), network.extractor_macs)
+                )
             if config.fallback < 1:
                 rules.append((Budget(config.fallback, config.weight_cost), network.groups_after(), network.tail_macs))
             return compactor.compact(rules).to_tensors(network.coupling, "")
@@ -211,7 +225,8 @@ class _Build:
         return network.split(Part.from_tensors(tensors, network.coupling, ""))
 
     def _subgraphs(self, common: Part) -> dict[str, Part]:
-        """Every cluster's part. Features are computed when the first of them is missing, and forgotten after the last."""
+        """Every cluster's part. Features are computed when the first of them is missing, and forgotten after the
+        last."""
         features: list[tuple[Tensor, Tensor]] = []
         parts = {}
         rule = {"rule": type(self.config.subgraph).__name__, **asdict(self.config.subgraph)}
@@ -295,8 +310,8 @@ class _Build:
         return {"targets": torch.cat(answers)}
 
     def _augmented(self, step: str) -> Iterator[Tensor]:
-        """Cropped and flipped routing images, in as many passes as ``route_draws`` asks for. The base model has seen them in
-        training, as a rule; new views are nearer to what the router will meet."""
+        """Cropped and flipped routing images, in as many passes as ``route_draws`` asks for. The base model has seen
+        them in training, as a rule; new views are nearer to what the router will meet."""
         images, preprocessing = self.images.routing, self.base.spec.preprocessing
         generator = torch.Generator().manual_seed(self.config.seed)
         passes = min(_MOST_PASSES, max(1, round(self.config.route_draws / len(images))))
@@ -312,7 +327,9 @@ class _Build:
         model = SemanticModel(bundle)
         clusters = self.clusters.of_class()[images.labels]
         with torch.no_grad():
-            features = [model.extractor(x) for x, _ in batches(images, self.base, "calibration features", self.progress)]
+            features = [
+                model.extractor(x) for x, _ in batches(images, self.base, "calibration features", self.progress)
+            ]
         calibrate(bundle.router, torch.cat(features), clusters)
         model = SemanticModel(bundle)
         seen = observe(model, images, lambda done, total: self.progress("calibration", done, total))

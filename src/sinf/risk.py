@@ -1,11 +1,12 @@
 """The threshold of the feature router: as much routing as a loss of accuracy allows, with a guarantee if asked for.
 
-The loss of an image is 1{ours wrong} - 1{base wrong}, of the whole pipeline: a confident route into a subgraph that then
-fails counts (a predictor's confidence alone says nothing about the specialist behind it, Jitkrittum et al., arXiv
+The loss of an image is 1{ours wrong} - 1{base wrong}, of the whole pipeline: a confident route into a subgraph that
+then fails counts (a predictor's confidence alone says nothing about the specialist behind it, Jitkrittum et al., arXiv
 2307.02764). The guarantee is Learn-then-Test (Angelopoulos et al., arXiv 2110.01052): thresholds are tested from the
 safest down, each by a p-value for "the expected loss is above the limit", and the last one accepted before the first
-refusal is taken; with probability at least ``confidence`` over the calibration images its expected loss is within the limit.
-The p-value is that of a betting martingale (Waudby-Smith & Ramdas, arXiv 2010.09686), valid for any bounded loss.
+refusal is taken; with probability at least ``confidence`` over the calibration images its expected loss is within the
+limit. The p-value is that of a betting martingale (Waudby-Smith & Ramdas, arXiv 2010.09686), valid for any bounded
+loss.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def choose_threshold(
             f"no threshold keeps the loss within {100 * max_loss:g} points"
             + (f" with confidence {confidence:g}" if confidence else ""),
             got=f"{100 * float(calibration.losses(NEVER).mean()):.2f} points with every input in the full tail",
-            remedy="raise max_loss, take a larger share of the MACs for extractor and fallback, or more calibration images",
+            remedy="raise max_loss, prune extractor and fallback less, or take more calibration images",
         )
     return Threshold(
         accepted,

@@ -1,9 +1,9 @@
 """What scoring images say about every layer: one pass of a part of the network, sums that add up.
 
-A *site* is a layer where channels meet (a convolution or a linear layer). For each site the pass adds up the second moments
-of the channels that the layer reads, the pooled features that discriminate classes, and how strongly the answer depends
-on what the layer writes. Every criterion, every budget and every reconstruction is computed from these sums alone, so the
-cost is linear in images and independent of how often they are used.
+A *site* is a layer where channels meet (a convolution or a linear layer). For each site the pass adds up the second
+moments of the channels that the layer reads, the pooled features that discriminate classes, and how strongly the answer
+depends on what the layer writes. Every criterion, every budget and every reconstruction is computed from these sums
+alone, so the cost is linear in images and independent of how often they are used.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from torch import Tensor, fx, nn
 from sinf.models.trace import layer
 from sinf.subgraph.coupling import Coupling
 
-# The answer's distribution is softened by this before its sensitivity is taken: a network that has seen the scoring images
-# in training is so sure of them that its own distribution says nothing.
+# The answer's distribution is softened by this before its sensitivity is taken: a network that has seen the scoring
+# images in training is so sure of them that its own distribution says nothing.
 TEMPERATURE = 2.0
 
 
 @dataclass
 class SiteStatistics:
-    """Sums at one site over some images. C channels read, O channels written, K weights a pair, D = C p^2 pooled features.
+    """Sums at one site over some images. C channels read, O channels written, K weights a pair, D = C p^2 pooled
+    features.
 
     Attributes:
         weight: ``(O, C, K)`` the layer's weight.
@@ -80,8 +81,8 @@ def collect(
 ) -> dict[str, SiteStatistics]:
     """Run ``graph`` (to logits) over batches of (inputs, labels) and return the statistics of every site, by target.
 
-    ``answer`` limits the answer whose sensitivity is measured to some classes, those of a cluster; ``pool`` is p, the side
-    to which channels are pooled for the discriminative features.
+    ``answer`` limits the answer whose sensitivity is measured to some classes, those of a cluster; ``pool`` is p, the
+    side to which channels are pooled for the discriminative features.
     """
     recorder = _SiteRecorder(graph, set(coupling.mixers.values()))
     generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,7 @@
 """Results of steps in files, so that a build that was killed goes on where it stopped.
 
-A file's name holds a hash of everything that the step depends on: a step of other options is another file, and none is ever
-taken for one that it is not.
+A file's name holds a hash of everything that the step depends on: a step of other options is another file, and none is
+ever taken for one that it is not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class StepStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"the work folder must be writable: {folder}", got=error, remedy="name another") from error
+            raise ConfigError(
+                f"the work folder must be writable: {folder}", got=error, remedy="name another"
+            ) from error
 
     def get(self, name: str, depends: Any, compute: Callable[[], Tensors]) -> Tensors:
         """The tensors of a step: read if they are there, else computed and written."""

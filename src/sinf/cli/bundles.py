@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from sinf.engine.torch_engine import SemanticModel
     from sinf.subgraph.select import Budget, Schedule
 
-Threshold = Annotated[float | None, typer.Option(help="Confidence below which an input falls back [default: the bundle's].")]
+Threshold = Annotated[
+    float | None, typer.Option(help="Confidence below which an input falls back [default: the bundle's].")
+]
 
 
 def build(
@@ -25,18 +27,34 @@ def build(
     weights: options.Weights = None,
     score: Annotated[str, typer.Option(help="Images that decide which channels go.")] = "train[:10000]",
     route: Annotated[str, typer.Option(help="Images that the route predictor learns from.")] = "train",
-    calibrate: Annotated[str, typer.Option(help="Images that set the threshold; the base model has never seen them.")] = "test[:50%]",
-    clusters: Annotated[Path | None, typer.Option(help='JSON {"cluster": ["class", ...]} [default: from a column].')] = None,
-    cut: Annotated[str | None, typer.Option(help="Cut point (see sinf profile) [default: nearest to 60 % of MACs].")] = None,
-    criterion: Annotated[str, typer.Option(help="Rule that gives channels an importance: residual, dcs, energy, l1, random.")] = "residual",
+    calibrate: Annotated[
+        str, typer.Option(help="Images that set the threshold; the base model has never seen them.")
+    ] = "test[:50%]",
+    clusters: Annotated[
+        Path | None, typer.Option(help='JSON {"cluster": ["class", ...]} [default: from a column].')
+    ] = None,
+    cut: Annotated[
+        str | None, typer.Option(help="Cut point (see sinf profile) [default: nearest to 60 % of MACs].")
+    ] = None,
+    criterion: Annotated[
+        str, typer.Option(help="Rule that gives channels an importance: residual, dcs, energy, l1, random.")
+    ] = "residual",
     macs: Annotated[float, typer.Option(help="Fraction of the tail's MACs that a subgraph keeps.")] = 0.3,
-    weight_cost: Annotated[float, typer.Option(help="MACs that loading a weight counts for in budgets; 0 for plain MACs.")] = 32.0,
-    ratios: Annotated[str | None, typer.Option(help="Instead of --macs: ratios removed in first and last layer, e.g. 0.05,0.5.")] = None,
-    extractor: Annotated[float, typer.Option(help="Fraction of the extractor's MACs that stays, for all classes.")] = 1.0,
+    weight_cost: Annotated[
+        float, typer.Option(help="MACs that loading a weight counts for in budgets; 0 for plain MACs.")
+    ] = 32.0,
+    ratios: Annotated[
+        str | None, typer.Option(help="Instead of --macs: ratios removed in first and last layer, e.g. 0.05,0.5.")
+    ] = None,
+    extractor: Annotated[
+        float, typer.Option(help="Fraction of the extractor's MACs that stays, for all classes.")
+    ] = 1.0,
     fallback: Annotated[float, typer.Option(help="Fraction of the full tail's MACs that stays.")] = 1.0,
     reconstruct: Annotated[bool, typer.Option(help="Let the weights that stay make up for removed channels.")] = True,
     max_loss: Annotated[float, typer.Option(help="Accuracy that may be lost, in percentage points.")] = 1.0,
-    confidence: Annotated[float | None, typer.Option(help="Probability with which that holds for new images, e.g. 0.95.")] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="Probability with which that holds for new images, e.g. 0.95.")
+    ] = None,
     classes: options.Classes = None,
     size: options.Size = None,
     mean: options.Mean = None,
@@ -200,7 +218,9 @@ def bench(
     with options.Steps() as steps:
         for size in batch or [1, 32]:
             if not 1 <= size <= len(images):
-                raise ConfigError("a batch must be between 1 and the images there are", got=size, remedy="change --batch")
+                raise ConfigError(
+                    "a batch must be between 1 and the images there are", got=size, remedy="change --batch"
+                )
             x = measure.first_images(images, model, min(len(images), 2000))
             count = pairs if size == 1 else max(10, pairs // 4)
             name = f"batch {size}"

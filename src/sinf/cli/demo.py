@@ -39,8 +39,8 @@ def demo(
     scoring, calibration, test = (load_images(data, split) for split in ("scoring", "calibration", "test"))
     clusters = from_column(scoring)
     console.print(
-        f"{MODEL}, width {base.spec.options['width']:g}: {scoring.classes} classes of CIFAR-100 in {len(clusters)} semantic "
-        f"clusters; {len(scoring)} scoring, {len(calibration)} calibration and {len(test)} test images"
+        f"{MODEL}, width {base.spec.options['width']:g}: {scoring.classes} classes of CIFAR-100 in {len(clusters)} "
+        f"semantic clusters; {len(scoring)} scoring, {len(calibration)} calibration and {len(test)} test images"
     )
     config = BuildConfig(subgraph=Budget(0.5), extractor=0.85, fallback=0.85, max_loss=0.02)
     with options.Steps() as steps:

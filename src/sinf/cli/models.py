@@ -65,7 +65,9 @@ def train(
     if model not in REFERENCE_NAMES:
         from sinf.errors import ModelError
 
-        raise ModelError("sinf train trains reference networks", got=model, remedy=f"take one of {', '.join(REFERENCE_NAMES)}")
+        raise ModelError(
+            "sinf train trains reference networks", got=model, remedy=f"take one of {', '.join(REFERENCE_NAMES)}"
+        )
     options.set_threads(threads)
     config = TrainConfig(
         epochs=epochs,

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str,
-    typer.Argument(help="vgg11/13/16/19, resnet18/20/32/34/50/56, timm:NAME, torchvision:NAME, hf:NAME or package.module:factory"),
+    typer.Argument(
+        help="vgg11/13/16/19, resnet18/20/32/34/50/56, timm:NAME, torchvision:NAME, hf:NAME or package.module:factory"
+    ),
 ]
 Weights = Annotated[Path | None, typer.Option(help="Weights of the base model, a safetensors file.")]
 Classes = Annotated[int | None, typer.Option(help="Number of classes, where neither weights nor library tell.")]
@@ -34,7 +36,9 @@ ClusterColumn = Annotated[str | None, typer.Option(help="Column with the semanti
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the processor [default: all].")]
 Bundle = Annotated[Path, typer.Argument(help="A bundle: a folder made by sinf build, or a hub id.")]
-AllowFactory = Annotated[bool, typer.Option("--allow-factory", help="Let the bundle import its package.module:factory.")]
+AllowFactory = Annotated[
+    bool, typer.Option("--allow-factory", help="Let the bundle import its package.module:factory.")
+]
 
 
 def base_model(
@@ -66,9 +70,7 @@ def images(
     """One split of the data that the options describe."""
     from sinf.data import load_images
 
-    return load_images(
-        data, split, image_column=image_column, label_column=label_column, cluster_column=cluster_column
-    )
+    return load_images(data, split, image_column=image_column, label_column=label_column, cluster_column=cluster_column)
 
 
 def numbers(option: str, text: str, kind: type, count: int | None) -> tuple[Any, ...]:

@@ -49,7 +49,8 @@ class Criterion(ABC):
 
 
 class SiteCriterion(Criterion):
-    """A criterion that scores the channels which a site reads; a unit's score is the sum over its channels and sites."""
+    """A criterion that scores the channels which a site reads; a unit's score is the sum over its channels and
+    sites."""
 
     @abstractmethod
     def score_channels(self, site: SiteStatistics) -> Tensor:
@@ -70,7 +71,5 @@ def group_statistics(
     local = torch.full((coupling.units,), -1, dtype=torch.int64)
     local[group.units] = torch.arange(group.size)
     readers = [Reader(sites[t], local[coupling.reads[t].units]) for t in group.consumers if t in sites]
-    writers = [
-        Writer(graph.get_submodule(t).weight.detach(), local[coupling.writes[t].units]) for t in group.producers
-    ]
+    writers = [Writer(graph.get_submodule(t).weight.detach(), local[coupling.writes[t].units]) for t in group.producers]
     return GroupStatistics(group, readers, writers)

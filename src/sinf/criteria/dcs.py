@@ -1,9 +1,9 @@
 """Discriminative Capability Score (Semantic Inference, arXiv 2310.01259, section on subgraph extraction).
 
 Pool every channel to p x p, put the channels side by side, standardise, and fit a linear classifier of the cluster's
-classes; a channel's score is the norm of its block of the classifier's weights, as a share of the sum over all channels.
-The paper leaves open what the classifier minimises: here ridge regression to one-hot labels, which has a closed form in
-sums that one pass over the images adds up.
+classes; a channel's score is the norm of its block of the classifier's weights, as a share of the sum over all
+channels. The paper leaves open what the classifier minimises: here ridge regression to one-hot labels, which has a
+closed form in sums that one pass over the images adds up.
 """
 
 from __future__ import annotations

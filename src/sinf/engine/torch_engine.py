@@ -17,8 +17,8 @@ FALLBACK = "fallback"
 
 
 class Routed(NamedTuple):
-    """What the model says of a batch: logits (B, classes), the cluster of each input's route (B,), the route predictor's
-    confidence (B,) and whether the input fell back to the full tail (B,)."""
+    """What the model says of a batch: logits (B, classes), the cluster of each input's route (B,), the route
+    predictor's confidence (B,) and whether the input fell back to the full tail (B,)."""
 
     logits: Tensor
     route: Tensor
@@ -29,8 +29,8 @@ class Routed(NamedTuple):
 class SemanticModel(nn.Module):
     """A semantic-inference bundle as a plain classifier: ``(B, C, H, W)`` normalised images -> ``(B, classes)`` logits.
 
-    Subgraphs are made when first needed and forgotten, least recently used first, beyond ``memory_budget`` bytes (None: none
-    is forgotten). ``threshold`` may be changed at any time.
+    Subgraphs are made when first needed and forgotten, least recently used first, beyond ``memory_budget`` bytes (None:
+    none is forgotten). ``threshold`` may be changed at any time.
     """
 
     def __init__(self, bundle: Bundle, memory_budget: int | None = None) -> None:
@@ -127,7 +127,8 @@ class SemanticModel(nn.Module):
 
     @torch.no_grad()
     def route_all(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Confidence and cluster of every route, and whether the routed subgraph answers right, with no fallback (N,) each."""
+        """Confidence and cluster of every route, and whether the routed subgraph answers right, with no fallback (N,)
+        each."""
         scores = torch.cat([self._router()(part) for part in features.split(50)])
         confidence, route = scores.softmax(1).max(1)
         right = torch.zeros(len(features), dtype=torch.bool)
@@ -138,8 +139,8 @@ class SemanticModel(nn.Module):
         return confidence, route, right
 
     def _spread(self, logits: Tensor, scores: Tensor, cluster: int) -> Tensor:
-        """Logits over all classes: the cluster's probability is shared out as the subgraph says, the probability of every
-        other cluster evenly among its classes."""
+        """Logits over all classes: the cluster's probability is shared out as the subgraph says, the probability of
+        every other cluster evenly among its classes."""
         log_route = scores.log_softmax(1)
         everywhere = log_route[:, self._of_class] - self._log_size
         everywhere[:, self._members[cluster]] = logits.log_softmax(1) + log_route[:, cluster, None]
@@ -161,7 +162,9 @@ class SemanticModel(nn.Module):
                 remedy="resize and normalise them as bundle.spec.preprocessing says",
             )
         if not images.is_floating_point():
-            raise DataError("images must be normalised floats", got=images.dtype, remedy="use bundle.spec.preprocessing")
+            raise DataError(
+                "images must be normalised floats", got=images.dtype, remedy="use bundle.spec.preprocessing"
+            )
         if not bool(torch.isfinite(images.sum())):
             raise DataError("images must be finite", got="NaN or infinity", remedy="check the image's decoding")
 
@@ -183,7 +186,9 @@ class TailStore:
         tail = self._tails.get(name)
         if tail is None:
             tail = self.network.tail(self.parts[name])
-            size = sum(t.numel() * t.element_size() for t in tail.state_dict().values() if t.data_ptr() not in self._shared)
+            size = sum(
+                t.numel() * t.element_size() for t in tail.state_dict().values() if t.data_ptr() not in self._shared
+            )
             self._make_room(size)
             self._tails[name], self._bytes[name] = tail, size
             self.made += 1

@@ -70,7 +70,7 @@ def draw(
     from matplotlib import pyplot as plt
 
     figure = plt.figure(figsize=(12, 7), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.1, 1))  # type: ignore[misc]
     left, right = top.subplots(1, 2, width_ratios=(1, 1.2))
     bars = left.barh(["ours", "base model"], [times.mean, times.base_mean], color=[_OURS, _BASE], height=0.6)
     left.bar_label(bars, [f"{times.mean:.2f} ms", f"{times.base_mean:.2f} ms"], padding=4, color=_GREY)
@@ -82,7 +82,9 @@ def draw(
         loc="left",
     )
     ordered = sorted(points, key=lambda p: p.macs_saved)
-    right.plot([100 * p.macs_saved for p in ordered], [p.loss for p in ordered], "o-", color=_OURS, label="other thresholds")
+    right.plot(
+        [100 * p.macs_saved for p in ordered], [p.loss for p in ordered], "o-", color=_OURS, label="other thresholds"
+    )
     right.plot(100 * result.macs_saved, result.loss, "D", color="#d9480f", markersize=9, label="calibrated threshold")
     right.axhline(0, color=_BASE, linewidth=1)
     right.set_xlabel("MACs saved, %")

@@ -58,9 +58,13 @@ def show_profile(profile: Profile) -> None:
                 _share(layer.macs / max(1, profile.macs)), _count(layer.parameters), _share(layer.time),
             )  # fmt: skip
     console.print(layers)
-    groups = _table("Coupled groups: channels that go together", "group", "made by", "read by", "blocked by", "channels", left=4)
+    groups = _table(
+        "Coupled groups: channels that go together", "group", "made by", "read by", "blocked by", "channels", left=4
+    )
     for group in profile.groups:
-        groups.add_row(group.name, _some(group.producers), _some(group.consumers), group.blocked or "", str(group.channels))
+        groups.add_row(
+            group.name, _some(group.producers), _some(group.consumers), group.blocked or "", str(group.channels)
+        )
     console.print(groups)
     cuts = _table("Cut points", "name", "features", "MACs before", "time before", left=2)
     for cut in profile.cuts:

@@ -1,8 +1,8 @@
 """Closed-form reconstruction: the weights that stay make up for the channels that went.
 
 At every layer where channels meet, what the base network would have read (all C channels) is predicted by least squares
-from what the smaller network reads (the k that stay, already changed by earlier cuts): ``x ~ M x_kept``. The layer's new
-weight is then ``W M``: it answers the smaller network's input as the old one answered the base network's. ``M`` is
+from what the smaller network reads (the k that stay, already changed by earlier cuts): ``x ~ M x_kept``. The layer's
+new weight is then ``W M``: it answers the smaller network's input as the old one answered the base network's. ``M`` is
 ``(C, k)``, the same for all kernel positions and output channels, so it needs few images, is solved in a moment, and is
 all that a bundle has to store. No gradient is taken.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,9 +63,9 @@ def reconstruct(
 ) -> Mixes:
     """Solve for the mixes of all layers of ``smaller`` that read fewer or changed channels, and put the weights in.
 
-    Both networks run side by side, layer by layer, over all ``inputs`` (N, C, H, W) at once; the smaller one's may differ
-    (features of a smaller extractor). ``damping``, relative to the mean second moment, holds the solution near the plain
-    selection of channels. Mixes are rounded to float16, as they are stored.
+    Both networks run side by side, layer by layer, over all ``inputs`` (N, C, H, W) at once; the smaller one's may
+    differ (features of a smaller extractor). ``damping``, relative to the mean second moment, holds the solution near
+    the plain selection of channels. Mixes are rounded to float16, as they are stored.
     """
     targets = set(coupling.mixers.values())
     _own_layers(base, smaller, targets)
@@ -79,9 +80,7 @@ def reconstruct(
             if (changed or not bool(kept.all())) and target not in mixes:
                 module = base.get_submodule(target)
                 x, x_kept = left.value(node.args[0]), right.value(twin.args[0])
-                mix = _solve(
-                    lambda part, m=module, r=read.repeat: positions_of(m, part, r), x, x_kept, kept, damping
-                )
+                mix = _solve(partial(_rows, module, read.repeat), x, x_kept, kept, damping)
                 mixes[target] = mix.half().float()
                 weight = weight_override(coupling, keep, mixes)(target, "weight", module.weight)
                 smaller.get_submodule(target).weight = nn.Parameter(weight, requires_grad=False)
@@ -93,9 +92,11 @@ def reconstruct(
     return mixes
 
 
-def _solve(
-    rows: Callable[[Tensor], Tensor], x: Tensor, x_kept: Tensor, kept: Tensor, damping: float
-) -> Tensor:
+def _rows(module: nn.Module, repeat: int, x: Tensor) -> Tensor:
+    return positions_of(module, x, repeat)
+
+
+def _solve(rows: Callable[[Tensor], Tensor], x: Tensor, x_kept: Tensor, kept: Tensor, damping: float) -> Tensor:
     """``(C, k)``: argmin over M of E||x - M x_kept||^2 + damping * level * ||M - selection||^2."""
     channels, width = len(kept), int(kept.sum())
     gram = torch.zeros(width, width, dtype=torch.float64)
@@ -111,7 +112,8 @@ def _solve(
 
 
 def _own_layers(base: fx.GraphModule, smaller: fx.GraphModule, targets: set[str]) -> None:
-    """Give the smaller network layers of its own where it shares the base network's, so that weights can be replaced."""
+    """Give the smaller network layers of its own where it shares the base network's, so that weights can be
+    replaced."""
     for target in targets:
         try:
             shared = base.get_submodule(target)

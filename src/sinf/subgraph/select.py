@@ -32,8 +32,8 @@ class Schedule:
 class Budget:
     """Fraction of the MACs of a part that may stay.
 
-    ``weight_cost`` counts loading a weight as so many MACs. Without it a budget spares the deep layers, which have few MACs
-    and most of the weights; at batch 1, where every weight is loaded for one image, they have most of the time.
+    ``weight_cost`` counts loading a weight as so many MACs. Without it a budget spares the deep layers, which have few
+    MACs and most of the weights; at batch 1, where every weight is loaded for one image, they have most of the time.
     """
 
     macs: float
@@ -90,8 +90,8 @@ def select(
 ) -> Tensor:
     """``keep`` (units,) bool with units of ``groups`` taken away, the least important first.
 
-    Widths are rounded up to a multiple of ``round_to`` (other widths are often slower than the full layer); a group never
-    loses its last units.
+    Widths are rounded up to a multiple of ``round_to`` (other widths are often slower than the full layer); a group
+    never loses its last units.
     """
     widths = {group.name: group.size for group in groups}
     if isinstance(rule, Schedule):
@@ -127,7 +127,9 @@ def _spend(
     """Take steps of ``round_to`` units, each from the group that loses least importance per MAC saved."""
     widths = {group.name: group.size for group in groups}
     sorted_importance = {name: torch.sort(value.double()).values for name, value in importance.items()}
-    lost = {name: torch.cat([torch.zeros(1, dtype=torch.float64), v.cumsum(0)]) for name, v in sorted_importance.items()}
+    lost = {
+        name: torch.cat([torch.zeros(1, dtype=torch.float64), v.cumsum(0)]) for name, v in sorted_importance.items()
+    }
     now, start = keep.clone(), macs.total(keep, budget.weight_cost)
     current, target = start, budget.macs * start
     while current > target:
