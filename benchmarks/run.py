@@ -20,6 +20,7 @@ def main(shared: Path) -> int:
         ("tradeoff.py", "resnet56", weights / "resnet56_cifar100.safetensors", data, "--work", work / "tradeoff56"),
         ("resources.py", weights / "vgg16_cifar100.safetensors", data, work / "resources"),
         ("plot.py",),
+        ("pages.py",),
     ):
         subprocess.run([sys.executable, str(HERE / script), *map(str, arguments)], check=True)
     return 0

@@ -44,7 +44,7 @@ METHODS = ("semantic", "static", "semantic-noreconstruct", "semantic-wholeextrac
 PLANS: dict[str, dict[str, Any]] = {
     "vgg16": {
         "cut": "features.23",
-        "semantic": [(0.9, 0.85, 0.2), (0.8, 0.7, 0.2)],
+        "semantic": [(0.9, 0.85, 0.2), (0.95, 0.9, 0.2)],
         "static": [0.8, 0.7, 0.6, 0.5, 0.4, 0.3],
     },
     "resnet56": {

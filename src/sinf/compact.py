@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sinf import __version__
 from sinf.bundle import hash_tensors
 from sinf.criteria import Criterion, group_statistics
 from sinf.data import LabelledImages
@@ -85,6 +86,7 @@ class Compactor:
             return importances(self.criterion, network, network.groups_free(), sites)
 
         depends = {
+            "sinf": __version__,
             "weights": hash_tensors(self.base.module.state_dict()),
             "images": self.images.fingerprint(),
             "criterion": self.criterion.name,

@@ -89,10 +89,10 @@ class Costs:
     def of(model: SemanticModel) -> Costs:
         network, parts = model.network, model.bundle.parts
         router = model.bundle.router
-        side = router.hidden.in_features // router.reduce.out_channels
+        positions = router.hidden.in_features // router.reduce.out_channels
         macs = {
             "extractor": network.extractor_macs.total(parts["common"].keep),
-            "router": side * router.reduce.weight.numel() + router.hidden.weight.numel() + router.head.weight.numel(),
+            "router": positions * router.reduce.weight.numel() + router.hidden.weight.numel() + router.head.weight.numel(),
         }
         parameters = {
             "extractor": parameters_of(model.extractor),

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sinf import __version__
 from sinf.bundle import Bundle, hash_tensors, part_name
 from sinf.clusters import Clusters
 from sinf.compact import BATCH, Compactor, Progress, Rule, batches, importances
@@ -78,6 +79,11 @@ class BuildConfig:
         Budget(self.extractor, self.weight_cost)
         Budget(self.fallback, self.weight_cost)
         make_criterion(self.criterion)
+        for name in ("route_draws", "common_images", "reconstruct_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} must be at least 1", got=getattr(self, name), remedy="leave it at its default"
+                )
         if self.round_to < 1:
             raise ConfigError("round_to must be at least 1", got=self.round_to, remedy="take 8")
         if not 0 < self.cut_at < 1:
@@ -164,6 +170,7 @@ class _Build:
         self.criterion = make_criterion(config.criterion)
         # What every step depends on. Steps add to it what they use, and nothing else.
         self.origin = {
+            "sinf": __version__,
             "spec": base.spec.to_json(),
             "weights": hash_tensors(base.module.state_dict()),
             "scoring": images.scoring.fingerprint(),

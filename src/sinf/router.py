@@ -49,7 +49,7 @@ class RoutePredictor(nn.Module):
         reduced = min(config.channels, channels)
         self.pool = nn.Identity() if (rows, columns) == (height, width) else nn.AdaptiveAvgPool2d((rows, columns))
         self.norm = nn.BatchNorm2d(channels, affine=False)
-        self.reduce = nn.Conv2d(channels, reduced, 1)
+        self.reduce = nn.Conv2d(channels, reduced, 3, padding=1)
         self.reduce_norm = nn.BatchNorm2d(reduced)
         self.dropout = nn.Dropout(config.dropout)
         self.hidden = nn.Linear(reduced * rows * columns, config.hidden)
@@ -64,16 +64,15 @@ class RoutePredictor(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> RoutePredictor:
-        """The same function (in eval mode) with all norms and the temperature inside the three layers, as it is run."""
-        inverse = (self.norm.running_var + self.norm.eps).rsqrt()
-        weight = self.reduce.weight * inverse[None, :, None, None]
-        self.reduce.bias.sub_((weight * self.norm.running_mean[None, :, None, None]).sum((1, 2, 3)))
-        self.reduce.weight.copy_(weight)
+        """The same function (in eval mode) with the inner norms and the temperature inside the three layers, as it is run.
+
+        The first norm stays: what it takes from the features, the padding of the convolution would have to take too.
+        """
         self.reduce = fuse_conv_bn_eval(self.reduce, self.reduce_norm)
         self.hidden = fuse_linear_bn_eval(self.hidden, self.hidden_norm)
         self.head.weight.div_(self.temperature)
         self.head.bias.div_(self.temperature)
-        self.norm = self.reduce_norm = self.hidden_norm = self.dropout = nn.Identity()
+        self.reduce_norm = self.hidden_norm = self.dropout = nn.Identity()
         self.temperature = torch.ones(())
         return self.requires_grad_(False)
 

@@ -50,6 +50,10 @@ def build(
         float, typer.Option(help="Fraction of the extractor's MACs that stays, for all classes.")
     ] = 1.0,
     fallback: Annotated[float, typer.Option(help="Fraction of the full tail's MACs that stays.")] = 1.0,
+    route_draws: Annotated[
+        int,
+        typer.Option(help="Cropped and flipped views that the route predictor learns from, ten of an image at most."),
+    ] = 50_000,
     reconstruct: Annotated[bool, typer.Option(help="Let the weights that stay make up for removed channels.")] = True,
     max_loss: Annotated[float, typer.Option(help="Accuracy that may be lost, in percentage points.")] = 1.0,
     confidence: Annotated[
@@ -79,6 +83,7 @@ def build(
         criterion=criterion,
         subgraph=_rule(macs, weight_cost, ratios),
         weight_cost=weight_cost,
+        route_draws=route_draws,
         extractor=extractor,
         fallback=fallback,
         reconstruct=reconstruct,

@@ -25,7 +25,7 @@ def demo(
     from sinf.data import load_images
     from sinf.engine.torch_engine import SemanticModel
     from sinf.models import load_model
-    from sinf.pipeline import BuildConfig, Images, build
+    from sinf.pipeline import WEIGHT_COST, BuildConfig, Images, build
     from sinf.report import figure, tables
     from sinf.subgraph.select import Budget
 
@@ -42,7 +42,14 @@ def demo(
         f"{MODEL}, width {base.spec.options['width']:g}: {scoring.classes} classes of CIFAR-100 in {len(clusters)} "
         f"semantic clusters; {len(scoring)} scoring, {len(calibration)} calibration and {len(test)} test images"
     )
-    config = BuildConfig(subgraph=Budget(0.5), extractor=0.85, fallback=0.85, max_loss=0.02)
+    config = BuildConfig(
+        cut="features.20",
+        subgraph=Budget(0.2, WEIGHT_COST),
+        extractor=0.95,
+        fallback=0.9,
+        max_loss=0.01,
+        route_draws=15_000,
+    )
     with options.Steps() as steps:
         build(base, Images(scoring, scoring, calibration), clusters, config, out / "bundle", progress=steps)
         begin = time.perf_counter()

@@ -13,7 +13,8 @@ from torch import Tensor
 from sinf.data import LabelledImages
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import DependencyError
-from sinf.measure import Evaluation, Latency
+from sinf.measure import Costs, Evaluation, Latency, observe
+from sinf.risk import NEVER
 
 _BASE, _OURS, _GREY = "#9aa5b1", "#0b7285", "#495057"
 
@@ -34,23 +35,15 @@ def require() -> None:
 
 
 def curve(
-    model: SemanticModel,
-    images: LabelledImages,
-    count: int = 9,
-    progress: Callable[[int, int], None] | None = None,
+    model: SemanticModel, images: LabelledImages, progress: Callable[[int, int], None] | None = None
 ) -> list[Point]:
     """Loss and MACs saved at several thresholds, from always routing to never."""
-    from sinf.measure import evaluate
-
-    kept, points = model.threshold, []
-    thresholds = [0.0, *torch.linspace(0.3, 0.98, count - 2).tolist(), 2.0]
-    for done, threshold in enumerate(thresholds):
-        model.threshold = threshold
-        result = evaluate(model, images)
-        points.append(Point(threshold, result.loss, result.macs_saved, result.fallback))
-        if progress is not None:
-            progress(done + 1, len(thresholds))
-    model.threshold = kept
+    costs, seen = Costs.of(model), observe(model, images, progress)
+    points = []
+    for threshold in (0.0, *torch.linspace(0.3, 0.99, 12).tolist(), NEVER):
+        loss = 100 * float(seen.calibration().losses(threshold).mean())
+        saved = 1 - seen.macs(costs, threshold) / costs.base_macs
+        points.append(Point(threshold, loss, saved, float((seen.confidence < threshold).float().mean())))
     return points
 
 

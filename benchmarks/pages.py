@@ -1,0 +1,106 @@
+"""Write the tables of README.md and docs/results.md from benchmarks/results: python benchmarks/pages.py"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGES = (HERE.parent / "README.md", HERE.parent / "docs" / "results.md")
+PAPER = "VGG16 on CIFAR-100 in the paper: 29 % at 3.75 points"
+
+
+def read(name: str) -> list[dict[str, str]]:
+    path = HERE / "results" / name
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def percent(value: str) -> str:
+    return f"{100 * float(value):.1f} %"
+
+
+def best(rows: list[dict[str, str]], limit: float) -> dict[str, str] | None:
+    """The row with most time saved among those whose loss is within a limit."""
+    within = [row for row in rows if float(row["loss"]) <= limit]
+    return max(within, key=lambda row: float(row["time_saved"]), default=None)
+
+
+def headline() -> str:
+    lines = ["| CIFAR-100, torch, batch 1, one thread | loss of top-1 | time saved | MACs saved | fallback |"]
+    lines += ["|---|---|---|---|---|"]
+    for model in ("vgg16", "resnet56"):
+        rows = [row for row in read(f"tradeoff_{model}_cpu.csv") if row["method"] == "semantic"]
+        for limit in (0.5, 1.0, 2.0):
+            row = best(rows, limit)
+            if row is not None:
+                lines.append(
+                    f"| {model}, best point within {limit:g} points | {float(row['loss']):.2f} points | "
+                    f"**{percent(row['time_saved'])}** | {percent(row['macs_saved'])} | {percent(row['fallback'])} |"
+                )
+    return "\n".join(lines + ["", f"({PAPER}.)"])
+
+
+def compared(model: str) -> str:
+    rows = read(f"tradeoff_{model}_cpu.csv")
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    lines = ["| most time saved at a loss of at most | " + " | ".join(methods) + " |"]
+    lines += ["|---|" + "---|" * len(methods)]
+    for limit in (0.5, 1.0, 2.0, 3.0, 4.0):
+        cells = []
+        for method in methods:
+            row = best([r for r in rows if r["method"] == method], limit)
+            cells.append("none" if row is None else f"{percent(row['time_saved'])} (at {float(row['loss']):.2f})")
+        lines.append(f"| {limit:g} points | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def points(model: str) -> str:
+    head = ("method", "extractor, fallback, subgraph", "limit", "loss", "MACs saved", "time saved", "95 %", "fallback")
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in read(f"tradeoff_{model}_cpu.csv"):
+        budgets = ", ".join(row[key] for key in ("extractor", "fallback_budget", "subgraph") if row[key])
+        interval = f"{percent(row['time_saved_low'])} .. {percent(row['time_saved_high'])}"
+        lines.append(
+            f"| {row['method']} | {budgets} | {row['limit']} | {float(row['loss']):.2f} | {percent(row['macs_saved'])} | "
+            f"{percent(row['time_saved'])} | {interval} | {percent(row['fallback'])} |"
+        )
+    return "\n".join(lines)
+
+
+def resources() -> str:
+    lines = ["| what | seconds | MB | of the base model's parameters |", "|---|---|---|---|"]
+    for row in read("resources_vgg16_cpu.csv"):
+        seconds = f"{float(row['seconds']):.3g}" if row["seconds"] else ""
+        size = f"{float(row['bytes']) / 1e6:.1f}" if row["bytes"] else ""
+        share = f"{float(row['of_base']):.2f}" if row["of_base"] else ""
+        lines.append(f"| {row['what']} | {seconds} | {size} | {share} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "compared vgg16": lambda: compared("vgg16"),
+    "compared resnet56": lambda: compared("resnet56"),
+    "points vgg16": lambda: points("vgg16"),
+    "points resnet56": lambda: points("resnet56"),
+    "resources": resources,
+}
+
+
+def main() -> None:
+    for page in PAGES:
+        text = page.read_text()
+        for name, table in TABLES.items():
+            pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+            text = re.sub(pattern, lambda m, t=table: m[1] + t() + "\n" + m[2], text, flags=re.DOTALL)
+        page.write_text(text)
+        print(page.name)
+
+
+if __name__ == "__main__":
+    main()
