@@ -42,7 +42,7 @@ def headline() -> str:
                     f"| {model}, best point within {limit:g} points | {float(row['loss']):.2f} points | "
                     f"**{percent(row['time_saved'])}** | {percent(row['macs_saved'])} | {percent(row['fallback'])} |"
                 )
-    return "\n".join(lines + ["", f"({PAPER}.)"])
+    return "\n".join([*lines, "", f"({PAPER}.)"])
 
 
 def compared(model: str) -> str:
@@ -64,11 +64,10 @@ def points(model: str) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in read(f"tradeoff_{model}_cpu.csv"):
         budgets = ", ".join(row[key] for key in ("extractor", "fallback_budget", "subgraph") if row[key])
-        interval = f"{percent(row['time_saved_low'])} .. {percent(row['time_saved_high'])}"
-        lines.append(
-            f"| {row['method']} | {budgets} | {row['limit']} | {float(row['loss']):.2f} | {percent(row['macs_saved'])} | "
-            f"{percent(row['time_saved'])} | {interval} | {percent(row['fallback'])} |"
-        )
+        cells = [row["method"], budgets, row["limit"], f"{float(row['loss']):.2f}"]
+        cells += [percent(row["macs_saved"]), percent(row["time_saved"])]
+        cells += [f"{percent(row['time_saved_low'])} .. {percent(row['time_saved_high'])}", percent(row["fallback"])]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

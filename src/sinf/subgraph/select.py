@@ -103,6 +103,21 @@ def select(
     chosen = keep.clone()
     for group in groups:
         chosen[_least(group, importance[group.name], widths[group.name])] = False
+    return _never_empty(chosen, keep, groups, importance, macs.coupling)
+
+
+def _never_empty(
+    chosen: Tensor, keep: Tensor, groups: list[CoupledGroup], importance: dict[str, Tensor], coupling: Coupling
+) -> Tensor:
+    """Give a layer that would lose everything its most important unit back: where a group joins layers with different
+    channels (a sum after a concatenation), the group's width says nothing of a single layer's."""
+    score = torch.zeros(len(chosen))
+    for group in groups:
+        score[group.units] = importance[group.name].float()
+    for slot in (*coupling.reads.values(), *coupling.writes.values()):
+        there = slot.units[keep[slot.units]]
+        if len(there) and not bool(chosen[there].any()):
+            chosen[there[score[there].argmax()]] = True
     return chosen
 
 
