@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sinf.version import __version__
+
 if TYPE_CHECKING:
     from sinf.clusters import Clusters
     from sinf.data import LabelledImages, Preprocessing, load_images
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from sinf.pipeline import BuildConfig, Images, build
     from sinf.router import RouterConfig
     from sinf.subgraph.select import Budget, Schedule
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "BaseModel": "sinf.models",
@@ -61,6 +61,7 @@ __all__ = [
     "Schedule",
     "SemanticModel",
     "SinfError",
+    "__version__",
     "build",
     "evaluate",
     "latency",

@@ -12,7 +12,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sinf import __version__
 from sinf.bundle import hash_tensors
 from sinf.criteria import Criterion, group_statistics
 from sinf.data import LabelledImages
@@ -25,6 +24,7 @@ from sinf.subgraph.reconstruct import Mixes, reconstruct
 from sinf.subgraph.select import Budget, MacCount, Schedule, select
 from sinf.subgraph.slice import slice_graph
 from sinf.subgraph.verify import verify
+from sinf.version import __version__
 
 Progress = Callable[[str, int, int], None]
 #: A rule, the groups that it chooses from, and the MACs that it counts.

@@ -5,7 +5,8 @@ Both parts are ``torch.fx`` graph modules that share the base model's layers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import operator
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
@@ -49,9 +50,11 @@ def cut_points(graph: fx.GraphModule) -> list[CutPoint]:
         remaining = any(n.op == "call_module" for n in nodes[i + 1 :])
         if shape is not None and len(shape) == 4 and reach <= i and own > i and made and remaining:
             points[node] = CutPoint(_name(node, last_in_module), node.name, tuple(shape[1:]))
-        if node.op != "get_attr":
+        if node.op != "get_attr" and not _tells_batch_only(node):
             reach = max(reach, own)
-    return [point for node, point in points.items() if not _goes_on(graph, node, points)]
+    kept = [point for node, point in points.items() if not _goes_on(graph, node, points)]
+    names = [point.name for point in kept]  # an activation that is called again ends several places
+    return [replace(p, name=p.node) if names.count(p.name) > 1 else p for p in kept]
 
 
 def _goes_on(graph: fx.GraphModule, node: fx.Node, points: dict[fx.Node, CutPoint]) -> bool:
@@ -91,15 +94,46 @@ def _copy(root: fx.GraphModule, nodes: list[fx.Node], outer: fx.Node | None, nam
         new[outer] = graph.placeholder("features")
         new[outer].meta["shape"] = outer.meta["shape"]
     inside = set(nodes)
+
+    def bring(node: fx.Node) -> None:
+        """A parameter read before the cut, or the batch size, which the features tell as well as the images did."""
+        if outer is not None and _is_batch_size(node):
+            new[node] = graph.call_method("size", (new[outer], 0))
+            new[node].meta["shape"] = None
+        elif node not in new:
+            new[node] = graph.node_copy(node, lambda n: new[n])
+
     for node in nodes:
-        for source in node.all_input_nodes:
-            if source not in inside and source not in new:  # a constant, made before the cut
-                new[source] = graph.node_copy(source, lambda n: new[n])
+        outside = [source for source in node.all_input_nodes if source not in inside and source not in new]
+        if outside and _is_batch_size(node):
+            bring(node)
+            continue
+        for source in outside:
+            bring(source)
         new[node] = graph.node_copy(node, lambda n: new[n])
     if outer is None:
         graph.output(new[nodes[-1]])
     graph.lint()
     return fx.GraphModule(root, graph, class_name=name)
+
+
+def _is_shape(node: object) -> bool:
+    if not isinstance(node, fx.Node):
+        return False
+    if node.op == "call_method":
+        return node.target == "size" and len(node.args) == 1 and not node.kwargs
+    return node.op == "call_function" and node.target is getattr and node.args[1] == "shape"
+
+
+def _is_batch_size(node: fx.Node) -> bool:
+    """``x.size(0)`` or ``x.shape[0]``."""
+    if node.op == "call_method":
+        return node.target == "size" and tuple(node.args[1:]) == (0,)
+    return node.target is operator.getitem and node.args[1] == 0 and _is_shape(node.args[0])
+
+
+def _tells_batch_only(node: fx.Node) -> bool:
+    return _is_batch_size(node) or (_is_shape(node) and all(_is_batch_size(user) for user in node.users))
 
 
 def _last_nodes(nodes: list[fx.Node]) -> dict[str, fx.Node]:

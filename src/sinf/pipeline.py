@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sinf import __version__
 from sinf.bundle import Bundle, hash_tensors, part_name
 from sinf.clusters import Clusters
 from sinf.compact import BATCH, Compactor, Progress, Rule, batches, importances
@@ -34,6 +33,7 @@ from sinf.subgraph.reconstruct import reconstruct
 from sinf.subgraph.select import Budget, Schedule, select
 from sinf.subgraph.slice import slice_graph
 from sinf.subgraph.verify import verify
+from sinf.version import __version__
 
 WEIGHT_COST = 32.0  # what a weight costs beside a MAC on one thread of a server processor, measured on VGG16 at batch 1
 _MOST_PASSES = 10
