@@ -37,16 +37,17 @@ class Preprocessing:
     def decode(self, source: bytes | str | Path, name: str) -> np.ndarray:
         """One image file as ``(H, W, C)`` uint8: shorter side resized to the model's size, then centre-cropped."""
         try:
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                if image.mode not in _COLOUR_MODES:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+                if file.mode not in _COLOUR_MODES:
                     raise DataError(
                         f"{name}: images must have 8 bits a channel",
-                        got=f"mode {image.mode}",
+                        got=f"mode {file.mode}",
                         remedy="convert it to 8-bit RGB or grey",
                     )
-                image = image.convert("L" if self.size[0] == 1 else "RGB")
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"{name}: the image cannot be decoded", got=error, remedy="repair or remove it") from error
+                image: Image.Image = file.convert("L" if self.size[0] == 1 else "RGB")
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+            reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
+            raise DataError(f"{name}: the image cannot be decoded", got=reason, remedy="repair or remove it") from error
         height, width = self.size[1:]
         if image.size != (width, height):
             scale = max(width / image.width, height / image.height)
@@ -79,8 +80,10 @@ class LabelledImages:
         class_names: list[str],
         cluster_of_class: Tensor | None = None,
         cluster_names: list[str] | None = None,
+        rows: Tensor | None = None,
     ) -> None:
         self.name, self.labels, self.class_names = name, labels, class_names
+        self._rows = torch.arange(len(labels)) if rows is None else rows  # as they are numbered in the split
         self.cluster_of_class, self.cluster_names = cluster_of_class, cluster_names
         self._table, self._image_column = table, image_column
         self._cache: tuple[Preprocessing, Tensor] | None = None
@@ -104,6 +107,7 @@ class LabelledImages:
             class_names=self.class_names,
             cluster_of_class=self.cluster_of_class,
             cluster_names=self.cluster_names,
+            rows=self._rows[index],
         )
         if self._cache is not None:
             part._cache = self._cache[0], self._cache[1][index]
@@ -164,14 +168,17 @@ class LabelledImages:
         rows = self._table[start:stop][self._image_column]
         images = []
         for offset, row in enumerate(rows):
+            name = f"{self.name}, row {int(self._rows[start + offset])}"
+            if row is None or (row["bytes"] is None and row["path"] is None):
+                raise DataError(f"{name}: there is no image", remedy="remove the row")
             source = row["bytes"] if row["bytes"] is not None else row["path"]
-            images.append(preprocessing.decode(source, f"{self.name}, row {start + offset}"))
+            images.append(preprocessing.decode(source, f"{name} {row['path'] or ''}".strip()))
         return torch.from_numpy(np.stack(images))
 
 
 def augment(pixels: Tensor, generator: torch.Generator, padding: int | None = None) -> Tensor:
-    """Random crop after padding with grey (an eighth of the height by default), and random flip, of ``(B, H, W, C)`` uint8
-    images."""
+    """Random crop after padding with grey (an eighth of the height by default), and random flip, of ``(B, H, W, C)``
+    uint8 images."""
     batch, height, width, _ = pixels.shape
     padding = height // 8 if padding is None else padding
     padded = torch.nn.functional.pad(pixels, (0, 0, padding, padding, padding, padding), value=124)
@@ -216,7 +223,12 @@ def load_images(
     candidates = [cluster_column] if cluster_column else _class_columns(table, without=label_column)
     for candidate in candidates:
         _require_column(candidate, columns, name, "cluster")
-        clusters, names = _read_classes(table, candidate, name)
+        try:
+            clusters, names = _read_classes(table, candidate, name)
+        except DataError:
+            if cluster_column:
+                raise
+            continue  # nobody asked for this column
         mapping = _as_function(labels, clusters, len(class_names))
         if mapping is not None:
             cluster_of_class, cluster_names = mapping, names
@@ -238,8 +250,10 @@ def load_images(
     )
 
 
-def _encoded(row: dict[str, Any]) -> bytes:
-    return row["bytes"] if row["bytes"] is not None else Path(row["path"]).read_bytes()
+def _encoded(row: dict[str, Any] | None) -> bytes:
+    if row is None:
+        return b""  # said when the image is decoded
+    return row["bytes"] if row["bytes"] is not None else Path(row["path"] or "").read_bytes()
 
 
 def _open(source: str, split: str) -> Any:
@@ -283,19 +297,31 @@ def _undecoded(table: Any, image_column: str) -> Any:
 
 def _require_column(column: str, columns: list[str], name: str, role: str) -> None:
     if column not in columns:
-        raise DataError(f"{name}: no {role} column {column!r}", got=", ".join(columns), remedy=f"name the {role} column")
+        raise DataError(
+            f"{name}: no {role} column {column!r}", got=", ".join(columns), remedy=f"name the {role} column"
+        )
 
 
 def _find_image_column(table: Any, given: str | None, name: str) -> str:
     import datasets
 
     columns = list(table.features)
+    holding = [
+        column
+        for column, feature in table.features.items()
+        if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and {"bytes", "path"} <= feature.keys())
+    ]
     if given:
         _require_column(given, columns, name, "image")
+        if given not in holding:
+            raise DataError(
+                f"{name}: the image column must hold images",
+                got=f"{given!r}, which does not",
+                remedy=f"name another column ({', '.join(holding) or 'there is none'})",
+            )
         return given
-    for column, feature in table.features.items():
-        if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature):
-            return column
+    for column in holding:
+        return column
     raise DataError(f"{name}: no image column found", got=", ".join(columns), remedy="name the image column")
 
 

@@ -92,7 +92,9 @@ class Costs:
         positions = router.hidden.in_features // router.reduce.out_channels
         macs = {
             "extractor": network.extractor_macs.total(parts["common"].keep),
-            "router": positions * router.reduce.weight.numel() + router.hidden.weight.numel() + router.head.weight.numel(),
+            "router": positions * router.reduce.weight.numel()
+            + router.hidden.weight.numel()
+            + router.head.weight.numel(),
         }
         parameters = {
             "extractor": parameters_of(model.extractor),

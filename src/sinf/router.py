@@ -64,7 +64,7 @@ class RoutePredictor(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> RoutePredictor:
-        """The same function (in eval mode) with the inner norms and the temperature inside the three layers, as it is run.
+        """The same function (in eval mode) as it is run, inner norms and temperature inside the three layers.
 
         The first norm stays: what it takes from the features, the padding of the convolution would have to take too.
         """

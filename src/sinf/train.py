@@ -1,7 +1,8 @@
-"""Training a reference network, plainly and well: SGD with Nesterov momentum, one-cycle, label smoothing, crop and flip.
+"""Training a reference network, plainly and well: SGD with Nesterov momentum, one-cycle, label smoothing, crop and
+flip.
 
-A checkpoint is written after every epoch, without pickle, and every random draw depends on the seed and the epoch alone:
-a run that was killed and started again ends with the weights of a run that was not.
+A checkpoint is written after every epoch, without pickle, and every random draw depends on the seed and the epoch
+alone: a run that was killed and started again ends with the weights of a run that was not.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -49,6 +50,8 @@ class TrainConfig:
             ("epochs", 1, 10_000),
             ("batch", 2, 65_536),
             ("learning_rate", 1e-8, 100),
+            ("weight_decay", 0, 1),
+            ("momentum", 1e-8, 0.9999),
             ("warmup", 0, 0.99),
             ("average", 0, 0.99999),
             ("label_smoothing", 0, 0.99),
@@ -56,6 +59,11 @@ class TrainConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"{name} must be in {low}..{high}", got=value, remedy=f"change {name}")
+        try:
+            torch.zeros(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:  # torch asserts that a build has CUDA
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"no device {self.device!r}", got=reason, remedy="take cpu") from error
 
 
 @dataclass(frozen=True)
@@ -83,15 +91,25 @@ def train(
 
     ``report`` is called after every epoch, ``progress`` after every step with (steps done, steps in all).
     """
+    if images.classes > spec.classes:
+        raise ConfigError(
+            "the model must have the classes of the data",
+            got=f"{spec.classes} of {images.classes}",
+            remedy="make it with as many",
+        )
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the folder must be writable: {folder}", got=error, remedy="name another") from error
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
     model = load_spec(spec).to(device, memory_format=torch.channels_last)
     run = _Run(model, config, steps_per_epoch=len(images) // config.batch)
     if run.steps_per_epoch == 0:
         raise ConfigError("a batch must not be larger than the data", got=config.batch, remedy="take a smaller batch")
-    first = _resume(folder, run, spec, config)
+    fingerprint = _fingerprint(spec, config, images)
+    first = _resume(folder, run, fingerprint)
     pixels = images.pixels(spec.preprocessing).to(device)
     labels = images.labels.to(device)
     for epoch in range(first, config.epochs):
@@ -100,7 +118,7 @@ def train(
         top1 = None
         if validation is not None:
             top1 = _top1(run.averaged or run.model, validation, spec, device)
-        _checkpoint(folder, run, spec, config, epoch + 1)
+        _checkpoint(folder, run, fingerprint, epoch + 1)
         if report is not None:
             report(EpochReport(epoch + 1, config.epochs, loss, top1, time.perf_counter() - start))
     final = (run.averaged or run.model).to("cpu", memory_format=torch.contiguous_format).eval()
@@ -135,12 +153,13 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        if self.averaged is not None:
-            self._average()
+        self._average()
         return loss.detach()
 
     @torch.no_grad()
     def _average(self) -> None:
+        if self.averaged is None:
+            return
         decay = self.config.average ** (1 / self.steps_per_epoch)
         for mean, now in zip(self.averaged.state_dict().values(), self.model.state_dict().values(), strict=True):
             if mean.is_floating_point():
@@ -214,37 +233,46 @@ def _top1(model: nn.Module, images: LabelledImages, spec: ModelSpec, device: tor
     return right / len(images)
 
 
-def _fingerprint(spec: ModelSpec, config: TrainConfig) -> str:
-    return json.dumps({"model": spec.to_json(), "recipe": {**asdict(config), "device": None}}, sort_keys=True)
+def _fingerprint(spec: ModelSpec, config: TrainConfig, images: LabelledImages) -> str:
+    recipe = {**asdict(config), "device": None}
+    return json.dumps({"model": spec.to_json(), "recipe": recipe, "images": images.fingerprint()}, sort_keys=True)
 
 
-def _checkpoint(folder: Path, run: _Run, spec: ModelSpec, config: TrainConfig, epochs_done: int) -> None:
-    metadata = {"epochs_done": str(epochs_done), "run": _fingerprint(spec, config)}
-    _save(run.tensors(), folder / _CHECKPOINT, metadata)
+def _checkpoint(folder: Path, run: _Run, fingerprint: str, epochs_done: int) -> None:
+    _save(run.tensors(), folder / _CHECKPOINT, {"epochs_done": str(epochs_done), "run": fingerprint})
 
 
-def _resume(folder: Path, run: _Run, spec: ModelSpec, config: TrainConfig) -> int:
+def _resume(folder: Path, run: _Run, fingerprint: str) -> int:
     """Load the checkpoint, if there is one of the same run, and return the number of epochs it has seen."""
     path = folder / _CHECKPOINT
     if not path.exists():
         return 0
-    with safe_open(str(path), framework="pt") as file:
-        metadata = file.metadata() or {}
-    if metadata.get("run") != _fingerprint(spec, config):
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConfigError(f"the checkpoint {path} is damaged", got=error, remedy="remove it to start again") from error
+    if metadata.get("run") != fingerprint:
         raise ConfigError(
             "a folder holds one training run",
-            got=f"{folder} with a checkpoint of other options",
+            got=f"{folder} with a checkpoint of other options or images",
             remedy="name another folder, or repeat the options of the first call",
         )
-    run.load(load_file(path))
+    run.load(tensors)
     return int(metadata["epochs_done"])
 
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write beside the target, then rename: a kill leaves the old file or the new one."""
     partial = path.with_suffix(".partial")
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
-    os.replace(partial, path)
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
+        partial.chmod(0o644)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise ConfigError(f"{path} cannot be written", got=error, remedy="free space or name another folder") from error
 
 
 def save_half(model: BaseModel, path: str | Path) -> None:

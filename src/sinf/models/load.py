@@ -1,7 +1,8 @@
 """From a name on the command line, or a spec in a bundle, to a base model.
 
-A name is a reference network (``vgg16``), ``timm:NAME``, ``torchvision:NAME``, ``hf:NAME`` or ``package.module:factory``.
-A :class:`ModelSpec` is everything needed to make the same architecture again; weights travel apart from it.
+A name is a reference network (``vgg16``), ``timm:NAME``, ``torchvision:NAME``, ``hf:NAME`` or
+``package.module:factory``. A :class:`ModelSpec` is everything needed to make the same architecture again; weights
+travel apart from it.
 """
 
 from __future__ import annotations
@@ -187,17 +188,41 @@ def _foreign(
     except (ModelError, DependencyError):
         raise
     except Exception as error:  # a foreign constructor may raise anything
-        raise ModelError(f"{name} cannot be made", got=f"{type(error).__name__}: {error}") from error
+        raise ModelError(f"{name} cannot be made", got=_first_line(error)) from error
     preprocessing = Preprocessing(
         size or wanted.get("size", (3, 224, 224)),
         mean or wanted.get("mean", IMAGENET_MEAN),
         std or wanted.get("std", IMAGENET_STD),
     )
     module = module.eval()
+    if not any(t.is_meta for t in module.state_dict().values()):  # a bundle's model has no values yet
+        found = _count_classes(module, preprocessing, name)
+        if classes not in (None, found):
+            raise ModelError(f"{name} does not have the given number of classes", got=f"{found} instead of {classes}")
+        classes = found
     if classes is None:
-        with torch.no_grad():
-            classes = int(module(torch.zeros(1, *preprocessing.size)).shape[-1])
+        raise ModelError(f"{name}: the number of classes must be known", remedy="give it")
     return module, ModelSpec(name, classes, preprocessing, options)
+
+
+def _count_classes(module: nn.Module, preprocessing: Preprocessing, name: str) -> int:
+    shape = (1, *preprocessing.size)
+    try:
+        with torch.no_grad():
+            answer = module(torch.zeros(shape))
+    except Exception as error:  # the model's own code may raise anything
+        raise ModelError(
+            f"{name} must run on images of shape {shape}", got=_first_line(error), remedy="give the size it wants"
+        ) from error
+    if not isinstance(answer, Tensor) or answer.ndim != 2:
+        got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise ModelError(f"{name} must answer with logits (B, classes)", got=got, remedy="wrap it so that it does")
+    return int(answer.shape[1])
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _import(package: str, extra: str) -> Any:

@@ -29,7 +29,8 @@ class _Tracer(fx.Tracer):
         self._path = ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # A batch norm with an activation inside (timm) is opened, so that both are seen, when it does more than its base.
+        # A batch norm with an activation inside (timm) is opened, so that both are seen, when it does more than its
+        # base.
         if isinstance(m, LEAVES) and not any(True for _ in m.children()):
             return True
         return super().is_leaf_module(m, module_qualified_name)

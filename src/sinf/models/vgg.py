@@ -48,6 +48,15 @@ def make(name: str, classes: int, width: float = 1.0) -> VGG:
 
 
 def infer_options(state: dict[str, Tensor]) -> dict[str, float]:
-    """Width multiplier from the shape of the first convolution."""
+    """Width multiplier from the shape of the widest convolution, which rounding changes least."""
+    widest = max((t.shape[0] for k, t in state.items() if k.startswith("features.") and t.ndim == 4), default=None)
     first = state.get("features.0.weight")
-    return {} if first is None else {"width": first.shape[0] / _CHANNELS[0]}
+    if widest is None or first is None:
+        return {}
+    return {"width": _width(first.shape[0], widest)}
+
+
+def _width(first: int, widest: int) -> float:
+    """The multiplier that gives both; any of those that do, if they are given no exact one."""
+    exact = first / _CHANNELS[0]
+    return exact if max(8, round(_CHANNELS[-1] * exact)) == widest else widest / _CHANNELS[-1]

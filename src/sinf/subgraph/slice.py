@@ -15,7 +15,9 @@ from sinf.subgraph.coupling import Coupling, Slot
 Override = Callable[[str, str, Tensor], Tensor | None]
 
 
-def slice_graph(graph: fx.GraphModule, coupling: Coupling, keep: Tensor, override: Override | None = None) -> fx.GraphModule:
+def slice_graph(
+    graph: fx.GraphModule, coupling: Coupling, keep: Tensor, override: Override | None = None
+) -> fx.GraphModule:
     """The network that is left when only the units in ``keep`` (units,) bool stay.
 
     Layers that lose nothing are shared with ``graph``; the others are new and own their tensors. ``override`` may give
