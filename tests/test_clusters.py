@@ -52,7 +52,7 @@ def test_cluster_that_no_class_has_is_left_out() -> None:
 
 
 def test_column_must_be_there() -> None:
-    with pytest.raises(ClusterError, match="orchard.*cluster file"):
+    with pytest.raises(ClusterError, match=r"orchard.*cluster file"):
         from_column(labelled(None))
 
 

@@ -42,7 +42,7 @@ LOOKING = [name for name in FOLLOWING if name != "l1"]
 
 
 def site_of(x: Tensor, y: Tensor, weight: Tensor, sensitivity: Tensor) -> SiteStatistics:
-    """Statistics of a 1x1 layer that reads features ``x`` (n, C) of images of classes ``y``; ``weight`` is (O, C, K)."""
+    """Statistics of a 1x1 layer that reads ``x`` (n, C) from images of classes ``y``; ``weight`` is (O, C, K)."""
     x = x.double()
     gram, classes = x.T @ x, int(y.max()) + 1
     sums = torch.zeros(classes, x.shape[1], dtype=torch.float64).index_add_(0, y, x)
@@ -163,7 +163,7 @@ def test_a_layer_that_is_dead_altogether_has_finite_scores(name: str) -> None:
 
 
 def test_unknown_criterion_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="no such criterion.*taylor.*dcs.*residual"):
+    with pytest.raises(ConfigError, match=r"no such criterion.*taylor.*dcs.*residual"):
         make_criterion("taylor")
     for name, criterion in CRITERIA.items():
         assert make_criterion(name).name == name

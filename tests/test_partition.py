@@ -150,6 +150,46 @@ def test_a_network_that_reads_its_batch_size_first_can_be_cut() -> None:
     assert_parts_are_the_whole(graph, torch.randn(3, *COLOUR.size))
 
 
+def test_a_network_that_reads_its_batch_size_midway_can_be_cut_before_and_after() -> None:
+    class ReadsSizeMidway(nn.Module):
+        """The batch size is read from the images and from a map, after the first layers."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third, self.head = conv(3, 4), conv(4, 5), conv(5, 5), nn.Linear(5, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.second(self.first(x))
+            images, maps = x.shape[0], y.size()[0]
+            z = nn.functional.adaptive_avg_pool2d(self.third(y), 1).view(images, -1)
+            return self.head(z.view(maps, -1))
+
+    graph = traced(ReadsSizeMidway())
+    assert {"first", "second", "adaptive_avg_pool2d"} <= {point.name for point in cut_points(graph)}
+    assert_parts_are_the_whole(graph, torch.randn(3, *COLOUR.size))
+
+
+def test_the_number_of_windows_is_not_taken_for_the_number_of_images() -> None:
+    class Windows(nn.Module):
+        """Images are parted into four windows each, and put together again."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last, self.head = (conv(3, 4), conv(4, 4), conv(4, 5), nn.Linear(5, CLASSES))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            windows = x.reshape(-1, 4, 4, 4)
+            count = windows.shape[0]
+            windows = self.second(windows)
+            x = self.last(windows.reshape(count // 4, 4, 8, 8))
+            return self.head(x.mean((2, 3)))
+
+    graph = traced(Windows())
+    assert [point.name for point in cut_points(graph)] == ["first", "reshape_1", "last"]
+    assert_parts_are_the_whole(graph, torch.randn(3, *COLOUR.size))
+
+
 def test_a_scale_that_is_used_on_both_sides() -> None:
     class SharedScale(nn.Module):
         def __init__(self) -> None:

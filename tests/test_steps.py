@@ -91,6 +91,6 @@ def test_a_step_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize("below", ["", "work"])
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, below: str) -> None:
     (tmp_path / "taken").write_text("something else")
-    with pytest.raises(ConfigError, match="work folder must be writable.*taken"):
+    with pytest.raises(ConfigError, match=r"work folder must be writable.*taken"):
         StepStore(tmp_path / "taken" / below)
     assert (tmp_path / "taken").read_text() == "something else"

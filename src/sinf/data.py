@@ -126,7 +126,9 @@ class LabelledImages:
 
     def digests(self) -> list[bytes]:
         """A hash of every encoded image: what two sets of images share can be found without decoding them."""
-        return [hashlib.sha256(_encoded(row)).digest() for row in self._table[:][self._image_column]]
+        rows = self._table[:][self._image_column]
+        names = (f"{self.name}, row {row}" for row in self._rows.tolist())
+        return [hashlib.sha256(_encoded(row, name)).digest() for row, name in zip(rows, names, strict=True)]
 
     def fingerprint(self) -> str:
         """A hash of all images and labels, in their order."""
@@ -250,10 +252,13 @@ def load_images(
     )
 
 
-def _encoded(row: dict[str, Any] | None) -> bytes:
-    if row is None:
+def _encoded(row: dict[str, Any] | None, name: str) -> bytes:
+    if row is None or (row["bytes"] is None and row["path"] is None):
         return b""  # said when the image is decoded
-    return row["bytes"] if row["bytes"] is not None else Path(row["path"] or "").read_bytes()
+    try:
+        return row["bytes"] if row["bytes"] is not None else Path(row["path"]).read_bytes()
+    except OSError as error:
+        raise DataError(f"{name}: the image cannot be read", got=error, remedy="repair or remove it") from error
 
 
 def _open(source: str, split: str) -> Any:

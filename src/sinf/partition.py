@@ -44,11 +44,12 @@ def cut_points(graph: fx.GraphModule) -> list[CutPoint]:
     points: dict[fx.Node, CutPoint] = {}
     last_in_module = _last_nodes(nodes)
     for i, node in enumerate(nodes[:-1]):
-        own = max((position[user] for user in node.users), default=0)
+        own = max((position[user] for user in node.users if not _tells_batch_only(user)), default=0)
         shape = node.meta.get("shape")
         made = any(n.op == "call_module" for n in nodes[: i + 1])
         remaining = any(n.op == "call_module" for n in nodes[i + 1 :])
-        if shape is not None and len(shape) == 4 and reach <= i and own > i and made and remaining:
+        maps = shape is not None and len(shape) == 4 and shape[0] == 1  # traced with one image; not its windows
+        if maps and reach <= i and own > i and made and remaining:
             points[node] = CutPoint(_name(node, last_in_module), node.name, tuple(shape[1:]))
         if node.op != "get_attr" and not _tells_batch_only(node):
             reach = max(reach, own)
@@ -93,7 +94,6 @@ def _copy(root: fx.GraphModule, nodes: list[fx.Node], outer: fx.Node | None, nam
     if outer is not None:
         new[outer] = graph.placeholder("features")
         new[outer].meta["shape"] = outer.meta["shape"]
-    inside = set(nodes)
 
     def bring(node: fx.Node) -> None:
         """A parameter read before the cut, or the batch size, which the features tell as well as the images did."""
@@ -104,9 +104,10 @@ def _copy(root: fx.GraphModule, nodes: list[fx.Node], outer: fx.Node | None, nam
             new[node] = graph.node_copy(node, lambda n: new[n])
 
     for node in nodes:
-        outside = [source for source in node.all_input_nodes if source not in inside and source not in new]
-        if outside and _is_batch_size(node):
-            bring(node)
+        outside = [source for source in node.all_input_nodes if source not in new]
+        if outside and _tells_batch_only(node):
+            if _is_batch_size(node):
+                bring(node)
             continue
         for source in outside:
             bring(source)
@@ -126,10 +127,15 @@ def _is_shape(node: object) -> bool:
 
 
 def _is_batch_size(node: fx.Node) -> bool:
-    """``x.size(0)`` or ``x.shape[0]``."""
+    """``x.size(0)`` or ``x.shape[0]`` where the images of ``x`` stand, and nothing else such as windows of images."""
     if node.op == "call_method":
-        return node.target == "size" and tuple(node.args[1:]) == (0,)
-    return node.target is operator.getitem and node.args[1] == 0 and _is_shape(node.args[0])
+        read = node.target == "size" and tuple(node.args[1:]) == (0,)
+        source = node.args[0]
+    else:
+        read = node.target is operator.getitem and node.args[1] == 0 and _is_shape(node.args[0])
+        source = node.args[0].args[0] if read else None
+    shape = source.meta.get("shape") if read and isinstance(source, fx.Node) else None
+    return shape is not None and len(shape) > 0 and shape[0] == 1  # the graph was traced with one image
 
 
 def _tells_batch_only(node: fx.Node) -> bool:

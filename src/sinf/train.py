@@ -51,7 +51,7 @@ class TrainConfig:
             ("batch", 2, 65_536),
             ("learning_rate", 1e-8, 100),
             ("weight_decay", 0, 1),
-            ("momentum", 1e-8, 0.9999),
+            ("momentum", 0, 0.9999),
             ("warmup", 0, 0.99),
             ("average", 0, 0.99999),
             ("label_smoothing", 0, 0.99),
@@ -137,7 +137,7 @@ class _Run:
             [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=config.learning_rate,
             momentum=config.momentum,
-            nesterov=True,
+            nesterov=config.momentum > 0,
         )
         self.averaged: nn.Module | None = None
         if config.average:

@@ -66,7 +66,10 @@ def test_classes_and_width_are_read_from_the_weights(tmp_path: Path, name: str, 
     assert all(torch.equal(value, read_weights(path)[key]) for key, value in base.module.state_dict().items())
 
 
-@pytest.mark.parametrize(("name", "width"), [("vgg11", 0.3), ("vgg13", 0.1), ("resnet20", 0.7), ("resnet50", 0.1)])
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("vgg11", 0.3), ("vgg13", 0.1), ("vgg16", 0.03), ("vgg16", 0.777), ("resnet20", 0.7), ("resnet50", 0.1)],
+)
 def test_an_uneven_width_is_read_from_the_weights_too(tmp_path: Path, name: str, width: float) -> None:
     load_model(name, weights=saved(tmp_path / "w.safetensors", name, width=width))
 

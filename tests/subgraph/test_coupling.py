@@ -398,6 +398,61 @@ def test_a_layer_with_a_forward_of_its_own_is_not_taken_for_its_base() -> None:
     assert coupling.groups["stem.0"].blocked is not None
 
 
+def test_where_only_single_units_are_left_the_error_says_so() -> None:
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.only, self.head = conv(3, 1), nn.Linear(1, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.only(x).mean((2, 3)))
+
+    with pytest.raises(CutError, match=r"last unit of a layer.*only\.0"):
+        couple(traced(Narrow())).free_groups()
+
+
+def test_a_parameter_that_is_also_read_in_another_way_stays_whole() -> None:
+    class ReadTwice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.rand(6, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.gain + self.gain.sum()
+
+    assert couple_and_cut(ReadTwice()).groups["stem.0"].blocked is not None
+
+
+def test_a_layer_that_is_called_in_a_way_that_is_not_followed_stays_whole() -> None:
+    class CalledTwice(nn.Module):
+        """Once on maps of channels, and once on channels that come in another place."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(x)[..., :6]
+            return self.norm(x.permute(0, 3, 2, 1))
+
+    assert couple_and_cut(CalledTwice()).groups["stem.0"].blocked is not None
+
+
+PARTLY_FOLLOWED = ["cait_xxs24_224", "halonet26t", "edgenext_xx_small", "nf_regnet_b0"]
+
+
+@pytest.mark.parametrize("name", PARTLY_FOLLOWED)
+def test_networks_with_layers_that_are_not_followed_are_cut_elsewhere(name: str) -> None:
+    size = {"size": (3, 64, 64)} if name in ("edgenext_xx_small", "nf_regnet_b0") else {}
+    base = load_model(f"timm:{name}", classes=10, pretrained=False, **size)
+    graph = traced(base.module, base.spec.preprocessing)
+    coupling = couple(graph)
+    assert len(coupling.free_groups()) > 10
+    keep = random_keep(coupling)
+    smaller = slice_graph(graph, coupling, keep)
+    verify(graph, coupling, keep, smaller, torch.randn(2, *base.spec.preprocessing.size))
+
+
 def test_repeat_is_the_size_of_the_map() -> None:
     coupling = couple(traced(Chain()))
     shape = (5, 4, 4)

@@ -24,7 +24,7 @@ class Funnel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            conv(3, 20, 1), nn.MaxPool2d(2), conv(20, 24, 1), nn.MaxPool2d(2), conv(24, 13), nn.Conv2d(13, 32, 1)
+            conv(3, 20), nn.MaxPool2d(2), conv(20, 24, 1), nn.MaxPool2d(2), conv(24, 13), nn.Conv2d(13, 32, 1)
         )
         self.head = nn.Linear(32, CLASSES)
 
@@ -71,8 +71,8 @@ def test_schedule_follows_the_formula_rounded_up(sizes: list[int], first: float,
         for i, (start, size) in enumerate(zip(starts, sizes, strict=True))
     ]
     importance = random_importance(groups)
-    _, _, _, macs = funnel_once()
     before = torch.ones(sum(sizes), dtype=torch.bool)
+    macs = MacCount(fx.symbolic_trace(nn.Identity()), Coupling(sum(sizes), {}, {}, {}, {}))
     keep = select(Schedule(first, last), groups, importance, macs, before, round_to)
     assert bool(before.all())
     assert_least_important_went(groups, importance, keep)
@@ -119,6 +119,46 @@ def test_among_equals_the_later_channels_go() -> None:
     assert torch.nonzero(keep[groups[0].units]).flatten().tolist() == list(range(10))
 
 
+class Joined(nn.Module):
+    """A sum after a concatenation: one group of seven channels, of which one layer makes four and another three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.both = conv(3, 4), conv(3, 3), conv(3, 7)
+        self.head = nn.Linear(7, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((torch.cat([self.left(x), self.right(x)], 1) + self.both(x)).mean((2, 3)))
+
+
+def joined(last: float) -> tuple[Coupling, list[CoupledGroup], dict[str, Tensor], MacCount]:
+    """The three channels of the layer on the right are the least important, by ``last``."""
+    graph = traced(Joined())
+    coupling = couple(graph)
+    (group,) = coupling.free_groups()
+    importance = torch.full((coupling.units,), 10.0)
+    importance[coupling.writes["right.0"].units] = last * torch.tensor([1.0, 3.0, 2.0])
+    return coupling, [group], {group.name: importance[group.units]}, MacCount(graph, coupling)
+
+
+def test_no_layer_of_a_group_loses_all_its_channels() -> None:
+    coupling, groups, importance, macs = joined(last=1)
+    keep = select(Schedule(0.5, 0.5), groups, importance, macs, coupling.keep_all(), 1)
+    right = coupling.writes["right.0"].units
+    assert keep[right].tolist() == [False, True, False]
+    assert bool(keep[coupling.writes["left.0"].units].all())
+
+
+@pytest.mark.xfail(strict=True, reason="what is given back to a layer is not paid for elsewhere")
+def test_budget_is_met_although_no_layer_loses_all_its_channels() -> None:
+    coupling, groups, importance, macs = joined(last=1)
+    start = macs.total()
+    for budget in (0.9, 0.7, 0.6, 0.5, 0.4):
+        keep = select(Budget(budget), groups, importance, macs, coupling.keep_all(), 1)
+        assert bool(keep[coupling.writes["right.0"].units].any())
+        assert macs.total(keep) <= budget * start
+
+
 @pytest.mark.parametrize(("first", "last"), [(-0.1, 0.5), (0.1, 1.0), (1.5, 0.5), (0.1, float("nan"))])
 def test_schedule_refuses_ratios_out_of_range(first: float, last: float) -> None:
     with pytest.raises(ConfigError, match=r"pruning ratio '(first|last)' must be in \[0, 1\)"):
@@ -144,7 +184,7 @@ def test_budget_is_met_or_refused(seed: int, budget: float, round_to: int, weigh
     start, floor = (macs.total(keep, weight_cost) for keep in (coupling.keep_all(), least))
     rule = Budget(budget, weight_cost)
     if floor > budget * start:
-        with pytest.raises(ConfigError, match="within reach.*must stay"):
+        with pytest.raises(ConfigError, match=r"within reach.*must stay"):
             select(rule, groups, importance, macs, coupling.keep_all(), round_to)
         return
     keep = select(rule, groups, importance, macs, coupling.keep_all(), round_to)

@@ -259,7 +259,7 @@ def test_verify_finds_a_network_of_another_width() -> None:
 def test_verify_refuses_a_network_that_does_not_run() -> None:
     graph, coupling, keep, sliced, inputs = sliced_residual()
     sliced.get_submodule("head").weight = nn.Parameter(torch.zeros(6, 3))
-    with pytest.raises(VerificationError, match="must run"):
+    with pytest.raises(VerificationError, match="must run, and this one fails at head"):
         verify(graph, coupling, keep, sliced, inputs)
 
 

@@ -5,6 +5,8 @@ One linear layer replaces the three of the ImageNet network, as is usual for 32x
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +17,13 @@ _CONVS_PER_BLOCK = {
     "vgg19": (2, 2, 4, 4, 4),
 }
 _CHANNELS = (64, 128, 256, 512, 512)
+_LEAST = 8
+_CONV_WEIGHT = re.compile(r"features\.\d+\.weight")
 NAMES = tuple(_CONVS_PER_BLOCK)
+
+
+def _channels(base: int, width: float) -> int:
+    return max(_LEAST, round(base * width))
 
 
 class VGG(nn.Module):
@@ -26,7 +34,7 @@ class VGG(nn.Module):
         layers: list[nn.Module] = []
         channels = 3
         for convs, base in zip(convs_per_block, _CHANNELS, strict=True):
-            out = max(8, round(base * width))
+            out = _channels(base, width)
             for _ in range(convs):
                 layers += [nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
                 channels = out
@@ -48,15 +56,19 @@ def make(name: str, classes: int, width: float = 1.0) -> VGG:
 
 
 def infer_options(state: dict[str, Tensor]) -> dict[str, float]:
-    """Width multiplier from the shape of the widest convolution, which rounding changes least."""
-    widest = max((t.shape[0] for k, t in state.items() if k.startswith("features.") and t.ndim == 4), default=None)
-    first = state.get("features.0.weight")
-    if widest is None or first is None:
+    """Width multiplier from the shapes of all convolutions: the plain quotient of the first where it gives them all,
+    otherwise the middle of what their rounding leaves."""
+    convs = {int(k.split(".")[1]): t.shape[0] for k, t in state.items() if _CONV_WEIGHT.fullmatch(k) and t.ndim == 4}
+    widths: list[tuple[int, int]] = []  # of the published network, and found
+    block = 0
+    for index in sorted(convs):
+        block += bool(widths) and index - 4 in convs  # a pooling stands between two blocks
+        widths.append((_CHANNELS[min(block, len(_CHANNELS) - 1)], convs[index]))
+    if not widths:
         return {}
-    return {"width": _width(first.shape[0], widest)}
-
-
-def _width(first: int, widest: int) -> float:
-    """The multiplier that gives both; any of those that do, if they are given no exact one."""
-    exact = first / _CHANNELS[0]
-    return exact if max(8, round(_CHANNELS[-1] * exact)) == widest else widest / _CHANNELS[-1]
+    exact = widths[0][1] / _CHANNELS[0]
+    if all(_channels(base, exact) == out for base, out in widths):
+        return {"width": exact}
+    low = max((out - 0.5) / base if out > _LEAST else 0 for base, out in widths)
+    high = min((out + 0.5) / base for base, out in widths)
+    return {"width": (low + high) / 2}

@@ -407,7 +407,7 @@ def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
 
 
 def _several(node: fx.Node, name: str) -> tuple[Any, ...]:
-    """Numbers given one by one, as a tuple, or by keyword: ``x.permute(0, 2, 1)``, ``torch.permute(x, dims=(0, 2, 1))``."""
+    """Numbers given one by one, in a tuple or by keyword: ``x.permute(0, 1)``, ``torch.permute(x, dims=(0, 1))``."""
     given = node.kwargs.get(name) if len(node.args) < 2 else node.args[1] if len(node.args) == 2 else node.args[1:]
     values = tuple(given) if isinstance(given, (tuple, list)) else (given,)
     if not values or values[0] is None:

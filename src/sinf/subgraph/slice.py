@@ -124,7 +124,7 @@ class Masked(fx.Interpreter):
         super().__init__(graph)
         self.coupling, self.keep = coupling, keep
 
-    def call_module(self, target: str, args: tuple, kwargs: dict) -> Tensor:  # type: ignore[override]
+    def call_module(self, target: str, args: tuple, kwargs: dict) -> Tensor:
         slot = self.coupling.reads.get(str(target))
         if slot is not None:
             x = args[0]

@@ -1,0 +1,296 @@
+"""Reconstruction: exact where it can be, never worse than the weights as they are, and rebuilt from its mixes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
+
+import sinf.subgraph.reconstruct as module_under_test
+from sinf.partition import find_cut, partition
+from sinf.subgraph.coupling import Coupling, Slot, couple
+from sinf.subgraph.reconstruct import Mixes, mixed, reconstruct, weight_override
+from sinf.subgraph.slice import slice_graph
+from tiny import CLASSES, COLOUR, NETWORKS, Chain, Mixed, Residual, conv, random_keep, traced
+
+SMALL = 1e-9  # damping that changes nothing visible
+
+
+class Linear(nn.Module):
+    """No activation anywhere: a channel that is a combination of others stays one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 5, 3, padding=1)
+        self.head = nn.Linear(5 * 64, CLASSES)
+        with torch.no_grad():
+            for layer, last in ((self.one, 5), (self.two, 4)):
+                for tensor in (layer.weight, layer.bias):
+                    tensor[last] = 0.5 * tensor[1] - 2 * tensor[3]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.flatten(self.two(self.one(x)), 1))
+
+
+def without(coupling: Coupling, **removed: list[int]) -> Tensor:
+    """Everything but some channels of some layers (``first_0`` stands for ``first.0``)."""
+    keep = coupling.keep_all()
+    for target, channels in removed.items():
+        keep[coupling.writes[target.replace("_", ".")].units[channels]] = False
+    return keep
+
+
+def outputs(graph: fx.GraphModule, inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        return graph(inputs.clone())
+
+
+def error(graph: fx.GraphModule, smaller: fx.GraphModule, inputs: Tensor) -> float:
+    return float((outputs(graph, inputs) - outputs(smaller, inputs)).square().mean())
+
+
+def images(count: int = 64, seed: int = 1) -> Tensor:
+    return torch.randn(count, *COLOUR.size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_with_nothing_removed_there_is_nothing_to_solve() -> None:
+    graph, x = traced(Chain()), images()
+    coupling = couple(graph)
+    smaller = slice_graph(graph, coupling, coupling.keep_all())
+    assert reconstruct(graph, coupling, coupling.keep_all(), smaller, x, x) == {}
+    assert torch.equal(outputs(smaller, x), outputs(graph, x))
+
+
+def test_combinations_of_other_channels_are_made_up_for_exactly() -> None:
+    """Also behind the flattening, where a channel is 64 neighbouring inputs."""
+    graph = traced(Linear())
+    coupling = couple(graph)
+    keep = without(coupling, one=[5], two=[4])
+    smaller = slice_graph(graph, coupling, keep)
+    new = images(seed=2)
+    before, scale = error(graph, smaller, new), float(outputs(graph, new).square().mean())
+    assert before > 1e-2 * scale
+    mixes = reconstruct(graph, coupling, keep, smaller, images(), images(), damping=SMALL)
+    assert error(graph, smaller, new) < 1e-6 * scale
+    assert mixes["head"].shape == (5, 4)
+    expected = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0.5, 0, -2]])
+    torch.testing.assert_close(mixes["head"], expected, atol=1e-2, rtol=0)
+
+
+def test_duplicates_are_made_up_for_behind_activations() -> None:
+    net = Chain()
+    graph = traced(net)
+    with torch.no_grad():
+        for tensor in (net.first[0].weight, net.first[1].weight, net.first[1].bias, net.first[1].running_mean,
+                       net.first[1].running_var):  # fmt: skip
+            tensor[4] = tensor[0]
+        for tensor in (net.second[0].weight, net.second[0].bias):
+            tensor[3] = tensor[1]
+    coupling = couple(graph)
+    keep = without(coupling, first_0=[0], second_0=[3])
+    smaller = slice_graph(graph, coupling, keep)
+    new = images(seed=2)
+    scale = float(outputs(graph, new).square().mean())
+    assert error(graph, smaller, new) > 1e-3 * scale
+    reconstruct(graph, coupling, keep, smaller, images(), images(), damping=SMALL)
+    assert error(graph, smaller, new) < 1e-6 * scale
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_error_on_the_scoring_images_does_not_grow(name: str) -> None:
+    graph, x = traced(NETWORKS[name]()), images()
+    coupling = couple(graph)
+    for seed in range(3):
+        keep = random_keep(coupling, 0.6, seed)
+        smaller = slice_graph(graph, coupling, keep)
+        before = error(graph, smaller, x)
+        reconstruct(graph, coupling, keep, smaller, x, x)
+        assert error(graph, smaller, x) <= before
+
+
+@settings(max_examples=8)
+@given(
+    seed=st.integers(0, 2**16), pieces=st.lists(st.sampled_from(["plain", "residual", "concat", "gate"]), max_size=2)
+)
+def test_a_last_layer_that_is_solved_alone_cannot_be_worse(seed: int, pieces: list[str]) -> None:
+    """With only the inputs of the head removed this is a law: least squares against one of its candidates."""
+    torch.manual_seed(seed)
+    graph, x = traced(Mixed([*pieces, "plain"], flat=True)), images(48, seed)
+    coupling = couple(graph)
+    read = coupling.reads["head"].units
+    keep = coupling.keep_all()
+    keep[read[torch.randperm(len(read))[: len(read) // 2]]] = False
+    smaller = slice_graph(graph, coupling, keep)
+    before = error(graph, smaller, x)
+    assert list(reconstruct(graph, coupling, keep, smaller, x, x, damping=SMALL)) == ["head"]
+    assert error(graph, smaller, x) <= before * (1 + 1e-3)
+
+
+def test_mixes_rebuild_the_very_same_network() -> None:
+    for name in ("Chain", "Concat", "Depthwise", "ChannelsLast"):
+        graph, x = traced(NETWORKS[name]()), images(16)
+        coupling = couple(graph)
+        keep = random_keep(coupling)
+        smaller = slice_graph(graph, coupling, keep)
+        mixes = reconstruct(graph, coupling, keep, smaller, x, x)
+        stored: Mixes = {target: mix.half() for target, mix in mixes.items()}
+        rebuilt = slice_graph(graph, coupling, keep, weight_override(coupling, keep, stored))
+        ours, theirs = smaller.state_dict(), rebuilt.state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+        assert torch.equal(outputs(smaller, x), outputs(rebuilt, x))
+
+
+def test_base_network_and_images_stay_as_they_were() -> None:
+    graph, x = traced(Chain()), images()
+    coupling = couple(graph)
+    keep = without(coupling, second_0=[0, 2])  # the first layers are shared with the base network
+    smaller = slice_graph(graph, coupling, keep)
+    before, copy = {name: value.clone() for name, value in graph.state_dict().items()}, x.clone()
+    mixes = reconstruct(graph, coupling, keep, smaller, x, x)
+    assert list(mixes) == ["head"]
+    assert torch.equal(x, copy)
+    assert all(torch.equal(before[name], value) for name, value in graph.state_dict().items())
+    assert not torch.equal(smaller.get_submodule("head").weight, slice_graph(graph, coupling, keep).head.weight)
+
+
+def test_layer_after_changed_ones_is_solved_too() -> None:
+    """``second`` loses inputs, so the head, which loses none, reads other values than before."""
+    graph, x = traced(Chain()), images()
+    coupling = couple(graph)
+    keep = without(coupling, first_0=[0, 1, 2])
+    smaller = slice_graph(graph, coupling, keep)
+    seen: list[str] = []
+    mixes = reconstruct(graph, coupling, keep, smaller, x, x, progress=seen.append)
+    assert list(mixes) == seen == ["second.0", "head"]
+    assert mixes["second.0"].shape == (6, 3)
+    assert mixes["head"].shape == (5, 5)
+    only_first = slice_graph(graph, coupling, keep, weight_override(coupling, keep, {"second.0": mixes["second.0"]}))
+    assert error(graph, smaller, x) < error(graph, only_first, x)
+
+
+def test_mix_is_the_damped_least_squares_solution() -> None:
+    net, x = Chain(), images()
+    graph = traced(net)
+    coupling = couple(graph)
+    keep = without(coupling, second_0=[1, 3])
+    smaller = slice_graph(graph, coupling, keep)
+    mix = reconstruct(graph, coupling, keep, smaller, x, x, damping=0.1)["head"].double()
+    assert torch.equal(mix, mix.half().double())
+    with torch.no_grad():
+        pooled = net.pool(net.second(net.first(x)))
+    rows = pooled.movedim(1, -1).flatten(0, -2).double()
+    kept = rows[:, [0, 2, 4]]
+    selection = torch.eye(5, dtype=torch.float64)[:, [0, 2, 4]]
+    level = (0.1 * kept.square().sum(0).mean()).sqrt()
+    stacked = torch.cat([kept, level * torch.eye(3)]), torch.cat([rows, level * selection.T])
+    expected = torch.linalg.lstsq(*stacked).solution.T
+    torch.testing.assert_close(mix, expected, rtol=2e-3, atol=1e-4)  # as exact as half precision is
+
+
+def test_heavy_damping_is_the_plain_selection_of_channels() -> None:
+    graph, x = traced(Chain()), images()
+    coupling = couple(graph)
+    keep = without(coupling, first_0=[2], second_0=[0])
+    plain, smaller = (slice_graph(graph, coupling, keep) for _ in range(2))
+    reconstruct(graph, coupling, keep, smaller, x, x, damping=1e6)
+    torch.testing.assert_close(outputs(smaller, x), outputs(plain, x), rtol=1e-4, atol=1e-4)
+
+
+def test_large_batches_are_worked_through_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, x = traced(Mixed(["residual", "gate", "pool"], flat=True)), images(20)
+    coupling = couple(graph)
+    keep = random_keep(coupling)
+    found = []
+    for chunk in (256, 7, 1):
+        monkeypatch.setattr(module_under_test, "_CHUNK", chunk)
+        smaller = slice_graph(graph, coupling, keep)
+        found.append(reconstruct(graph, coupling, keep, smaller, x, x))
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for target, mix in other.items():
+            torch.testing.assert_close(mix, found[0][target], rtol=0, atol=5e-3)
+
+
+def test_tail_makes_up_for_features_that_the_extractor_lost() -> None:
+    """The smaller extractor's features are narrower; what they lack is a copy of what they have."""
+    net = nn.Sequential(conv(3, 6), conv(6, 5), nn.Flatten(), nn.Linear(5 * 64, CLASSES))
+    graph = traced(net)
+    with torch.no_grad():
+        for tensor in (net[0][0].weight, net[0][1].weight, net[0][1].bias, net[0][1].running_mean,
+                       net[0][1].running_var):  # fmt: skip
+            tensor[5] = tensor[2]
+    coupling = couple(graph)
+    parts = partition(graph, find_cut(graph, "0"))
+    keep = coupling.keep_all()
+    keep[coupling.writes["0.0"].units[2]] = False
+    extractor, tail = slice_graph(parts.extractor, coupling, keep), slice_graph(parts.tail, coupling, keep)
+    x, new = images(), images(seed=2)
+    wide, narrow = outputs(parts.extractor, x), outputs(extractor, x)
+    assert narrow.shape[1] == 5
+    before = float((outputs(tail, outputs(extractor, new)) - outputs(graph, new)).square().mean())
+    mixes = reconstruct(parts.tail, coupling, keep, tail, wide, narrow, damping=SMALL)
+    assert list(mixes) == ["1.0", "3"]
+    after = float((outputs(tail, outputs(extractor, new)) - outputs(graph, new)).square().mean())
+    assert after < 1e-4 * before
+
+
+@pytest.mark.xfail(strict=True, reason="equal features are taken for changed ones unless they are one object")
+def test_features_that_are_equal_are_not_changed() -> None:
+    """The build hands over two copies of the features when the extractor is not pruned."""
+    graph = traced(Chain())
+    coupling = couple(graph)
+    parts = partition(graph, find_cut(graph, "first"))
+    keep = without(coupling, second_0=[0])
+    features = outputs(parts.extractor, images())
+    smaller = slice_graph(parts.tail, coupling, keep)
+    assert list(reconstruct(parts.tail, coupling, keep, smaller, features, features.clone())) == ["head"]
+
+
+@pytest.mark.xfail(strict=True, reason="both networks work in place on the same inputs")
+def test_operations_in_place_do_not_spoil_the_inputs() -> None:
+    graph = traced(Residual())
+    coupling = couple(graph)
+    tail = partition(graph, find_cut(graph, "stem")).tail
+    features = outputs(partition(graph, find_cut(graph, "stem")).extractor, images())
+    keep = without(coupling, inner_0_0=[0, 1])
+    found = []
+    for shared in (True, False):
+        inputs = features.clone()
+        smaller = slice_graph(tail, coupling, keep)
+        mixes = reconstruct(tail, coupling, keep, smaller, inputs, inputs if shared else features.clone())
+        found.append((mixes["head"], inputs))
+    assert torch.equal(found[0][1], features)
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=5e-3)
+
+
+# ---- one weight
+
+
+@pytest.mark.parametrize(
+    ("shape", "repeat", "by_hand"),
+    [
+        ((4, 6, 3, 3), 1, lambda w, m: torch.einsum("ochw,ck->okhw", w, m)),
+        ((4, 6), 1, lambda w, m: w @ m),
+        ((4, 6 * 9), 9, lambda w, m: torch.einsum("ocr,ck->okr", w.view(4, 6, 9), m).reshape(4, -1)),
+    ],
+)
+def test_mixed_weight_by_hand(shape: tuple[int, ...], repeat: int, by_hand: Callable[[Tensor, Tensor], Tensor]) -> None:
+    weight, mix = torch.randn(shape), torch.randn(6, 2)
+    result = mixed(weight, mix, Slot(1, torch.arange(6), repeat))
+    torch.testing.assert_close(result, by_hand(weight, mix))
+    assert result.is_contiguous()
+
+
+def test_override_leaves_everything_else_alone() -> None:
+    graph = traced(Chain())
+    coupling = couple(graph)
+    override = weight_override(coupling, coupling.keep_all(), {"head": torch.eye(5)})
+    head = graph.get_submodule("head")
+    assert override("head", "bias", head.bias) is None
+    assert override("second.0", "weight", graph.get_submodule("second.0").weight) is None
+    assert torch.equal(override("head", "weight", head.weight), head.weight)

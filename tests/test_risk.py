@@ -1,0 +1,196 @@
+"""The threshold: as much routing as the limit allows, and a guarantee that holds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sinf.errors import ConfigError
+from sinf.risk import NEVER, Calibration, choose_threshold, p_value
+
+
+def random_calibration(seed: int, count: int = 101, skill: float = 0.7) -> Calibration:
+    """Confident routes are right more often; base and full tail agree mostly."""
+    draw = torch.Generator().manual_seed(seed)
+    confidence = torch.rand(count, generator=draw)
+    base = torch.rand(count, generator=draw) < 0.8
+    fallback = torch.where(torch.rand(count, generator=draw) < 0.02, ~base, base)
+    routed = torch.rand(count, generator=draw) < skill + (1 - skill) * confidence
+    return Calibration(confidence, routed, fallback, base)
+
+
+def losses_with_mean(mean: float, count: int, draw: torch.Generator, gains: float = 0.03) -> torch.Tensor:
+    """Draws of -1, 0 and 1 whose expectation is ``mean``."""
+    u = torch.rand(count, generator=draw)
+    return (u < mean + gains).float() - (u > 1 - gains).float()
+
+
+# ---- losses
+
+
+def test_losses_by_hand() -> None:
+    yes, no = True, False
+    calibration = Calibration(
+        torch.tensor([0.9, 0.9, 0.9, 0.9, 0.2, 0.2, 0.5]),
+        torch.tensor([yes, no, yes, no, no, yes, no]),
+        torch.tensor([no, yes, no, yes, yes, no, yes]),
+        torch.tensor([yes, yes, no, no, yes, yes, yes]),
+    )
+    assert calibration.losses(0.5).tolist() == [0, 1, -1, 0, 0, 1, 1]  # a confidence at the threshold is routed
+    assert calibration.losses(0.0).tolist() == [0, 1, -1, 0, 1, 0, 1]
+    assert calibration.losses(NEVER).tolist() == [1, 0, 0, -1, 0, 1, 0]
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**16), threshold=st.floats(0, 2))
+def test_losses_are_minus_one_zero_or_one(seed: int, threshold: float) -> None:
+    calibration = random_calibration(seed, 40)
+    losses = calibration.losses(threshold)
+    assert set(losses.tolist()) <= {-1.0, 0.0, 1.0}
+    ours = torch.where(calibration.confidence >= threshold, calibration.routed_right, calibration.fallback_right)
+    difference = calibration.base_right.float().mean() - ours.float().mean()
+    assert float(losses.mean()) == pytest.approx(float(difference), abs=1e-6)
+
+
+# ---- without a guarantee
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**16), allowed=st.integers(4, 30))
+def test_the_lowest_threshold_within_the_limit_is_taken(seed: int, allowed: int) -> None:
+    """Against every threshold that routes other images, tried one by one."""
+    calibration = random_calibration(seed)
+    max_loss = (allowed + 0.5) / 101
+    chosen = choose_threshold(calibration, max_loss)
+    assert chosen.loss == pytest.approx(float(calibration.losses(chosen.value).mean()))
+    assert chosen.loss <= max_loss
+    assert (chosen.max_loss, chosen.confidence) == (max_loss, None)
+    routed = calibration.confidence >= chosen.value
+    assert chosen.fallback == pytest.approx(1 - float(routed.float().mean()))
+    for lower in calibration.confidence[~routed].tolist():
+        assert float(calibration.losses(lower).mean()) > max_loss
+
+
+def test_the_loss_need_not_grow_evenly() -> None:
+    """The most confident route fails, the others are right: all are taken, though one alone would be too much."""
+    right = torch.tensor([False, True, True, True])
+    base = torch.tensor([True, True, False, False])
+    chosen = choose_threshold(Calibration(torch.tensor([0.9, 0.8, 0.7, 0.6]), right, base, base), 0.0)
+    assert chosen.value == pytest.approx(0.6)
+    assert (chosen.loss, chosen.fallback) == (-0.25, 0)
+
+
+def test_a_calibration_where_every_route_is_right_routes_everything() -> None:
+    right = torch.ones(50, dtype=torch.bool)
+    chosen = choose_threshold(Calibration(torch.rand(50), right, right, right), 0.0)
+    assert (chosen.fallback, chosen.loss) == (0, 0)
+
+
+def test_nothing_is_routed_when_nothing_may_be_lost_and_every_route_loses() -> None:
+    right = torch.ones(50, dtype=torch.bool)
+    chosen = choose_threshold(Calibration(torch.rand(50), ~right, right, right), 0.0)
+    assert (chosen.value, chosen.fallback, chosen.loss) == (NEVER, 1, 0)
+
+
+@pytest.mark.xfail(strict=True, raises=ConfigError, reason="the mean is compared in single precision")
+def test_a_loss_of_exactly_the_limit_is_within_it() -> None:
+    base = torch.ones(100, dtype=torch.bool)
+    ours = torch.arange(100) >= 7
+    assert choose_threshold(Calibration(torch.full((100,), 0.5), ours, ours, base), 0.07).loss == pytest.approx(0.07)
+
+
+# ---- options
+
+
+@pytest.mark.parametrize("max_loss", [-0.01, 1, 1.5, float("nan")])
+def test_max_loss_out_of_range_is_refused(max_loss: float) -> None:
+    with pytest.raises(ConfigError, match=r"max_loss must be in \[0, 1\).*0\.01 for one point"):
+        choose_threshold(random_calibration(0), max_loss)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, -0.5, 95, float("nan")])
+def test_confidence_out_of_range_is_refused(confidence: float) -> None:
+    with pytest.raises(ConfigError, match=r"confidence must be in \(0, 1\)"):
+        choose_threshold(random_calibration(0), 0.1, confidence)
+
+
+def test_a_limit_out_of_reach_says_what_falling_back_loses() -> None:
+    """The full tail, pruned too, loses more than is allowed, and so does every route."""
+    base = torch.ones(40, dtype=torch.bool)
+    fallback = torch.arange(40) >= 4
+    with pytest.raises(ConfigError, match=r"within 5 points \(got 10\.00 points with every input in the full tail\)"):
+        choose_threshold(Calibration(torch.rand(40), ~base, fallback, base), 0.05)
+
+
+def test_a_guarantee_from_a_handful_of_images_is_refused() -> None:
+    right = torch.ones(5, dtype=torch.bool)
+    calibration = Calibration(torch.rand(5), right, right, right)
+    assert choose_threshold(calibration, 0.01).fallback == 0
+    with pytest.raises(ConfigError, match=r"with confidence 0\.95.*more calibration images"):
+        choose_threshold(calibration, 0.01, 0.95)
+
+
+# ---- with a guarantee
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**16), confidence=st.sampled_from([0.6, 0.9]))
+def test_a_guarantee_routes_no_more_than_the_calibration_allows(seed: int, confidence: float) -> None:
+    calibration = random_calibration(seed, 900, skill=0.5)
+    plain, sure = choose_threshold(calibration, 0.04), choose_threshold(calibration, 0.04, confidence)
+    assert sure.value >= plain.value
+    assert sure.fallback >= plain.fallback
+    assert sure.confidence == confidence
+    assert p_value(calibration.losses(sure.value), 0.04) <= 1 - confidence
+
+
+def test_testing_stops_at_the_first_threshold_that_fails() -> None:
+    """Routes fail where the predictor is sure and are right below: what lies below is never reached."""
+    draw = torch.Generator().manual_seed(0)
+    confidence = torch.rand(2000, generator=draw)
+    base = torch.ones(2000, dtype=torch.bool)
+    base[::2] = False
+    routed = torch.where(confidence > 0.7, torch.zeros_like(base), torch.ones_like(base))
+    calibration = Calibration(confidence, routed, base, base)
+    assert choose_threshold(calibration, 0.05).fallback == 0  # on the whole, routing everything gains
+    assert choose_threshold(calibration, 0.05, 0.9).value > 0.7
+
+
+def test_more_confidence_routes_less() -> None:
+    calibration = random_calibration(0, 1500, skill=0.5)
+    fallbacks = [choose_threshold(calibration, 0.04, confidence).fallback for confidence in (0.5, 0.8, 0.99)]
+    assert fallbacks == sorted(fallbacks)
+    assert fallbacks[0] < fallbacks[-1]
+
+
+@pytest.mark.parametrize(("limit", "gains"), [(0.0, 0.1), (0.02, 0.03), (0.02, 0.0), (0.2, 0.05)])
+def test_p_value_is_valid(limit: float, gains: float) -> None:
+    """A mean loss exactly at the limit is called smaller in at most one case of ten (and in a few more by chance)."""
+    draw = torch.Generator().manual_seed(0)
+    found = torch.tensor([p_value(losses_with_mean(limit, 500, draw, gains), limit) for _ in range(300)])
+    assert float((found <= 0.1).float().mean()) <= 0.1 + 0.05
+    assert float((found <= 0.02).float().mean()) <= 0.02 + 0.025
+    assert 0 < float(found.min()) <= float(found.max()) <= 1
+
+
+@pytest.mark.parametrize("limit", [0.02, 0.1])
+def test_p_value_finds_a_loss_well_below_the_limit(limit: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    found = torch.tensor([p_value(losses_with_mean(limit - 0.06, 1000, draw, 0.05), limit) for _ in range(50)])
+    assert float((found <= 0.1).float().mean()) > 0.8
+
+
+def test_p_value_of_a_loss_above_the_limit_is_large() -> None:
+    draw = torch.Generator().manual_seed(0)
+    found = [p_value(losses_with_mean(0.1, 500, draw), 0.02) for _ in range(50)]
+    assert sum(p <= 0.1 for p in found) <= 2
+
+
+def test_p_value_shrinks_with_the_limit_and_with_more_images() -> None:
+    losses = losses_with_mean(0.0, 800, torch.Generator().manual_seed(0))
+    by_limit = [p_value(losses, limit) for limit in (0.0, 0.02, 0.05, 0.1)]
+    assert by_limit == sorted(by_limit, reverse=True)
+    assert by_limit[-1] < 0.05 < by_limit[0]
+    assert p_value(losses, 0.05) < p_value(losses[:100], 0.05)
