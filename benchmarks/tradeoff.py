@@ -44,7 +44,7 @@ METHODS = ("semantic", "static", "semantic-noreconstruct", "semantic-wholeextrac
 PLANS: dict[str, dict[str, Any]] = {
     "vgg16": {
         "cut": "features.23",
-        "semantic": [(1.0, 0.85, 0.1), (0.9, 0.85, 0.2)],
+        "semantic": [(1.0, 0.85, 0.1), (0.9, 0.85, 0.12)],
         "static": [0.8, 0.7, 0.6, 0.5, 0.4, 0.3],
     },
     "resnet56": {
@@ -195,7 +195,7 @@ def semantic(base: Any, images: Images, test: Any, config: BuildConfig, method: 
             macs_saved=1 - on_test.macs(costs, threshold) / costs.base_macs,
             params_active=costs.parameters["extractor"] + costs.parameters["router"]
             + tails + fell_back * costs.parameters["fallback"],
-            fallback=fell_back, limit=100 * limit, threshold=threshold if threshold < NEVER else "never",
+            fallback=fell_back, limit=round(100 * limit, 3), threshold=threshold if threshold < NEVER else "never",
             cut=config.cut,
             extractor=config.extractor, fallback_budget=config.fallback, subgraph=budget,
         )  # fmt: skip

@@ -142,9 +142,9 @@ class SemanticModel(nn.Module):
         """Logits over all classes: the cluster's probability is shared out as the subgraph says, the probability of
         every other cluster evenly among its classes."""
         log_route = scores.log_softmax(1)
-        everywhere = log_route[:, self._of_class] - self._log_size
-        everywhere[:, self._members[cluster]] = logits.log_softmax(1) + log_route[:, cluster, None]
-        return everywhere
+        everywhere = log_route.index_select(1, self._of_class).sub_(self._log_size)
+        inside = logits.log_softmax(1).add_(log_route[:, cluster, None])
+        return everywhere.index_copy_(1, self._members[cluster], inside)
 
     def _router(self) -> nn.Module:
         if self._runnable_router is None:
