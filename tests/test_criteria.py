@@ -315,6 +315,18 @@ def test_residual_energy_is_the_loss_of_reconstruction_in_the_order_of_removal(s
     assert float(scores.sum()) >= 0.999 * lost  # never promises less than what is lost
 
 
+def test_residual_energy_never_falls_in_the_order_of_removal() -> None:
+    """The reader subtracts two channels that share loud noise: one is needed only because of the other."""
+    draw = torch.Generator().manual_seed(0)
+    signal, noise, rest = torch.randn(3, 5000, generator=draw)
+    x, y = torch.stack([signal + 10 * noise, 10 * noise, rest], 1), torch.arange(5000) % 2
+    weight, sensitivity = torch.tensor([[1.0, -1, 0], [0, 0, 2]])[:, :, None], torch.ones(2)
+    scores = ResidualEnergy(damping=1e-9).score(group_of(site_of(x, y, weight, sensitivity), torch.ones(3, 1)))
+    alone = true_loss(x, weight, sensitivity, [0])
+    assert true_loss(x, weight, sensitivity, [0, 1]) < 1.1 * alone  # the second of the two costs next to nothing
+    torch.testing.assert_close(scores, torch.tensor([alone, alone, 4.0]), rtol=0.05, atol=0)
+
+
 def test_residual_energy_of_one_step_is_the_loss_of_each_channel_alone() -> None:
     x, y, weight, sensitivity, writer = random_case(11)
     scores = ResidualEnergy(damping=1e-9, steps=1).score(group_of(site_of(x, y, weight, sensitivity), writer))

@@ -194,3 +194,21 @@ def test_p_value_shrinks_with_the_limit_and_with_more_images() -> None:
     assert by_limit == sorted(by_limit, reverse=True)
     assert by_limit[-1] < 0.05 < by_limit[0]
     assert p_value(losses, 0.05) < p_value(losses[:100], 0.05)
+
+
+def endings(*last: float) -> float:
+    """The p-value of clearly good losses that end in ``last``."""
+    losses = losses_with_mean(-0.02, 400, torch.Generator().manual_seed(1), gains=0.2)
+    return p_value(torch.cat([losses, torch.tensor(last)]), 0.1)
+
+
+def test_a_bet_does_not_see_its_own_outcome() -> None:
+    """The stake on the last image, found from what a gain and a draw there would win, is the same one."""
+    lost, drawn, won = endings(1.0), endings(0.0), endings(-1.0)
+    assert won < drawn < lost < 0.05
+    mean = (0.1 + 1) / 2
+    assert (lost / won - 1) / mean == pytest.approx((lost / drawn - 1) / (mean - 0.5), rel=1e-6)
+
+
+def test_evidence_once_found_is_not_lost() -> None:
+    assert endings(1.0, 1.0, 1.0) == endings(1.0, 1.0, 0.0) < 0.05

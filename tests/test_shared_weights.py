@@ -29,9 +29,7 @@ def test_reference_networks_read_published_weights(name: str, top1: float) -> No
     base = load_model(name, weights=SHARED / "weights" / f"{name}_cifar100.safetensors")
     images = load_images(DATA, "test[:20%]")
     with torch.no_grad():
-        right = sum(
-            int((base.module(x).argmax(1) == y).sum()) for x, y in images.batches(base.spec.preprocessing, 50)
-        )
+        right = sum(int((base.module(x).argmax(1) == y).sum()) for x, y in images.batches(base.spec.preprocessing, 50))
     assert right / len(images) > top1
 
 
