@@ -108,7 +108,7 @@ def test_any_partition_survives_a_file(tmp_path_factory: pytest.TempPathFactory,
         ({"fruit": "apple", "pets": ["cat"]}, "object of lists"),
         ("not json", "readable JSON"),
         ("", "readable JSON"),
-        ('{"fruit": [0, 1], "fruit": [2, 3]}', "apple in none"),
+        ('{"fruit": [0, 1], "fruit": [2, 3]}', "'fruit' stands there twice"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, record: object, message: str) -> None:

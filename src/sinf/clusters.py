@@ -74,6 +74,15 @@ def from_column(images: LabelledImages) -> Clusters:
     )
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON lets a later key replace an earlier one without a word."""
+    names = [name for name, _ in pairs]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"the cluster {twice[0]!r} stands there twice")
+    return dict(pairs)
+
+
 def from_file(path: str | Path, class_names: list[str]) -> Clusters:
     """Clusters from a JSON file ``{"cluster name": ["class name" or number, ...], ...}``.
 
@@ -81,7 +90,7 @@ def from_file(path: str | Path, class_names: list[str]) -> Clusters:
         ClusterError: the file cannot be read, names an unknown class, or misses or repeats a class.
     """
     try:
-        record: Any = json.loads(Path(path).read_text())
+        record: Any = json.loads(Path(path).read_text(), object_pairs_hook=_once)
     except (OSError, ValueError) as error:
         raise ClusterError(f"the cluster file must be readable JSON: {path}", got=error) from error
     if not isinstance(record, dict) or not all(isinstance(v, list) for v in record.values()):
@@ -90,7 +99,11 @@ def from_file(path: str | Path, class_names: list[str]) -> Clusters:
     members = []
     for cluster, classes in record.items():
         for c in classes:
-            known = c in number if isinstance(c, str) else isinstance(c, int) and 0 <= c < len(class_names)
+            known = (
+                c in number
+                if isinstance(c, str)
+                else isinstance(c, int) and not isinstance(c, bool) and 0 <= c < len(class_names)
+            )
             if not known:
                 raise ClusterError(f"{path}: no such class in cluster {cluster!r}", got=repr(c), remedy="correct it")
         members.append([number[c] if isinstance(c, str) else c for c in classes])

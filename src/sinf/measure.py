@@ -289,8 +289,11 @@ def latency(
 
     The inputs must be like those of the application: what an input costs depends on where it is sent.
     """
-    if batch < 1 or pairs < 2 or threads < 1:
-        raise ConfigError("batch and threads must be at least 1, pairs at least 2", got=(batch, threads, pairs))
+    if batch < 1 or pairs < 2 or threads < 1 or warmup < 0:
+        got = f"batch {batch}, pairs {pairs}, threads {threads}, warmup {warmup}"
+        raise ConfigError("batch and threads must be at least 1, pairs at least 2, warmup not negative", got=got)
+    if not len(images):
+        raise ConfigError("latency needs images", got="none", remedy="give those of the application")
     times = torch.zeros(2, pairs, dtype=torch.float64)
     with pinned_threads(threads):
         for pair in range(-warmup, pairs):

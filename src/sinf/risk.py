@@ -69,7 +69,7 @@ def choose_threshold(
     for threshold in candidates:
         losses = calibration.losses(threshold)
         if confidence is None:
-            if float(losses.mean()) <= max_loss:
+            if float(losses.double().mean()) <= max_loss:
                 accepted = threshold  # the lowest that holds: the loss need not grow evenly
         elif p_value(losses, max_loss) <= 1 - confidence:
             accepted = threshold

@@ -32,9 +32,19 @@ class RouterConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("side", "channels", "hidden", "epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"the router's {name} must be at least 1", got=getattr(self, name))
+        for name, low, high in (
+            ("side", 1, 1024),
+            ("channels", 1, 65_536),
+            ("hidden", 1, 65_536),
+            ("epochs", 1, 10_000),
+            ("batch", 2, 65_536),
+            ("learning_rate", 1e-8, 10),
+            ("weight_decay", 0, 10),
+            ("dropout", 0, 0.99),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"the router's {name} must be in {low}..{high}", got=value, remedy=f"change {name}")
 
 
 class RoutePredictor(nn.Module):
@@ -85,7 +95,16 @@ def train_router(
 ) -> RoutePredictor:
     """Fit a route predictor to cached ``features`` (N, C, H, W), any float type, and cluster probabilities ``targets``
     (N, clusters)."""
-    torch.manual_seed(config.seed)
+    if len(features) < 2:
+        raise ConfigError("a route predictor needs at least two images", got=len(features), remedy="give more")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return _train(features, targets, config, progress)
+
+
+def _train(
+    features: Tensor, targets: Tensor, config: RouterConfig, progress: Callable[[int, int], None] | None
+) -> RoutePredictor:
     generator = torch.Generator().manual_seed(config.seed)
     router = RoutePredictor(tuple(features.shape[1:]), targets.shape[1], config)
     batch = min(config.batch, len(features))

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from sinf.models.trace import layer
 from sinf.subgraph.coupling import Coupling
 
 # The answer's distribution is softened by this before its sensitivity is taken: a network that has seen the scoring
@@ -90,12 +89,12 @@ def collect(
     images = 0
     for inputs, labels in batches:
         with torch.enable_grad():
-            logits = recorder.run(inputs.detach().requires_grad_())
+            logits = recorder.run(inputs.detach().requires_grad_().clone())  # a model may begin in place
             logits = logits if answer is None else logits[:, answer]
-            outputs = [site[1] for site in recorder.sites.values()]
+            outputs = [y for _, _, y in recorder.sites]
             gradients = torch.autograd.grad((logits * _direction(logits, generator)).sum(), outputs, allow_unused=True)
         with torch.no_grad():
-            for (target, (x, y)), gradient in zip(recorder.sites.items(), gradients, strict=True):
+            for (target, x, y), gradient in zip(recorder.sites, gradients, strict=True):
                 gradient = torch.zeros_like(y) if gradient is None else gradient
                 repeat = coupling.reads[target].repeat
                 site = _site(graph.get_submodule(target), target, x.detach(), gradient, labels, classes, pool, repeat)
@@ -107,32 +106,24 @@ def collect(
 
 
 class _SiteRecorder(fx.Interpreter):
-    """Keeps what every site reads and writes."""
+    """Keeps what every site reads and writes, at every call."""
 
     def __init__(self, graph: fx.GraphModule, targets: set[str]) -> None:
         super().__init__(graph)
         self.targets = targets
-        self.sites: dict[str, tuple[Tensor, Tensor]] = {}
+        self.sites: list[tuple[str, Tensor, Tensor]] = []
 
     def run(self, *args: Tensor) -> Tensor:
-        self.sites = {}
+        self.sites = []
         return super().run(*args)
 
     def run_node(self, n: fx.Node) -> object:
         value = super().run_node(n)
         if n.op == "call_module" and n.target in self.targets and isinstance(value, Tensor):
             inputs, _ = self.fetch_args_kwargs_from_env(n)
-            x = inputs[0].detach().clone() if _works_in_place(self.module, n.args[0]) else inputs[0]
-            self.sites[str(n.target)] = (x, value)
+            self.sites.append((str(n.target), inputs[0], value))
             return value.clone()  # an activation in place would overwrite what is kept
         return value
-
-
-def _works_in_place(graph: nn.Module, node: object) -> bool:
-    """Whether another reader of a value might change it after this one."""
-    if not isinstance(node, fx.Node) or not isinstance(graph, fx.GraphModule):
-        return False
-    return any(u.op == "call_module" and getattr(layer(graph, u), "inplace", False) for u in node.users)
 
 
 def _direction(logits: Tensor, generator: torch.Generator) -> Tensor:

@@ -239,7 +239,6 @@ def test_tail_makes_up_for_features_that_the_extractor_lost() -> None:
     assert after < 1e-4 * before
 
 
-@pytest.mark.xfail(strict=True, reason="equal features are taken for changed ones unless they are one object")
 def test_features_that_are_equal_are_not_changed() -> None:
     """The build hands over two copies of the features when the extractor is not pruned."""
     graph = traced(Chain())
@@ -251,7 +250,6 @@ def test_features_that_are_equal_are_not_changed() -> None:
     assert list(reconstruct(parts.tail, coupling, keep, smaller, features, features.clone())) == ["head"]
 
 
-@pytest.mark.xfail(strict=True, reason="both networks work in place on the same inputs")
 def test_operations_in_place_do_not_spoil_the_inputs() -> None:
     graph = traced(Residual())
     coupling = couple(graph)

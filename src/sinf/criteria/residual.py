@@ -4,8 +4,8 @@ Backward elimination in the manner of Optimal Brain Surgeon (Hassibi & Stork, NI
 second moments of the channels a layer reads and S = W' diag(sensitivity) W how they act on the answer, removing channel
 j and re-solving for the others costs S_jj / (G^-1)_jj, after which both matrices are updated. The sensitivity is the
 diagonal of the Fisher information of what the layer writes, of the cluster's classes alone when a cluster is scored:
-channels that do not tell these classes apart cost nothing. A unit's importance is the cost at the moment when it goes,
-so the sum over the units that went is the loss, and losses of different layers compare.
+channels that do not tell these classes apart cost nothing. A unit's importance is the cost at the moment when it goes
+(at least that of those before it), so the sum over the units that went bounds the loss, and layers compare.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def reconstruct(
     _own_layers(base, smaller, targets)
     left, right = _Stepper(base, inputs), _Stepper(smaller, smaller_inputs)
     mixes: Mixes = {}
-    changed = smaller_inputs is not inputs
+    changed = not torch.equal(smaller_inputs, inputs)
     for node, twin in zip(base.graph.nodes, smaller.graph.nodes, strict=True):
         target = str(node.target)
         if node.op == "call_module" and target in targets:
@@ -130,7 +130,7 @@ class _Stepper:
 
     def __init__(self, graph: fx.GraphModule, inputs: Tensor) -> None:
         self.interpreter = fx.Interpreter(graph)
-        self.graph, self.inputs = graph, inputs
+        self.graph, self.inputs = graph, inputs.clone()  # a model may begin in place
         self.values: dict[fx.Node, Any] = {}
         self.last_use = {source: node for node in graph.graph.nodes for source in node.all_input_nodes}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,7 @@ class Budget:
         if not 0 < self.macs <= 1:
             raise ConfigError("a MAC budget must be in (0, 1]", got=self.macs, remedy="take 0.5 to keep half")
         if not 0 <= self.weight_cost < 1e6:
-            raise ConfigError("weight_cost must not be negative", got=self.weight_cost, remedy="take 0 or about 32")
+            raise ConfigError("weight_cost must be in 0..1,000,000", got=self.weight_cost, remedy="take 0 or about 32")
 
 
 class MacCount:
@@ -93,6 +94,8 @@ def select(
     Widths are rounded up to a multiple of ``round_to`` (other widths are often slower than the full layer); a group
     never loses its last units.
     """
+    if round_to < 1:
+        raise ConfigError("round_to must be at least 1", got=round_to, remedy="take 8")
     widths = {group.name: group.size for group in groups}
     if isinstance(rule, Schedule):
         for depth, group in enumerate(groups):
@@ -147,18 +150,18 @@ def _spend(
     }
     now, start = keep.clone(), macs.total(keep, budget.weight_cost)
     current, target = start, budget.macs * start
+
+    def give_back(chosen: Tensor) -> Tensor:
+        return _never_empty(chosen, keep, groups, importance, macs.coupling)
+
     while current > target:
         best: tuple[float, CoupledGroup, int, Tensor, int] | None = None
         for group in groups:
             width = widths[group.name]
-            smaller = (math.ceil(width / round_to) - 1) * round_to
-            if smaller < 1:
+            step = _next_step(group, importance[group.name], width, round_to, now, macs, budget, current, give_back)
+            if step is None:
                 continue
-            trial = now.clone()
-            trial[_least(group, importance[group.name], smaller)] = False
-            after = macs.total(trial, budget.weight_cost)
-            if after >= current:
-                continue
+            smaller, trial, after = step
             curve = lost[group.name]
             price = float(curve[group.size - smaller] - curve[group.size - width]) / (current - after)
             if best is None or price < best[0]:
@@ -172,3 +175,27 @@ def _spend(
         _, group, width, now, current = best
         widths[group.name] = width
     return widths
+
+
+def _next_step(
+    group: CoupledGroup,
+    importance: Tensor,
+    width: int,
+    round_to: int,
+    now: Tensor,
+    macs: MacCount,
+    budget: Budget,
+    current: int,
+    give_back: Callable[[Tensor], Tensor],
+) -> tuple[int, Tensor, int] | None:
+    """The next smaller width of a group that saves anything, the units that then stay, and their cost."""
+    smaller = (math.ceil(width / round_to) - 1) * round_to
+    while smaller >= 1:
+        trial = now.clone()
+        trial[_least(group, importance, smaller)] = False
+        trial = give_back(trial)
+        after = macs.total(trial, budget.weight_cost)
+        if after < current:
+            return smaller, trial, after
+        smaller -= round_to
+    return None
