@@ -14,7 +14,7 @@ RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
 STYLES = {
     "semantic": ("#0b7285", "o-", "semantic inference"),
-    "semantic-wholeextractor": ("#74b816", "^--", "without the pruned extractor and full tail"),
+    "semantic-wholeextractor": ("#74b816", "^--", "extractor as it is"),
     "semantic-noreconstruct": ("#e8590c", "v--", "without reconstruction"),
     "static": ("#868e96", "s-", "static pruning, no routing"),
 }
