@@ -48,7 +48,7 @@ class Part:
             if not name.startswith(prefix):
                 continue
             if kind == "mix":
-                mixes[key] = tensor.float()
+                mixes[key] = tensor  # in half precision, memory-mapped where it was read from a file
             elif kind == "kept":
                 group = coupling.groups[key]
                 keep[group.units] = False

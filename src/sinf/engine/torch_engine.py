@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import ctypes
 from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
@@ -148,8 +151,6 @@ class SemanticModel(nn.Module):
 
     def _router(self) -> nn.Module:
         if self._runnable_router is None:
-            import copy
-
             self._runnable_router = copy.deepcopy(self.router).folded()
         return self._runnable_router
 
@@ -186,12 +187,17 @@ class TailStore:
         tail = self._tails.get(name)
         if tail is None:
             tail = self.network.tail(self.parts[name])
+            if self.parts[name].changes:
+                # Its graph refers to itself in circles, which would keep a forgotten tail until the collector runs.
+                tail.__dict__.pop("_graph", None)
             size = sum(
                 t.numel() * t.element_size() for t in tail.state_dict().values() if t.data_ptr() not in self._shared
             )
             self._make_room(size)
             self._tails[name], self._bytes[name] = tail, size
             self.made += 1
+            if self.budget is not None:
+                _give_back_freed_memory()
         self._tails.move_to_end(name)
         return tail
 
@@ -204,3 +210,10 @@ class TailStore:
         while self.budget is not None and self._tails and self.bytes + size > self.budget:
             name, _ = self._tails.popitem(last=False)
             del self._bytes[name]
+
+
+def _give_back_freed_memory() -> None:
+    """glibc keeps what was freed while a tail was made, several times the tail's own size: a budget would mean
+    little."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library decides for itself
+        ctypes.CDLL(None).malloc_trim(0)
