@@ -44,10 +44,10 @@ def demo(
     )
     config = BuildConfig(
         cut="features.20",
-        subgraph=Budget(0.2, WEIGHT_COST),
-        extractor=0.95,
-        fallback=0.9,
-        max_loss=0.01,
+        subgraph=Budget(0.3, WEIGHT_COST),
+        extractor=0.9,
+        fallback=0.75,
+        max_loss=0.03,
         route_draws=15_000,
     )
     with options.Steps() as steps:
