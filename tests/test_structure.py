@@ -229,7 +229,6 @@ def test_the_build_names_no_machine(name: str) -> None:
         "--index-url",
         "--extra-index-url",
         "--find-links",
-        "/work/",
         "/home/",
         "/opt/",
     ):
