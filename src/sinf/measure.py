@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sinf.bundle import part_name
+from sinf.compact import BATCH
 from sinf.data import LabelledImages
 from sinf.engine.torch_engine import FALLBACK, SemanticModel
 from sinf.errors import ConfigError
@@ -26,7 +27,6 @@ from sinf.risk import Calibration
 from sinf.subgraph.slice import parameters_of
 
 Progress = Callable[[int, int], None]
-_BATCH = 50
 
 
 @dataclass(frozen=True)
@@ -134,19 +134,19 @@ def observe(model: SemanticModel, images: LabelledImages, progress: Progress | N
     features: list[Tensor] = []
     fallback: list[Tensor] = []
     base: list[Tensor] = []
-    for x, y in images.batches(model.bundle.spec.preprocessing, _BATCH):
+    for x, y in images.batches(model.bundle.spec.preprocessing, BATCH):
         features.append(model.extractor(x))
         base.append(model.network.graph(x).argmax(1) == y)
         fallback.append(model.run_fallback(features[-1]).argmax(1) == y)
         if progress is not None:
-            progress(min(len(base) * _BATCH, len(images)), len(images))
+            progress(min(len(base) * BATCH, len(images)), len(images))
     confidence, route, routed = model.route_all(torch.cat(features), images.labels)
     return Observation(confidence, route, routed, torch.cat(fallback), torch.cat(base))
 
 
 @torch.no_grad()
 def evaluate(
-    model: SemanticModel, images: LabelledImages, *, batch: int = _BATCH, progress: Progress | None = None
+    model: SemanticModel, images: LabelledImages, *, batch: int = BATCH, progress: Progress | None = None
 ) -> Evaluation:
     """Run base and bundle over labelled images."""
     clusters = model.bundle.clusters

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sinf.bundle import Bundle, part_name
+from sinf.compact import BATCH
 from sinf.errors import ConfigError, DataError
 from sinf.network import Network, Part
 
@@ -132,12 +133,12 @@ class SemanticModel(nn.Module):
     def route_all(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Confidence and cluster of every route, and whether the routed subgraph answers right, with no fallback (N,)
         each."""
-        scores = torch.cat([self._router()(part) for part in features.split(50)])
+        scores = torch.cat([self._router()(part) for part in features.split(BATCH)])
         confidence, route = scores.softmax(1).max(1)
         right = torch.zeros(len(features), dtype=torch.bool)
         for where in route.unique().tolist():
             rows = torch.nonzero(route == where).flatten()
-            logits = torch.cat([self.run_subgraph(where, part) for part in features[rows].split(50)])
+            logits = torch.cat([self.run_subgraph(where, part) for part in features[rows].split(BATCH)])
             right[rows] = self._spread(logits, scores[rows], where).argmax(1) == labels[rows]
         return confidence, route, right
 
