@@ -47,7 +47,7 @@ METHODS = ("semantic", "static", "semantic-noreconstruct", "semantic-wholeextrac
 PLANS: dict[str, dict[str, Any]] = {
     "vgg16": {
         "cut": "features.23",
-        "semantic": [{"common": 0.7, "subgraph": 0.12}, {"extractor": 0.9, "fallback": 0.85, "subgraph": 0.12}],
+        "semantic": [{"common": 0.7, "subgraph": 0.12}, {"common": 0.65, "subgraph": 0.12}],
         "semantic-wholeextractor": [{"fallback": 0.85, "subgraph": 0.1}],
         "semantic-noreconstruct": [{"subgraph": 0.3}],
         "static": [0.85, 0.75, 0.7, 0.65, 0.6, 0.5],
@@ -163,8 +163,7 @@ def static(
     base: Any, images: Images, test: Any, config: BuildConfig, budgets: list[float], work: Path, table: Table
 ) -> None:
     network = Network(trace(base.module, base.spec.preprocessing), config.cut)
-    scoring = images.scoring.sample(config.common_images, config.seed)
-    compactor = Compactor(base, network, scoring, make_criterion(config.criterion), config, say, StepStore(work))
+    compactor = Compactor(base, network, images.scoring, make_criterion(config.criterion), config, say, StepStore(work))
     x = test.pixels(base.spec.preprocessing, 0, 2000)
     x = base.spec.preprocessing.normalise(x)
     for budget in budgets:

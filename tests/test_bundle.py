@@ -57,14 +57,14 @@ def test_routed_logits_are_a_distribution_over_all_classes_led_by_the_cluster(bu
     torch.testing.assert_close(inside, log_clusters.amax(1).exp())
 
 
-def with_deferral(built: Path, before: tuple, after: tuple, early: float, threshold: float) -> SemanticModel:
+def with_deferral(built: Path, deferral: Deferral, early: float, threshold: float) -> SemanticModel:
     bundle = Bundle.load(built)
     thresholds = replace(bundle.threshold, early=early, value=threshold)
-    return SemanticModel(replace(bundle, deferral=Deferral(before, after), threshold=thresholds))
+    return SemanticModel(replace(bundle, deferral=deferral, threshold=thresholds))
 
 
 def test_an_answer_that_is_not_believed_falls_back_after_its_subgraph(built: Path) -> None:
-    model = with_deferral(built, (9.0, 0.0), (-9.0, 0.0, 0.0, 0.0), 0.5, 0.5)
+    model = with_deferral(built, Deferral(-9.0, 0.0), 0.0, 0.5)
     x = images_of(model)
     routed = model.route(x)
     assert routed.tried.all()
@@ -73,7 +73,7 @@ def test_an_answer_that_is_not_believed_falls_back_after_its_subgraph(built: Pat
 
 
 def test_an_input_that_stops_early_runs_no_subgraph(built: Path) -> None:
-    model = with_deferral(built, (-9.0, 0.0), (9.0, 0.0, 0.0, 0.0), 0.5, 0.5)
+    model = with_deferral(built, Deferral(9.0, 0.0), 1.0, 1.0)
     made = model.tails.made
     routed = model.route(images_of(model))
     assert not routed.tried.any()
@@ -89,9 +89,9 @@ def test_a_mixed_batch_takes_every_answer_from_where_it_belongs(built: Path) -> 
     x = images_of(plain, 60)
     features = plain.extractor(x)
     routes = plain.route_all(features, torch.zeros(60, dtype=torch.long))
-    early = float(Deferral().early(routes.log_route).quantile(0.3))
+    early = float(routes.log_route.exp().quantile(0.3))
     middle = float(routes.energy.median())
-    model = with_deferral(built, (0.0, 1.0), (-middle, 0.0, 1.0, 0.0), early, 0.5)
+    model = with_deferral(built, Deferral(-middle, 0.0, 1.0), early, 0.5)
     routed = model.route(x)
     routed_right = routed.tried & ~routed.fell_back
     for some in (~routed.tried, routed.tried & routed.fell_back, routed_right):

@@ -21,7 +21,7 @@ def test_criteria_with_other_options_have_importances_of_their_own(tmp_path: Pat
     base = load_model("vgg11", classes=6, options={"width": 0.125})
     network = Network(trace(base.module, base.spec.preprocessing))
     (tmp_path / "data").mkdir()
-    images, options = coloured_images(tmp_path / "data", 18, 0), SimpleNamespace(seed=0)
+    images, options = coloured_images(tmp_path / "data", 18, 0), SimpleNamespace(seed=0, common_images=18)
     passes: list[str] = []
 
     def importance(criterion: Criterion) -> dict[str, torch.Tensor]:

@@ -378,7 +378,7 @@ def remember_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     def part_to_onnx(engine: TorchEngine, part: str) -> onnx.ModelProto:
         kept = engine.bundle.parts.get("common" if part == "front" else part)
         mask = b"" if kept is None else kept.keep.numpy().tobytes()
-        mixes = sum(float(mix.float().sum()) for mix in kept.mixes.values()) if kept else 0.0
+        mixes = sum(float(mix.float().sum()) for mix in kept.solved.values()) if kept else 0.0
         key = (part, mask, mixes, engine.bundle.deferral, hash_tensors(engine.bundle.base_state))
         if key not in _exported:
             _exported[key] = onnx_parts.part_to_onnx(engine, part).SerializeToString()

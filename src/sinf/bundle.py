@@ -2,7 +2,8 @@
 
     config.json             format, model, classes, clusters, cut point, deferral, thresholds, provenance, sha256s
     model.safetensors       the base model's weights
-    subgraphs.safetensors   PART.kept.GROUP (kept channels, base coordinates) and PART.mix.LAYER (C, k) for every part
+    subgraphs.safetensors   PART.kept.GROUP (kept channels, base coordinates) and PART.mix.LAYER (C, k) for every part;
+                            PART.whole.PARAMETER where whole weights differ
     router.safetensors      the route predictor
     README.md               a model card
 
@@ -34,7 +35,7 @@ from sinf.risk import Threshold
 from sinf.router import RoutePredictor, RouterConfig
 from sinf.routing import part_name
 
-FORMAT = 2
+FORMAT = 3
 _FILES = ("model.safetensors", "subgraphs.safetensors", "router.safetensors", "README.md")
 _LIBRARIES = ("timm:", "torchvision:", "hf:")
 
@@ -173,7 +174,7 @@ class Bundle:
                 class_names=tuple(config["classes"]),
                 clusters=clusters,
                 cut=config["cut"],
-                deferral=Deferral(**{name: tuple(v) for name, v in config["deferral"].items()}),
+                deferral=Deferral(**config["deferral"]),
                 threshold=None if config["threshold"] is None else Threshold(**config["threshold"]),
                 parts={},
                 base_state=_map_tensors(folder / "model.safetensors"),

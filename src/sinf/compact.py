@@ -6,6 +6,7 @@ classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from sinf.network import Network, Part
 from sinf.statistics import SiteStatistics, collect
 from sinf.steps import StepStore, Tensors
 from sinf.subgraph.coupling import CoupledGroup
-from sinf.subgraph.reconstruct import Mixes, reconstruct
+from sinf.subgraph.reconstruct import Solved, reconstruct
 from sinf.subgraph.select import Budget, MacCount, Schedule, select
 from sinf.subgraph.slice import slice_graph
 from sinf.subgraph.verify import verify
@@ -38,6 +39,8 @@ class Options(Protocol):
     def reconstruct(self) -> bool: ...
     @property
     def reconstruct_bytes(self) -> int: ...
+    @property
+    def common_images(self) -> int: ...
     @property
     def round_to(self) -> int: ...
     @property
@@ -70,14 +73,15 @@ class Compactor:
         self.criterion, self.options, self.progress, self.store = criterion, options, progress, store
 
     def importance(self) -> dict[str, Tensor]:
-        """By group, over all images."""
+        """By group, over as many of the images as decide."""
         network = self.network
+        images = self.images.sample(self.options.common_images, self.options.seed)
 
         def compute() -> Tensors:
             sites = collect(
                 network.graph,
                 network.coupling,
-                batches(self.images, self.base, "statistics", self.progress),
+                batches(images, self.base, "statistics", self.progress),
                 classes=self.base.spec.classes,
                 needs=self.criterion.needs,
                 pool=self.criterion.pool,
@@ -88,7 +92,7 @@ class Compactor:
         depends = {
             "sinf": __version__,
             "weights": hash_tensors(self.base.module.state_dict()),
-            "images": self.images.fingerprint(),
+            "images": images.fingerprint(),
             "criterion": self.criterion.name,
             "options": self.criterion.options(),
             "seed": self.options.seed,
@@ -105,18 +109,36 @@ class Compactor:
                 keep = select(rule, groups, importance, macs, keep, self.options.round_to)
         smaller = slice_graph(network.graph, network.coupling, keep)
         verify(network.graph, network.coupling, keep, smaller, self._inputs(4))
-        mixes: Mixes = {}
+        solved: Solved = {}
         if self.options.reconstruct:
             inputs = self._inputs(self._fitting())
-            self.progress("reconstruction", 0, 0)
-            mixes = reconstruct(network.graph, network.coupling, keep, smaller, inputs, inputs)
-            self.progress("reconstruction", 1, 1)
-        return Part(keep, mixes)
+            total, done = len(network.coupling.mixers), 0
+
+            def progress(target: str) -> None:
+                nonlocal done
+                done += 1
+                self.progress("reconstruction", done, total)
+
+            self.progress("reconstruction", 0, total)
+            memory = self.options.reconstruct_bytes
+            solved = reconstruct(
+                network.graph,
+                network.coupling,
+                keep,
+                smaller,
+                inputs,
+                inputs,
+                kernels=True,
+                memory=memory,
+                progress=progress,
+            )
+            self.progress("reconstruction", total, total)
+        return Part(keep, solved)
 
     def _fitting(self) -> int:
-        """How many images fit in memory while both networks run side by side, at least two of every class."""
-        per_image = self.network.peak_bytes() * 4  # input and output of a layer, in both networks
-        return max(2 * self.base.spec.classes, min(len(self.images), self.options.reconstruct_bytes // per_image))
+        """How many images may wait in memory to join the reconstruction, at least two of every class."""
+        fitting = self.options.reconstruct_bytes // (4 * math.prod(self.base.spec.preprocessing.size))
+        return max(2 * self.base.spec.classes, min(len(self.images), fitting))
 
     def _inputs(self, count: int) -> Tensor:
         sample = self.images.sample(count, self.options.seed)

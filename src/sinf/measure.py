@@ -135,11 +135,11 @@ class Observation:
         """What the choice of a threshold needs."""
         routes = self.routes
         return Calibration(
-            deferral.late(routes.log_route, routes.energy, routes.log_within),
+            deferral.confidence(routes.log_route, routes.energy, routes.log_within),
             routes.right,
             self.fallback_right,
             self.base_right,
-            deferral.early(routes.log_route),
+            routes.log_route.exp(),
             early_threshold,
         )
 

@@ -12,27 +12,32 @@ from torch import Tensor, fx
 from sinf.errors import CutError
 from sinf.partition import CutPoint, cut_points, find_cut, partition
 from sinf.subgraph.coupling import CoupledGroup, Coupling, Slot, couple
-from sinf.subgraph.reconstruct import Mixes, weight_override
+from sinf.subgraph.reconstruct import Solved, weight_override
 from sinf.subgraph.select import MacCount
 from sinf.subgraph.slice import slice_graph
 
 
 @dataclass(frozen=True)
 class Part:
-    """A smaller version of extractor or tail: the units that stay (units,) bool, and the mixes of reconstructed
-    layers."""
+    """A smaller version of extractor or tail: the units that stay (units,) bool, and what reconstruction solved
+    for."""
 
     keep: Tensor
-    mixes: Mixes = field(default_factory=dict)
+    solved: Solved = field(default_factory=dict)
 
     @property
     def changes(self) -> bool:
         """Whether it differs from the base model at all."""
-        return bool(self.mixes) or not bool(self.keep.all())
+        return bool(self.solved) or not bool(self.keep.all())
 
     def to_tensors(self, coupling: Coupling, prefix: str) -> dict[str, Tensor]:
-        """Kept channels by coupled group (only those that lost some), in the base model's coordinates, and mixes."""
-        tensors = {f"{prefix}mix.{target}": mix.half() for target, mix in self.mixes.items()}
+        """Kept channels by coupled group (only those that lost some), in the base model's coordinates; mixes, by
+        layer, and whole weights, by parameter."""
+        parameters = {f"{target}.{name}" for target in coupling.mixers.values() for name in ("weight", "bias")}
+        tensors = {
+            f"{prefix}{'whole' if name in parameters else 'mix'}.{name}": tensor.half()
+            for name, tensor in self.solved.items()
+        }
         for group in coupling.groups.values():
             kept = torch.nonzero(self.keep[group.units]).flatten()
             if len(kept) < group.size:
@@ -42,18 +47,18 @@ class Part:
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], coupling: Coupling, prefix: str) -> Part:
         """The inverse of :meth:`to_tensors`; tensors of other prefixes are left alone."""
-        keep, mixes = coupling.keep_all(), {}
+        keep, solved = coupling.keep_all(), {}
         for name, tensor in tensors.items():
             kind, _, key = name.removeprefix(prefix).partition(".")
             if not name.startswith(prefix):
                 continue
-            if kind == "mix":
-                mixes[key] = tensor  # in half precision, memory-mapped where it was read from a file
+            if kind in ("mix", "whole"):
+                solved[key] = tensor  # in half precision, memory-mapped where it was read from a file
             elif kind == "kept":
                 group = coupling.groups[key]
                 keep[group.units] = False
                 keep[group.units[tensor.long()]] = True
-        return Part(keep, mixes)
+        return Part(keep, solved)
 
 
 class Network:
@@ -129,8 +134,8 @@ class Network:
         for group in self.coupling.groups.values():
             if not self._is_after(group):
                 keep[group.units] = whole.keep[group.units]
-        early = {t: m for t, m in whole.mixes.items() if t in self.extractor_targets}
-        late = {t: m for t, m in whole.mixes.items() if t not in self.extractor_targets}
+        early = {k: t for k, t in whole.solved.items() if not self.extractor_targets.isdisjoint(_owners(k))}
+        late = {k: t for k, t in whole.solved.items() if k not in early}
         return Part(keep, early), Part(whole.keep, late)
 
     def whole(self, part: Part) -> fx.GraphModule:
@@ -139,7 +144,7 @@ class Network:
     def _sliced(self, graph: fx.GraphModule, part: Part) -> fx.GraphModule:
         if not part.changes:
             return graph
-        return slice_graph(graph, self.coupling, part.keep, weight_override(self.coupling, part.keep, part.mixes))
+        return slice_graph(graph, self.coupling, part.keep, weight_override(self.coupling, part.keep, part.solved))
 
     def feature_shape(self, part: Part) -> tuple[int, ...]:
         """Shape of one image's extracted features."""
@@ -149,6 +154,11 @@ class Network:
         """Bytes of the largest value that one image makes."""
         shapes = [node.meta["shape"] for node in self.graph.graph.nodes if node.meta.get("shape")]
         return 4 * max(math.prod(shape) for shape in shapes if shape[0] == 1)
+
+
+def _owners(name: str) -> set[str]:
+    """Whose tensor this may be: a layer's by its target, or a parameter's layer."""
+    return {name, name.rpartition(".")[0]}
 
 
 def macs_before(graph: fx.GraphModule, macs: MacCount) -> dict[str, float]:

@@ -58,8 +58,9 @@ class BuildConfig:
         confidence: probability with which the limit holds for new images, or None for no guarantee.
         round_to: widths of layers are multiples of this.
         route_draws: how many augmented images the route predictor learns from (at most ten views of each).
-        common_images: how many of the scoring images decide about extractor and full tail, which serve all classes.
-        reconstruct_bytes: memory that activations may take while those two are reconstructed.
+        common_images: how many of the scoring images decide which channels extractor and full tail, which serve all
+            classes, keep.
+        reconstruct_bytes: memory that activations may take while those two are reconstructed from all scoring images.
     """
 
     cut: str | None = None
@@ -231,8 +232,8 @@ class _Build:
             return Part(network.coupling.keep_all()), Part(network.coupling.keep_all())
 
         def compute() -> Tensors:
-            images = self.images.scoring.sample(config.common_images, config.seed)
-            compactor = Compactor(self.base, network, images, self.criterion, config, self.progress, self.store)
+            scoring = self.images.scoring
+            compactor = Compactor(self.base, network, scoring, self.criterion, config, self.progress, self.store)
             rules: list[Rule] = []
             if config.common < 1:
                 rules.append((Budget(config.common, config.weight_cost), network.groups_free(), network.macs))

@@ -82,7 +82,7 @@ def choose_threshold(
     if confidence is not None and not 0 < confidence < 1:
         raise ConfigError("confidence must be in (0, 1)", got=confidence, remedy="take 0.95")
     levels = torch.quantile(calibration.confidence.double(), torch.linspace(1, 0, steps + 1, dtype=torch.float64))
-    candidates = [NEVER, *levels.tolist()]
+    candidates = [NEVER, *levels.float().tolist()]  # exact in the precision that they are compared in
     accepted: float | None = None
     for threshold in candidates:
         losses = calibration.losses(threshold)
@@ -123,7 +123,7 @@ def choose_early_threshold(
     if calibration.early is None:
         return 0.0
     best, best_cost = 0.0, math.inf
-    for early in torch.quantile(calibration.early.double(), torch.linspace(0, 1, steps + 1).double()).tolist():
+    for early in torch.quantile(calibration.early.double(), torch.linspace(0, 1, steps + 1).double()).float().tolist():
         tried = replace(calibration, early_threshold=early)
         limit = max(max_loss, float(tried.losses(NEVER).double().mean()))
         chosen = choose_threshold(tried, min(limit, 1 - 1e-9))

@@ -7,9 +7,10 @@ An engine runs parts by name:
     fallback      features (N, ...) -> logits (N, classes)
     base          images (B, C, H, W) -> logits (B, classes)
 
-``front`` is the extractor with the route predictor, which always run together; its confidence is the early judgement
-and that of a subgraph the late one (see :mod:`sinf.deferral`). Arrays are the engine's own, of numpy or torch: what is
-written here means the same for both, and neither is imported.
+``front`` is the extractor with the route predictor, which always run together; its confidence is the probability of the
+route, that of a subgraph the judgement of :mod:`sinf.deferral`. Arrays are the engine's own, of numpy or torch: what is
+written here means the same for both, and neither is imported. Decisions are made on plain numbers: for the few of a
+batch that is much cheaper than operations on arrays.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ class Engine(Protocol):
     def run(self, part: str, *inputs: Array) -> tuple[Array, ...]:
         """What a part makes of a batch. The outputs may be written to."""
 
+    def array(self, values: list[float] | list[bool]) -> Array:
+        """One-dimensional array of the engine's own kind: float32, or bool."""
+
     def close(self) -> None:
         """Forget all parts; the engine may be used again, and loads them again."""
 
@@ -80,7 +84,7 @@ class FeatureRouter:
         self._threshold = value
 
     def __call__(self, images: Array) -> Array:
-        return self.route(images).logits
+        return self._run(images)[0]
 
     def base(self, images: Array) -> Array:
         """Logits of the base model in the same engine, for comparisons."""
@@ -88,20 +92,40 @@ class FeatureRouter:
 
     def route(self, images: Array) -> Routed:
         """Logits and where every input went."""
+        logits, route, confidence, falling, tried = self._run(images)
+        array, rows = self.engine.array, range(len(images))
+        fell_back = set(falling)
+        return Routed(
+            logits,
+            route,
+            array(confidence),
+            array([row in fell_back for row in rows]),
+            array([row in tried for row in rows]),
+        )
+
+    def _run(self, images: Array) -> tuple[Array, Array, list[float], list[int], set[int]]:
+        """Logits, routes, confidence, the rows that fall back and those that run a subgraph."""
         self._check(images)
         run = self.engine.run
-        features, log_clusters, route, confidence = run(FRONT, images)
-        tried = confidence >= early_floor(self.early_threshold, self.threshold)
+        features, log_clusters, route, early = run(FRONT, images)
+        confidence = early.tolist()
+        floor = early_floor(self.early_threshold, self.threshold)
+        groups: dict[int, list[int]] = {}
+        for row, cluster in enumerate(route.tolist()):
+            if confidence[row] >= floor:
+                groups.setdefault(cluster, []).append(row)
         logits = None
-        for cluster in sorted(set(route[tried].tolist())):
-            rows = tried & (route == cluster)
-            answer, late = run(part_name(cluster), *_take(rows, features, log_clusters))
-            logits = _put(logits, rows, answer)
-            confidence[rows] = late
-        fell_back = confidence < self.threshold
-        if fell_back.any():
-            logits = _put(logits, fell_back, *run(FALLBACK, *_take(fell_back, features)))
-        return Routed(logits, route, confidence, fell_back, tried)
+        for cluster, rows in sorted(groups.items()):
+            answer, judged = run(part_name(cluster), *_take(rows, features, log_clusters))
+            logits = _put(logits, rows, answer, len(images))
+            for row, value in zip(rows, judged.tolist(), strict=True):
+                confidence[row] = value
+        tried = {row for rows in groups.values() for row in rows}
+        falling = [row for row, value in enumerate(confidence) if row not in tried or value < self.threshold]
+        if falling:
+            (answer,) = run(FALLBACK, *_take(falling, features))
+            logits = _put(logits, falling, answer, len(images))
+        return logits, route, confidence, falling, tried
 
     def close(self) -> None:
         """Let go of what the engine holds."""
@@ -122,16 +146,16 @@ class FeatureRouter:
             raise DataError("images must be finite", got="NaN or infinity", remedy="check the image's decoding")
 
 
-def _take(rows: Array, *arrays: Array) -> tuple[Array, ...]:
+def _take(rows: list[int], *arrays: Array) -> tuple[Array, ...]:
     """Some rows of arrays; a group that is the whole batch, such as one image, is not copied."""
-    return arrays if rows.all() else tuple(array[rows] for array in arrays)
+    return arrays if len(rows) == len(arrays[0]) else tuple(array[rows] for array in arrays)
 
 
-def _put(logits: Array | None, rows: Array, answer: Array) -> Array:
+def _put(logits: Array | None, rows: list[int], answer: Array, batch: int) -> Array:
     """The logits of a batch with those of some rows written over; all of them are at the end."""
-    if len(answer) == len(rows):
+    if len(rows) == batch:
         return answer
     if logits is None:
-        logits = answer[[0] * len(rows)]  # room for the batch, in an array of the engine's kind
+        logits = answer[[0] * batch]  # room for the batch, in an array of the engine's kind
     logits[rows] = answer
     return logits

@@ -82,7 +82,7 @@ def test_the_manifest_says_what_another_program_needs(model: SemanticModel, expo
     manifest = json.loads((exported / edge.MANIFEST).read_text())
     assert manifest["classes"] == list(model.bundle.class_names)
     assert manifest["thresholds"] == {"value": model.threshold, "early": model.feature_router.early_threshold}
-    assert manifest["deferral"]["after"] == list(model.bundle.deferral.after)
+    assert manifest["deferral"]["energy"] == model.bundle.deferral.energy
     assert set(manifest["sha256"]) == {path.name for path in exported.iterdir()} - {edge.MANIFEST}
 
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-import sinf.subgraph.reconstruct as module_under_test
+from sinf.network import Part
 from sinf.partition import find_cut, partition
 from sinf.subgraph.coupling import Coupling, Slot, couple
-from sinf.subgraph.reconstruct import Mixes, mixed, reconstruct, weight_override
+from sinf.subgraph.reconstruct import Solved, mixed, reconstruct, weight_override
 from sinf.subgraph.slice import slice_graph
 from tiny import CLASSES, COLOUR, NETWORKS, Chain, Mixed, Residual, conv, random_keep, traced
 
@@ -137,7 +137,7 @@ def test_mixes_rebuild_the_very_same_network() -> None:
         keep = random_keep(coupling)
         smaller = slice_graph(graph, coupling, keep)
         mixes = reconstruct(graph, coupling, keep, smaller, x, x)
-        stored: Mixes = {target: mix.half() for target, mix in mixes.items()}
+        stored: Solved = {target: mix.half() for target, mix in mixes.items()}
         rebuilt = slice_graph(graph, coupling, keep, weight_override(coupling, keep, stored))
         ours, theirs = smaller.state_dict(), rebuilt.state_dict()
         assert ours.keys() == theirs.keys()
@@ -207,9 +207,9 @@ def test_large_batches_are_worked_through_in_pieces(monkeypatch: pytest.MonkeyPa
     keep = random_keep(coupling)
     found = []
     for chunk in (256, 7, 1):
-        monkeypatch.setattr(module_under_test, "_CHUNK", chunk)
+        monkeypatch.setattr("sinf.subgraph.side_by_side.CHUNK", chunk)
         smaller = slice_graph(graph, coupling, keep)
-        found.append(reconstruct(graph, coupling, keep, smaller, x, x))
+        found.append(reconstruct(graph, coupling, keep, smaller, x, x, damping=3e-3))
     for other in found[1:]:
         assert other.keys() == found[0].keys()
         for target, mix in other.items():
@@ -292,3 +292,66 @@ def test_override_leaves_everything_else_alone() -> None:
     assert override("head", "bias", head.bias) is None
     assert override("second.0", "weight", graph.get_submodule("second.0").weight) is None
     assert torch.equal(override("head", "weight", head.weight), head.weight)
+
+
+def strided() -> fx.GraphModule:
+    """Kernels, strides, dilation, padding, and a linear layer over a flattened map, with and without bias."""
+    torch.manual_seed(3)
+    net = nn.Sequential(
+        conv(3, 6),
+        nn.Conv2d(6, 5, 3, stride=2, padding=1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(5, 8, 3, padding=2, dilation=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 1),
+        nn.Flatten(),
+        nn.Linear(4 * 16, CLASSES),
+    )
+    return traced(net)
+
+
+def test_kernels_come_nearer_than_mixes() -> None:
+    graph, x = strided(), images(300)
+    coupling = couple(graph)
+    keep = without(coupling, **{"0_0": [1, 4], "1": [2], "3": [0, 5, 6], "5": [1]})
+    found = []
+    for kernels in (False, True):
+        smaller = slice_graph(graph, coupling, keep)
+        solved = reconstruct(graph, coupling, keep, smaller, x, x, kernels=kernels)
+        found.append(error(graph, smaller, images(300, seed=7)))
+    assert found[1] < 0.9 * found[0]
+    assert set(solved) == {"1.weight", "3.weight", "3.bias", "5", "7.weight", "7.bias"}
+
+
+def test_whole_kernels_rebuild_the_very_same_network() -> None:
+    graph, x = strided(), images(40)
+    coupling = couple(graph)
+    keep = without(coupling, **{"0_0": [1, 4], "1": [2], "3": [0, 5, 6], "5": [1]})
+    smaller = slice_graph(graph, coupling, keep)
+    solved = reconstruct(graph, coupling, keep, smaller, x, x, kernels=True)
+    part = Part.from_tensors(Part(keep, solved).to_tensors(coupling, "p."), coupling, "p.")
+    assert torch.equal(part.keep, keep)
+    rebuilt = slice_graph(graph, coupling, keep, weight_override(coupling, keep, part.solved))
+    assert torch.equal(outputs(rebuilt, x), outputs(smaller, x))
+
+
+def test_a_kernel_that_is_solved_alone_cannot_be_worse_than_its_mix() -> None:
+    """The mix is where the kernel starts."""
+    graph, x = traced(nn.Sequential(conv(3, 6), nn.Conv2d(6, 5, 3, padding=1))), images(64)
+    coupling = couple(graph)
+    keep = without(coupling, **{"0_0": [1, 4]})
+    found = []
+    for kernels in (False, True):
+        smaller = slice_graph(graph, coupling, keep)
+        reconstruct(graph, coupling, keep, smaller, x, x, kernels=kernels, damping=SMALL)
+        found.append(error(graph, smaller, x))
+    assert found[1] <= found[0] * (1 + 1e-4)
+
+
+def test_the_network_that_is_given_stays_as_it_is() -> None:
+    graph, x = strided(), images(40)
+    before = {name: t.clone() for name, t in graph.state_dict().items()}
+    coupling = couple(graph)
+    keep = without(coupling, **{"0_0": [1, 4]})
+    reconstruct(graph, coupling, keep, slice_graph(graph, coupling, keep), x, x, kernels=True)
+    assert all(torch.equal(t, before[name]) for name, t in graph.state_dict().items())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
@@ -12,61 +10,56 @@ from sinf.deferral import Deferral
 
 
 class Front(nn.Module):
-    """Extractor and route predictor: images -> features, log-probabilities of clusters, route, early judgement."""
+    """Extractor and route predictor: images -> features, log-probabilities of clusters, route, its probability."""
 
-    def __init__(self, extractor: nn.Module, router: nn.Module, deferral: Deferral) -> None:
+    def __init__(self, extractor: nn.Module, router: nn.Module) -> None:
         super().__init__()
-        self.extractor, self.router, self.deferral = extractor, router, deferral
+        self.extractor, self.router = extractor, router
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         features = self.extractor(images)
         log_clusters = self.router(features).log_softmax(1)
         log_route, route = log_clusters.max(1)
-        return features, log_clusters, route, self.deferral.early(log_route)
-
-
-class Answer(NamedTuple):
-    """What a subgraph says of N inputs: logits over all classes, their confidence, energy and the log-probability of
-    the first class (see :mod:`sinf.deferral`)."""
-
-    logits: Tensor
-    confidence: Tensor
-    energy: Tensor
-    log_within: Tensor
+        return features, log_clusters, route, log_route.exp()
 
 
 class Judge(nn.Module):
-    """From what a cluster's subgraph says of its classes to an answer over all classes, with the late judgement.
+    """From what a cluster's subgraph says of its classes to an answer over all classes, and how far to believe it.
 
     The cluster's probability is shared out as the subgraph says, the probability of every other cluster evenly among
-    its classes.
+    its classes. All of that and the judgement (:mod:`sinf.deferral`) are one linear map of log-probabilities of the
+    clusters, logits, their log-sum-exp and their maximum: at batch 1 every operation costs more than its arithmetic.
     """
 
-    log_sizes: Tensor
+    matrix: Tensor
+    bias: Tensor
     sources: Tensor
 
     def __init__(self, clusters: Clusters, cluster: int, deferral: Deferral) -> None:
         super().__init__()
-        self.cluster, self.deferral = cluster, deferral
         members = list(clusters.members[cluster])
+        count, inside = len(clusters), len(clusters) + torch.arange(len(members))
+        energy, top = count + len(members), count + len(members) + 1
+        score = energy  # the columns are clusters, classes of this one, and the judgement
+        matrix, bias = torch.zeros(top + 1, score + 1), torch.zeros(score + 1)
+        matrix[range(count), range(count)] = 1
+        bias[:count] = -torch.tensor([len(classes) for classes in clusters.members]).log()
+        matrix[inside, inside] = 1
+        matrix[energy, inside], matrix[cluster, inside] = -1.0, 1.0
+        matrix[cluster, score], matrix[top, score] = deferral.route, deferral.within
+        matrix[energy, score], bias[score] = deferral.energy - deferral.within, deferral.intercept
         sources = clusters.of_class()
-        sources[members] = len(clusters) + torch.arange(len(members))
-        sizes = torch.tensor([len(classes) for classes in clusters.members])
-        self.register_buffer("log_sizes", sizes.log(), persistent=False)
-        self.register_buffer("sources", sources, persistent=False)
+        sources[members] = inside
+        for name, tensor in (("matrix", matrix), ("bias", bias), ("sources", sources)):
+            self.register_buffer(name, tensor, persistent=False)
 
-    def forward(self, logits: Tensor, log_clusters: Tensor) -> Answer:
-        """Of logits (N, classes of the cluster) and log-probabilities of the clusters (N, clusters)."""
-        log_route = log_clusters[:, self.cluster]
-        inside = logits.log_softmax(1)
-        energy, log_within = logits[:, 0] - inside[:, 0], inside.amax(1)
-        everywhere = torch.cat([log_clusters - self.log_sizes, inside + log_route[:, None]], 1)
-        return Answer(
-            everywhere.index_select(1, self.sources),
-            self.deferral.late(log_route, energy, log_within),
-            energy,
-            log_within,
-        )
+    def forward(self, logits: Tensor, log_clusters: Tensor) -> tuple[Tensor, Tensor]:
+        """Of logits (N, classes of the cluster) and log-probabilities of the clusters (N, clusters): logits over all
+        classes (N, classes), and the probability (N,) that the route loses nothing."""
+        energy, top = logits.logsumexp(1, keepdim=True), logits.amax(1, keepdim=True)
+        known = torch.cat([log_clusters, logits, energy, top], 1)
+        answer = torch.addmm(self.bias, known, self.matrix)
+        return answer.index_select(1, self.sources), answer[:, -1].sigmoid()
 
 
 class Specialist(nn.Module):
@@ -77,4 +70,4 @@ class Specialist(nn.Module):
         self.tail, self.judge = tail, judge
 
     def forward(self, features: Tensor, log_clusters: Tensor) -> tuple[Tensor, Tensor]:
-        return self.judge(self.tail(features), log_clusters)[:2]
+        return self.judge(self.tail(features), log_clusters)

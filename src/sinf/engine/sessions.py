@@ -40,5 +40,8 @@ class SessionEngine(ABC):
             session = self._sessions[part] = self._open(self._source(part))
         return session([np.ascontiguousarray(x, dtype=np.float32) for x in inputs])
 
+    def array(self, values: list[float] | list[bool]) -> np.ndarray:
+        return np.array(values, np.float32 if isinstance(values[0], float) else np.bool_)
+
     def close(self) -> None:
         self._sessions.clear()

@@ -60,7 +60,7 @@ class TorchEngine:
         return front
 
     def _front(self, extractor: nn.Module) -> Front:
-        return Front(extractor, copy.deepcopy(self.bundle.router).folded(), self.bundle.deferral)
+        return Front(extractor, copy.deepcopy(self.bundle.router).folded())
 
     @cached_property
     def base(self) -> fx.GraphModule:
@@ -77,7 +77,10 @@ class TorchEngine:
         if part == FALLBACK:
             return (self.tails.get(FALLBACK)(*inputs),)
         features, log_clusters = inputs
-        return self.judges[part](self.tails.get(part)(features), log_clusters)[:2]
+        return self.judges[part](self.tails.get(part)(features), log_clusters)
+
+    def array(self, values: list[float] | list[bool]) -> Tensor:
+        return torch.tensor(values)
 
     def module(self, part: str) -> nn.Module:
         """A part as one module of its own, such as is exported, not prepared for torch."""
@@ -136,9 +139,8 @@ class SemanticModel(nn.Module):
         self.feature_router.threshold = value
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.route(images).logits
+        return self.feature_router(images)
 
-    @torch.no_grad()
     def route(self, images: Tensor) -> Routed:
         """Logits and where every input went."""
         return self.feature_router.route(images)
@@ -160,12 +162,13 @@ class SemanticModel(nn.Module):
         energy, log_within = torch.zeros(len(features)), torch.zeros(len(features))
         right = torch.zeros(len(features), dtype=torch.bool)
         for where in route.unique().tolist():
+            judge = self.engine.judges[part_name(where)]
             for rows in torch.nonzero(route == where).flatten().split(BATCH):
-                answer = self.engine.judges[part_name(where)](
-                    self.run_subgraph(where, features[rows]), log_clusters[rows]
-                )
-                energy[rows], log_within[rows] = answer.energy, answer.log_within
-                right[rows] = answer.logits.argmax(1) == labels[rows]
+                said = self.run_subgraph(where, features[rows])
+                energy[rows] = said.logsumexp(1)
+                log_within[rows] = said.amax(1) - energy[rows]
+                logits, _ = judge(said, log_clusters[rows])
+                right[rows] = logits.argmax(1) == labels[rows]
         return Routes(route, log_route, energy, log_within, right)
 
 
@@ -223,7 +226,7 @@ class TailStore:
         """What tails are made from, in files when the bundle was loaded from a folder."""
         yield from self.network.graph.state_dict().values()
         for part in self.parts.values():
-            yield from part.mixes.values()
+            yield from part.solved.values()
 
     @property
     def bytes(self) -> int:

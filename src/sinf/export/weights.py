@@ -83,7 +83,7 @@ class Weights:
         _gather(recipe, written.index(part.keep).numpy(), 0)
         if kind != "weight" or read is None or recipe.value.ndim < 2 or self._is_grouped(target):
             return
-        mix = part.mixes.get(target)
+        mix = part.solved.get(target)
         if mix is None:
             _gather(recipe, read.index(part.keep).numpy(), 1)
         else:

@@ -4,33 +4,46 @@ At every layer where channels meet, what the base network would have read (all C
 from what the smaller network reads (the k that stay, already changed by earlier cuts): ``x ~ M x_kept``. The layer's
 new weight is then ``W M``: it answers the smaller network's input as the old one answered the base network's. ``M`` is
 ``(C, k)``, the same for all kernel positions and output channels, so it needs few images, is solved in a moment, and is
-all that a bundle has to store. No gradient is taken.
+all that a bundle has to store.
+
+A layer that reads several positions at once can do more: its whole kernel is fitted to the base layer's outputs,
+starting from ``W M``. That needs more images, and the weight itself is stored; it pays for what serves all classes.
+
+Sums are streamed over the images (:mod:`sinf.subgraph.side_by_side`), and the damping of every solution is found on
+images held out of its fit. No gradient is taken.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from sinf.subgraph.coupling import Coupling, Slot, positions_of
+from sinf.subgraph.least_squares import NormalEquations
+from sinf.subgraph.side_by_side import SideBySide
 from sinf.subgraph.slice import Override
 
-#: By target, how the channels that stay stand for all: (C, k).
-Mixes = dict[str, Tensor]
+#: What was solved for. By target: how the channels that stay stand for all, (C, k). By a parameter's full name: what
+#: stands in its place, its channels already selected.
+Solved = dict[str, Tensor]
 
-_CHUNK = 256
+HELD_OUT = 0.25  # share of a chunk's images that choose the damping
+_ENOUGH_ROWS = 32  # for each unknown of a kernel; more positions of the same images tell nothing new
+_PATCH_FLOATS = 1 << 24  # of a kernel's patches that are in memory at once
 
 
-def weight_override(coupling: Coupling, keep: Tensor, mixes: Mixes) -> Override:
+def weight_override(coupling: Coupling, keep: Tensor, solved: Solved) -> Override:
     """What :func:`sinf.subgraph.slice.slice_graph` needs to build the reconstructed network."""
 
     def override(target: str, name: str, tensor: Tensor) -> Tensor | None:
-        mix = mixes.get(target)
+        whole = solved.get(f"{target}.{name}")
+        if whole is not None:
+            return whole.to(tensor.dtype)
+        mix = solved.get(target)
         if mix is None or name != "weight":
             return None
         out = coupling.writes[target].index(keep)
@@ -57,57 +70,121 @@ def reconstruct(
     inputs: Tensor,
     smaller_inputs: Tensor,
     *,
-    damping: float = 3e-3,
+    kernels: bool = False,
+    memory: int | None = None,
+    damping: float | None = None,
     progress: Callable[[str], None] | None = None,
-) -> Mixes:
-    """Solve for the mixes of all layers of ``smaller`` that read fewer or changed channels, and put the weights in.
+) -> Solved:
+    """Solve for all layers of ``smaller`` that read fewer or changed channels, and put the weights in.
 
-    Both networks run side by side, layer by layer, over all ``inputs`` (N, C, H, W) at once; the smaller one's may
-    differ (features of a smaller extractor). ``damping``, relative to the mean second moment, holds the solution near
-    the plain selection of channels. Mixes are rounded to float16, as they are stored.
+    Both networks run side by side, layer by layer, over ``inputs`` (N, C, H, W); the smaller one's may differ (features
+    of a smaller extractor). ``kernels`` fits whole kernels where that can do more than a mix. ``memory`` is what the
+    values of both networks may take in bytes (early layers then see fewer images). ``damping``, relative to the mean
+    second moment, holds a solution near where it starts (the plain selection of channels, the mix); None finds it by
+    validation. Solutions are rounded to float16, as they are stored.
     """
     targets = set(coupling.mixers.values())
     _own_layers(base, smaller, targets)
-    left, right = _Stepper(base, inputs), _Stepper(smaller, smaller_inputs)
-    mixes: Mixes = {}
+    solved: Solved = {}
+    seen: set[str] = set()
     changed = not torch.equal(smaller_inputs, inputs)
-    for node, twin in zip(base.graph.nodes, smaller.graph.nodes, strict=True):
+    pair = SideBySide(base, smaller, inputs, smaller_inputs, memory)
+    for node, twin in pair:
         target = str(node.target)
-        if node.op == "call_module" and target in targets:
-            read = coupling.reads[target]
-            kept = keep[read.units]
-            if (changed or not bool(kept.all())) and target not in mixes:
-                module = base.get_submodule(target)
-                x, x_kept = left.value(node.args[0]), right.value(twin.args[0])
-                mix = _solve(partial(_rows, module, read.repeat), x, x_kept, kept, damping)
-                mixes[target] = mix.half().float()
-                weight = weight_override(coupling, keep, mixes)(target, "weight", module.weight)
-                smaller.get_submodule(target).weight = nn.Parameter(weight, requires_grad=False)
-                changed = True
-                if progress is not None:
-                    progress(target)
-        left.step(node)
-        right.step(twin)
-    return mixes
+        if node.op != "call_module" or target not in targets or target in seen:
+            continue
+        kept = keep[coupling.reads[target].units]
+        if not changed and bool(kept.all()):
+            continue
+        seen.add(target)
+        changed = True
+        layer, own = base.get_submodule(target), smaller.get_submodule(target)
+        repeat = coupling.reads[target].repeat
+        mix = _mix(layer, repeat, kept, pair.inputs_of(node, twin), damping).half()
+        rows = coupling.writes[target].index(keep)
+        own.weight = _frozen(mixed(layer.weight.detach()[rows], mix.float(), coupling.reads[target]))
+        if kernels and _reads_patches(layer, repeat):
+            for name, tensor in _kernel(layer, own, rows, list(pair.inputs_of(node, twin)), damping).items():
+                solved[f"{target}.{name}"] = tensor.half().float()
+                setattr(own, name, _frozen(solved[f"{target}.{name}"]))
+        else:
+            solved[target] = mix.float()
+        if progress is not None:
+            progress(target)
+    return solved
 
 
-def _rows(module: nn.Module, repeat: int, x: Tensor) -> Tensor:
-    return positions_of(module, x, repeat)
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
 
 
-def _solve(rows: Callable[[Tensor], Tensor], x: Tensor, x_kept: Tensor, kept: Tensor, damping: float) -> Tensor:
-    """``(C, k)``: argmin over M of E||x - M x_kept||^2 + damping * level * ||M - selection||^2."""
-    channels, width = len(kept), int(kept.sum())
-    gram = torch.zeros(width, width, dtype=torch.float64)
-    cross = torch.zeros(channels, width, dtype=torch.float64)
-    for start in range(0, len(x), _CHUNK):
-        a, b = rows(x[start : start + _CHUNK]), rows(x_kept[start : start + _CHUNK])
-        gram += (b.T @ b).double()
-        cross += (a.T @ b).double()
-    selection = torch.eye(channels, dtype=torch.float64)[:, kept]
-    level = damping * torch.diagonal(gram).mean().clamp(min=1e-12)
-    system = gram + level * torch.eye(width, dtype=torch.float64)
-    return torch.linalg.solve(system, (cross + level * selection).T).T.float()
+def _folds(count: int, size: int) -> Iterator[tuple[slice, bool]]:
+    """A chunk's images, at most ``size`` at once, and whether they are held out."""
+    fitting = count - int(HELD_OUT * count)
+    for first, last in ((0, fitting), (fitting, count)):
+        for start in range(first, last, size):
+            yield slice(start, min(start + size, last)), first == fitting
+
+
+def _mix(
+    layer: nn.Module, repeat: int, kept: Tensor, inputs: Iterator[tuple[Tensor, Tensor]], damping: float | None
+) -> Tensor:
+    """``(C, k)``: the channels of the base network from those that stay."""
+    sums = NormalEquations(int(kept.sum()), len(kept))
+    for whole, small in inputs:
+        for part, held_out in _folds(len(whole), len(whole)):
+            x, y = (positions_of(layer, values[part], repeat) for values in (small, whole))
+            sums.add(x, y, held_out=held_out)
+    return sums.solve(torch.eye(len(kept))[:, kept], damping)
+
+
+def _reads_patches(layer: nn.Module, repeat: int) -> bool:
+    """Whether a fit of the whole kernel can do more than a mix: an output is made of several positions."""
+    if isinstance(layer, nn.Linear):
+        return repeat > 1
+    plain = isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return plain and layer.weight[0, 0].numel() > 1
+
+
+def _kernel(
+    layer: nn.Module, own: nn.Module, rows: Tensor, inputs: list[tuple[Tensor, Tensor]], damping: float | None
+) -> dict[str, Tensor]:
+    """Weight, and bias if there is one, with which ``own`` comes nearest to the outputs ``rows`` of the base network's
+    ``layer``. What is fitted is what its present weights miss."""
+    weight, bias = own.weight.detach(), own.bias
+    unknowns = weight[0].numel() + (bias is not None)
+    images = sum(len(whole) for whole, _ in inputs)
+    enough = -(-_ENOUGH_ROWS * unknowns // images)  # positions of an image
+    places = _outputs(own, inputs[0][1][:1]).shape[1]
+    sums = NormalEquations(unknowns, len(weight))
+    generator = torch.Generator().manual_seed(0)
+    for whole, small in inputs:
+        for part, held_out in _folds(len(whole), max(1, _PATCH_FLOATS // (unknowns * places))):
+            missing = _outputs(layer, whole[part])[..., rows] - _outputs(own, small[part])
+            x = _patches(own, small[part])
+            if enough < places:
+                chosen = torch.randperm(places, generator=generator)[:enough]
+                x, missing = x[:, chosen], missing[:, chosen]
+            if bias is not None:
+                x = F.pad(x, (0, 1), value=1.0)
+            sums.add(x.flatten(0, 1), missing.flatten(0, 1), held_out=held_out)
+    more = sums.solve(torch.zeros(len(weight), unknowns), damping)
+    new = {"weight": weight + more[:, : weight[0].numel()].reshape(weight.shape)}
+    return new if bias is None else new | {"bias": bias.detach() + more[:, -1]}
+
+
+def _outputs(layer: nn.Module, x: Tensor) -> Tensor:
+    """``(N, positions, O)``."""
+    y = layer(x)
+    return y.reshape(len(y), -1, y.shape[-1]) if isinstance(layer, nn.Linear) else y.flatten(2).transpose(1, 2)
+
+
+def _patches(layer: nn.Module, x: Tensor) -> Tensor:
+    """``(N, positions, inputs of one output)``, in the order of the layer's weight."""
+    if not isinstance(layer, nn.Conv2d):
+        return x.reshape(len(x), -1, x.shape[-1])
+    options = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return F.unfold(x, *options).transpose(1, 2)
 
 
 def _own_layers(base: fx.GraphModule, smaller: fx.GraphModule, targets: set[str]) -> None:
@@ -122,47 +199,3 @@ def _own_layers(base: fx.GraphModule, smaller: fx.GraphModule, targets: set[str]
             own = copy.copy(shared)
             own._parameters = dict(shared._parameters)
             smaller.set_submodule(target, own)
-
-
-class _Stepper:
-    """Runs a graph node by node over a large batch, in chunks, and forgets values that nobody will read again."""
-
-    def __init__(self, graph: fx.GraphModule, inputs: Tensor) -> None:
-        self.interpreter = fx.Interpreter(graph)
-        self.graph, self.inputs = graph, inputs.clone()  # a model may begin in place
-        self.values: dict[fx.Node, Any] = {}
-        self.last_use = {source: node for node in graph.graph.nodes for source in node.all_input_nodes}
-
-    def value(self, node: Any) -> Tensor:
-        return self.values[node]
-
-    def step(self, node: fx.Node) -> None:
-        if node.op == "placeholder":
-            self.values[node] = self.inputs if not self.values else node.args[0]
-        elif node.op != "output":
-            self.values[node] = self._run(node)
-        for source in node.all_input_nodes:
-            if self.last_use[source] is node:
-                self.values.pop(source, None)
-
-    def _run(self, node: fx.Node) -> Any:
-        tensors = [self.values[n] for n in node.all_input_nodes]
-        batched = [t for t in tensors if isinstance(t, Tensor) and t.ndim > 1 and len(t) == len(self.inputs)]
-        if not batched or node.meta.get("shape") is None:
-            return self._call(node, lambda n: self.values[n])
-        parts = []
-        for start in range(0, len(self.inputs), _CHUNK):
-
-            def part(n: fx.Node, start: int = start) -> Any:
-                value = self.values[n]
-                if isinstance(value, Tensor) and value.ndim > 1 and len(value) == len(self.inputs):
-                    return value[start : start + _CHUNK]
-                return value
-
-            parts.append(self._call(node, part).clone())
-        return torch.cat(parts)
-
-    def _call(self, node: fx.Node, look_up: Callable[[fx.Node], Any]) -> Any:
-        args = fx.node.map_arg(node.args, look_up)
-        kwargs = fx.node.map_arg(node.kwargs, look_up)
-        return getattr(self.interpreter, node.op)(node.target, args, kwargs)

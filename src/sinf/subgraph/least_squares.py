@@ -1,0 +1,61 @@
+"""Ridge regression in one pass: normal equations are summed row by row, and the damping is found on held-out rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_FIRST, _STEP, _LEAST, _MOST = 3e-3, 3.0, 1e-4, 1.0
+
+
+class NormalEquations:
+    """Sums over rows ``x`` (k) and ``y`` (o) for the M (o, k) of least E||y - M x||^2 + damping * level * ||M - P||^2.
+
+    The level is the mean second moment of x; the prior P is what M is held near.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        self.gram = torch.zeros(2, inputs, inputs, dtype=torch.float64)  # of rows that fit, and of held-out ones
+        self.cross = torch.zeros(2, outputs, inputs, dtype=torch.float64)
+        self.rows = [0, 0]
+
+    def add(self, x: Tensor, y: Tensor, *, held_out: bool = False) -> None:
+        """Add ``x`` (rows, k) and ``y`` (rows, o)."""
+        part = int(held_out)
+        self.gram[part] += x.T @ x
+        self.cross[part] += y.T @ x
+        self.rows[part] += len(x)
+
+    def solve(self, prior: Tensor, damping: float | None = None) -> Tensor:
+        """``(o, k)`` from all rows, near ``prior`` (o, k). ``damping`` None: the one with the least error on held-out
+        rows, when the others alone are fitted."""
+        if damping is None:
+            damping = self._cross_validated(prior.double()) if all(self.rows) else _FIRST
+        return _ridge(self.gram.sum(0), self.cross.sum(0), prior.double(), damping).float()
+
+    def _cross_validated(self, prior: Tensor) -> float:
+        """Walk from a usual value, up or down, as long as the held-out error falls."""
+
+        def error(damping: float) -> float:
+            m = _ridge(self.gram[0], self.cross[0], prior, damping)
+            return float(((m @ self.gram[1] - 2 * self.cross[1]) * m).sum())
+
+        best, least = _FIRST, error(_FIRST)
+        for factor in (_STEP, 1 / _STEP):
+            damping = best * factor
+            while _LEAST <= damping <= _MOST and (found := error(damping)) < least:
+                best, least = damping, found
+                damping *= factor
+            if best != _FIRST:
+                break
+        return best
+
+
+def _ridge(gram: Tensor, cross: Tensor, prior: Tensor, damping: float) -> Tensor:
+    level = damping * torch.diagonal(gram).mean().clamp(min=1e-12)
+    system = gram.clone()
+    system.diagonal().add_(level)
+    right = (cross + level * prior).T
+    factor, failed = torch.linalg.cholesky_ex(system)
+    # Hardly damped, rounding can leave a system of dependent channels just below positive definite.
+    return (torch.linalg.solve(system, right) if int(failed) else torch.cholesky_solve(right, factor)).T

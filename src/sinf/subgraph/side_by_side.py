@@ -1,0 +1,113 @@
+"""A network and its smaller version over many images, node by node, in as much memory as is given.
+
+Images are held in chunks. A chunk needs memory for the values that later nodes read, and mostly these shrink with
+depth: more chunks join when they will fit to the end, and catch up with what is solved by then. So every image passes
+every layer once, and deep layers see more images than early ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any
+
+from torch import Tensor, fx
+
+CHUNK = 256
+
+
+class Run:
+    """One graph over one chunk, up to some node; values that nobody will read again are forgotten."""
+
+    def __init__(self, interpreter: fx.Interpreter, inputs: Tensor) -> None:
+        self.interpreter = interpreter
+        self.inputs: Tensor | None = inputs.clone()  # a model may begin in place
+        self.values: dict[fx.Node, Any] = {}
+
+    def step(self, node: fx.Node, ends: list[fx.Node]) -> None:
+        if node.op == "placeholder":
+            first = self.inputs is not None
+            self.values[node] = self.inputs if first else node.args[0]
+            self.inputs = None
+        elif node.op != "output":
+            args = fx.node.map_arg(node.args, self.values.__getitem__)
+            kwargs = fx.node.map_arg(node.kwargs, self.values.__getitem__)
+            self.values[node] = getattr(self.interpreter, node.op)(node.target, args, kwargs)
+        for source in ends:
+            self.values.pop(source, None)
+
+    def bytes(self) -> int:
+        return sum(v.nbytes for v in self.values.values() if isinstance(v, Tensor))
+
+
+class SideBySide:
+    """Steps ``base`` and ``smaller``, whose graphs have the same nodes, over images (N, ...) and what the smaller one
+    reads in their place."""
+
+    def __init__(
+        self,
+        base: fx.GraphModule,
+        smaller: fx.GraphModule,
+        inputs: Tensor,
+        smaller_inputs: Tensor,
+        memory: int | None = None,
+    ) -> None:
+        self.interpreters = (fx.Interpreter(base), fx.Interpreter(smaller))
+        self.memory = memory
+        self.waiting = list(zip(inputs.split(CHUNK), smaller_inputs.split(CHUNK), strict=True))
+        self.running: list[tuple[Run, Run]] = []
+        self.nodes = list(zip(base.graph.nodes, smaller.graph.nodes, strict=True))
+        self.ends = (_last_uses(base), _last_uses(smaller))
+        self.done = 0
+        self.needs = self._needs(inputs[:1], smaller_inputs[:1])
+
+    def __iter__(self) -> Iterator[tuple[fx.Node, fx.Node]]:
+        """Each pair of nodes before it runs; what is changed in the smaller network by then is what runs."""
+        for pair in self.nodes:
+            self._join()
+            yield pair
+            for runs in self.running:
+                self._step(runs, self.done)
+            self.done += 1
+
+    def inputs_of(self, node: fx.Node, twin: fx.Node) -> Iterator[tuple[Tensor, Tensor]]:
+        """What both would read now, chunk by chunk."""
+        for left, right in self.running:
+            yield left.values[node.args[0]], right.values[twin.args[0]]
+
+    def _needs(self, *inputs: Tensor) -> list[int]:
+        """Most bytes that one image will hold in both networks from each node on."""
+        held = [0] * len(self.nodes)
+        for side, x in enumerate(inputs):
+            run = Run(self.interpreters[side], x)
+            for position, pair in enumerate(self.nodes):
+                before = run.bytes()
+                run.step(pair[side], self.ends[side][pair[side]])
+                held[position] += max(before, run.bytes())
+        return list(accumulate(reversed(held), max))[::-1]
+
+    def _join(self) -> None:
+        """Let waiting chunks in while there is room for them to the end; one is always let in."""
+        while self.waiting and (not self.running or self._room()):
+            left, right = (
+                Run(interpreter, x) for interpreter, x in zip(self.interpreters, self.waiting.pop(0), strict=True)
+            )
+            for position in range(self.done):
+                self._step((left, right), position)
+            self.running.append((left, right))
+
+    def _room(self) -> bool:
+        return self.memory is None or (len(self.running) + 1) * CHUNK * self.needs[self.done] <= self.memory
+
+    def _step(self, runs: tuple[Run, Run], position: int) -> None:
+        for run, node, ends in zip(runs, self.nodes[position], self.ends, strict=True):
+            run.step(node, ends[node])
+
+
+def _last_uses(graph: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:
+    """By node, the values that it is the last to read."""
+    last = {source: node for node in graph.graph.nodes for source in node.all_input_nodes}
+    ends: dict[fx.Node, list[fx.Node]] = {node: [] for node in graph.graph.nodes}
+    for source, node in last.items():
+        ends[node].append(source)
+    return ends

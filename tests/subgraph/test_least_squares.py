@@ -1,0 +1,77 @@
+"""Ridge regression: the right solution, in whatever pieces rows come, with as much damping as validation asks for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sinf.subgraph.least_squares import NormalEquations
+
+
+def rows(count: int, noise: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """x (count, 12), y (count, 3), and the matrix behind them."""
+    draw = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(3, 12, generator=draw)
+    x = torch.randn(count, 12, generator=draw)
+    return x, x @ matrix.T + noise * torch.randn(count, 3, generator=draw), matrix
+
+
+def summed(x: Tensor, y: Tensor, held_out: float = 0.25, pieces: int = 1) -> NormalEquations:
+    sums = NormalEquations(x.shape[1], y.shape[1])
+    fitting = len(x) - int(held_out * len(x))
+    for part, out in ((slice(None, fitting), False), (slice(fitting, None), True)):
+        for a, b in zip(x[part].chunk(pieces), y[part].chunk(pieces), strict=True):
+            sums.add(a, b, held_out=out)
+    return sums
+
+
+def test_hardly_damped_it_is_ordinary_least_squares_of_all_rows() -> None:
+    x, y, _ = rows(200, 0.5)
+    expected = torch.linalg.lstsq(x.double(), y.double()).solution.T.float()
+    torch.testing.assert_close(summed(x, y).solve(torch.zeros(3, 12), 1e-12), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pieces_do_not_matter() -> None:
+    x, y, _ = rows(200, 0.5)
+    whole, apart = (summed(x, y, pieces=pieces).solve(torch.zeros(3, 12)) for pieces in (1, 10))
+    torch.testing.assert_close(whole, apart, rtol=1e-5, atol=1e-5)
+
+
+def test_much_damping_leaves_the_prior() -> None:
+    x, y, _ = rows(50, 0.5)
+    prior = torch.randn(3, 12, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(summed(x, y).solve(prior, 1e9), prior, rtol=1e-4, atol=1e-4)
+
+
+def test_damping_is_as_the_closed_form_says() -> None:
+    x, y, _ = rows(80, 0.5)
+    prior = torch.ones(3, 12)
+    level = 0.1 * x.square().sum(0).mean()
+    expected = torch.linalg.solve(x.T @ x + level * torch.eye(12), x.T @ y + level * prior.T).T
+    torch.testing.assert_close(summed(x, y).solve(prior, 0.1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_validation_damps_where_rows_are_few_and_noisy() -> None:
+    """Near a good prior: held-out rows tell that noise was fitted; many clean rows need no damping."""
+    x, y, matrix = rows(20, 3.0)
+    errors = {d: float((summed(x, y).solve(matrix, d) - matrix).norm()) for d in (None, 1e-4)}
+    assert errors[None] < 0.7 * errors[1e-4]
+    x, y, matrix = rows(2000, 0.01)
+    wrong = torch.zeros_like(matrix)
+    errors = {d: float((summed(x, y).solve(wrong, d) - matrix).norm()) for d in (None, 1.0)}
+    assert errors[None] < 0.01 * errors[1.0]
+
+
+def test_dependent_columns_have_a_solution() -> None:
+    x, y, _ = rows(100, 0.0)
+    twice = torch.cat([x, x], 1)
+    solution = summed(twice, y).solve(torch.zeros(3, 24), 1e-9)
+    torch.testing.assert_close(twice @ solution.T, y, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("held_out", [0.0, 1.0])
+def test_without_rows_on_either_side_a_usual_damping_is_taken(held_out: float) -> None:
+    x, y, _ = rows(100, 0.1)
+    sums = summed(x, y, held_out)
+    assert torch.equal(sums.solve(torch.zeros(3, 12)), sums.solve(torch.zeros(3, 12), 3e-3))
