@@ -19,6 +19,7 @@ from sinf.routing import FALLBACK
 
 FITTING = 0.25  # share of the calibration images that fits
 LEAST = 8
+CALL_COST = 1e6  # MACs that calling an operation counts for: some 15 microseconds on one thread of a server processor
 
 
 def part_images(images: LabelledImages, seed: int) -> tuple[Tensor, Tensor]:
@@ -49,7 +50,13 @@ def set_thresholds(
 
 
 def tail_costs(model: SemanticModel, weight_cost: float) -> tuple[float, float]:
-    """Mean MACs of a subgraph and MACs of the full tail, with ``weight_cost`` more for every weight."""
-    costs = {name: model.network.tail_macs.total(part.keep, weight_cost) for name, part in model.bundle.parts.items()}
-    subgraphs = [cost for name, cost in costs.items() if name not in ("common", FALLBACK)]
+    """What a subgraph (in the mean) and the full tail cost at batch 1: MACs, with ``weight_cost`` more for every weight
+    and ``CALL_COST`` more for every operation."""
+    calls = CALL_COST * sum(node.op.startswith("call") for node in model.network.parts.tail.graph.nodes)
+    costs = {
+        name: calls + model.network.tail_macs.total(part.keep, weight_cost)
+        for name, part in model.bundle.parts.items()
+        if name != "common"
+    }
+    subgraphs = [cost for name, cost in costs.items() if name != FALLBACK]
     return sum(subgraphs) / len(subgraphs), costs[FALLBACK]

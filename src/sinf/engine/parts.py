@@ -27,8 +27,10 @@ class Judge(nn.Module):
     """From what a cluster's subgraph says of its classes to an answer over all classes, and how far to believe it.
 
     The cluster's probability is shared out as the subgraph says, the probability of every other cluster evenly among
+    The cluster's probability is shared out as the subgraph says, the probability of every other cluster evenly among
     its classes. All of that and the judgement (:mod:`sinf.deferral`) are one linear map of log-probabilities of the
-    clusters, logits, their log-sum-exp and their maximum: at batch 1 every operation costs more than its arithmetic.
+    clusters, logits, their log-probabilities and the largest of these: at batch 1 an operation costs more than its
+    arithmetic.
     """
 
     matrix: Tensor
@@ -38,28 +40,29 @@ class Judge(nn.Module):
     def __init__(self, clusters: Clusters, cluster: int, deferral: Deferral) -> None:
         super().__init__()
         members = list(clusters.members[cluster])
-        count, inside = len(clusters), len(clusters) + torch.arange(len(members))
-        energy, top = count + len(members), count + len(members) + 1
-        score = energy  # the columns are clusters, classes of this one, and the judgement
-        matrix, bias = torch.zeros(top + 1, score + 1), torch.zeros(score + 1)
+        count, size = len(clusters), len(members)
+        own = torch.arange(size)
+        logits, inside, within = count, count + size + own, count + 2 * size  # rows, after those of the clusters
+        score = count + size  # columns are clusters, classes of this one, and the judgement
+        matrix, bias = torch.zeros(within + 1, score + 1), torch.zeros(score + 1)
         matrix[range(count), range(count)] = 1
         bias[:count] = -torch.tensor([len(classes) for classes in clusters.members]).log()
-        matrix[inside, inside] = 1
-        matrix[energy, inside], matrix[cluster, inside] = -1.0, 1.0
-        matrix[cluster, score], matrix[top, score] = deferral.route, deferral.within
-        matrix[energy, score], bias[score] = deferral.energy - deferral.within, deferral.intercept
+        matrix[inside, count + own] = matrix[cluster, count + own] = 1
+        matrix[cluster, score], matrix[within, score], bias[score] = deferral.route, deferral.within, deferral.intercept
+        # The energy is the difference between any logit and its log-probability.
+        matrix[logits, score], matrix[inside[0], score] = deferral.energy, -deferral.energy
         sources = clusters.of_class()
-        sources[members] = inside
+        sources[members] = count + own
         for name, tensor in (("matrix", matrix), ("bias", bias), ("sources", sources)):
             self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, logits: Tensor, log_clusters: Tensor) -> tuple[Tensor, Tensor]:
         """Of logits (N, classes of the cluster) and log-probabilities of the clusters (N, clusters): logits over all
         classes (N, classes), and the probability (N,) that the route loses nothing."""
-        energy, top = logits.logsumexp(1, keepdim=True), logits.amax(1, keepdim=True)
-        known = torch.cat([log_clusters, logits, energy, top], 1)
+        inside = logits.log_softmax(1)
+        known = torch.cat([log_clusters, logits, inside, inside.amax(1, keepdim=True)], 1)
         answer = torch.addmm(self.bias, known, self.matrix)
-        return answer.index_select(1, self.sources), answer[:, -1].sigmoid()
+        return answer.index_select(1, self.sources), answer.select(1, -1).sigmoid()
 
 
 class Specialist(nn.Module):

@@ -166,7 +166,7 @@ class SemanticModel(nn.Module):
             for rows in torch.nonzero(route == where).flatten().split(BATCH):
                 said = self.run_subgraph(where, features[rows])
                 energy[rows] = said.logsumexp(1)
-                log_within[rows] = said.amax(1) - energy[rows]
+                log_within[rows] = said.log_softmax(1).amax(1)
                 logits, _ = judge(said, log_clusters[rows])
                 right[rows] = logits.argmax(1) == labels[rows]
         return Routes(route, log_route, energy, log_within, right)

@@ -16,6 +16,7 @@ images held out of its fit. No gradient is taken.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -32,7 +33,9 @@ from sinf.subgraph.slice import Override
 Solved = dict[str, Tensor]
 
 HELD_OUT = 0.25  # share of a chunk's images that choose the damping
-_ENOUGH_ROWS = 32  # for each unknown of a kernel; more positions of the same images tell nothing new
+_ENOUGH_ROWS = 32  # for each unknown of a kernel
+_SHARE_OF_PLACES = 0.25  # of an image that a kernel is fitted to, where there are more images than needed
+_LEAST_IMAGES = 1024
 _PATCH_FLOATS = 1 << 24  # of a kernel's patches that are in memory at once
 
 
@@ -153,9 +156,10 @@ def _kernel(
     ``layer``. What is fitted is what its present weights miss."""
     weight, bias = own.weight.detach(), own.bias
     unknowns = weight[0].numel() + (bias is not None)
-    images = sum(len(whole) for whole, _ in inputs)
-    enough = -(-_ENOUGH_ROWS * unknowns // images)  # positions of an image
     places = _outputs(own, inputs[0][1][:1]).shape[1]
+    needed = max(_LEAST_IMAGES, math.ceil(_ENOUGH_ROWS * unknowns / (_SHARE_OF_PLACES * places)))
+    inputs = inputs[: math.ceil(needed / len(inputs[0][0]))]
+    enough = math.ceil(_ENOUGH_ROWS * unknowns / sum(len(whole) for whole, _ in inputs))  # positions of an image
     sums = NormalEquations(unknowns, len(weight))
     generator = torch.Generator().manual_seed(0)
     for whole, small in inputs:
