@@ -28,6 +28,7 @@ def demo(
     from sinf.pipeline import WEIGHT_COST, BuildConfig, Images, build
     from sinf.report import figure, tables
     from sinf.subgraph.select import Budget
+    from sinf.timing import latency
 
     figure.require()  # a missing package should not cost the minutes before the figure
     console = Console()
@@ -57,7 +58,7 @@ def demo(
         loaded = time.perf_counter() - begin
         result = measure.evaluate(model, test, progress=lambda done, total: steps("evaluating", done, total))
         x = measure.first_images(test, model, len(test))
-        times = measure.latency(
+        times = latency(
             model.engine.base, model, x, pairs=300, progress=lambda done, total: steps("measuring time", done, total)
         )
         points = figure.curve(model, test, progress=lambda done, total: steps("trade-off", done, total))

@@ -16,9 +16,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="Folder of the split layout, file of the single one.")],
     file_format: Annotated[str, typer.Option("--format", help="onnx or openvino.")] = "onnx",
     layout: Annotated[str, typer.Option(help="split: one file a part; single: all in one ONNX file.")] = "split",
-    threshold: Annotated[
-        float | None, typer.Option(help="Confidence below which an input falls back [default: the bundle's].")
-    ] = None,
+    threshold: options.Threshold = None,
     allow_factory: options.AllowFactory = False,
 ) -> None:
     """Write a bundle for ONNX Runtime or OpenVINO; it is compared with the bundle before it is put in place."""
@@ -28,15 +26,12 @@ def export(
         raise ConfigError("--format must be onnx or openvino", got=file_format)
     if (layout, file_format) == ("single", "openvino"):
         raise ConfigError("the single layout is an ONNX file", got=file_format, remedy="take --layout split")
-    from sinf.engine.torch_engine import SemanticModel
     from sinf.export.single import export_single
     from sinf.export.split import export_split
     from sinf.measure import folder_bytes
     from sinf.report import tables
 
-    model = SemanticModel.from_pretrained(bundle, allow_factory=allow_factory)
-    if threshold is not None:
-        model.threshold = threshold
+    model = options.bundle(bundle, threshold, allow_factory)
     with options.Steps() as steps:
         if layout == "single":
             export_single(model, out, lambda done, total: steps("exporting", done, total))
