@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 import tiny
 from sinf.cli import main
 from sinf.criteria import NAMES
+from sinf.export.page import RUNTIME
 from sinf.models import load_model
 
 
@@ -334,11 +335,49 @@ def test_export_in_every_layout(sinf: Program, bundle: Path, tmp_path: Path) -> 
     assert (tmp_path / "all.onnx").stat().st_size > 0
 
 
+@pytest.fixture
+def runtime(tmp_path: Path) -> Path:
+    """A folder that looks like onnxruntime-web's."""
+    folder = tmp_path / "onnxruntime-web" / "dist"
+    folder.mkdir(parents=True)
+    for name in RUNTIME:
+        (folder / name).write_text("")
+    return folder.parent
+
+
+def test_export_of_a_page(sinf: Program, bundle: Path, data: Path, tmp_path: Path, runtime: Path) -> None:
+    text = sinf("export", bundle, tmp_path / "web", "--format", "web", "--runtime", runtime, "--data", data)
+    assert "http.server" in text
+    assert (tmp_path / "web" / "index.html").is_file()
+    assert len(json.loads((tmp_path / "web" / "manifest.json").read_text())["gallery"]) == 24
+
+
+def test_demo_serves_a_bundle_that_is_there(
+    sinf: Program, bundle: Path, tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it is interrupted; without the runtime it does not even begin."""
+
+    def interrupted(server: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", interrupted)
+    monkeypatch.chdir(tmp_path)
+    assert "npm install" in sinf.refused("demo", "--web", "--out", tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "bundle").symlink_to(bundle)
+    assert "http://127.0.0.1:" in sinf("demo", "--web", "--port", 0, "--runtime", runtime, "--out", tmp_path / "demo")
+    assert (tmp_path / "demo" / "web" / "index.html").is_file()
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["--layout", "double"], "split or single"),
-        (["--format", "tflite"], "onnx or openvino"),
+        (["--format", "tflite"], "onnx, openvino or web"),
+        (["--format", "web", "--layout", "split"], "leave out --layout"),
+        (["--format", "web", "--runtime", "nowhere"], "npm install onnxruntime-web"),
+        (["--runtime", "nowhere"], "--format web"),
         (["--layout", "single", "--format", "openvino"], "ONNX file"),
         (["--layout", "single"], ".onnx"),
         (["--threshold", "3"], "threshold"),
