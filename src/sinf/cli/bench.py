@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sinf.routing import FeatureRouter
 
 _IMAGES = 2000  # at most: what is timed runs over them in turns
+_CALIBRATION = 256
 
 
 def bench(
@@ -28,6 +29,9 @@ def bench(
     label_column: options.LabelColumn = None,
     engine: Annotated[str, typer.Option(help="What runs both: torch, onnxruntime or openvino.")] = "torch",
     precision: Annotated[str, typer.Option(help="Of the arithmetic of both: f32, bf16 (openvino) or int8.")] = "f32",
+    calibrate: Annotated[
+        str, typer.Option(help="Of int8: images that set its ranges; 256 of them are taken.")
+    ] = "test[:50%]",
     threads: options.Threads = 1,
     stages: Annotated[bool, typer.Option(help="Also time every stage and every route, at batch 1.")] = True,
     energy: Annotated[bool, typer.Option(help="Also joules, where the machine counts them.")] = True,
@@ -39,17 +43,22 @@ def bench(
     energy."""
     from sinf import measure
     from sinf.energy import find_meters
-    from sinf.engine.engines import open_engine
+    from sinf.engine.engines import open_engine, require_precision
     from sinf.report import runs, tables
     from sinf.stages import stage_times
 
+    require_precision(engine, precision)
     pinned = options.set_threads(threads)
+    images = options.images(data, split, image_column, label_column, None)
+    held_out = None
+    if precision == "int8":
+        held_out = options.images(data, calibrate, image_column, label_column, None).sample(_CALIBRATION)
     start = time.perf_counter()
     model = options.bundle(bundle, threshold, allow_factory)
-    router = open_engine(model, engine, threads=pinned, precision=precision)
-    load_seconds = time.perf_counter() - start
-    images = options.images(data, split, image_column, label_column, None)
     options.require_classes(model, images.classes)
+    ranges = None if held_out is None else measure.first_images(held_out, model, len(held_out))
+    router = open_engine(model, engine, threads=pinned, precision=precision, calibration=ranges)
+    load_seconds = time.perf_counter() - start
     sizes = batch or [1, 32]
     for size in sizes:
         if not 1 <= size <= len(images):
@@ -67,6 +76,7 @@ def bench(
         "threads": pinned,
     }
     with options.Steps() as steps:
+        right = _accuracy(model, router, x, images.labels, steps) if precision != "f32" else None
         rows = _time(router, x, sizes, pairs, pinned, steps)
         joules = _energy(router, x, sizes, pinned, meters, steps)
         parts = None
@@ -77,8 +87,10 @@ def bench(
             )
     facts = measure.facts(bundle, load_seconds, engine if precision == "f32" else f"{engine} {precision}")
     tables.show_bench(rows, facts)
+    tables.show_precision(precision, right)
     tables.show_stages(parts, joules, why)
     record |= {
+        "top1": right,
         "latency": [row.to_json() for row in rows],
         "stages": None if parts is None else parts.to_json(),
         "energy": [row.to_json() for row in joules] if joules else None,
@@ -105,6 +117,23 @@ def _time(router: FeatureRouter, x: Any, sizes: list[int], pairs: int, threads: 
 
         rows.append(latency(router.base, router, x, batch=size, pairs=count, threads=threads, progress=show))
     return rows
+
+
+def _accuracy(model: Any, router: FeatureRouter, x: Any, labels: Any, steps: options.Steps) -> dict[str, float]:
+    """Top-1 of the timed images: the base model in f32, and base and ours in the engine's precision."""
+    import numpy as np
+
+    right = {"images": float(len(x)), "base_f32": 0.0, "base": 0.0, "ours": 0.0}
+    for row in range(0, len(x), 50):
+        some, y = x[row : row + 50], labels[row : row + 50].numpy()
+        for name, logits in (
+            ("base_f32", model.engine.run("base", some)[0]),
+            ("base", router.base(some)),
+            ("ours", router(some)),
+        ):
+            right[name] += float((np.asarray(logits).argmax(1) == y[: len(some)]).sum()) / len(x)
+        steps("accuracy", min(row + 50, len(x)), len(x))
+    return right
 
 
 def _energy(

@@ -147,6 +147,16 @@ def show_bench(rows: list[Latency], facts: dict[str, Any]) -> None:
         console.print("files: " + ", ".join(f"{name} {_bytes(size)}" for name, size in facts["file_bytes"].items()))
 
 
+def show_precision(precision: str, top1: dict[str, float] | None) -> None:
+    """What another precision than f32 costs."""
+    if top1 is None:
+        return
+    _console().print(
+        f"top-1 of {top1['images']:.0f} images: base model in f32 {_share(top1['base_f32'])}, "
+        f"in {precision} {_share(top1['base'])}, ours in {precision} {_share(top1['ours'])}"
+    )
+
+
 def show_stages(stages: StageTimes | None, energy: list[Energy], why: list[str]) -> None:
     """What stands below the times: stages and routes of one image, and energy."""
     console = _console()
