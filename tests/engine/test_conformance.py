@@ -214,6 +214,14 @@ def test_a_precision_is_chosen_only_where_it_is(
         open_engine(model, "openvino", precision="bf16")
 
 
+def test_exported_parts_hold_no_strides_of_torch(model: SemanticModel) -> None:
+    """A pool of features in channels_last was exported as gathers from computed places: slower in every engine, and
+    wrong in OpenVINO's int8."""
+    for part in ("fallback", "cluster000", "base"):
+        operators = {node.op_type for node in part_to_onnx(model.engine, part).graph.node}
+        assert not operators & {"Shape", "Range"}, part
+
+
 def test_bad_options_are_refused(model: SemanticModel, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="tensorflow"):
         open_engine(model, "tensorflow")

@@ -53,7 +53,11 @@ def part_to_onnx(engine: TorchEngine, part: str) -> onnx.ModelProto:
         raise DependencyError("ONNX graphs need packages", got=error.name, remedy="pip install 'sinf[onnx]'") from error
     inputs, outputs = signature(part)
     images = torch.zeros(_EXAMPLE, *engine.bundle.spec.preprocessing.size)
-    example = (images,) if inputs == ("images",) else engine.run(FRONT, images)[: len(inputs)]
+    example = (images,)
+    if inputs != (
+        "images",
+    ):  # in the order of channels_last torch would export the strides of its own pools, as gathers
+        example = tuple(x.contiguous() for x in engine.run(FRONT, images)[: len(inputs)])
     try:
         with _quiet():
             program = torch.onnx.export(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import onnx
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
-_QUANTISED = (*_PRODUCTS, "Add", "MaxPool", "AveragePool", "GlobalAveragePool")
+_QUANTISED = (*_PRODUCTS, "Add", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Relu")
 _BATCH = 16
 _OF_CLUSTER = 64  # calibration images of a subgraph: those that are most likely its own
 
