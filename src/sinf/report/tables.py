@@ -196,10 +196,11 @@ def show_stages(stages: StageTimes | None, energy: list[Energy], why: list[str])
 def show_runs(runs: list[Run], batches: list[int] | None) -> None:
     """Times of different machines are never in one table."""
     console, shown = _console(), 0
+    counted = any(run.record.get("energy") for run in runs)
     for processor in dict.fromkeys(run.record["processor"] for run in runs):
         table = _table(
-            f"Milliseconds a batch, {processor}", "date", "bundle", "engine", "batch", "threads", "threshold",
-            "base median", "ours median", "time saved", "95 % interval", "energy saved", left=3,
+            f"Median milliseconds a batch, {processor}", "date", "bundle", "engine", "batch", "threads", "threshold",
+            "base ms", "ours ms", "saved", "95 % interval", *(["energy saved"] if counted else []), left=3,
         )  # fmt: skip
         for run in runs:
             record = run.record
@@ -214,7 +215,8 @@ def show_runs(runs: list[Run], batches: list[int] | None) -> None:
                     record["date"][:16].replace("T", " "), record["bundle"], record["engine"], str(row["batch"]),
                     str(row["threads"]), "-" if threshold is None else f"{threshold:.3f}",
                     f"{row['base_median']:.2f}", f"{row['median']:.2f}", _share(row["time_saved"]),
-                    f"{100 * row['low']:.1f} .. {100 * row['high']:.1f} %", _share(energy[0]) if energy else "-",
+                    f"{100 * row['low']:.1f} .. {100 * row['high']:.1f} %",
+                    *([_share(energy[0]) if energy else "-"] if counted else []),
                 )  # fmt: skip
                 shown += 1
         if table.row_count:
