@@ -78,6 +78,8 @@ def bench(
     with options.Steps() as steps:
         right = _accuracy(model, router, x, images.labels, steps) if precision != "f32" else None
         rows = _time(router, x, sizes, pairs, pinned, steps)
+        # Before bare parts, which only profiles run, are in memory too.
+        facts = measure.facts(bundle, load_seconds, engine if precision == "f32" else f"{engine} {precision}")
         joules = _energy(router, x, sizes, pinned, meters, steps)
         parts = None
         if stages:
@@ -85,7 +87,6 @@ def bench(
             parts = stage_times(
                 router, names, x, turns=pairs, threads=pinned, progress=lambda done, all: steps("stages", done, all)
             )
-    facts = measure.facts(bundle, load_seconds, engine if precision == "f32" else f"{engine} {precision}")
     tables.show_bench(rows, facts)
     tables.show_precision(precision, right)
     tables.show_stages(parts, joules, why)
@@ -105,9 +106,9 @@ def bench(
 def _time(router: FeatureRouter, x: Any, sizes: list[int], pairs: int, threads: int, steps: options.Steps) -> list[Any]:
     from sinf.timing import latency
 
-    for row in range(0, len(x), 500):
-        router(x[row : row + 500])  # makes every part that these images need, before anything is timed
-        steps("loading parts", row, len(x))
+    for row in range(0, len(x), 50):
+        router(x[row : row + 50])  # makes every part that these images need, before anything is timed
+        steps("loading parts", min(row + 50, len(x)), len(x))
     rows = []
     for size in sizes:
         name, count = f"batch {size}", pairs if size == 1 else max(10, pairs // 4)
