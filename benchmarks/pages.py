@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/results.md from benchmarks/results: python benchmarks/pages.py"""
+"""Write the tables of README.md and docs from benchmarks/results: python benchmarks/pages.py"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PAGES = (HERE.parent / "README.md", HERE.parent / "docs" / "results.md")
+PAGES = tuple(HERE.parent / name for name in ("README.md", "docs/results.md", "docs/engines.md"))
 ROUTED = ("semantic", "semantic-wholeextractor", "static")
 PAPER = "VGG16 on CIFAR-100 in the paper: 29 % at 3.75 points"
 
@@ -84,6 +84,67 @@ def resources() -> str:
     return "\n".join(lines)
 
 
+def engines(model: str) -> str:
+    rows = [row for row in read(f"engines_{model}_cpu.csv") if row["what"] == "time"]
+    if not rows:
+        return "Not measured yet."
+    head = ("engine", "precision", "batch", "base", "ours", "time saved", "95 %", "of the MACs saved", "loss")
+    lines = [
+        f"{rows[0]['device']}, one thread, {percent(rows[0]['macs_saved'])} of the MACs saved; milliseconds a batch.",
+        "",
+    ]
+    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        cells = [
+            row["engine"],
+            row["precision"],
+            row["batch"],
+            f"{float(row['base_ms']):.2f}",
+            f"{float(row['ms']):.2f}",
+        ]
+        cells += [f"**{percent(row['time_saved'])}**"]
+        cells += [f"{percent(row['time_saved_low'])} .. {percent(row['time_saved_high'])}"]
+        cells += [f"{float(row['of_macs_saved']):.2f}" if row["of_macs_saved"] else "", f"{float(row['loss']):.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+STAGES = ("extractor", "predictor", "subgraph", "judge", "full_tail", "glue")
+
+
+def stages(model: str) -> str:
+    rows = [row for row in read(f"engines_{model}_cpu.csv") if row["what"] == "stages"]
+    if not rows:
+        return "Not measured yet."
+    head = ("engine", "precision", "base model", *(name.replace("_", " ") for name in STAGES), "routing, of the base")
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        times = [f"{float(row[name]):.2f}" for name in ("base_ms", *STAGES)]
+        lines.append("| " + " | ".join([row["engine"], row["precision"], *times, percent(row["overhead"])]) + " |")
+    return "\n".join(lines)
+
+
+def exports(model: str) -> str:
+    rows = [row for row in read(f"engines_{model}_cpu.csv") if row["what"] in ("file", "answers", "edge")]
+    if not rows:
+        return "Not measured yet."
+    lines = [
+        "| what | MB | of the base model's file | seconds | images | largest difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [
+            f"{row['what']}: {row['name']}",
+            f"{float(row['bytes']) / 1e6:.1f}" if row["bytes"] else "",
+            f"{float(row['of_base']):.2f}" if row["of_base"] else "",
+            f"{float(row['seconds']):.2f}" if row["seconds"] else "",
+            row["count"],
+            row["difference"],
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "compared vgg16": lambda: compared("vgg16"),
@@ -91,6 +152,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "points vgg16": lambda: points("vgg16"),
     "points resnet56": lambda: points("resnet56"),
     "resources": resources,
+    "engines vgg16": lambda: engines("vgg16"),
+    "stages vgg16": lambda: stages("vgg16"),
+    "exports vgg16": lambda: exports("vgg16"),
 }
 
 

@@ -19,6 +19,7 @@ def main(shared: Path) -> int:
         ("tradeoff.py", "vgg16", weights / "vgg16_cifar100.safetensors", data, "--work", work / "tradeoff"),
         ("tradeoff.py", "resnet56", weights / "resnet56_cifar100.safetensors", data, "--work", work / "tradeoff56"),
         ("resources.py", weights / "vgg16_cifar100.safetensors", data, work / "resources"),
+        ("engines.py", work / "resources" / "bundle", data),
         ("plot.py",),
         ("pages.py",),
     ):

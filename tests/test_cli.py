@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 import tiny
 from sinf.cli import main
 from sinf.criteria import NAMES
+from sinf.export.page import RUNTIME
 from sinf.models import load_model
 
 
@@ -82,7 +83,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Path:
 
 def test_help_names_every_verb(sinf: Program) -> None:
     text = sinf("--help")
-    for verb in ("profile", "train", "build", "eval", "predict", "bench", "export", "demo"):
+    for verb in ("profile", "train", "build", "eval", "predict", "bench", "results", "export", "demo"):
         assert verb in text
 
 
@@ -146,18 +147,58 @@ def test_build_then_eval_predict_and_bench(
     first = json.loads((tmp_path / "predict.json").read_text())["predictions"][0]
     assert first["milliseconds"] > 0
     assert len(first["classes"]) == 3
-    text = sinf("bench", out, "--data", data, "--split", "test", "--pairs", 4, "--batch", 1, "--batch", 8)
-    for word in ("base median", "p95", "peak memory", "bundle", "loaded in"):
+    words = ["bench", out, "--data", data, "--split", "test", "--pairs", 4, "--batch", 1, "--batch", 8]
+    text = sinf(*words, "--no-energy", "--results", tmp_path / "runs")
+    for word in (
+        "base median", "p95", "peak memory", "bundle", "loaded in", "router.safetensors", "route predictor", "judge",
+        "glue", "Routes", "energy: not available",
+    ):  # fmt: skip
         assert word in text
+    sinf(*words, "--no-energy", "--no-stages", "--results", tmp_path / "runs")
+    text = sinf("results", tmp_path / "runs", "--batch", 8, "--json", tmp_path / "runs.json")
+    assert text.count(" 8 ") == text.count(" torch ") == 2
+    first, second = json.loads((tmp_path / "runs.json").read_text())["runs"]
+    assert {first["stages"] is None, second["stages"] is None} == {True, False}
+    assert first["bundle"] == "bundle"
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_bench_in_another_engine(sinf: Program, bundle: Path, data: Path, tmp_path: Path, engine: str) -> None:
-    words = ["bench", bundle, "--data", data, "--split", "test", "--pairs", 4, "--batch", 2, "--engine", engine]
+    words = [
+        "bench",
+        bundle,
+        "--data",
+        data,
+        "--split",
+        "test",
+        "--pairs",
+        4,
+        "--batch",
+        2,
+        "--engine",
+        engine,
+        "--no-stages",
+    ]
     assert engine in sinf(*words, "--json", tmp_path / "bench.json")
     record = json.loads((tmp_path / "bench.json").read_text())
     assert record["engine"] == engine
     assert record["latency"][0]["batch"] == 2
+
+
+def test_energy_where_the_machine_counts_it(
+    sinf: Program, bundle: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sinf import energy
+    from sinf.energy import Energy, Meter
+
+    rows = [Energy("fake", 2, 5.0, 0.004, 0.003, 0.25)]
+    monkeypatch.setattr(energy, "find_meters", lambda: ([Meter("fake", lambda: 0.0)], ["NVML: none"]))
+    monkeypatch.setattr(energy, "energy", lambda *given, **options: rows)
+    words = ["bench", bundle, "--data", data, "--split", "test", "--pairs", 2, "--batch", 2, "--no-stages"]
+    text = sinf(*words, "--json", tmp_path / "bench.json")
+    assert "millijoules" in text
+    assert "25.0 %" in text
+    assert json.loads((tmp_path / "bench.json").read_text())["energy"] == [rows[0].to_json()]
 
 
 def test_an_engine_that_nobody_knows(sinf: Program, bundle: Path, data: Path) -> None:
@@ -294,11 +335,49 @@ def test_export_in_every_layout(sinf: Program, bundle: Path, tmp_path: Path) -> 
     assert (tmp_path / "all.onnx").stat().st_size > 0
 
 
+@pytest.fixture
+def runtime(tmp_path: Path) -> Path:
+    """A folder that looks like onnxruntime-web's."""
+    folder = tmp_path / "onnxruntime-web" / "dist"
+    folder.mkdir(parents=True)
+    for name in RUNTIME:
+        (folder / name).write_text("")
+    return folder.parent
+
+
+def test_export_of_a_page(sinf: Program, bundle: Path, data: Path, tmp_path: Path, runtime: Path) -> None:
+    text = sinf("export", bundle, tmp_path / "web", "--format", "web", "--runtime", runtime, "--data", data)
+    assert "http.server" in text
+    assert (tmp_path / "web" / "index.html").is_file()
+    assert len(json.loads((tmp_path / "web" / "manifest.json").read_text())["gallery"]) == 24
+
+
+def test_demo_serves_a_bundle_that_is_there(
+    sinf: Program, bundle: Path, tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it is interrupted; without the runtime it does not even begin."""
+
+    def interrupted(server: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", interrupted)
+    monkeypatch.chdir(tmp_path)
+    assert "npm install" in sinf.refused("demo", "--web", "--out", tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "bundle").symlink_to(bundle)
+    assert "http://127.0.0.1:" in sinf("demo", "--web", "--port", 0, "--runtime", runtime, "--out", tmp_path / "demo")
+    assert (tmp_path / "demo" / "web" / "index.html").is_file()
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["--layout", "double"], "split or single"),
-        (["--format", "tflite"], "onnx or openvino"),
+        (["--format", "tflite"], "onnx, openvino or web"),
+        (["--format", "web", "--layout", "split"], "leave out --layout"),
+        (["--format", "web", "--runtime", "nowhere"], "npm install onnxruntime-web"),
+        (["--runtime", "nowhere"], "--format web"),
         (["--layout", "single", "--format", "openvino"], "ONNX file"),
         (["--layout", "single"], ".onnx"),
         (["--threshold", "3"], "threshold"),

@@ -76,9 +76,11 @@ def test_the_page_on_engines_runs(built: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bundle").symlink_to(built)
     export_split(SemanticModel.from_pretrained("bundle"), "out")
-    in_torch, at_the_edge = blocks("docs/engines.md")
+    in_torch, in_integers, at_the_edge = blocks("docs/engines.md")
     names: dict = {"images": torch.randn(5, 3, 32, 32), "pixels": torch.zeros(5, 32, 32, 3, dtype=torch.uint8).numpy()}
     exec(in_torch, names)
     assert names["logits"].shape == (5, 6)
+    exec(in_integers, names)
+    assert names["router"](names["images"]).shape == (5, 6)
     exec(at_the_edge, names)
     assert names["routed"].logits.shape == (5, 6)

@@ -35,6 +35,7 @@ HOUSE = [
     {"bundle", "steps", "compact"},
     {"engine"},
     {"edge"},
+    {"timing", "stages", "energy"},
     {"measure"},
     {"calibration"},
     {"pipeline"},

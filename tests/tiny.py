@@ -373,7 +373,7 @@ def remember_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     import onnx
 
     from sinf.engine import engines, onnx_parts
-    from sinf.export import single, split
+    from sinf.export import page, single, split
 
     def part_to_onnx(engine: TorchEngine, part: str) -> onnx.ModelProto:
         kept = engine.bundle.parts.get("common" if part == "front" else part)
@@ -384,5 +384,5 @@ def remember_exports(monkeypatch: pytest.MonkeyPatch) -> None:
             _exported[key] = onnx_parts.part_to_onnx(engine, part).SerializeToString()
         return onnx.ModelProto.FromString(_exported[key])
 
-    for user in (engines, single, split):
+    for user in (engines, page, single, split):
         monkeypatch.setattr(user, "part_to_onnx", part_to_onnx)

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from sinf.data import LabelledImages, Preprocessing, load_images
     from sinf.engine.torch_engine import SemanticModel
     from sinf.errors import SinfError
-    from sinf.measure import evaluate, latency
+    from sinf.measure import evaluate
     from sinf.models import BaseModel, ModelSpec, load_model
     from sinf.pipeline import BuildConfig, Images, build
     from sinf.router import RouterConfig
     from sinf.routing import Routed
     from sinf.subgraph.select import Budget, Schedule
+    from sinf.timing import latency
 
 _HOMES = {
     "BaseModel": "sinf.models",
@@ -43,7 +44,7 @@ _HOMES = {
     "SinfError": "sinf.errors",
     "build": "sinf.pipeline",
     "evaluate": "sinf.measure",
-    "latency": "sinf.measure",
+    "latency": "sinf.timing",
     "load_images": "sinf.data",
     "load_model": "sinf.models",
 }

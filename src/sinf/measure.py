@@ -1,33 +1,24 @@
-"""Accuracy, MACs, parameters, time and memory of a bundle beside its base model.
-
-Time is measured in pairs: base and ours take turns on the same inputs in one process and one engine, so that whatever
-slows the machine slows both.
-"""
+"""Accuracy, MACs, parameters and memory of a bundle beside its base model; its time is in :mod:`sinf.timing`."""
 
 from __future__ import annotations
 
 import os
 import platform
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sinf.data import BATCH, LabelledImages
 from sinf.deferral import Deferral
 from sinf.engine.torch_engine import Routes, SemanticModel
-from sinf.errors import ConfigError
 from sinf.risk import Calibration
 from sinf.routing import FALLBACK, part_name
 from sinf.subgraph.slice import parameters_of
-
-Progress = Callable[[int, int], None]
+from sinf.timing import Progress
+from sinf.timing import latency as latency  # benchmarks import it from here
 
 
 @dataclass(frozen=True)
@@ -281,95 +272,6 @@ def _summary(model: SemanticModel, rows: dict[str, Tensor]) -> Evaluation:
     )
 
 
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds a batch. ``time_saved`` is 1 - ours / base of the means; ``low`` and ``high`` bound it (95 %,
-    bootstrap over the pairs)."""
-
-    batch: int
-    threads: int
-    pairs: int
-    base_mean: float
-    base_median: float
-    base_p95: float
-    mean: float
-    median: float
-    p95: float
-    time_saved: float
-    low: float
-    high: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@torch.no_grad()
-def latency(
-    base: Callable[[Any], Any],
-    ours: Callable[[Any], Any],
-    images: Tensor | np.ndarray,
-    *,
-    batch: int = 1,
-    pairs: int = 200,
-    warmup: int = 20,
-    threads: int = 1,
-    progress: Progress | None = None,
-) -> Latency:
-    """Time ``base`` and ``ours`` in turns on batches of ``images`` (N, C, H, W), which are used over and over.
-
-    ``threads`` are torch's; other engines have their own, set when they are opened.
-
-    The inputs must be like those of the application: what an input costs depends on where it is sent.
-    """
-    if batch < 1 or pairs < 2 or threads < 1 or warmup < 0:
-        got = f"batch {batch}, pairs {pairs}, threads {threads}, warmup {warmup}"
-        raise ConfigError("batch and threads must be at least 1, pairs at least 2, warmup not negative", got=got)
-    if not len(images):
-        raise ConfigError("latency needs images", got="none", remedy="give those of the application")
-    times = torch.zeros(2, pairs, dtype=torch.float64)
-    with pinned_threads(threads):
-        for pair in range(-warmup, pairs):
-            x = images[[(abs(pair) * batch + i) % len(images) for i in range(batch)]]
-            turns = (0, 1) if pair % 2 == 0 else (1, 0)
-            for turn in turns:
-                model = (base, ours)[turn]
-                start = time.perf_counter()
-                model(x)
-                elapsed = time.perf_counter() - start
-                if pair >= 0:
-                    times[turn, pair] = 1000 * elapsed
-            if progress is not None and pair >= 0:
-                progress(pair + 1, pairs)
-    draws = torch.randint(pairs, (1000, pairs), generator=torch.Generator().manual_seed(0))
-    spread = 1 - times[1][draws].mean(1) / times[0][draws].mean(1)
-    p95 = torch.tensor(0.95, dtype=torch.float64)
-    return Latency(
-        batch=batch,
-        threads=threads,
-        pairs=pairs,
-        base_mean=float(times[0].mean()),
-        base_median=float(times[0].median()),
-        base_p95=float(times[0].quantile(p95)),
-        mean=float(times[1].mean()),
-        median=float(times[1].median()),
-        p95=float(times[1].quantile(p95)),
-        time_saved=float(1 - times[1].mean() / times[0].mean()),
-        low=float(spread.quantile(0.025)),
-        high=float(spread.quantile(0.975)),
-    )
-
-
-@contextmanager
-def pinned_threads(threads: int) -> Iterator[None]:
-    """Run with this many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def first_images(images: LabelledImages, model: SemanticModel, count: int) -> Tensor:
     """The first ``count`` images, normalised, (n, C, H, W)."""
     preprocessing = model.bundle.spec.preprocessing
@@ -394,12 +296,16 @@ def folder_bytes(folder: str | Path) -> int:
 
 
 def facts(folder: str | Path | None, load_seconds: float, engine: str = "torch") -> dict[str, Any]:
-    """What stands beside the times of a bundle: engine, size on disk, load time, peak memory of the process,
-    machine."""
+    """What stands beside the times of a bundle: engine, size on disk (of every file too), load time, peak memory of the
+    process, machine."""
+    sizes = None
+    if folder is not None and Path(folder).is_dir():
+        sizes = {path.name: path.stat().st_size for path in sorted(Path(folder).iterdir()) if path.is_file()}
     return {
         "engine": engine,
         "load_seconds": load_seconds,
-        "bundle_bytes": None if folder is None or not Path(folder).is_dir() else folder_bytes(folder),
+        "bundle_bytes": None if sizes is None else sum(sizes.values()),
+        "file_bytes": sizes,
         "peak_memory_bytes": memory_bytes("VmHWM"),
         **machine(),
     }

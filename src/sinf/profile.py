@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from sinf.measure import pinned_threads
 from sinf.models import BaseModel
 from sinf.models.trace import trace
 from sinf.network import macs_before
 from sinf.partition import cut_points
 from sinf.subgraph.coupling import Coupling, couple
 from sinf.subgraph.select import MacCount
+from sinf.timing import pinned_threads
 
 
 @dataclass(frozen=True)

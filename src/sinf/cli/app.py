@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from sinf.cli import bundles, demo, export, models
+from sinf.cli import bench, bundles, demo, export, models
 from sinf.errors import SinfError
 
 app = typer.Typer(
@@ -23,7 +23,8 @@ app.command()(models.train)
 app.command()(bundles.build)
 app.command("eval")(bundles.evaluate)
 app.command()(bundles.predict)
-app.command()(bundles.bench)
+app.command()(bench.bench)
+app.command()(bench.results)
 app.command()(export.export)
 app.command()(demo.demo)
 

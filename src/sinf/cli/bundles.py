@@ -1,4 +1,4 @@
-"""``sinf build``, ``eval``, ``predict`` and ``bench``: from a base model to a bundle, and what a bundle does."""
+"""``sinf build``, ``eval`` and ``predict``: from a base model to a bundle, and what a bundle does."""
 
 from __future__ import annotations
 
@@ -10,15 +10,10 @@ import typer
 
 from sinf.cli import options
 from sinf.criteria import NAMES
-from sinf.errors import ConfigError, DataError
+from sinf.errors import DataError
 
 if TYPE_CHECKING:
-    from sinf.engine.torch_engine import SemanticModel
     from sinf.subgraph.select import Budget, Schedule
-
-Threshold = Annotated[
-    float | None, typer.Option(help="Confidence below which an input falls back [default: the bundle's].")
-]
 
 
 def build(
@@ -135,7 +130,7 @@ def evaluate(
     bundle: options.Bundle,
     data: options.Data,
     split: Annotated[str, typer.Option(help="Images that were not used to train, build or calibrate.")] = "test[50%:]",
-    threshold: Threshold = None,
+    threshold: options.Threshold = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
     threads: options.Threads = None,
@@ -147,9 +142,9 @@ def evaluate(
     from sinf.report import tables
 
     options.set_threads(threads)
-    model = _load(bundle, threshold, allow_factory)
+    model = options.bundle(bundle, threshold, allow_factory)
     images = options.images(data, split, image_column, label_column, None)
-    _require_classes(model, images.classes)
+    options.require_classes(model, images.classes)
     with options.Steps() as steps:
         result = run(model, images, progress=lambda done, total: steps("evaluating", done, total))
     tables.show_evaluation(result)
@@ -160,7 +155,7 @@ def predict(
     bundle: options.Bundle,
     image: Annotated[list[Path], typer.Argument(help="Image files.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 3,
-    threshold: Threshold = None,
+    threshold: options.Threshold = None,
     threads: options.Threads = None,
     allow_factory: options.AllowFactory = False,
     json: options.Json = None,
@@ -172,7 +167,7 @@ def predict(
     from sinf.report import tables
 
     options.set_threads(threads)
-    model = _load(bundle, threshold, allow_factory)
+    model = options.bundle(bundle, threshold, allow_factory)
     preprocessing = model.bundle.spec.preprocessing
     pixels = []
     for path in image:
@@ -203,77 +198,3 @@ def predict(
         )
     tables.show_predictions(records)
     options.write_json(json, {"predictions": records})
-
-
-def bench(
-    bundle: options.Bundle,
-    data: options.Data,
-    split: Annotated[str, typer.Option(help="Images like those of the application.")] = "test[50%:]",
-    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; may be repeated [default: 1 and 32].")] = None,
-    pairs: Annotated[int, typer.Option(min=2, help="Measurements of each, base and ours in turns.")] = 200,
-    threshold: Threshold = None,
-    image_column: options.ImageColumn = None,
-    label_column: options.LabelColumn = None,
-    engine: Annotated[str, typer.Option(help="What runs both: torch, onnxruntime or openvino.")] = "torch",
-    precision: Annotated[str, typer.Option(help="Of openvino's arithmetic: f32 or bf16.")] = "f32",
-    threads: options.Threads = 1,
-    allow_factory: options.AllowFactory = False,
-    json: options.Json = None,
-) -> None:
-    """Latency of base and ours, in turns in one process and one engine; peak memory, bundle size and load time."""
-    from sinf import measure
-    from sinf.engine.engines import open_engine
-    from sinf.report import tables
-
-    pinned = options.set_threads(threads)
-    start = time.perf_counter()
-    model = _load(bundle, threshold, allow_factory)
-    router = open_engine(model, engine, threads=pinned, precision=precision)
-    load_seconds = time.perf_counter() - start
-    images = options.images(data, split, image_column, label_column, None)
-    _require_classes(model, images.classes)
-    sizes, rows = batch or [1, 32], []
-    for size in sizes:
-        if not 1 <= size <= len(images):
-            raise ConfigError("a batch must be between 1 and the images there are", got=size, remedy="change --batch")
-    first = measure.first_images(images, model, min(len(images), 2000))
-    x = first if engine == "torch" else first.numpy()
-    with options.Steps() as steps:
-        for row in range(0, len(x), 500):
-            router(x[row : row + 500])  # makes every part that these images need, before anything is timed
-            steps("loading parts", row, len(x))
-        for size in sizes:
-            count = pairs if size == 1 else max(10, pairs // 4)
-            name = f"batch {size}"
-            rows.append(
-                measure.latency(
-                    router.base,
-                    router,
-                    x,
-                    batch=size,
-                    pairs=count,
-                    threads=pinned,
-                    progress=lambda done, total, name=name: steps(name, done, total),  # type: ignore[misc]
-                )
-            )
-    facts = measure.facts(bundle, load_seconds, engine if precision == "f32" else f"{engine} {precision}")
-    tables.show_bench(rows, facts)
-    options.write_json(json, {"latency": [row.to_json() for row in rows], **facts})
-
-
-def _load(folder: Path, threshold: float | None, allow_factory: bool) -> SemanticModel:
-    from sinf.engine.torch_engine import SemanticModel
-
-    model = SemanticModel.from_pretrained(folder, allow_factory=allow_factory)
-    if threshold is not None:
-        model.threshold = threshold
-    return model
-
-
-def _require_classes(model: SemanticModel, classes: int) -> None:
-    if classes != len(model.bundle.class_names):
-        raise DataError(
-            "the data must have the bundle's classes",
-            got=f"{classes} instead of {len(model.bundle.class_names)}",
-            remedy="name another label column or another bundle",
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +17,40 @@ MODEL = "vgg13"
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for bundle, results and figure.")] = Path("sinf-demo"),
     threads: options.Threads = None,
+    web: Annotated[
+        bool, typer.Option("--web", help="Serve a page that runs it in the browser; a bundle that is there is taken.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0 is any free one.")] = 8000,
+    runtime: Annotated[
+        Path | None, typer.Option(help="Folder of the npm package onnxruntime-web [default: in node_modules here].")
+    ] = None,
 ) -> None:
-    """Build, evaluate and bench a bundle of the embedded network, and draw the result."""
+    """Build, evaluate and bench a bundle of the embedded network, and draw the result; or serve it as a page."""
+    if web:
+        _serve(out, threads, port, runtime)
+    else:
+        _run(out, threads)
+
+
+def _serve(out: Path, threads: int | None, port: int, runtime: Path | None) -> None:
+    from sinf.engine.torch_engine import SemanticModel
+    from sinf.export import page
+    from sinf.export.local_server import HOST, server
+
+    files = page.find_runtime(runtime)
+    with server(out / "web", port) as web:  # what may be missing or taken is found before the minutes of a build
+        if not (out / "bundle" / "config.json").is_file():
+            _run(out, threads)
+        model = SemanticModel.from_pretrained(out / "bundle")
+        with options.Steps() as steps:
+            gallery = page.find_gallery(model)
+            page.export_page(model, out / "web", files, gallery, lambda done, total: steps("exporting", done, total))
+        print(f"http://{HOST}:{web.server_port}/ is the page; end it with Ctrl-C", flush=True)
+        with suppress(KeyboardInterrupt):
+            web.serve_forever()
+
+
+def _run(out: Path, threads: int | None) -> None:
     from rich.console import Console
 
     from sinf import measure
@@ -28,6 +61,7 @@ def demo(
     from sinf.pipeline import WEIGHT_COST, BuildConfig, Images, build
     from sinf.report import figure, tables
     from sinf.subgraph.select import Budget
+    from sinf.timing import latency
 
     figure.require()  # a missing package should not cost the minutes before the figure
     console = Console()
@@ -57,7 +91,7 @@ def demo(
         loaded = time.perf_counter() - begin
         result = measure.evaluate(model, test, progress=lambda done, total: steps("evaluating", done, total))
         x = measure.first_images(test, model, len(test))
-        times = measure.latency(
+        times = latency(
             model.engine.base, model, x, pairs=300, progress=lambda done, total: steps("measuring time", done, total)
         )
         points = figure.curve(model, test, progress=lambda done, total: steps("trade-off", done, total))

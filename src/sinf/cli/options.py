@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sinf import files
-from sinf.errors import ConfigError
+from sinf.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from sinf.data import LabelledImages
+    from sinf.engine.torch_engine import SemanticModel
     from sinf.models import BaseModel
 
 Model = Annotated[
@@ -34,6 +35,9 @@ ClusterColumn = Annotated[str | None, typer.Option(help="Column with the semanti
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the processor [default: all].")]
 Bundle = Annotated[Path, typer.Argument(help="A bundle: a folder made by sinf build, or a hub id.")]
+Threshold = Annotated[
+    float | None, typer.Option(help="Confidence below which an input falls back [default: the bundle's].")
+]
 AllowFactory = Annotated[
     bool, typer.Option("--allow-factory", help="Let the bundle import its package.module:factory.")
 ]
@@ -60,6 +64,26 @@ def base_model(
         std=None if std is None else numbers("std", std, float, None),
         options={} if width is None else {"width": width},
     )
+
+
+def bundle(folder: Path, threshold: float | None, allow_factory: bool) -> SemanticModel:
+    """A bundle in torch, with another threshold if one is given."""
+    from sinf.engine.torch_engine import SemanticModel
+
+    model = SemanticModel.from_pretrained(folder, allow_factory=allow_factory)
+    if threshold is not None:
+        model.threshold = threshold
+    return model
+
+
+def require_classes(model: SemanticModel, classes: int) -> None:
+    """Refuse images of other classes than the bundle's."""
+    if classes != len(model.bundle.class_names):
+        raise DataError(
+            "the data must have the bundle's classes",
+            got=f"{classes} instead of {len(model.bundle.class_names)}",
+            remedy="name another label column or another bundle",
+        )
 
 
 def images(

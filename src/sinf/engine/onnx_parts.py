@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from sinf.engine.torch_engine import TorchEngine
 from sinf.errors import DependencyError, ModelError
@@ -18,10 +19,19 @@ if TYPE_CHECKING:
     import onnx
 
 _EXAMPLE = 2  # images: with one, torch would take the batch for a constant
+_BARE = "bare."
+
+
+def bare(part: str) -> str:
+    """Name of a part without what routing adds to it: of the front the extractor, of a cluster its subgraph. Only
+    profiles run these."""
+    return _BARE + part
 
 
 def signature(part: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of a part's inputs and outputs, in order (see :mod:`sinf.routing`)."""
+    if part.startswith(_BARE):
+        return (("images",), ("features",)) if part == bare(FRONT) else (("features",), ("logits",))
     if part == FRONT:
         return ("images",), ("features", "log_clusters", "route", "confidence")
     if part in (BASE, FALLBACK):
@@ -43,11 +53,15 @@ def part_to_onnx(engine: TorchEngine, part: str) -> onnx.ModelProto:
         raise DependencyError("ONNX graphs need packages", got=error.name, remedy="pip install 'sinf[onnx]'") from error
     inputs, outputs = signature(part)
     images = torch.zeros(_EXAMPLE, *engine.bundle.spec.preprocessing.size)
-    example = (images,) if inputs == ("images",) else engine.run(FRONT, images)[: len(inputs)]
+    example = (images,)
+    if inputs != (
+        "images",
+    ):  # in the order of channels_last torch would export the strides of its own pools, as gathers
+        example = tuple(x.contiguous() for x in engine.run(FRONT, images)[: len(inputs)])
     try:
         with _quiet():
             program = torch.onnx.export(
-                engine.module(part).eval(),
+                _module(engine, part).eval(),
                 example,
                 dynamo=True,
                 verbose=False,
@@ -61,10 +75,17 @@ def part_to_onnx(engine: TorchEngine, part: str) -> onnx.ModelProto:
             got=str(error).strip().splitlines()[0],
             remedy="replace the operation that it names, or run the bundle in torch",
         ) from error
-    return _bare(program.model_proto)  # type: ignore[union-attr]
+    return _without_notes(program.model_proto)  # type: ignore[union-attr]
 
 
-def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
+def _module(engine: TorchEngine, part: str) -> nn.Module:
+    if not part.startswith(_BARE):
+        return engine.module(part)
+    kept = engine.bundle.parts["common" if part == bare(FRONT) else part.removeprefix(_BARE)]
+    return engine.network.extractor(kept) if part == bare(FRONT) else engine.network.tail(kept)
+
+
+def _without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
     """Without the exporter's notes, which are long and hold paths of this machine."""
     for noted in (model, model.graph, *model.graph.node, *model.graph.value_info):
         noted.ClearField("metadata_props")

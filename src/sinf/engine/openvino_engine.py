@@ -31,6 +31,8 @@ class OpenVinoEngine(SessionEngine):
         except ImportError as error:
             raise DependencyError("the engine openvino needs its package", remedy="pip install openvino") from error
         self._core = openvino.Core()
+        if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise ConfigError("bf16 needs a processor that has it", got="one that has not", remedy="take f32 or int8")
         self._options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,

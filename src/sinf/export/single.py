@@ -1,6 +1,6 @@
 """One ONNX file with the whole of a bundle: route predictor, deferral, and ``If``s around subgraphs and full tail.
 
-    images (1, C, H, W) -> logits (1, classes), route (1,), confidence (1,), fell_back (1,)
+    images (1, C, H, W) -> logits (1, classes), route (1,), confidence (1,), fell_back (1,), tried (1,)
 
 Plain operators, so that no code of sinf is needed, in any language. The batch is one image, because the condition of
 ``If`` is one for the whole batch. Base weights are stored once (see :mod:`sinf.export.weights`); thresholds are the
@@ -28,7 +28,7 @@ from sinf.files import replacing
 from sinf.measure import Progress
 from sinf.routing import BASE, FALLBACK, FRONT, early_floor, part_name
 
-OUTPUTS = ("logits", "route", "confidence", "fell_back")
+OUTPUTS = ("logits", "route", "confidence", "fell_back", "tried")
 _SAMPLES = 8
 
 
@@ -97,8 +97,8 @@ def single_graph(model: SemanticModel, progress: Progress | None = None) -> onnx
         helper.make_node("Less", ["confidence", "threshold"], ["fell_back"]),
         _if("fell_back", full, stands, ["logits"]),
     ]
-    types = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.FLOAT, TensorProto.BOOL)
-    shapes = ([1, model.bundle.clusters.classes], [1], [1], [1])
+    types = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.FLOAT, TensorProto.BOOL, TensorProto.BOOL)
+    shapes = ([1, model.bundle.clusters.classes], [1], [1], [1], [1])
     size = model.bundle.spec.preprocessing.size
     graph = helper.make_graph(
         nodes,

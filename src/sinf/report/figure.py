@@ -13,8 +13,9 @@ from torch import Tensor
 from sinf.data import LabelledImages
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import DependencyError
-from sinf.measure import Costs, Evaluation, Latency, observe
+from sinf.measure import Costs, Evaluation, observe
 from sinf.risk import NEVER
+from sinf.timing import Latency
 
 _BASE, _OURS, _GREY = "#9aa5b1", "#0b7285", "#495057"
 

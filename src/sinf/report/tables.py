@@ -10,8 +10,12 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from sinf.bundle import Bundle
-    from sinf.measure import Evaluation, Latency
+    from sinf.energy import Energy
+    from sinf.measure import Evaluation
     from sinf.profile import Profile
+    from sinf.report.runs import Run
+    from sinf.stages import StageTimes
+    from sinf.timing import Latency
 
 _PERCENT = "{:.1f} %"
 
@@ -123,10 +127,15 @@ def show_evaluation(result: Evaluation) -> None:
 def show_bench(rows: list[Latency], facts: dict[str, Any]) -> None:
     console = _console()
     title = f"Milliseconds a batch, {facts['engine']}, {rows[0].threads} thread(s), {facts['processor']}"
-    table = _table(title, "batch", "base median", "p95", "ours median", "p95", "time saved (means)", "95 % interval")
+    interval = "95 % interval"
+    table = _table(
+        title, "batch", "base median", interval, "p95", "ours median", interval, "p95", "time saved (means)", interval
+    )
     for r in rows:
         table.add_row(
-            str(r.batch), f"{r.base_median:.2f}", f"{r.base_p95:.2f}", f"{r.median:.2f}", f"{r.p95:.2f}",
+            str(r.batch),
+            f"{r.base_median:.2f}", f"{r.base_median_low:.2f} .. {r.base_median_high:.2f}", f"{r.base_p95:.2f}",
+            f"{r.median:.2f}", f"{r.median_low:.2f} .. {r.median_high:.2f}", f"{r.p95:.2f}",
             _share(r.time_saved), f"{100 * r.low:.1f} .. {100 * r.high:.1f} %",
         )  # fmt: skip
     console.print(table)
@@ -134,6 +143,86 @@ def show_bench(rows: list[Latency], facts: dict[str, Any]) -> None:
         f"peak memory {_bytes(facts['peak_memory_bytes'])} (both models), bundle {_bytes(facts['bundle_bytes'])}, "
         f"loaded in {facts['load_seconds']:.2f} s"
     )
+    if facts["file_bytes"]:
+        console.print("files: " + ", ".join(f"{name} {_bytes(size)}" for name, size in facts["file_bytes"].items()))
+
+
+def show_precision(precision: str, top1: dict[str, float] | None) -> None:
+    """What another precision than f32 costs."""
+    if top1 is None:
+        return
+    _console().print(
+        f"top-1 of {top1['images']:.0f} images: base model in f32 {_share(top1['base_f32'])}, "
+        f"in {precision} {_share(top1['base'])}, ours in {precision} {_share(top1['ours'])}"
+    )
+
+
+def show_stages(stages: StageTimes | None, energy: list[Energy], why: list[str]) -> None:
+    """What stands below the times: stages and routes of one image, and energy."""
+    console = _console()
+    if stages is not None:
+        table = _table(
+            f"Stages of one image, {stages.images} images", "stage", "ms an image", "of the base model", "run by"
+        )
+        for name, value, share in (
+            ("extractor", stages.extractor, 1.0),
+            ("route predictor", stages.predictor, 1.0),
+            ("subgraph", stages.subgraph, stages.tried),
+            ("judge", stages.judge, stages.tried),
+            ("fallback", stages.fallback, stages.fallback_share),
+            ("glue", stages.glue, 1.0),
+        ):
+            table.add_row(name, f"{value:.3f}", _share(value / stages.base), _share(share))
+        table.add_row("ours", f"{stages.ours:.3f}", _share(stages.ours / stages.base), "")
+        table.add_row("base model", f"{stages.base:.3f}", "", "")
+        console.print(table)
+        console.print(f"routing (predictor, judge, glue) takes {_share(stages.overhead)} of the base model's time")
+        routes = _table("Routes", "cluster", "images", "fallback", "subgraph ms", "base ms", "ours ms", "time saved")
+        for c in stages.clusters:
+            routes.add_row(
+                c.name, str(c.images), _share(c.fallback), "-" if c.subgraph is None else f"{c.subgraph:.2f}",
+                f"{c.base:.2f}", f"{c.ours:.2f}", _share(c.time_saved),
+            )  # fmt: skip
+        console.print(routes)
+    if not energy:
+        console.print(f"energy: not available ({'; '.join(why)})")
+        return
+    table = _table("Energy, millijoules an image", "meter", "batch", "base", "ours", "saved")
+    for e in energy:
+        table.add_row(e.meter, str(e.batch), f"{1000 * e.base:.2f}", f"{1000 * e.ours:.2f}", _share(e.saved))
+    console.print(table)
+
+
+def show_runs(runs: list[Run], batches: list[int] | None) -> None:
+    """Times of different machines are never in one table."""
+    console, shown = _console(), 0
+    counted = any(run.record.get("energy") for run in runs)
+    for processor in dict.fromkeys(run.record["processor"] for run in runs):
+        table = _table(
+            f"Median milliseconds a batch, {processor}", "date", "bundle", "engine", "batch", "threads", "threshold",
+            "base ms", "ours ms", "saved", "95 % interval", *(["energy saved"] if counted else []), left=3,
+        )  # fmt: skip
+        for run in runs:
+            record = run.record
+            if record["processor"] != processor:
+                continue
+            for row in record["latency"]:
+                if batches and row["batch"] not in batches:
+                    continue
+                energy = [e["saved"] for e in record.get("energy") or [] if e["batch"] == row["batch"]]
+                threshold = record.get("threshold")
+                table.add_row(
+                    record["date"][:16].replace("T", " "), record["bundle"], record["engine"], str(row["batch"]),
+                    str(row["threads"]), "-" if threshold is None else f"{threshold:.3f}",
+                    f"{row['base_median']:.2f}", f"{row['median']:.2f}", _share(row["time_saved"]),
+                    f"{100 * row['low']:.1f} .. {100 * row['high']:.1f} %",
+                    *([_share(energy[0]) if energy else "-"] if counted else []),
+                )  # fmt: skip
+                shown += 1
+        if table.row_count:
+            console.print(table)
+    if not shown:
+        console.print(f"no run has batch {' or '.join(map(str, batches or []))}")
 
 
 def show_export(path: Path, size: int) -> None:

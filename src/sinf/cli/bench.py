@@ -1,0 +1,166 @@
+"""``sinf bench`` and ``sinf results``: what a bundle saves on the clock, and runs beside each other."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sinf.cli import options
+from sinf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sinf.routing import FeatureRouter
+
+_IMAGES = 2000  # at most: what is timed runs over them in turns
+_CALIBRATION = 256
+
+
+def bench(
+    bundle: options.Bundle,
+    data: options.Data,
+    split: Annotated[str, typer.Option(help="Images like those of the application.")] = "test[50%:]",
+    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; may be repeated [default: 1 and 32].")] = None,
+    pairs: Annotated[int, typer.Option(min=2, help="Measurements of each, base and ours in turns.")] = 200,
+    threshold: options.Threshold = None,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
+    engine: Annotated[str, typer.Option(help="What runs both: torch, onnxruntime or openvino.")] = "torch",
+    precision: Annotated[str, typer.Option(help="Of the arithmetic of both: f32, bf16 (openvino) or int8.")] = "f32",
+    calibrate: Annotated[
+        str, typer.Option(help="Of int8: images that set its ranges; 256 of them are taken.")
+    ] = "test[:50%]",
+    threads: options.Threads = 1,
+    stages: Annotated[bool, typer.Option(help="Also time every stage and every route, at batch 1.")] = True,
+    energy: Annotated[bool, typer.Option(help="Also joules, where the machine counts them.")] = True,
+    allow_factory: options.AllowFactory = False,
+    json: options.Json = None,
+    results: Annotated[Path | None, typer.Option(help="Also add the result to this folder (sinf results).")] = None,
+) -> None:
+    """Time of base and ours, in turns in one process and one engine: whole, by stage and by route; memory, sizes,
+    energy."""
+    from sinf import measure
+    from sinf.energy import find_meters
+    from sinf.engine.engines import open_engine, require_precision
+    from sinf.report import runs, tables
+    from sinf.stages import stage_times
+
+    require_precision(engine, precision)
+    pinned = options.set_threads(threads)
+    images = options.images(data, split, image_column, label_column, None)
+    held_out = None
+    if precision == "int8":
+        held_out = options.images(data, calibrate, image_column, label_column, None).sample(_CALIBRATION)
+    start = time.perf_counter()
+    model = options.bundle(bundle, threshold, allow_factory)
+    options.require_classes(model, images.classes)
+    ranges = None if held_out is None else measure.first_images(held_out, model, len(held_out))
+    router = open_engine(model, engine, threads=pinned, precision=precision, calibration=ranges)
+    load_seconds = time.perf_counter() - start
+    sizes = batch or [1, 32]
+    for size in sizes:
+        if not 1 <= size <= len(images):
+            raise ConfigError("a batch must be between 1 and the images there are", got=size, remedy="change --batch")
+    first = measure.first_images(images, model, min(len(images), _IMAGES))
+    x = first if engine == "torch" else first.numpy()
+    meters, why = find_meters() if energy else ([], ["energy was not asked for"])
+    record: dict[str, Any] = {
+        "bundle": Path(bundle).resolve().name if Path(bundle).exists() else str(bundle),
+        "model": model.bundle.spec.name,
+        "precision": precision,
+        "threshold": router.threshold,
+        "data": str(data),
+        "split": split,
+        "threads": pinned,
+    }
+    with options.Steps() as steps:
+        right = _accuracy(model, router, x, images.labels, steps) if precision != "f32" else None
+        rows = _time(router, x, sizes, pairs, pinned, steps)
+        # Before bare parts, which only profiles run, are in memory too.
+        facts = measure.facts(bundle, load_seconds, engine if precision == "f32" else f"{engine} {precision}")
+        joules = _energy(router, x, sizes, pinned, meters, steps)
+        parts = None
+        if stages:
+            names = tuple(model.bundle.clusters.names)
+            parts = stage_times(
+                router, names, x, turns=pairs, threads=pinned, progress=lambda done, all: steps("stages", done, all)
+            )
+    tables.show_bench(rows, facts)
+    tables.show_precision(precision, right)
+    tables.show_stages(parts, joules, why)
+    record |= {
+        "top1": right,
+        "latency": [row.to_json() for row in rows],
+        "stages": None if parts is None else parts.to_json(),
+        "energy": [row.to_json() for row in joules] if joules else None,
+        "energy_not_available": why,
+        **facts,
+    }
+    options.write_json(json, record)
+    if results is not None:
+        runs.add_run(results, record)
+
+
+def _time(router: FeatureRouter, x: Any, sizes: list[int], pairs: int, threads: int, steps: options.Steps) -> list[Any]:
+    from sinf.timing import latency
+
+    for row in range(0, len(x), 50):
+        router(x[row : row + 50])  # makes every part that these images need, before anything is timed
+        steps("loading parts", min(row + 50, len(x)), len(x))
+    rows = []
+    for size in sizes:
+        name, count = f"batch {size}", pairs if size == 1 else max(10, pairs // 4)
+
+        def show(done: int, total: int, name: str = name) -> None:
+            steps(name, done, total)
+
+        rows.append(latency(router.base, router, x, batch=size, pairs=count, threads=threads, progress=show))
+    return rows
+
+
+def _accuracy(model: Any, router: FeatureRouter, x: Any, labels: Any, steps: options.Steps) -> dict[str, float]:
+    """Top-1 of the timed images: the base model in f32, and base and ours in the engine's precision."""
+    import numpy as np
+
+    right = {"images": float(len(x)), "base_f32": 0.0, "base": 0.0, "ours": 0.0}
+    for row in range(0, len(x), 50):
+        some, y = x[row : row + 50], labels[row : row + 50].numpy()
+        for name, logits in (
+            ("base_f32", model.engine.run("base", some)[0]),
+            ("base", router.base(some)),
+            ("ours", router(some)),
+        ):
+            right[name] += float((np.asarray(logits).argmax(1) == y[: len(some)]).sum()) / len(x)
+        steps("accuracy", min(row + 50, len(x)), len(x))
+    return right
+
+
+def _energy(
+    router: FeatureRouter, x: Any, sizes: list[int], threads: int, meters: list[Any], steps: options.Steps
+) -> list[Any]:
+    from sinf.energy import energy
+
+    rows = []
+    for size in sizes if meters else []:
+        name = f"energy, batch {size}"
+
+        def show(done: int, total: int, name: str = name) -> None:
+            steps(name, done, total)
+
+        rows += energy(router.base, router, x, meters, batch=size, threads=threads, progress=show)
+    return rows
+
+
+def results(
+    folder: Annotated[Path, typer.Argument(help="What sinf bench --results has written.")],
+    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes to show [default: all].")] = None,
+    json: options.Json = None,
+) -> None:
+    """Runs of sinf bench beside each other: one table a machine, oldest first."""
+    from sinf.report import runs, tables
+
+    found = runs.read_runs(folder)
+    tables.show_runs(found, batch)
+    options.write_json(json, {"runs": [{"file": run.file, **run.record} for run in found]})

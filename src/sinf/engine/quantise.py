@@ -1,0 +1,147 @@
+"""Parts in 8-bit integers, by static quantisation: ranges of activations are those of calibration images.
+
+Every part is quantised by itself, by onnxruntime's quantiser, into plain ``QuantizeLinear`` and ``DequantizeLinear``
+around convolutions and products, which ONNX Runtime and OpenVINO both run in integers. What decides about routes stays
+in f32, since a route that changes costs more than its rounding: the route predictor, judges, and the last layer.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sinf.engine.onnx_parts import bare, signature
+from sinf.engine.torch_engine import TorchEngine
+from sinf.errors import ConfigError, DependencyError, ModelError
+from sinf.routing import FRONT, part_name
+
+if TYPE_CHECKING:
+    import onnx
+
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
+_QUANTISED = (*_PRODUCTS, "Add", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Relu")
+_BATCH = 16
+_OF_CLUSTER = 64  # calibration images of a subgraph: those that are most likely its own
+
+
+class Quantiser:
+    """Makes the parts of one bundle smaller, each when it is asked for. ``images`` (N, C, H, W) are normalised."""
+
+    def __init__(self, engine: TorchEngine, images: Tensor) -> None:
+        size = engine.bundle.spec.preprocessing.size
+        if images.ndim != 4 or tuple(images.shape[1:]) != tuple(size) or not len(images):
+            raise ConfigError(
+                f"int8 needs calibration images of shape (N, {', '.join(map(str, size))})",
+                got=tuple(images.shape),
+                remedy="give some hundred images like the application's, normalised",
+            )
+        self._images = torch.as_tensor(images, dtype=torch.float32)
+        runs = [engine.run(FRONT, x) for x in self._images.split(_BATCH)]
+        self._features, self._log_clusters = (torch.cat([run[i] for run in runs]) for i in (0, 1))
+        self._clusters = {part_name(cluster): cluster for cluster in range(len(engine.bundle.clusters))}
+
+    def quantise(self, model: onnx.ModelProto, part: str) -> onnx.ModelProto:
+        """A part's graph in integers; one without anything to gain stays as it is.
+
+        Raises:
+            ModelError: it cannot be quantised.
+            DependencyError: onnxruntime is missing.
+        """
+        try:
+            from onnxruntime import quantization
+        except ImportError as error:
+            raise DependencyError("int8 needs onnxruntime's quantiser", remedy="pip install onnxruntime") from error
+        import onnx
+
+        kept = _kept(model)
+        if not any(node.op_type in _PRODUCTS and node.name not in kept for node in model.graph.node):
+            return model
+        with tempfile.TemporaryDirectory(prefix="sinf-int8-") as folder, _quiet():
+            path = Path(folder, "part.onnx")
+            try:
+                quantization.quantize_static(
+                    model,
+                    path,
+                    _reader(self._feeds(part)),
+                    quant_format=quantization.QuantFormat.QDQ,
+                    op_types_to_quantize=list(_QUANTISED),
+                    nodes_to_exclude=kept,
+                    per_channel=True,
+                    reduce_range=not _has_dot_product(),
+                    activation_type=quantization.QuantType.QUInt8,
+                    weight_type=quantization.QuantType.QInt8,
+                )
+            except Exception as error:  # the quantiser raises whatever its steps do
+                raise ModelError(
+                    f"the part {part} cannot be quantised", got=str(error).strip().splitlines()[0], remedy="take f32"
+                ) from error
+            return onnx.load(path)
+
+    def _feeds(self, part: str) -> Iterator[dict[str, Any]]:
+        """Inputs of a part, a batch at a time."""
+        inputs, _ = signature(part)
+        whole = {"images": self._images, "features": self._features, "log_clusters": self._log_clusters}
+        rows = torch.arange(len(self._images))
+        cluster = next((c for name, c in self._clusters.items() if part in (name, bare(name))), None)
+        if cluster is not None:
+            rows = self._log_clusters[:, cluster].topk(min(_OF_CLUSTER, len(rows))).indices
+        for some in rows.split(_BATCH):
+            yield {name: whole[name][some].numpy() for name in inputs}
+
+
+def _kept(model: onnx.ModelProto) -> list[str]:
+    """Nodes that stay in f32: those of the route predictor, and all from the last product on."""
+    nodes = list(model.graph.node)
+    for number, node in enumerate(nodes):
+        node.name = node.name or f"node{number}"
+    products = [number for number, node in enumerate(nodes) if node.op_type in _PRODUCTS]
+    last = products[-1] if products else 0
+    if "features" in {value.name for value in model.graph.output}:
+        last = len(nodes)  # the front ends with the predictor, and a bare extractor in its features
+    tainted: set[str] = set()
+    kept = []
+    for number, node in enumerate(nodes):
+        if number >= last or any(name.startswith("router.") or name in tainted for name in node.input):
+            kept.append(node.name)
+            tainted |= set(node.output)
+    return kept
+
+
+def _reader(feeds: Iterator[dict[str, Any]]) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def get_next(self) -> dict[str, Any] | None:
+            return next(feeds, None)
+
+    return Reader()
+
+
+def _has_dot_product() -> bool:
+    """Whether 8-bit products are added up without overflow: on x86 that takes VNNI; without it weights get 7 bits."""
+    if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_vnni" in flags or "avx_vnni" in flags
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the quantiser's advice, which it gives to the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
