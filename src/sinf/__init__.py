@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sinf.measure import evaluate, latency
     from sinf.models import BaseModel, ModelSpec, load_model
     from sinf.pipeline import BuildConfig, Images, build
+    from sinf.pruning import PruneConfig, prune
     from sinf.router import RouterConfig
     from sinf.routing import Routed
     from sinf.subgraph.select import Budget, Schedule
@@ -36,6 +37,7 @@ _HOMES = {
     "LabelledImages": "sinf.data",
     "ModelSpec": "sinf.models",
     "Preprocessing": "sinf.data",
+    "PruneConfig": "sinf.pruning",
     "Routed": "sinf.routing",
     "RouterConfig": "sinf.router",
     "Schedule": "sinf.subgraph.select",
@@ -46,6 +48,7 @@ _HOMES = {
     "latency": "sinf.measure",
     "load_images": "sinf.data",
     "load_model": "sinf.models",
+    "prune": "sinf.pruning",
 }
 
 __all__ = [
@@ -57,6 +60,7 @@ __all__ = [
     "LabelledImages",
     "ModelSpec",
     "Preprocessing",
+    "PruneConfig",
     "Routed",
     "RouterConfig",
     "Schedule",
@@ -68,6 +72,7 @@ __all__ = [
     "latency",
     "load_images",
     "load_model",
+    "prune",
 ]
 
 

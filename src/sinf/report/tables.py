@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sinf.bundle import Bundle
     from sinf.measure import Evaluation, Latency
     from sinf.profile import Profile
+    from sinf.pruned import Comparison
 
 _PERCENT = "{:.1f} %"
 
@@ -134,6 +135,17 @@ def show_bench(rows: list[Latency], facts: dict[str, Any]) -> None:
         f"peak memory {_bytes(facts['peak_memory_bytes'])} (both models), bundle {_bytes(facts['bundle_bytes'])}, "
         f"loaded in {facts['load_seconds']:.2f} s"
     )
+
+
+def show_pruned(comparison: Comparison, folder: Path, threads: int) -> None:
+    from sinf.pruned import rows_of
+
+    table = _table(f"{comparison.images} images, {threads} thread(s), base and pruned in turns", "", "base", "pruned")
+    for row in rows_of(comparison):
+        table.add_row(*row)
+    console = _console()
+    console.print(table)
+    console.print(f"{folder}: model.safetensors, config.json and load.py, which needs torch and safetensors alone")
 
 
 def show_export(path: Path, size: int) -> None:
