@@ -81,19 +81,20 @@ def plan(network: str) -> list[Job]:
     first = ("residual", "dcs", "energy", "taylor", "l1", "random")
     rest = tuple(name for name in NAMES if name not in first)
     middle, others = (0.5, 0.7, 0.3), (0.6, 0.4, 0.8, 0.2, 0.9, 0.1)
+    both, one, two = ("budget", "uniform"), (0,), (1, 2)
     tiers: list[Iterable[tuple]] = [
-        product((STATIC,), first, ("budget", "uniform"), middle, WEIGHTS, (0,)),
-        product((CLUSTER,), first, ("budget",), middle, WEIGHTS, (0,)),
-        product((STATIC,), rest, ("budget", "uniform"), middle, WEIGHTS, (0,)),
-        product((CLUSTER,), rest, ("budget",), middle, WEIGHTS, (0,)),
-        product((STATIC,), first, ("budget", "uniform"), others, WEIGHTS, (0,)),
-        product((CLUSTER,), first, ("budget",), others, WEIGHTS, (0,)),
-        product((STATIC, CLUSTER), ("random",), ("budget", "uniform"), middle, WEIGHTS, (1, 2)),
-        product((CLUSTER,), first, ("uniform",), middle, WEIGHTS, (0,)),
-        product((STATIC,), rest, ("budget", "uniform"), others, WEIGHTS, (0,)),
-        product((CLUSTER,), rest, ("budget",), others, WEIGHTS, (0,)),
-        product((STATIC, CLUSTER), first, ("budget", "uniform"), middle, WEIGHTS, (1, 2)),
-        product((CLUSTER,), NAMES, ("uniform",), middle + others, WEIGHTS, (0,)),
+        product((STATIC,), first, both, (0.5, 0.7), WEIGHTS, one),
+        product((CLUSTER,), first, both, (0.5,), WEIGHTS, one),
+        product((STATIC,), (*first, "tvs", "fisher"), ("uniform",), (0.9, 0.8), ("plain",), one),
+        product((CLUSTER,), first, both, (0.3,), WEIGHTS, one),
+        product((STATIC,), rest, ("uniform",), (0.5,), WEIGHTS, one),
+        product((STATIC, CLUSTER), first, both, middle, WEIGHTS, one),
+        product((CLUSTER,), rest, ("uniform",), (0.5,), WEIGHTS, one),
+        product((STATIC, CLUSTER), ("random",), both, middle, WEIGHTS, two),
+        product((STATIC, CLUSTER), first, both, others, WEIGHTS, one),
+        product((STATIC, CLUSTER), rest, both, middle, WEIGHTS, one),
+        product((STATIC, CLUSTER), first, both, middle, WEIGHTS, two),
+        product((STATIC, CLUSTER), NAMES, both, middle + others, WEIGHTS, one),
     ]
     jobs = [Job(*row) for tier in tiers for row in sorted(tier, key=lambda row: (row[5], middle_first(row[3])))]
     return list(dict.fromkeys(jobs))
