@@ -21,7 +21,7 @@ import copy
 import csv
 import datetime
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
@@ -34,10 +34,11 @@ from torch import Tensor, fx
 from sinf import load_images, load_model
 from sinf.clusters import Clusters, from_column
 from sinf.compact import importances
-from sinf.criteria import NAMES, Criterion, make_criterion
+from sinf.criteria import NAMES, make_criterion
 from sinf.data import BATCH, LabelledImages
 from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError
+from sinf.files import replacing
 from sinf.measure import machine
 from sinf.models import BaseModel
 from sinf.models.trace import trace
@@ -76,7 +77,7 @@ class Job(NamedTuple):
     seed: int
 
 
-def plan(network: str) -> list[Job]:
+def plan() -> list[Job]:
     """All rows, the most telling first."""
     first = ("residual", "dcs", "energy", "taylor", "l1", "random")
     rest = tuple(name for name in NAMES if name not in first)
@@ -115,15 +116,11 @@ class Side:
         self.sites, self.fit, self.test, self.slot = sites, fit, test, slot
         self.last: tuple[Any, Tensor] | None = None
 
-    def scores(self, criterion: Criterion) -> dict[str, Tensor]:
-        return importances(criterion, self.network, self.groups, self.sites)
-
     def keep(self, job: Job) -> Tensor:
         """The units that stay; the rows of one selection come one after the other."""
         key = job._replace(weights="")
         if self.last is None or self.last[0] != key:
-            options = {"seed": job.seed} if job.criterion == "random" else {}
-            scores = self.scores(make_criterion(job.criterion, **options))
+            scores = SCORES.get(job.criterion, published)(self, job)
             rule = Budget(job.budget) if job.allocation == "budget" else self.uniform(job.budget)
             self.last = key, select(rule, self.groups, scores, self.macs, self.start, ROUND_TO)
         return self.last[1]
@@ -165,6 +162,16 @@ class Side:
     @cached_property
     def base_right(self) -> int:
         return self.right(slice_graph(self.graph, self.network.coupling, self.start))
+
+
+#: How criteria that are not published are scored, by name; another script may add its own.
+SCORES: dict[str, Callable[[Side, Job], dict[str, Tensor]]] = {}
+
+
+def published(side: Side, job: Job) -> dict[str, Tensor]:
+    """The importances of every group by a criterion of the library."""
+    options = {"seed": job.seed} if job.criterion == "random" else {}
+    return importances(make_criterion(job.criterion, **options), side.network, side.groups, side.sites)
 
 
 class Sides:
@@ -254,24 +261,17 @@ def measure(job: Job, sides: list[Side]) -> dict[str, Any]:
 
 def scored_on(job: Job) -> int:
     """Images of a class that the criterion looked at."""
-    needs = set(make_criterion(job.criterion).needs)
+    needs = set(make_criterion(job.criterion).needs) if job.criterion in NAMES else {"gram"}
     few = bool(needs & MAPS)
     if not needs:
         return 0
     return (COSTLY if few else SCORED) if job.method == STATIC else (10 if few else CLUSTER_SCORED)
 
 
-def main(
-    name: str,
-    weights: Path,
-    data: Path,
-    rows: Annotated[int, typer.Option(help="How many images of test[50%:] to report on.")] = 2000,
-    minutes: Annotated[float, typer.Option(help="Begin no row after this time.")] = 1e9,
-    threads: int = 1,
-) -> None:
-    torch.set_num_threads(threads)
+def run(path: Path, jobs: list[Job], name: str, weights: Path, data: Path, rows: int, minutes: float) -> None:
+    """Measure the jobs that are not in the file, and write it after each."""
+    torch.set_num_threads(1)
     start = datetime.datetime.now()
-    path = RESULTS / f"criteria_{name}.csv"
     table: list[dict[str, str]] = []
     if path.exists():
         with path.open(newline="") as file:
@@ -281,7 +281,7 @@ def main(
     network = Network(trace(base.module, base.spec.preprocessing), CUTS[name])
     sides = Sides(base, network, load_images(data, "train"), load_images(data, "test[50%:]"), rows)
     facts = machine()
-    for job in plan(name):
+    for job in jobs:
         if tuple(map(str, job)) in done or datetime.datetime.now() - start > datetime.timedelta(minutes=minutes):
             continue
         try:
@@ -290,15 +290,25 @@ def main(
             say(f"left out: {tuple(job)}: {error}")
             continue
         row |= job._asdict() | {
-            "model": name, "dataset": "cifar100", "engine": "torch", "precision": "float32", "threads": threads,
+            "model": name, "dataset": "cifar100", "engine": "torch", "precision": "float32", "threads": 1,
             "device": facts["processor"], "date": f"{datetime.date.today()}", "versions": facts["versions"],
         }  # fmt: skip
         table.append({k: f"{v:.5g}" if isinstance(v, float) else str(v) for k, v in row.items()})
-        with path.open("w", newline="") as file:
+        with replacing(path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(table)
         say(f"{' '.join(map(str, job))}: loss {row['loss']:.2f}, MACs saved {row['macs_saved']:.3f}")
+
+
+def main(
+    name: str,
+    weights: Path,
+    data: Path,
+    rows: Annotated[int, typer.Option(help="How many images of test[50%:] to report on.")] = 2000,
+    minutes: Annotated[float, typer.Option(help="Begin no row after this time.")] = 1e9,
+) -> None:
+    run(RESULTS / f"criteria_{name}.csv", plan(), name, weights, data, rows, minutes)
 
 
 if __name__ == "__main__":

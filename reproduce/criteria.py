@@ -30,14 +30,19 @@ def losses(rows: list[Row], method: str, allocation: str) -> str:
         (budget, weights) for budget in budgets for weights in WEIGHTS
         if any((r["budget"], r["weights"]) == (budget, weights) for r in mine)
     ]  # fmt: skip
-    best = {(b, w): min(float(r["loss"]) for r in mine if (r["budget"], r["weights"]) == (b, w)) for b, w in columns}
+    names = criteria_of(mine)
+    found = {(name, b, w): mean_loss(mine, criterion=name, budget=b, weights=w) for name in names for b, w in columns}
+    best = {
+        (b, w): min(loss for (_, *setting), loss in found.items() if loss is not None and setting == [b, w])
+        for b, w in columns
+    }
     lines = []
-    for name in criteria_of(mine):
+    for name in names:
         cells = []
-        for budget, weights in columns:
-            loss = mean_loss(mine, criterion=name, budget=budget, weights=weights)
+        for b, w in columns:
+            loss = found[name, b, w]
             text = "" if loss is None else f"{loss:.1f}"
-            cells.append(f"**{text}**" if loss is not None and loss <= best[budget, weights] else text)
+            cells.append(f"**{text}**" if loss is not None and loss <= best[b, w] else text)
         lines.append([name, *cells])
     return table(["criterion", *(f"{100 * float(b):.0f} % {w}" for b, w in columns)], lines)
 
@@ -60,7 +65,8 @@ def draw(name: str, rows: list[Row], method: str) -> str:
         axis.set_title(weights, loc="left")
         axis.set_xlabel("MACs saved, %")
     axes[0].set_ylabel("loss of top-1, points")
-    axes[-1].legend(frameon=False, fontsize=8)
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"{name}, {METHODS[method]}, the same ratio in every layer", x=0.01, ha="left")
     return save(figure, f"criteria_{name}_{method}.png")
 

@@ -84,6 +84,11 @@ def test_a_ratio_is_the_same_in_every_layer(base: BaseModel, tiny_images: Labell
     assert widths == [m.out_channels // 2 for m in base.module.modules() if isinstance(m, nn.Conv2d)]
 
 
+def test_a_ratio_of_nothing_is_the_base_model(base: BaseModel, tiny_images: LabelledImages, tmp_path: Path) -> None:
+    made = prune(base, tiny_images, replace(CONFIG, rule=Schedule(0, 0)), tmp_path)
+    assert torch.equal(answers(made.module), answers(base.module))
+
+
 def test_without_reconstruction_weights_are_those_that_stay(
     base: BaseModel, tiny_images: LabelledImages, tmp_path: Path
 ) -> None:

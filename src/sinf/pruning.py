@@ -28,7 +28,7 @@ from sinf.models.to_plain import to_plain
 from sinf.models.trace import trace
 from sinf.network import Network, Part
 from sinf.pipeline import WEIGHT_COST
-from sinf.steps import StepStore
+from sinf.steps import StepStore, Tensors
 from sinf.subgraph.recalibrate import recalibrate
 from sinf.subgraph.select import Budget, Schedule
 from sinf.train import EpochReport, Teacher, TrainConfig, train
@@ -137,21 +137,24 @@ class _Pruning:
             raise ConfigError(
                 "fine-tuning needs images", got="none", remedy="give those that the base model was trained on"
             )
-        tensors = self.store.get("pruned", self._depends(), lambda: self._part().to_tensors(network.coupling, ""))
+        depends = self._depends()
+        tensors = self.store.get("pruned", depends, lambda: self._part().to_tensors(network.coupling, ""))
         graph = network.whole(Part.from_tensors(tensors, network.coupling, ""))
         description, state = to_plain(graph)
-        spec = ModelSpec(
-            PLAIN + self.base.spec.name.removeprefix(PLAIN),
-            self.base.spec.classes,
-            self.base.spec.preprocessing,
-            description,
-        )
-        module = load_spec(spec)
-        module.load_state_dict(state)
-        pruned = BaseModel(module.requires_grad_(False), spec)
-        self._check(graph, pruned)
-        if config.recalibrate:
-            self._recalibrate(pruned)
+        base = self.base.spec
+        spec = ModelSpec(PLAIN + base.name.removeprefix(PLAIN), base.classes, base.preprocessing, description)
+        pruned = BaseModel(load_spec(spec).requires_grad_(False), spec)
+
+        def compute() -> Tensors:
+            pruned.module.load_state_dict(state)
+            self._check(graph, pruned)
+            if config.recalibrate:
+                self._recalibrate(pruned)
+            return pruned.module.state_dict()
+
+        # Stored, because fine-tuning resumes from exactly these: another number of threads would round differently.
+        depends = depends | {"recalibrate": config.recalibrate}
+        pruned.module.load_state_dict(self.store.get("state", depends, compute))
         if config.finetune is None or training is None:
             return pruned
         return train(
