@@ -236,6 +236,11 @@ def clipped(x: torch.Tensor) -> torch.Tensor:
     return x.clamp(0, 6)
 
 
+def halved_(x: torch.Tensor) -> torch.Tensor:
+    return x.mul_(0.5)
+
+
+torch.fx.wrap("halved_")
 torch.fx.wrap("sometimes")
 torch.fx.wrap("clipped")
 
@@ -261,9 +266,12 @@ def test_layers_of_other_libraries_are_opened() -> None:
         torch.testing.assert_close(made(x), graph(x))
 
 
-def test_a_function_that_cannot_be_described_is_named() -> None:
-    with pytest.raises(ModelError, match="clipped"):
-        to_plain(traced(Foreign(lambda x: clipped(x))))
+@pytest.mark.parametrize(("name", "activation"), [("clipped", lambda x: clipped(x)), ("halved_", lambda x: halved_(x))])
+def test_a_function_that_cannot_be_described_is_named(
+    name: str, activation: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    with pytest.raises(ModelError, match=name):
+        to_plain(traced(Foreign(activation)))
 
 
 # ---- what is saved

@@ -124,10 +124,16 @@ class _Identities(fx.Interpreter):
         return super().run_node(n)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        before = _version(args)
         value = super().call_function(target, args, kwargs)
-        if args and value is args[0]:
+        if args and value is args[0] and _version(args) == before:
             self.found.add(self.now)
         return value
+
+
+def _version(args: tuple[Any, ...]) -> int | None:
+    """How often the first tensor was written to: a function in place returns what it is given, too."""
+    return args[0]._version if args and isinstance(args[0], Tensor) else None
 
 
 @torch.no_grad()
