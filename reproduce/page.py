@@ -6,11 +6,12 @@ import clusters
 import overlap
 import static
 import tradeoff
+import variants
 from common import DOCS, HERE
 
 import criteria
 
-SCRIPTS = (tradeoff, criteria, static, clusters, overlap)
+SCRIPTS = (tradeoff, criteria, static, clusters, overlap, variants)
 
 
 def main() -> None:
