@@ -60,7 +60,8 @@ STATIC, CLUSTER = "static", "semantic-truecluster"
 WEIGHTS = ("plain", "recalibrated", "reconstructed")
 COLUMNS = [
     *("model", "dataset", "method", "criterion", "allocation", "budget", "weights", "reconstruct", "engine"),
-    *("precision", "device", "threads", "base_top1", "top1", "loss", "macs_saved", "params_active", "images"),
+    *("precision", "device", "threads", "base_top1", "top1", "loss", "macs_saved", "params_active"),
+    *("narrowest", "images"),
     *("scored_on", "seed", "date", "versions"),
 ]
 IDENTITY = ("method", "criterion", "allocation", "budget", "weights", "seed")
@@ -244,17 +245,19 @@ def say(text: str) -> None:
 
 
 def measure(job: Job, sides: list[Side]) -> dict[str, Any]:
-    """One row: counts are added up over sides; MACs and parameters are the mean over sides."""
+    """One row: images and MACs are added up over sides, parameters are their mean; ``narrowest`` is the share of
+    channels that stays in the layer that loses most."""
     right = base = images = 0
-    macs, whole, parameters = 0, 0, 0
+    macs, whole, parameters, narrowest = 0, 0, 0, 1.0
     for side in sides:
         smaller, keep = side.network_of(job)
         right, base, images = right + side.right(smaller), base + side.base_right, images + len(side.test[1])
         macs, whole = macs + side.macs.total(keep), whole + side.macs.total(side.start)
         parameters += parameters_of(smaller)
+        narrowest = min([narrowest, *(float(keep[group.units].double().mean()) for group in side.groups)])
     return {
         "base_top1": base / images, "top1": right / images, "loss": 100 * (base - right) / images,
-        "macs_saved": 1 - macs / whole, "params_active": parameters / len(sides), "images": images,
+        "macs_saved": 1 - macs / whole, "params_active": parameters / len(sides), "narrowest": narrowest, "images": images,
         "scored_on": scored_on(job), "reconstruct": job.weights == "reconstructed",
     }  # fmt: skip
 
