@@ -257,8 +257,8 @@ def measure(job: Job, sides: list[Side]) -> dict[str, Any]:
         narrowest = min([narrowest, *(float(keep[group.units].double().mean()) for group in side.groups)])
     return {
         "base_top1": base / images, "top1": right / images, "loss": 100 * (base - right) / images,
-        "macs_saved": 1 - macs / whole, "params_active": parameters / len(sides), "narrowest": narrowest, "images": images,
-        "scored_on": scored_on(job), "reconstruct": job.weights == "reconstructed",
+        "macs_saved": 1 - macs / whole, "params_active": parameters / len(sides), "narrowest": narrowest,
+        "images": images, "scored_on": scored_on(job), "reconstruct": job.weights == "reconstructed",
     }  # fmt: skip
 
 
