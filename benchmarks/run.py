@@ -20,8 +20,14 @@ def main(shared: Path) -> int:
         ("tradeoff.py", "resnet56", weights / "resnet56_cifar100.safetensors", data, "--work", work / "tradeoff56"),
         ("resources.py", weights / "vgg16_cifar100.safetensors", data, work / "resources"),
         ("engines.py", work / "resources" / "bundle", data),
+        ("criteria.py", "vgg16", weights / "vgg16_cifar100.safetensors", data, "--minutes", "240"),
+        ("criteria.py", "resnet56", weights / "resnet56_cifar100.safetensors", data, "--minutes", "240"),
+        ("dcs.py", "vgg16", weights / "vgg16_cifar100.safetensors", data),
+        ("scoring.py", "vgg16", weights / "vgg16_cifar100.safetensors", data),
+        ("../reproduce/overlap.py", "vgg16", weights / "vgg16_cifar100.safetensors", data),
         ("plot.py",),
         ("pages.py",),
+        ("../reproduce/page.py",),
     ):
         subprocess.run([sys.executable, str(HERE / script), *map(str, arguments)], check=True)
     return 0

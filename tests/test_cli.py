@@ -83,7 +83,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Path:
 
 def test_help_names_every_verb(sinf: Program) -> None:
     text = sinf("--help")
-    for verb in ("profile", "train", "build", "eval", "predict", "bench", "results", "export", "demo"):
+    for verb in ("profile", "train", "prune", "build", "eval", "predict", "bench", "results", "export", "demo"):
         assert verb in text
 
 
@@ -391,3 +391,60 @@ def test_bad_options_of_export(sinf: Program, bundle: Path, tmp_path: Path, word
 def test_a_common_budget_stands_alone(sinf: Program, data: Path, weights: Path, tmp_path: Path) -> None:
     words = [*build_words(data, weights, tmp_path / "bundle"), "--common", "0.8", "--extractor", "0.9"]
     assert "common" in sinf.refused(*words)
+
+
+def prune_words(data: Path, weights: Path, out: Path) -> list[object]:
+    return [
+        "prune", "vgg11", "--weights", weights, "--data", data, "--test", "test", "--images", 36, "--pairs", 3,
+        "--out", out,
+    ]  # fmt: skip
+
+
+def test_prune_then_profile_build_and_train(sinf: Program, data: Path, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pruned"
+    words = [*prune_words(data, weights, out), "--macs", 0.5, "--finetune", 1, "--batch", 30, "--recalibrate"]
+    text = sinf(*words, "--json", tmp_path / "prune.json")
+    for word in ("epoch 1/1", "top-1", "MACs", "parameters", "batch 1", "batch 32", "load.py"):
+        assert word in text
+    record = json.loads((tmp_path / "prune.json").read_text())
+    assert record["pruned"]["macs"] <= 0.5 * record["base"]["macs"]
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "load.py", "model.safetensors"]
+    assert not out.with_name("pruned.prune").exists()
+    assert "Cut points" in sinf("profile", out)
+    sinf("train", out, "--data", data, "--out", tmp_path / "run", "--epochs", 1, "--batch", 30)
+    build = [out if word == "vgg11" else word for word in build_words(data, weights, tmp_path / "bundle")]
+    del build[build.index("--weights") : build.index("--weights") + 2]
+    sinf(*build, "--criterion", "l1")
+    assert "top-1" in sinf("eval", tmp_path / "bundle", "--data", data, "--split", "test")
+    assert "sinf build" in sinf.refused("eval", out, "--data", data, "--split", "test")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "--ratio, --macs and --latency"),
+        (["--macs", 0.5, "--ratio", 0.5], "--macs and --ratio"),
+        (["--ratio", 1.5], "ratio"),
+        (["--macs", 0], "budget"),
+        (["--macs", 0.0001], "within reach"),
+        (["--latency", 1.5], "latency budget"),
+        (["--ratio", 0.5, "--weight-cost", 3], "--weight-cost"),
+        (["--ratio", 0.5, "--criterion", "magic"], "criterion"),
+        (["--ratio", 0.5, "--finetune", 1, "--device", "abacus"], "abacus"),
+        (["--ratio", 0.5, "--score", "train[:3]"], "every class"),
+        (["--ratio", 0.5, "--classes", 7], "7"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_bad_options_of_prune(
+    sinf: Program, data: Path, weights: Path, tmp_path: Path, options: list, says: str
+) -> None:
+    line = sinf.refused(*prune_words(data, weights, tmp_path / "out"), *options)
+    assert all(word in line for word in says.split(" and ") if word.startswith("--")) or says in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_prune_keeps_what_is_not_its_own(sinf: Program, data: Path, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "other files" in sinf.refused(*prune_words(data, weights, tmp_path), "--ratio", 0.5)
+    assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -39,6 +39,8 @@ HOUSE = [
     {"measure"},
     {"calibration"},
     {"pipeline"},
+    {"pruned"},
+    {"pruning"},
     {"tune", "profile"},
     {"export", "serve", "report"},
     {"cli"},

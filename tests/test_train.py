@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sinf.data import LabelledImages, augment, load_images
 from sinf.errors import ConfigError, SinfError
-from sinf.models import ModelSpec, load_model, read_weights
+from sinf.models import ModelSpec, load_model, load_spec, read_weights
 from sinf.models.load import spec_from_metadata
-from sinf.train import EpochReport, TrainConfig, train
-from tiny import COLOUR, picture, tiny_data, write_parquet
+from sinf.train import EpochReport, Teacher, TrainConfig, train
+from tiny import CLASSES, COLOUR, picture, tiny_data, write_parquet
 
 SPEC = ModelSpec("resnet20", 6, COLOUR, {"width": 0.5})
 CONFIG = TrainConfig(epochs=3, batch=8, learning_rate=0.05)
@@ -170,6 +170,64 @@ def test_without_validation_there_is_no_accuracy(tmp_path: Path, images: Labelle
     reports: list[EpochReport] = []
     train(SPEC, images, tmp_path, replace(CONFIG, epochs=1), report=reports.append)
     assert [report.top1 for report in reports] == [None]
+
+
+# ---- from weights that are there, with a teacher
+
+
+class Stubborn(nn.Module):
+    """Always says the same class."""
+
+    def __init__(self, answer: int) -> None:
+        super().__init__()
+        self.register_buffer("logits", 20.0 * torch.nn.functional.one_hot(torch.tensor(answer), CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits.expand(len(x), -1)
+
+
+def test_a_student_says_what_its_teacher_says(tmp_path: Path, images: LabelledImages) -> None:
+    x = torch.cat([x for x, _ in images.batches(SPEC.preprocessing)])
+    config, said = replace(CONFIG, label_smoothing=0.0), []
+    for weight in (1.0, 0.0):
+        student = train(SPEC, images, tmp_path / f"{weight}", config, teacher=Teacher(Stubborn(2), weight, 1.0))
+        with torch.no_grad():
+            said.append(float((student.module(x).argmax(1) == 2).float().mean()))
+    assert said[0] == 1 > said[1]
+
+
+def test_the_loss_of_a_teacher() -> None:
+    logits, answers, hard = torch.randn(4, 3), torch.randn(4, 3), torch.tensor(2.0)
+    p, q = (answers / 3).softmax(1), (logits / 3).softmax(1)
+    soft = (p * (p.log() - q.log())).sum(1).mean()
+    expected = 0.25 * hard + 0.75 * 9 * soft
+    torch.testing.assert_close(Teacher(nn.Identity(), 0.75, 3.0).loss(logits, answers, hard), expected)
+
+
+@pytest.mark.parametrize(("weight", "temperature"), [(-0.1, 4), (1.1, 4), (0.9, 0), (0.9, float("nan"))])
+def test_a_teacher_out_of_range(weight: float, temperature: float) -> None:
+    with pytest.raises(ConfigError, match="teacher"):
+        Teacher(nn.Identity(), weight, temperature)
+
+
+def test_training_starts_from_the_weights_that_are_given(tmp_path: Path, images: LabelledImages) -> None:
+    first = train(SPEC, images, tmp_path / "first", replace(CONFIG, epochs=1))
+    still = replace(CONFIG, epochs=1, learning_rate=1e-8, weight_decay=0.0)
+    again = train(SPEC, images, tmp_path / "again", still, start=first.module.state_dict())
+    for name, value in again.module.named_parameters():
+        torch.testing.assert_close(value, first.module.get_parameter(name), atol=1e-5, rtol=1e-5)
+
+
+def test_other_weights_or_another_teacher_in_the_same_folder_are_refused(
+    tmp_path: Path, images: LabelledImages
+) -> None:
+    start = load_spec(SPEC).state_dict()
+    one = replace(CONFIG, epochs=1)
+    train(SPEC, images, tmp_path, one, start=start, teacher=Teacher(Stubborn(2)))
+    for other in ({"start": start}, {"start": load_spec(SPEC).state_dict(), "teacher": Teacher(Stubborn(2))},
+                  {"start": start, "teacher": Teacher(Stubborn(3))}):  # fmt: skip
+        with pytest.raises(ConfigError, match="one training run"):
+            train(SPEC, images, tmp_path, one, **other)
 
 
 # ---- options

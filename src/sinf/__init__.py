@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sinf.measure import evaluate
     from sinf.models import BaseModel, ModelSpec, load_model
     from sinf.pipeline import BuildConfig, Images, build
+    from sinf.pruning import PruneConfig, prune
     from sinf.router import RouterConfig
     from sinf.routing import Routed
     from sinf.subgraph.select import Budget, Schedule
@@ -37,6 +38,7 @@ _HOMES = {
     "LabelledImages": "sinf.data",
     "ModelSpec": "sinf.models",
     "Preprocessing": "sinf.data",
+    "PruneConfig": "sinf.pruning",
     "Routed": "sinf.routing",
     "RouterConfig": "sinf.router",
     "Schedule": "sinf.subgraph.select",
@@ -47,6 +49,7 @@ _HOMES = {
     "latency": "sinf.timing",
     "load_images": "sinf.data",
     "load_model": "sinf.models",
+    "prune": "sinf.pruning",
 }
 
 __all__ = [
@@ -58,6 +61,7 @@ __all__ = [
     "LabelledImages",
     "ModelSpec",
     "Preprocessing",
+    "PruneConfig",
     "Routed",
     "RouterConfig",
     "Schedule",
@@ -69,6 +73,7 @@ __all__ = [
     "latency",
     "load_images",
     "load_model",
+    "prune",
 ]
 
 

@@ -12,7 +12,6 @@ It is written to a temporary folder and renamed, so that a kill or a full disk l
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from dataclasses import asdict, dataclass, replace
@@ -26,9 +25,11 @@ from torch import Tensor
 from sinf.clusters import Clusters
 from sinf.deferral import Deferral
 from sinf.errors import BundleError, StorageError
+from sinf.files import hash_tensors as hash_tensors  # compaction and builds look for it here
 from sinf.files import replacing_folder, sha256, write_tensors
 from sinf.models import ModelSpec, load_spec
-from sinf.models.load import REFERENCE_NAMES
+from sinf.models.load import PLAIN, REFERENCE_NAMES
+from sinf.models.plain import FORMAT as PLAIN_FORMAT
 from sinf.models.trace import trace
 from sinf.network import Network, Part
 from sinf.risk import Threshold
@@ -37,7 +38,7 @@ from sinf.routing import part_name
 
 FORMAT = 3
 _FILES = ("model.safetensors", "subgraphs.safetensors", "router.safetensors", "README.md")
-_LIBRARIES = ("timm:", "torchvision:", "hf:")
+_LIBRARIES = ("timm:", "torchvision:", "hf:", PLAIN)
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} must be JSON", got=error, remedy="copy or build the bundle again") from error
+    if isinstance(config, dict) and config.get("format") == PLAIN_FORMAT:
+        raise BundleError(
+            "a bundle must have been written by sinf build",
+            got=f"{folder}, a pruned model",
+            remedy="give it as MODEL to sinf build, or load it with its load.py",
+        )
     if not isinstance(config, dict) or "sinf_format" not in config:
         raise BundleError("a bundle must have been written by sinf", got=f"{path} of something else")
     if config["sinf_format"] != FORMAT:
@@ -246,11 +253,3 @@ def _is_bundle(folder: Path) -> bool:
 def _map_tensors(path: Path) -> dict[str, Tensor]:
     with safe_open(str(path), framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-
-
-def hash_tensors(tensors: dict[str, Tensor]) -> str:
-    """sha256 of names and values."""
-    digest = hashlib.sha256()
-    for key, value in sorted(tensors.items()):
-        digest.update(key.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -97,3 +97,13 @@ def write_tensors(tensors: dict[str, Any], path: Path, metadata: dict[str, str] 
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_tensors(tensors: dict[str, Any]) -> str:
+    """sha256 of names and values."""
+    import torch
+
+    digest = hashlib.sha256()
+    for key, value in sorted(tensors.items()):
+        digest.update(key.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,5 +1,5 @@
-"""Training a reference network, plainly and well: SGD with Nesterov momentum, one-cycle, label smoothing, crop and
-flip.
+"""Training a network, plainly and well: SGD with Nesterov momentum, one-cycle, label smoothing, crop and flip; from
+scratch, or from weights that are there, with a teacher to learn from if one is given.
 
 A checkpoint is written after every epoch, without pickle, and every random draw depends on the seed and the epoch
 alone: a run that was killed and started again ends with the weights of a run that was not.
@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sinf.data import LabelledImages, augment
 from sinf.errors import ConfigError
-from sinf.files import write_tensors
+from sinf.files import hash_tensors, write_tensors
 from sinf.models import BaseModel, ModelSpec, load_spec
 
 _CHECKPOINT = "checkpoint.safetensors"
@@ -67,6 +67,34 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A model whose answers count beside the labels (Hinton et al., 2015, arXiv 1503.02531):
+
+    loss = (1 - weight) CE(student, labels) + weight T^2 KL(teacher / T || student / T)
+    """
+
+    model: nn.Module
+    weight: float = 0.9
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 1 or not 0.1 <= self.temperature <= 100:
+            raise ConfigError(
+                "a teacher's weight must be in 0..1 and its temperature in 0.1..100",
+                got=f"{self.weight}, {self.temperature}",
+                remedy="take 0.9 and 4",
+            )
+
+    def loss(self, logits: Tensor, answers: Tensor, hard: Tensor) -> Tensor:
+        """``hard`` is the loss of the labels; ``logits`` and ``answers`` are (B, classes)."""
+        t = self.temperature
+        soft = F.kl_div(
+            (logits / t).log_softmax(1), (answers / t).log_softmax(1), log_target=True, reduction="batchmean"
+        )
+        return (1 - self.weight) * hard + self.weight * t * t * soft
+
+
+@dataclass(frozen=True)
 class EpochReport:
     """What one epoch came to; ``top1`` is None where there are no validation images."""
 
@@ -83,11 +111,14 @@ def train(
     folder: str | Path,
     config: TrainConfig,
     *,
+    start: dict[str, Tensor] | None = None,
+    teacher: Teacher | None = None,
     validation: LabelledImages | None = None,
     report: Callable[[EpochReport], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> BaseModel:
-    """Train from scratch, or go on from the checkpoint in ``folder``; the result is ``folder/model.safetensors``.
+    """Train from scratch or from the weights ``start``, or go on from the checkpoint in ``folder``; the result is
+    ``folder/model.safetensors``.
 
     ``report`` is called after every epoch, ``progress`` after every step with (steps done, steps in all).
     """
@@ -104,23 +135,26 @@ def train(
         raise ConfigError(f"the folder must be writable: {folder}", got=error, remedy="name another") from error
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
-    model = load_spec(spec).to(device, memory_format=torch.channels_last)
-    run = _Run(model, config, steps_per_epoch=len(images) // config.batch)
+    model = load_spec(spec)
+    if start is not None:
+        model.load_state_dict(start)
+    model = model.requires_grad_(True).to(device, memory_format=torch.channels_last)
+    run = _Run(model, config, steps_per_epoch=len(images) // config.batch, teacher=_ready(teacher, device))
     if run.steps_per_epoch == 0:
         raise ConfigError("a batch must not be larger than the data", got=config.batch, remedy="take a smaller batch")
-    fingerprint = _fingerprint(spec, config, images)
+    fingerprint = _fingerprint(spec, config, images, start, teacher)
     first = _resume(folder, run, fingerprint)
     pixels = images.pixels(spec.preprocessing).to(device)
     labels = images.labels.to(device)
     for epoch in range(first, config.epochs):
-        start = time.perf_counter()
+        begin = time.perf_counter()
         loss = _epoch(run, pixels, labels, spec, epoch, progress)
         top1 = None
         if validation is not None:
             top1 = _top1(run.averaged or run.model, validation, spec, device)
         _checkpoint(folder, run, fingerprint, epoch + 1)
         if report is not None:
-            report(EpochReport(epoch + 1, config.epochs, loss, top1, time.perf_counter() - start))
+            report(EpochReport(epoch + 1, config.epochs, loss, top1, time.perf_counter() - begin))
     final = (run.averaged or run.model).to("cpu", memory_format=torch.contiguous_format).eval()
     write_tensors(final.state_dict(), folder / "model.safetensors", {"sinf_model": json.dumps(spec.to_json())})
     return BaseModel(final, spec)
@@ -129,8 +163,10 @@ def train(
 class _Run:
     """All that changes while training."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
-        self.model, self.config, self.steps_per_epoch = model, config, steps_per_epoch
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, steps_per_epoch: int, teacher: Teacher | None = None
+    ) -> None:
+        self.model, self.config, self.steps_per_epoch, self.teacher = model, config, steps_per_epoch, teacher
         decayed = [p for p in model.parameters() if p.ndim > 1]
         plain = [p for p in model.parameters() if p.ndim <= 1]
         self.optimizer = torch.optim.SGD(
@@ -149,7 +185,12 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
-            loss = F.cross_entropy(self.model(x).float(), y, label_smoothing=config.label_smoothing)
+            logits = self.model(x).float()
+            loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+            if self.teacher is not None:
+                with torch.no_grad():
+                    answers = self.teacher.model(x).float()
+                loss = self.teacher.loss(logits, answers, loss)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -233,9 +274,29 @@ def _top1(model: nn.Module, images: LabelledImages, spec: ModelSpec, device: tor
     return right / len(images)
 
 
-def _fingerprint(spec: ModelSpec, config: TrainConfig, images: LabelledImages) -> str:
+def _ready(teacher: Teacher | None, device: torch.device) -> Teacher | None:
+    """A copy of its own, in eval mode, where the training is."""
+    if teacher is None:
+        return None
+    model = copy.deepcopy(teacher.model).eval().requires_grad_(False)
+    return replace(teacher, model=model.to(device, memory_format=torch.channels_last))
+
+
+def _fingerprint(
+    spec: ModelSpec,
+    config: TrainConfig,
+    images: LabelledImages,
+    start: dict[str, Tensor] | None,
+    teacher: Teacher | None,
+) -> str:
     recipe = {**asdict(config), "device": None}
-    return json.dumps({"model": spec.to_json(), "recipe": recipe, "images": images.fingerprint()}, sort_keys=True)
+    record = {"model": spec.to_json(), "recipe": recipe, "images": images.fingerprint()}
+    if start is not None:
+        record["start"] = hash_tensors(start)
+    if teacher is not None:
+        taught = hash_tensors(teacher.model.state_dict())
+        record["teacher"] = {"weights": taught, "weight": teacher.weight, "temperature": teacher.temperature}
+    return json.dumps(record, sort_keys=True)
 
 
 def _checkpoint(folder: Path, run: _Run, fingerprint: str, epochs_done: int) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from sinf.cli import bench, bundles, demo, export, models
+from sinf.cli import bench, bundles, demo, export, models, prune
 from sinf.errors import SinfError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 
 app.command()(models.profile)
 app.command()(models.train)
+app.command()(prune.prune)
 app.command()(bundles.build)
 app.command("eval")(bundles.evaluate)
 app.command()(bundles.predict)

@@ -55,18 +55,22 @@ def train(
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
     threads: options.Threads = None,
 ) -> None:
-    """Train a reference network: SGD with Nesterov, one-cycle, label smoothing, crop and flip. Resumes after a kill."""
+    """Train a reference network, or go on with a pruned one: SGD with Nesterov, one-cycle, label smoothing, crop, flip.
+
+    Resumes after a kill."""
     from rich.console import Console
 
     from sinf.models import REFERENCE_NAMES, load_model
     from sinf.train import TrainConfig, save_half
     from sinf.train import train as run
 
-    if model not in REFERENCE_NAMES:
+    if model not in REFERENCE_NAMES and not Path(model).is_dir():
         from sinf.errors import ModelError
 
         raise ModelError(
-            "sinf train trains reference networks", got=model, remedy=f"take one of {', '.join(REFERENCE_NAMES)}"
+            "sinf train trains reference networks, and folders made by sinf prune",
+            got=model,
+            remedy=f"take one of {', '.join(REFERENCE_NAMES)}",
         )
     options.set_threads(threads)
     config = TrainConfig(
@@ -83,21 +87,22 @@ def train(
     images = options.images(data, split, image_column, label_column, None)
     images.require_every_class("training")
     checked = None if validation is None else options.images(data, validation, image_column, label_column, None)
-    spec = load_model(
+    base = load_model(
         model,
         classes=images.classes,
         size=None if size is None else options.numbers("size", size, int, 3),
         mean=None if mean is None else options.numbers("mean", mean, float, None),
         std=None if std is None else options.numbers("std", std, float, None),
         options={} if width is None else {"width": width},
-    ).spec
+    )
     console = Console()
     with options.Steps() as steps:
         trained = run(
-            spec,
+            base.spec,
             images,
             out,
             config,
+            start=None if model in REFERENCE_NAMES else base.module.state_dict(),
             validation=checked,
             report=lambda r: console.print(
                 f"epoch {r.epoch}/{r.epochs}  loss {r.loss:.3f}"

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 Model = Annotated[
     str,
     typer.Argument(
-        help="vgg11/13/16/19, resnet18/20/32/34/50/56, timm:NAME, torchvision:NAME, hf:NAME or package.module:factory"
+        help="vgg11/13/16/19, resnet18/20/32/34/50/56, timm:NAME, torchvision:NAME, hf:NAME, package.module:factory "
+        "or a folder made by sinf prune"
     ),
 ]
 Weights = Annotated[Path | None, typer.Option(help="Weights of the base model, a safetensors file.")]

@@ -1,8 +1,8 @@
 """From a name on the command line, or a spec in a bundle, to a base model.
 
-A name is a reference network (``vgg16``), ``timm:NAME``, ``torchvision:NAME``, ``hf:NAME`` or
-``package.module:factory``. A :class:`ModelSpec` is everything needed to make the same architecture again; weights
-travel apart from it.
+A name is a reference network (``vgg16``), ``timm:NAME``, ``torchvision:NAME``, ``hf:NAME``,
+``package.module:factory``, or a folder that ``sinf prune`` wrote. A :class:`ModelSpec` is everything needed to make the
+same architecture again; weights travel apart from it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ from torch import Tensor, nn
 
 from sinf.data import Preprocessing
 from sinf.errors import DependencyError, ModelError
-from sinf.models import resnet, vgg
+from sinf.files import sha256
+from sinf.models import plain, resnet, vgg
+from sinf.models.to_plain import make_plain
 
 REFERENCE_NAMES = vgg.NAMES + resnet.NAMES
+#: Names of specs whose options describe the whole network, with that of the model that it comes from.
+PLAIN = "plain:"
 
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -78,7 +82,10 @@ def load_model(
     """
     state = read_weights(weights) if weights is not None else None
     options = dict(options or {})
-    if name in REFERENCE_NAMES:
+    if name not in REFERENCE_NAMES and Path(name).is_dir():
+        base = _from_folder(Path(name), classes, size, mean, std, options)
+        module, spec = base.module, base.spec
+    elif name in REFERENCE_NAMES:
         spec = _reference_spec(name, state, classes, size, mean, std, options)
         module = load_spec(spec)
     else:
@@ -94,6 +101,8 @@ def load_spec(spec: ModelSpec) -> nn.Module:
         return vgg.make(spec.name, spec.classes, **spec.options).eval()
     if spec.name in resnet.NAMES:
         return resnet.make(spec.name, spec.classes, **spec.options).eval()
+    if spec.name.startswith(PLAIN):
+        return make_plain(spec.options)
     shape = spec.preprocessing
     module, _ = _foreign(spec.name, spec.classes, shape.size, shape.mean, shape.std, dict(spec.options), False)
     return module.eval()
@@ -164,6 +173,39 @@ def _reference_spec(
     return ModelSpec(name, classes or 100, preprocessing, options)
 
 
+def _from_folder(
+    folder: Path,
+    classes: int | None,
+    size: tuple[int, int, int] | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    options: dict[str, Any],
+) -> BaseModel:
+    """The network that ``sinf prune`` wrote to a folder, which says itself what it is fed."""
+    given = [n for n, v in (("size", size), ("mean", mean), ("std", std), *options.items()) if v is not None]
+    if given:
+        raise ModelError("a folder says itself what its model is", got=f"{', '.join(given)} besides {folder}")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        if config.get("format") != plain.FORMAT:
+            raise ValueError(f"no format {plain.FORMAT}")
+        if sha256(folder / "model.safetensors") != config["sha256"]["model.safetensors"]:
+            raise ValueError("model.safetensors is damaged or was changed")
+        record = {"name": PLAIN + config["name"], "options": config["network"]}
+        spec = ModelSpec.from_json(config | record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"a folder given as MODEL must be one that sinf prune wrote: {folder}",
+            got=f"{type(error).__name__}: {error}",
+            remedy="name another, or write it again",
+        ) from error
+    if classes not in (None, spec.classes):
+        raise ModelError(f"{folder} does not have the given number of classes", got=f"{spec.classes}, not {classes}")
+    module = load_spec(spec)
+    _fit(module, read_weights(folder / "model.safetensors"), str(folder))
+    return BaseModel(module.eval(), spec)
+
+
 def _foreign(
     name: str,
     classes: int | None,
@@ -177,7 +219,7 @@ def _foreign(
     library, _, rest = name.partition(":")
     if not rest:
         raise ModelError(
-            "MODEL must be a reference name, timm:NAME, torchvision:NAME, hf:NAME or package.module:factory",
+            "MODEL must be a reference name, timm:NAME, torchvision:NAME, hf:NAME, package.module:factory or a folder",
             got=name,
             remedy=f"reference names are {', '.join(REFERENCE_NAMES)}",
         )

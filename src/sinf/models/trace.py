@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from sinf.data import Preprocessing
 from sinf.errors import CutError
 
-_BATCH = 3  # of the example with which shapes are found
+EXAMPLES = 3  # images with which shapes are found
 
 # Layers of other libraries are kept whole when they are, by inheritance, one of these.
 LEAVES = (
@@ -23,7 +23,7 @@ LEAVES = (
 )
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """Records, for every node, the module in which it was made (``node.meta["module_path"]``)."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class _Shaped(fx.Proxy):
         if not isinstance(self.value, Tensor):
             return super().__getattr__("shape")
         sizes = tuple(self.value.shape)
-        return (self._size(0), *sizes[1:]) if sizes and sizes[0] == _BATCH else sizes
+        return (self._size(0), *sizes[1:]) if sizes and sizes[0] == EXAMPLES else sizes
 
     def size(self, dim: int | None = None) -> Any:
         return self.shape if dim is None else self.shape[dim]
@@ -86,8 +86,8 @@ class _Shaped(fx.Proxy):
         return self.tracer.create_proxy("call_method", "size", (self, dim), {})
 
 
-class _ShapeTracer(_Tracer):
-    """Computes every value while it traces, on an example."""
+class ShapeTracer(Tracer):
+    """Computes every value while it traces, on an example of ``EXAMPLES`` images."""
 
     def __init__(self, example: Tensor) -> None:
         super().__init__()
@@ -146,16 +146,13 @@ def trace(module: nn.Module, preprocessing: Preprocessing, device: str = "cpu") 
         CutError: Python control flow depends on the data, or the model does not take one image tensor.
     """
     module.eval()
-    tracer: _Tracer = _Tracer()
+    tracer: Tracer = Tracer()
     try:
         try:
             graph = tracer.trace(module)
         except Exception:  # tracing runs the model's own Python, which may raise anything, and may ask for shapes
-            tracer = _ShapeTracer(torch.zeros(_BATCH, *preprocessing.size, device=device))
-            graph = tracer.trace(module)
-            for node in reversed(graph.nodes):
-                if not node.users and (node.op == "get_attr" or node.target == "size"):  # looked at to decide
-                    graph.erase_node(node)
+            tracer = ShapeTracer(torch.zeros(EXAMPLES, *preprocessing.size, device=device))
+            graph = forget_looks(tracer.trace(module))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CutError(
@@ -179,6 +176,14 @@ def trace(module: nn.Module, preprocessing: Preprocessing, device: str = "cpu") 
             remedy="give the input size and channels that the model was made for",
         ) from error
     return traced
+
+
+def forget_looks(graph: fx.Graph) -> fx.Graph:
+    """Without what was looked at only to decide while it was traced."""
+    for node in reversed(graph.nodes):
+        if not node.users and (node.op == "get_attr" or node.target == "size"):
+            graph.erase_node(node)
+    return graph
 
 
 def layer(graph: fx.GraphModule, node: fx.Node) -> nn.Module:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sinf.energy import Energy
     from sinf.measure import Evaluation
     from sinf.profile import Profile
+    from sinf.pruned import Comparison
     from sinf.report.runs import Run
     from sinf.stages import StageTimes
     from sinf.timing import Latency
@@ -223,6 +224,17 @@ def show_runs(runs: list[Run], batches: list[int] | None) -> None:
             console.print(table)
     if not shown:
         console.print(f"no run has batch {' or '.join(map(str, batches or []))}")
+
+
+def show_pruned(comparison: Comparison, folder: Path, threads: int) -> None:
+    from sinf.pruned import rows_of
+
+    table = _table(f"{comparison.images} images, {threads} thread(s), base and pruned in turns", "", "base", "pruned")
+    for row in rows_of(comparison):
+        table.add_row(*row)
+    console = _console()
+    console.print(table)
+    console.print(f"{folder}: model.safetensors, config.json and load.py, which needs torch and safetensors alone")
 
 
 def show_export(path: Path, size: int) -> None:

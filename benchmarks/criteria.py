@@ -1,0 +1,318 @@
+"""Criteria at equal MACs on CIFAR-100: static, and per cluster with the true cluster given.
+
+    python benchmarks/criteria.py vgg16 WEIGHTS CIFAR100
+
+Scored on 20 train images of every class (40 for a cluster), the same for all criteria, in one pass; reported on the
+first ``images`` of test[50%:]. Every row is one network: a criterion, a budget of MACs, how the budget is spent
+(``uniform``: the same share of channels in every layer, so that criteria only choose which; ``budget``: where a channel
+costs least by the criterion's own scores), and what is done to the weights that stay:
+
+    plain           nothing
+    recalibrated    batch-norm statistics from the fitting images
+    reconstructed   least squares on the same images
+
+Rows that are in the file are not measured again: the same command goes on where it was stopped, the most telling rows
+first. ``base_top1`` of method semantic-truecluster is the base model's, limited to the cluster's classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import datetime
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, cached_property
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import typer
+from torch import Tensor, fx
+
+from sinf import load_images, load_model
+from sinf.clusters import Clusters, from_column
+from sinf.compact import importances
+from sinf.criteria import NAMES, make_criterion
+from sinf.data import BATCH, LabelledImages
+from sinf.engine.prepare import prepare
+from sinf.errors import ConfigError
+from sinf.files import replacing
+from sinf.measure import machine
+from sinf.models import BaseModel
+from sinf.models.trace import trace
+from sinf.network import Network
+from sinf.statistics import Statistics, collect
+from sinf.subgraph.coupling import CoupledGroup
+from sinf.subgraph.recalibrate import recalibrate
+from sinf.subgraph.reconstruct import reconstruct
+from sinf.subgraph.select import Budget, MacCount, Schedule, select
+from sinf.subgraph.slice import parameters_of, slice_graph
+from sinf.subgraph.verify import verify
+
+RESULTS = Path(__file__).parent / "results"
+CUTS = {"vgg16": "features.23", "resnet56": "layer2"}
+SCORED, COSTLY, FITTED, ROUND_TO = 20, 2, 10, 8  # images of a class; COSTLY: for sums of single maps
+CLUSTER_SCORED = 40
+MAPS = {"ranks", "independence"}
+STATIC, CLUSTER = "static", "semantic-truecluster"
+WEIGHTS = ("plain", "recalibrated", "reconstructed")
+COLUMNS = [
+    *("model", "dataset", "method", "criterion", "allocation", "budget", "weights", "reconstruct", "engine"),
+    *("precision", "device", "threads", "base_top1", "top1", "loss", "macs_saved", "params_active"),
+    *("narrowest", "images"),
+    *("scored_on", "seed", "date", "versions"),
+]
+IDENTITY = ("method", "criterion", "allocation", "budget", "weights", "seed")
+
+
+class Job(NamedTuple):
+    """What tells a row from the others."""
+
+    method: str
+    criterion: str
+    allocation: str
+    budget: float
+    weights: str
+    seed: int
+
+
+def plan() -> list[Job]:
+    """All rows, the most telling first."""
+    first = ("residual", "dcs", "energy", "taylor", "l1", "random")
+    rest = tuple(name for name in NAMES if name not in first)
+    middle, others = (0.5, 0.7, 0.3), (0.6, 0.4, 0.8, 0.2, 0.9, 0.1)
+    both, one, two = ("budget", "uniform"), (0,), (1, 2)
+    tiers: list[Iterable[tuple]] = [
+        product((STATIC,), first, both, (0.5, 0.7), WEIGHTS, one),
+        product((CLUSTER,), first, both, (0.5,), WEIGHTS, one),
+        product((STATIC,), (*first, "tvs", "fisher"), ("uniform",), (0.9, 0.8), ("plain",), one),
+        product((CLUSTER,), first, both, (0.3,), WEIGHTS, one),
+        product((STATIC,), rest, ("uniform",), (0.5,), WEIGHTS, one),
+        product((STATIC, CLUSTER), first, both, middle, WEIGHTS, one),
+        product((CLUSTER,), rest, ("uniform",), (0.5,), WEIGHTS, one),
+        product((STATIC, CLUSTER), ("random",), both, middle, WEIGHTS, two),
+        product((STATIC, CLUSTER), first, both, others, WEIGHTS, one),
+        product((STATIC, CLUSTER), rest, both, middle, WEIGHTS, one),
+        product((STATIC, CLUSTER), first, both, middle, WEIGHTS, two),
+        product((STATIC, CLUSTER), NAMES, both, middle + others, WEIGHTS, one),
+    ]
+    jobs = [Job(*row) for tier in tiers for row in sorted(tier, key=lambda row: (row[5], middle_first(row[3])))]
+    return list(dict.fromkeys(jobs))
+
+
+def middle_first(budget: float) -> int:
+    return (0.5, 0.7, 0.3, 0.6, 0.4, 0.8, 0.2, 0.9, 0.1).index(budget)
+
+
+class Side:
+    """What a row of one method needs: graph, groups, statistics, images to fit and to report, all or of one cluster."""
+
+    def __init__(
+        self, network: Network, graph: fx.GraphModule, groups: list[CoupledGroup], macs: MacCount, start: Tensor,
+        sites: Statistics, fit: Tensor, test: tuple[Tensor, Tensor], slot: Any = None,
+    ) -> None:  # fmt: skip
+        self.network, self.graph, self.groups, self.macs, self.start = network, graph, groups, macs, start
+        self.sites, self.fit, self.test, self.slot = sites, fit, test, slot
+        self.last: tuple[Any, Tensor] | None = None
+
+    def keep(self, job: Job) -> Tensor:
+        """The units that stay; the rows of one selection come one after the other."""
+        key = job._replace(weights="")
+        if self.last is None or self.last[0] != key:
+            scores = SCORES.get(job.criterion, published)(self, job)
+            rule = Budget(job.budget) if job.allocation == "budget" else self.uniform(job.budget)
+            self.last = key, select(rule, self.groups, scores, self.macs, self.start, ROUND_TO)
+        return self.last[1]
+
+    def uniform(self, budget: float) -> Schedule:
+        """The smallest ratio, the same in every layer, that stays within a budget of MACs."""
+        scores = {group.name: torch.arange(group.size).float() for group in self.groups}
+        whole, low, high = self.macs.total(self.start), 0.0, 1.0
+
+        def spent(ratio: float) -> float:
+            keep = select(Schedule(ratio, ratio), self.groups, scores, self.macs, self.start, ROUND_TO)
+            return self.macs.total(keep) / whole
+
+        if spent(0.999) > budget:
+            raise ConfigError("the budget must be within reach", got=budget)
+        for _ in range(12):
+            middle = (low + high) / 2
+            low, high = (low, middle) if spent(min(middle, 0.999)) <= budget else (middle, high)
+        return Schedule(min(high, 0.999), min(high, 0.999))
+
+    def network_of(self, job: Job) -> tuple[fx.GraphModule, Tensor]:
+        keep = self.keep(job)
+        smaller = slice_graph(self.graph, self.network.coupling, keep)
+        verify(self.graph, self.network.coupling, keep, smaller, self.fit[:4], self.slot)
+        if job.weights == "reconstructed":
+            reconstruct(self.graph, self.network.coupling, keep, smaller, self.fit, self.fit)
+        elif job.weights == "recalibrated":
+            smaller = copy.deepcopy(smaller)
+            recalibrate(smaller, self.fit.split(BATCH))
+        return smaller, keep
+
+    @torch.no_grad()
+    def right(self, graph: fx.GraphModule) -> int:
+        ready = prepare(graph)
+        x, y = self.test
+        pairs = zip(x.split(BATCH), y.split(BATCH), strict=True)
+        return sum(int((ready(images).argmax(1) == labels).sum()) for images, labels in pairs)
+
+    @cached_property
+    def base_right(self) -> int:
+        return self.right(slice_graph(self.graph, self.network.coupling, self.start))
+
+
+#: How criteria that are not published are scored, by name; another script may add its own.
+SCORES: dict[str, Callable[[Side, Job], dict[str, Tensor]]] = {}
+
+
+def published(side: Side, job: Job) -> dict[str, Tensor]:
+    """The importances of every group by a criterion of the library."""
+    options = {"seed": job.seed} if job.criterion == "random" else {}
+    return importances(make_criterion(job.criterion, **options), side.network, side.groups, side.sites)
+
+
+class Sides:
+    """The sides of each method and seed, made when first asked for."""
+
+    def __init__(self, base: BaseModel, network: Network, train: LabelledImages, test: LabelledImages, rows: int):
+        self.base, self.network, self.train = base, network, train
+        self.test = test.select(list(range(min(rows, len(test)))))
+        self.clusters: Clusters = from_column(train)
+        self.of = cache(self._of)
+
+    def _of(self, method: str, seed: int) -> list[Side]:
+        say(f"statistics: {method}, seed {seed}")
+        return [self._static(seed)] if method == STATIC else list(self._by_cluster(seed))
+
+    def _static(self, seed: int) -> Side:
+        network, classes = self.network, self.base.spec.classes
+        scoring = self.train.sample(SCORED * classes, seed)
+        few = scoring.sample(COSTLY * classes, seed)
+        needs = {need for name in NAMES for need in make_criterion(name).needs}
+        found = self._collect(network.graph, scoring.batches(self.base.spec.preprocessing), needs - MAPS, None, seed)
+        maps = self._collect(
+            network.graph, few.batches(self.base.spec.preprocessing), {*MAPS, "map_positions"}, None, seed
+        )
+        for target, site in found.items():
+            # Sums of single maps are over fewer images: criteria compare channels of a layer, never with the others.
+            site.sums |= {name: maps[target].sums[name] for name in MAPS}
+        return Side(
+            network, network.graph, network.groups_free(), network.macs, network.coupling.keep_all(), found,
+            tensors(scoring.sample(FITTED * classes, seed), self.base)[0], tensors(self.test, self.base),
+        )  # fmt: skip
+
+    def _by_cluster(self, seed: int) -> Iterator[Side]:
+        network = self.network
+        needs = {need for name in NAMES for need in make_criterion(name).needs}
+        scoring = self.train.sample(CLUSTER_SCORED * self.base.spec.classes, seed)
+        train, test = self._features(scoring), self._features(self.test)
+        for members in self.clusters.members:
+            mine, theirs = (isin(labels, members) for labels in (scoring.labels, self.test.labels))
+            x, y = train[mine], scoring.labels[mine]
+            batches = zip(x.split(BATCH), y.split(BATCH), strict=True)
+            found = self._collect(network.parts.tail, batches, needs, list(members), seed)
+            keep = network.with_classes(network.coupling.keep_all(), list(members))
+            answers = torch.searchsorted(torch.tensor(members), self.test.labels[theirs])
+            yield Side(
+                network, network.parts.tail, network.groups_after(), network.tail_macs, keep, found, x,
+                (test[theirs], answers), network.features_slot,
+            )  # fmt: skip
+
+    def _collect(self, graph: fx.GraphModule, batches: Any, needs: set[str], answer: Any, seed: int) -> Statistics:
+        classes = self.base.spec.classes
+        return collect(graph, self.network.coupling, batches, classes=classes, answer=answer, needs=needs, seed=seed)
+
+    @torch.no_grad()
+    def _features(self, images: LabelledImages) -> Tensor:
+        extractor = prepare(self.network.parts.extractor)
+        return torch.cat([extractor(x).contiguous() for x, _ in images.batches(self.base.spec.preprocessing)])
+
+
+def isin(labels: Tensor, members: tuple[int, ...]) -> Tensor:
+    return torch.nonzero(torch.isin(labels, torch.tensor(members))).flatten()
+
+
+def tensors(images: LabelledImages, base: BaseModel) -> tuple[Tensor, Tensor]:
+    return torch.cat([x for x, _ in images.batches(base.spec.preprocessing)]), images.labels
+
+
+def say(text: str) -> None:
+    print(f"{datetime.datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
+
+
+def measure(job: Job, sides: list[Side]) -> dict[str, Any]:
+    """One row: images and MACs are added up over sides, parameters are their mean; ``narrowest`` is the share of
+    channels that stays in the layer that loses most."""
+    right = base = images = 0
+    macs, whole, parameters, narrowest = 0, 0, 0, 1.0
+    for side in sides:
+        smaller, keep = side.network_of(job)
+        right, base, images = right + side.right(smaller), base + side.base_right, images + len(side.test[1])
+        macs, whole = macs + side.macs.total(keep), whole + side.macs.total(side.start)
+        parameters += parameters_of(smaller)
+        narrowest = min([narrowest, *(float(keep[group.units].double().mean()) for group in side.groups)])
+    return {
+        "base_top1": base / images, "top1": right / images, "loss": 100 * (base - right) / images,
+        "macs_saved": 1 - macs / whole, "params_active": parameters / len(sides), "narrowest": narrowest,
+        "images": images, "scored_on": scored_on(job), "reconstruct": job.weights == "reconstructed",
+    }  # fmt: skip
+
+
+def scored_on(job: Job) -> int:
+    """Images of a class that the criterion looked at."""
+    needs = set(make_criterion(job.criterion).needs) if job.criterion in NAMES else {"gram"}
+    few = bool(needs & MAPS)
+    if not needs:
+        return 0
+    return (COSTLY if few else SCORED) if job.method == STATIC else (10 if few else CLUSTER_SCORED)
+
+
+def run(path: Path, jobs: list[Job], name: str, weights: Path, data: Path, rows: int, minutes: float) -> None:
+    """Measure the jobs that are not in the file, and write it after each."""
+    torch.set_num_threads(1)
+    start = datetime.datetime.now()
+    table: list[dict[str, str]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            table = list(csv.DictReader(file))
+    done = {tuple(row[key] for key in IDENTITY) for row in table}
+    base = load_model(name, weights=weights)
+    network = Network(trace(base.module, base.spec.preprocessing), CUTS[name])
+    sides = Sides(base, network, load_images(data, "train"), load_images(data, "test[50%:]"), rows)
+    facts = machine()
+    for job in jobs:
+        if tuple(map(str, job)) in done or datetime.datetime.now() - start > datetime.timedelta(minutes=minutes):
+            continue
+        try:
+            row = measure(job, sides.of(job.method, job.seed))
+        except ConfigError as error:  # a budget out of reach
+            say(f"left out: {tuple(job)}: {error}")
+            continue
+        row |= job._asdict() | {
+            "model": name, "dataset": "cifar100", "engine": "torch", "precision": "float32", "threads": 1,
+            "device": facts["processor"], "date": f"{datetime.date.today()}", "versions": facts["versions"],
+        }  # fmt: skip
+        table.append({k: f"{v:.5g}" if isinstance(v, float) else str(v) for k, v in row.items()})
+        with replacing(path) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(table)
+        say(f"{' '.join(map(str, job))}: loss {row['loss']:.2f}, MACs saved {row['macs_saved']:.3f}")
+
+
+def main(
+    name: str,
+    weights: Path,
+    data: Path,
+    rows: Annotated[int, typer.Option(help="How many images of test[50%:] to report on.")] = 2000,
+    minutes: Annotated[float, typer.Option(help="Begin no row after this time.")] = 1e9,
+) -> None:
+    run(RESULTS / f"criteria_{name}.csv", plan(), name, weights, data, rows, minutes)
+
+
+if __name__ == "__main__":
+    typer.run(main)

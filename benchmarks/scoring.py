@@ -1,0 +1,128 @@
+"""What scoring costs: time and memory of every criterion, and how DCS's grows with images and clusters.
+
+    python benchmarks/scoring.py vgg16 WEIGHTS CIFAR100
+
+Every row is a process of its own, so that its peak of memory is its own: all layers of the network are scored for all
+classes, from the first image to the last score, with images of the train split that are decoded before. ``clusters``
+says for how many clusters; each has its own pass over its own images, which are all images together. ``bytes`` is what
+the process has at its peak above what it had before the pass.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sinf.criteria import NAMES
+
+RESULTS = Path(__file__).parent / "results"
+COLUMNS = [
+    "model",
+    "dataset",
+    "criterion",
+    "images",
+    "clusters",
+    "seconds",
+    "bytes",
+    "threads",
+    "device",
+    "date",
+    "versions",
+]
+IMAGES = 10_000
+
+
+def plan() -> list[tuple[str, int, int]]:
+    """Criterion, images, clusters."""
+    rows = [("dcs", IMAGES, 1), ("residual", IMAGES, 1)]
+    rows += [("dcs", images, 1) for images in (1250, 2500, 5000)]
+    rows += [("dcs", IMAGES, clusters) for clusters in (5, 20)]
+    rows += [(name, IMAGES, 1) for name in NAMES]
+    return list(dict.fromkeys(rows))
+
+
+def score(name: str, weights: str, data: str, criterion: str, images: int, clusters: int) -> dict[str, float]:
+    """One row, in this process."""
+    import torch
+
+    from sinf import load_images, load_model
+    from sinf.clusters import from_column
+    from sinf.compact import importances
+    from sinf.criteria import make_criterion
+    from sinf.data import BATCH
+    from sinf.measure import memory_bytes
+    from sinf.models.trace import trace
+    from sinf.network import Network
+    from sinf.statistics import collect
+
+    torch.set_num_threads(1)
+    base = load_model(name, weights=weights)
+    network = Network(trace(base.module, base.spec.preprocessing))
+    sample = load_images(data, "train").sample(images)
+    rule = make_criterion(criterion)
+    pixels = sample.pixels(base.spec.preprocessing)
+    of_class = from_column(sample).of_class() * clusters // len(from_column(sample))
+    groups = [torch.nonzero(of_class[sample.labels] == c).flatten() for c in range(clusters)]
+    before = memory_bytes() or 0
+    start = time.perf_counter()
+    for cluster, rows in enumerate(groups):
+        members = torch.nonzero(of_class == cluster).flatten().tolist()
+        parts = rows.split(BATCH)
+        batches = ((base.spec.preprocessing.normalise(pixels[part]), sample.labels[part]) for part in parts)
+        found = collect(
+            network.graph, network.coupling, batches, classes=base.spec.classes, needs=rule.needs, pool=rule.pool,
+            answer=None if clusters == 1 else members,
+        )  # fmt: skip
+        importances(rule, network, network.groups_free(), found)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "bytes": max(0, (memory_bytes("VmHWM") or 0) - before)}
+
+
+def main(
+    name: str,
+    weights: Path,
+    data: Path,
+    row: Annotated[str, typer.Option(help="Used by the program itself: one row as JSON.")] = "",
+    minutes: Annotated[float, typer.Option(help="Begin no row after this time.")] = 1e9,
+) -> None:
+    if row:
+        criterion, images, clusters = json.loads(row)
+        print(json.dumps(score(name, str(weights), str(data), criterion, images, clusters)))
+        return
+    from sinf.measure import machine
+
+    path, begin = RESULTS / f"scoring_{name}_cpu.csv", time.monotonic()
+    table: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            table = list(csv.DictReader(file))
+    done = {(r["criterion"], r["images"], r["clusters"]) for r in table}
+    facts = machine()
+    for job in plan():
+        if (job[0], str(job[1]), str(job[2])) in done or time.monotonic() - begin > 60 * minutes:
+            continue
+        command = [sys.executable, __file__, name, weights, data, "--row", json.dumps(job)]
+        answer = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
+        found = json.loads(answer.stdout.splitlines()[-1])
+        table.append(
+            {"model": name, "dataset": "cifar100", "criterion": job[0], "images": job[1], "clusters": job[2],
+             "seconds": f"{found['seconds']:.4g}", "bytes": int(found["bytes"]), "threads": 1,
+             "device": facts["processor"], "date": f"{datetime.date.today()}", "versions": facts["versions"]}
+        )  # fmt: skip
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(table)
+        print(*job, found, flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,35 @@
+"""Batch-norm statistics of a smaller network: what its layers now see, instead of what the base network's saw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+_Norm = nn.modules.batchnorm._BatchNorm
+
+
+@torch.no_grad()
+def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Replace the running mean and variance of every batch norm by those over ``batches`` (B, C, H, W), all layers at
+    once, and return how many norms there are.
+
+    ``network`` is changed in place and must not share its norms with another one. Every batch counts alike; batches of
+    a single image have no variance and are left out.
+    """
+    norms = [m for m in network.modules() if isinstance(m, _Norm) and m.running_mean is not None]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over batches
+        norm.train()
+    try:
+        for x in batches if norms else ():
+            if len(x) > 1:
+                network(x)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+    return len(norms)
