@@ -57,7 +57,7 @@ class Gate(nn.Module):
         """``(B, U)``: pi * 1[pi >= xi], or 1[pi >= xi]."""
         kept = self.keep(saliency).to(saliency.dtype)
         if self.binary:
-            return kept + saliency - saliency.detach() if saliency.requires_grad else kept
+            return kept + (saliency - saliency.detach()) if saliency.requires_grad else kept
         return saliency * kept
 
     def set_remaining(self, rate: float, mean_saliency: Tensor) -> None:

@@ -57,7 +57,7 @@ class GatedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.graph_of_base = [graph]  # in a list, so that its tensors are not registered twice
+        self._graph = [graph]  # in a list, so that its tensors are not registered twice
         self.coupling, self.sites, self.config = coupling, sites, config
         self.enabled, self.wants_features, self.detach_features = True, False, True
         self.blocks = [_blocks(site.size, config.block) for site in sites]
@@ -92,6 +92,11 @@ class GatedNetwork(nn.Module):
         logits = self(images)
         seen, self._seen = self._seen, Observed()
         return logits, seen
+
+    @property
+    def graph(self) -> fx.GraphModule:
+        """The base model, traced; it shares its layers with ``model``."""
+        return self._graph[0]
 
     def gate(self, index: int) -> Gate:
         return self.gates[index]  # type: ignore[return-value]
