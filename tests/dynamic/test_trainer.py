@@ -1,4 +1,4 @@
-"""Training: it reaches its target, it resumes to the same weights, also after kill -9, and several processes are one."""
+"""Training: it reaches its target, resumes to the same weights, also after kill -9, and several processes are one."""
 
 from __future__ import annotations
 
@@ -59,13 +59,14 @@ def differing(one: nn.Module, other: nn.Module, tolerance: float = 0.0) -> list[
 VARIANTS = {
     "paper": {},
     "macs": {"target": Target(macs=0.7), "updates": 3},
+    "once": {"target": Target(macs=0.7), "epochs": 1},
     "fbs": {"gates": GateConfig("fbs"), "complexity": 1e-4},
     "static": {"gates": GateConfig("static")},
     "binary": {"gates": GateConfig(mask="binary", block=2), "detach_weights": False, "detach_features": False},
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", sorted(VARIANTS.keys() - {"once"}))
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path, images: LabelledImages, variant: str) -> None:
     config = replace(CONFIG, **VARIANTS[variant])
     whole = train(small(), images, tmp_path / "whole", config)
@@ -101,8 +102,9 @@ def test_kill_9_and_again_ends_with_the_same_weights(tmp_path: Path, images: Lab
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["paper", "macs"])
+@pytest.mark.parametrize("variant", ["paper", "once"])
 def test_two_processes_are_one(tmp_path: Path, images: LabelledImages, variant: str) -> None:
+    """Within rounding, as long as that moves no channel over a threshold."""
     config = replace(CONFIG, **VARIANTS[variant])
     whole = train(small(), images, tmp_path / "whole", config)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

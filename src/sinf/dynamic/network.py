@@ -1,12 +1,13 @@
 """A network with gates on it: the model's own code runs as it is, hooks apply gates and masks, the model is not edited.
 
-    with gates attached:  x -> conv -> norm, activation, ... -> (mask * .) -> next conv
-                          |                                        ^
-                          +------------> gate --> saliency, mask --+
+with gates attached:  x -> conv -> norm, activation, ... -> (mask * .) -> next conv
+                      |                                        ^
+                      +------------> gate --> saliency, mask --+
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, fx, nn
 from sinf.dynamic.cost import macs_of
 from sinf.dynamic.gates import Gate, make_gate
 from sinf.dynamic.sites import Site, choose, find_sites
+from sinf.errors import ConfigError
 from sinf.models import BaseModel
 from sinf.models.trace import trace
 from sinf.subgraph.coupling import Coupling, couple
@@ -43,6 +45,10 @@ class GateConfig:
     mask: str = "scaled"
     block: int = 1
     sites: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.block <= 1024:
+            raise ConfigError("block must be in 1..1024", got=self.block, remedy="take 1 as in the paper")
 
 
 class GatedNetwork(nn.Module):
@@ -161,8 +167,10 @@ class GatedNetwork(nn.Module):
                     self._seen.features[index] = _pooled(module, x, where, slot.repeat, self.detach_features)
                 mask = self._masks[index]
                 whole = where is None
-                factor = mask[:, unit] if whole else mask.new_ones(len(x), len(slot.units)).index_copy(
-                    1, where, mask[:, unit]
+                factor = (
+                    mask[:, unit]
+                    if whole
+                    else mask.new_ones(len(x), len(slot.units)).index_copy(1, where, mask[:, unit])
                 )
                 x = x * _shaped(module, factor, slot.repeat, x)
             if own is not None:
@@ -191,8 +199,8 @@ def attach(base: BaseModel, config: GateConfig | None = None) -> GatedNetwork:
 
 
 def _blocks(size: int, block: int) -> Tensor:
-    """The block (a number) that each of ``size`` units is in."""
-    return torch.arange(size) // block
+    """The block (a number) that each of ``size`` units is in; blocks are smaller where they would not fit."""
+    return torch.arange(size) // math.gcd(size, block)
 
 
 def _importance(conv: nn.Module, site: Site, coupling: Coupling, blocks: Tensor) -> Tensor:

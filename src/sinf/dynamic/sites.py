@@ -149,4 +149,3 @@ def _sums(graph: fx.GraphModule, coupling: Coupling) -> dict[str, set[int]]:
             place = f"{name} ({node.name})" + (f" in {path}" if path else "")
             found[place] = set(coupling.values[node.name].units.tolist())
     return found
-

@@ -116,9 +116,7 @@ def calibrate(
     return best
 
 
-def _measure(
-    network: GatedNetwork, preprocessing: Preprocessing, images: LabelledImages
-) -> tuple[float, list[Tensor]]:
+def _measure(network: GatedNetwork, preprocessing: Preprocessing, images: LabelledImages) -> tuple[float, list[Tensor]]:
     """Mean share of MACs of the images, and mean saliency of every site (U,)."""
     macs, sums = 0.0, []
     for x, _ in images.batches(preprocessing, 250):
@@ -127,4 +125,3 @@ def _measure(
         parts = [s.double().sum(0) for s in seen.saliencies]
         sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
     return macs / len(images) / network.base_macs, [(s / len(images)).float() for s in sums]
-
