@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sinf.dynamic.gates import Gate
+from sinf.dynamic.gates import Gate, SaliencyGate, StaticGate
 from sinf.subgraph.coupling import Slot
 
-_FEW_POSITIONS = 4
+_FEW_POSITIONS = 4  # of a map, up to which a product of matrices beats a convolution
+_LONG_RUN = 64  # numbers in a row, from which slices are taken in one step
 
 
 class Selection(NamedTuple):
@@ -107,23 +108,42 @@ class GateLayer(nn.Module):
     def __init__(self, gate: Gate, reads: Reads | None, step: int) -> None:
         super().__init__()
         self.gate, self.reads, self.step = copy.deepcopy(gate).requires_grad_(False), reads, step
+        self.fixed = self._select(gate.importance) if isinstance(gate, StaticGate) else None
+        self.fused = isinstance(gate, SaliencyGate)
+        # relu(y) and then "at least xi" is one comparison, "more than the number just below xi"
+        below = torch.nextafter(gate.threshold.cpu(), torch.tensor(-1.0))
+        self.floor = max(0.0, float(below))
 
     def forward(self, x: Tensor, *selections: Selection) -> Selection:
-        pooled = self.gate.pool(x)
         if len(x) > 1:
-            return Selection(None, self.gate.mask(self.gate.saliency(pooled)))
-        reads = self.reads
-        if reads is not None:
-            whole = pooled.new_zeros(1, reads.size)
-            first = selections[0].index
-            if reads.block and first is not None:
-                whole.view(-1, reads.block).index_copy_(0, first, pooled.view(-1, reads.block))
-            else:
-                whole[:, reads.positions(selections)] = pooled
-            pooled = whole
-        mask = self.gate.mask(self.gate.saliency(pooled))[0]
+            return Selection(None, self.gate.mask(self.gate(x)))
+        if self.fixed is not None:
+            return self.fixed
+        pooled = self.gate.pool(x)
+        if self.reads is not None:
+            pooled = self._spread(pooled, self.reads, selections)
+        if not self.fused:
+            return self._select(self.gate.saliency(pooled)[0])
+        squeeze, excite = self.gate.squeeze, self.gate.excite
+        hidden = torch.mv(squeeze.weight, pooled[0]).relu_()
+        mask = F.threshold_(torch.addmv(excite.bias, excite.weight, hidden), self.floor, 0.0)
+        return self._kept(mask.sign_() if self.gate.binary else mask)
+
+    def _spread(self, pooled: Tensor, reads: Reads, selections: tuple[Selection, ...]) -> Tensor:
+        """Means (1, k) of the channels that are there among all."""
+        whole = pooled.new_zeros(1, reads.size)
+        index = selections[0].index
+        if reads.block == 1 and index is not None:
+            return whole.index_copy_(1, index, pooled)
+        whole[:, reads.positions(selections)] = pooled
+        return whole
+
+    def _select(self, saliency: Tensor) -> Selection:
+        return self._kept(self.gate.mask(saliency[None])[0])
+
+    def _kept(self, mask: Tensor) -> Selection:
         index = mask.nonzero().view(-1)
-        wanted = min(len(mask), max(1, math.ceil(len(index) / self.step)) * self.step)
+        wanted = min(len(mask), max(1, -(-len(index) // self.step)) * self.step)
         if wanted != len(index):
             index = mask.topk(wanted, sorted=False).indices.sort().values
         return Selection(index, mask.index_select(0, index))
@@ -183,17 +203,34 @@ class BlockConv(Sliced):
         else:
             shape = (out // bo, bo, into // bi, bi * kernel)
         self.register_buffer("blocks", weight.contiguous().view(shape), persistent=False)
+        self.register_buffer("inner", torch.arange(shape[1]), persistent=False)
         bias = torch.zeros(out) if conv.bias is None else conv.bias.detach()
         self.register_buffer("bias", bias.clone().view(-1, bo), persistent=False)
         self.as_product = not channels_last and positions <= _FEW_POSITIONS and kernel > 1
+        self.channels = into
+        self.whole_rows = self.as_product and bi == 1  # to put zeros into x costs less than to take columns
+
+    def _slice(self, selections: tuple[Selection, ...]) -> tuple[Tensor, Tensor]:
+        """The weight, in its order in memory but of any shape, and the bias."""
+        weight, bias = self.blocks, self.bias
+        rows = selections[self._out[0]].index if self._out else None
+        columns = selections[self._into[0]].index if self._into and not self.whole_rows else None
+        if rows is not None:
+            bias = bias.index_select(0, rows)
+        if rows is not None and columns is not None and weight.shape[3] >= _LONG_RUN:  # at once: less to read
+            _, inner, across, run = weight.shape
+            lines = (rows[:, None] * inner + self.inner).view(-1, 1) * across + columns
+            return weight.view(-1, run).index_select(0, lines.view(-1)), bias.view(-1)
+        if rows is not None:
+            weight = weight.index_select(0, rows)
+        if columns is not None:
+            weight = weight.flatten(0, 1).index_select(1, columns)
+        return weight, bias.view(-1)
 
     def forward(self, x: Tensor, *selections: Selection) -> Tensor:
-        weight, bias = self.blocks, self.bias
-        if self._out and (index := selections[self._out[0]].index) is not None:
-            weight, bias = weight.index_select(0, index), bias.index_select(0, index)
-        if self._into and (index := selections[self._into[0]].index) is not None:
-            weight = weight.index_select(2, index)
-        bias = bias.view(-1)
+        weight, bias = self._slice(selections)
+        if self._into and self.whole_rows and (index := selections[self._into[0]].index) is not None:
+            x = x.new_zeros(1, self.channels, *x.shape[2:]).index_copy_(1, index, x)
         stride, padding, dilation = self.options
         if self.channels_last:
             weight = weight.view(len(bias), self.height, self.width, -1).permute(0, 3, 1, 2)

@@ -7,6 +7,9 @@ whichever is measured faster. Batch norms are folded first, as in the base model
 
 from __future__ import annotations
 
+import copy
+import math
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -20,15 +23,16 @@ from sinf.subgraph.slice import copy_graph
 
 BATCHES = ("each", "mask")
 _SMALL_WEIGHT = 64 * 64 * 9
+_MANY_POSITIONS = 64  # of a map, from which odd widths cost more than rounding them up
 
 
 class SparseNetwork(nn.Module):
     """``(B, C, H, W) -> (B, classes)``: a gated network in eval mode as it runs, its weights copied.
 
-    ``batches`` says what happens to more than one image: ``each`` on its own, or ``mask``. Widths of slices are rounded
-    up to a multiple of ``round_to`` with channels that are multiplied by 0. ``channels_last`` is the order of weights
-    and features in memory; by default it is taken where all gated weights are small (their slices are then copied
-    number by number).
+    ``batches`` says what happens to more than one image: ``each`` on its own, or ``mask``. Widths of slices of large
+    maps are rounded up to a multiple of ``round_to`` with channels that are multiplied by 0. ``channels_last`` is the
+    order of weights and features in memory; by default it is taken where all gated weights are small (their slices are
+    then copied number by number).
     """
 
     def __init__(
@@ -69,6 +73,8 @@ class _Builder:
         self.network, self.round_to, self.channels_last = network, round_to, channels_last
         with torch.no_grad():
             self.prepared = prepare(network.graph)
+        calls = [node for node in network.graph.graph.nodes if node.op == "call_module"]
+        self.shapes = {str(node.target): node.meta["shape"] for node in calls}
         self.site_of = {site.name: index for index, site in enumerate(network.sites)}
         self.root: dict[str, nn.Module | Tensor] = {}
         self.selections: dict[int, fx.Node] = {}
@@ -103,11 +109,11 @@ class _Builder:
             module,
             None if read is None else self._reads(read, into),
             None if written is None else self._reads(written, out),
-            node.meta.get("shape"),
+            self.shapes.get(target),
             self.channels_last,
         )
         if made is None:
-            self.root[target] = module
+            self.root[target] = module if self.channels_last else _contiguous(module)
             return
         self.root[target] = made
         used = list(dict.fromkeys([*into, *out]))
@@ -133,7 +139,9 @@ class _Builder:
         name = _name("gate", target)
         reads = None if slot is None or not sites else self._reads(slot, sites)
         block = int(torch.bincount(self.network.blocks[index])[0])
-        step = max(1, self.round_to // block)
+        shape = self.shapes.get(target)
+        large = shape is None or math.prod(shape[2:]) >= _MANY_POSITIONS
+        step = max(1, self.round_to // block) if large else 1
         self.root[name] = GateLayer(self.network.gate(index), reads, step)
         self.selections[index] = graph.call_module(name, (source, *(self.selections[i] for i in sites)))
 
@@ -146,6 +154,16 @@ class _Builder:
             with graph.inserting_before(user):
                 picked = graph.call_module(name, (node, *(self.selections[i] for i in sites)))
             user.replace_input_with(node, picked)
+
+
+def _contiguous(module: nn.Module) -> nn.Module:
+    """A convolution whose weight, and so its output, lies in the order of the sliced ones."""
+    if not isinstance(module, nn.Conv2d):
+        return module
+    own = copy.copy(module)
+    own._parameters = dict(module._parameters)
+    own.weight = nn.Parameter(module.weight.detach().contiguous(), requires_grad=False)
+    return own
 
 
 def _name(kind: str, target: str) -> str:
