@@ -34,6 +34,7 @@ HOUSE = [
     {"bundle", "steps", "compact"},
     {"engine"},
     {"dynamic"},
+    {"load"},
     {"edge"},
     {"measure"},
     {"calibration"},

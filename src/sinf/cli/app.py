@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from sinf.cli import bundles, demo, export, models
+from sinf.cli import bundles, demo, dynamic, export, models
 from sinf.errors import SinfError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(bundles.predict)
 app.command()(bundles.bench)
 app.command()(export.export)
 app.command()(demo.demo)
+app.add_typer(dynamic.app, name="dynamic")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sinf.cli import options
+from sinf.cli import dynamic, options
 from sinf.criteria import NAMES
 from sinf.errors import ConfigError, DataError
 
@@ -143,6 +143,8 @@ def evaluate(
     json: options.Json = None,
 ) -> None:
     """Accuracy, MACs and active parameters, base beside ours, with a table of the clusters."""
+    if options.is_dynamic(bundle, threshold):
+        return dynamic.evaluate(bundle, data, split, image_column, label_column, threads, allow_factory, json)
     from sinf.measure import evaluate as run
     from sinf.report import tables
 
@@ -166,6 +168,8 @@ def predict(
     json: options.Json = None,
 ) -> None:
     """Classes with probabilities, the route and the time, of every image."""
+    if options.is_dynamic(bundle, threshold):
+        return dynamic.predict(bundle, image, top, threads, allow_factory, json)
     import numpy as np
     import torch
 
@@ -221,6 +225,12 @@ def bench(
     json: options.Json = None,
 ) -> None:
     """Latency of base and ours, in turns in one process and one engine; peak memory, bundle size and load time."""
+    if options.is_dynamic(bundle, threshold):
+        if precision != "f32":
+            raise ConfigError("dynamic bundles compute in f32", got=precision, remedy="leave out --precision")
+        return dynamic.bench(
+            bundle, data, split, batch, pairs, image_column, label_column, engine, threads, allow_factory, json
+        )
     from sinf import measure
     from sinf.engine.engines import open_engine
     from sinf.report import tables

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sinf.cli import options
+from sinf.cli import dynamic, options
 from sinf.errors import ConfigError
 
 
@@ -28,6 +28,10 @@ def export(
         raise ConfigError("--format must be onnx or openvino", got=file_format)
     if (layout, file_format) == ("single", "openvino"):
         raise ConfigError("the single layout is an ONNX file", got=file_format, remedy="take --layout split")
+    if options.is_dynamic(bundle, threshold):
+        if file_format != "onnx":
+            raise ConfigError("dynamic bundles are exported as ONNX", got=file_format, remedy="leave out --format")
+        return dynamic.export(bundle, out, allow_factory)
     from sinf.engine.torch_engine import SemanticModel
     from sinf.export.single import export_single
     from sinf.export.split import export_split
