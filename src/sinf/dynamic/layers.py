@@ -21,10 +21,10 @@ _LONG_RUN = 64  # numbers in a row, from which slices are taken in one step
 
 
 class Selection(NamedTuple):
-    """What a gate decided. For one image: ``index`` (k,) of the entries that stay, sorted, and their ``scale`` (k,);
-    for a batch, which is masked: no index, and ``scale`` (B, entries)."""
+    """What a gate decided. For one image: ``kept`` (k,) of the entries that stay, sorted, and their ``scale`` (k,);
+    for a batch, which is masked: no ``kept``, and ``scale`` (B, entries)."""
 
-    index: Tensor | None
+    kept: Tensor | None
     scale: Tensor
 
 
@@ -58,33 +58,31 @@ class Reads:
 
     def positions(self, selections: tuple[Selection, ...]) -> Tensor:
         """Positions that stay, sorted, counting repeats."""
-        if self.block == 1 and self.repeat == 1 and selections[0].index is not None:
-            return selections[0].index
+        if self.block == 1 and self.repeat == 1 and selections[0].kept is not None:
+            return selections[0].kept
         keep = torch.ones(self.size, dtype=torch.bool)
         for where, entry, selection in zip(self.where, self.entry, selections, strict=True):
-            kept = torch.zeros(int(entry.max()) + 1, dtype=torch.bool)
-            kept[selection.index[selection.index <= entry.max()]] = True  # type: ignore[index]
-            keep[where] = kept[entry]
+            keep[where] = torch.isin(entry, selection.kept)  # type: ignore[arg-type]
         return torch.nonzero(keep.repeat_interleave(self.repeat) if self.repeat > 1 else keep).flatten()
 
     def factors(self, selections: tuple[Selection, ...]) -> Tensor:
         """What multiplies the positions that are there: (k,) of one image, (B, size) of a batch; repeats counted."""
         first = selections[0]
-        if first.index is not None and self.block:
+        if first.kept is not None and self.block:
             scale = first.scale
             each = self.block * self.repeat
             return scale if each == 1 else scale.repeat_interleave(each)
-        rows = 1 if first.index is not None else len(first.scale)
+        rows = 1 if first.kept is not None else len(first.scale)
         whole = first.scale.new_ones(rows, self.size)
         for where, entry, selection in zip(self.where, self.entry, selections, strict=True):
-            if selection.index is None:
+            if selection.kept is None:
                 whole[:, where] = selection.scale[:, entry]
             else:
-                table = selection.scale.new_zeros(int(max(entry.max(), selection.index.max())) + 1)
-                table[selection.index] = selection.scale
+                table = selection.scale.new_zeros(int(max(entry.max(), selection.kept.max())) + 1)
+                table[selection.kept] = selection.scale
                 whole[:, where] = table[entry]
         whole = whole.repeat_interleave(self.repeat, 1) if self.repeat > 1 else whole
-        return whole if first.index is None else whole[0, self.positions(selections)]
+        return whole if first.kept is None else whole[0, self.positions(selections)]
 
 
 class Scale(nn.Module):
@@ -126,15 +124,16 @@ class GateLayer(nn.Module):
             return self._select(self.gate.saliency(pooled)[0])
         squeeze, excite = self.gate.squeeze, self.gate.excite
         hidden = torch.mv(squeeze.weight, pooled[0]).relu_()
-        mask = F.threshold_(torch.addmv(excite.bias, excite.weight, hidden), self.floor, 0.0)
+        mask = torch.threshold_(torch.addmv(excite.bias, excite.weight, hidden), self.floor, 0.0)
         return self._kept(mask.sign_() if self.gate.binary else mask)
 
     def _spread(self, pooled: Tensor, reads: Reads, selections: tuple[Selection, ...]) -> Tensor:
         """Means (1, k) of the channels that are there among all."""
         whole = pooled.new_zeros(1, reads.size)
-        index = selections[0].index
-        if reads.block == 1 and index is not None:
-            return whole.index_copy_(1, index, pooled)
+        index = selections[0].kept
+        if reads.block and reads.repeat == 1 and index is not None:
+            whole.view(-1, reads.block).index_copy_(0, index, pooled.view(-1, reads.block))
+            return whole
         whole[:, reads.positions(selections)] = pooled
         return whole
 
@@ -157,7 +156,7 @@ class Pick(nn.Module):
         self.reads, self.dim = reads, dim
 
     def forward(self, tensor: Tensor, *selections: Selection) -> Tensor:
-        if selections[0].index is None:
+        if selections[0].kept is None:
             return tensor
         return tensor.index_select(self.dim, self.reads.positions(selections))
 
@@ -213,8 +212,8 @@ class BlockConv(Sliced):
     def _slice(self, selections: tuple[Selection, ...]) -> tuple[Tensor, Tensor]:
         """The weight, in its order in memory but of any shape, and the bias."""
         weight, bias = self.blocks, self.bias
-        rows = selections[self._out[0]].index if self._out else None
-        columns = selections[self._into[0]].index if self._into and not self.whole_rows else None
+        rows = selections[self._out[0]].kept if self._out else None
+        columns = selections[self._into[0]].kept if self._into and not self.whole_rows else None
         if rows is not None:
             bias = bias.index_select(0, rows)
         if rows is not None and columns is not None and weight.shape[3] >= _LONG_RUN:  # at once: less to read
@@ -229,7 +228,7 @@ class BlockConv(Sliced):
 
     def forward(self, x: Tensor, *selections: Selection) -> Tensor:
         weight, bias = self._slice(selections)
-        if self._into and self.whole_rows and (index := selections[self._into[0]].index) is not None:
+        if self._into and self.whole_rows and (index := selections[self._into[0]].kept) is not None:
             x = x.new_zeros(1, self.channels, *x.shape[2:]).index_copy_(1, index, x)
         stride, padding, dilation = self.options
         if self.channels_last:
@@ -255,7 +254,7 @@ class AnyLayer(Sliced):
         self.module._forward_pre_hooks = OrderedDict()  # those of the gated network
 
     def forward(self, x: Tensor, *selections: Selection) -> Tensor:
-        if selections[0].index is None:
+        if selections[0].kept is None:
             return self.module(x)
         smaller = copy.copy(self.module)
         smaller._parameters, smaller._buffers = dict(self.module._parameters), dict(self.module._buffers)

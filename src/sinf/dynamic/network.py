@@ -105,7 +105,7 @@ class GatedNetwork(nn.Module):
         return self._graph[0]
 
     def gate(self, index: int) -> Gate:
-        return self.gates[index]  # type: ignore[return-value]
+        return self.gates[index]
 
     def keep(self, seen: Observed) -> Tensor:
         """``(B, units)`` bool: what stays of the whole network for every input, in the coupling's units."""
@@ -166,10 +166,9 @@ class GatedNetwork(nn.Module):
                 if index in observed and self.wants_features and self._seen.features:
                     self._seen.features[index] = _pooled(module, x, where, slot.repeat, self.detach_features)
                 mask = self._masks[index]
-                whole = where is None
                 factor = (
                     mask[:, unit]
-                    if whole
+                    if where is None
                     else mask.new_ones(len(x), len(slot.units)).index_copy(1, where, mask[:, unit])
                 )
                 x = x * _shaped(module, factor, slot.repeat, x)

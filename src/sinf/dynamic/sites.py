@@ -81,12 +81,13 @@ def choose(sites: Sites, names: list[str] | None = None) -> list[Site]:
     if names is None:
         return sites.free
     known = {site.name for site in sites.free}
+    more = f" and {len(known) - 6} more" if len(known) > 6 else ""
     for name in names:
         if name not in known:
             raise ConfigError(
                 f"{name} cannot be gated",
                 got=sites.blocked.get(name, "no convolution of that name"),
-                remedy=f"take some of {', '.join(sorted(known)[:6])}{', ...' if len(known) > 6 else ''}",
+                remedy=f"take some of {', '.join(site.name for site in sites.free[:6])}{more}",
             )
     return [site for site in sites.free if site.name in set(names)]
 

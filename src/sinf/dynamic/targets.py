@@ -118,7 +118,8 @@ def calibrate(
 
 def _measure(network: GatedNetwork, preprocessing: Preprocessing, images: LabelledImages) -> tuple[float, list[Tensor]]:
     """Mean share of MACs of the images, and mean saliency of every site (U,)."""
-    macs, sums = 0.0, []
+    macs = 0.0
+    sums: list[Tensor] = []
     for x, _ in images.batches(preprocessing, 250):
         _, seen = network.observe(x)
         macs += float(network.macs_of(network.keep(seen)).sum())

@@ -118,7 +118,6 @@ def train(
     if images.classes > base.spec.classes:
         got = f"{base.spec.classes} of {images.classes}"
         raise ConfigError("the model must have the classes of the data", got=got, remedy="take another model")
-    folder = open_folder(folder)
     fingerprint = _fingerprint(base, config, images)
     with joined(config.device) as group, torch.random.fork_rng(devices=[]):
         if config.batch % group.world:
@@ -129,6 +128,7 @@ def train(
         run = _Run(network, config, group, len(images) // config.batch)
         if run.steps_per_epoch == 0:
             raise ConfigError("a batch must not be larger than the data", got=config.batch, remedy="lower --batch")
+        folder = open_folder(folder)
         found = read_checkpoint(folder, fingerprint)
         first = 0 if found is None else run.load(*found)
         pixels, labels = images.pixels(base.spec.preprocessing).to(config.device), images.labels.to(config.device)
