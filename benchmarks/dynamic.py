@@ -3,11 +3,12 @@
     python benchmarks/dynamic.py time vgg16 WEIGHTS CIFAR100
     python benchmarks/dynamic.py train resnet20 WEIGHTS CIFAR10 --work runs/dynamic --epochs 3
 
-``time`` puts untrained gates on a network, sets thresholds on 64 images so that a share of the channels stays, and times
-batches of one, one thread, base and ours in turns: no accuracy comes of it, only seconds for MACs. Rows:
+``time`` puts untrained gates on a network, sets thresholds on 64 images so that a share of the channels stays, and
+times batches of one, one thread, base and ours in turns: no accuracy comes of it, only seconds for MACs. Rows:
 
     manidp           a channel at a time, gates as published
     manidp-block16   16 neighbouring channels at a time, gates 16 times narrower inside
+    manidp-early     a channel at a time, only where a convolution's weight is small (at most 256 x 256 x 3 x 3)
     static           the same channels for every input, no gate
 
 ``train`` trains and reports on the whole test split; networks are those of benchmarks/networks.py (shortcuts without
@@ -19,6 +20,7 @@ from __future__ import annotations
 import csv
 import datetime
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +32,22 @@ from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.model import evaluate
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach
 from sinf.dynamic.onnx import open_engine
+from sinf.dynamic.sites import find_sites
 from sinf.dynamic.targets import Target
 from sinf.dynamic.trainer import EpochReport, TrainConfig
 from sinf.dynamic.trainer import train as run
 from sinf.measure import latency, machine
 from sinf.models import BaseModel
 from sinf.models.load import IMAGENET_MEAN, IMAGENET_STD
+from sinf.models.trace import trace
+from sinf.subgraph.coupling import couple
 
 RESULTS = Path(__file__).parent / "results"
 RATES = (0.9, 0.7, 0.5, 0.3)
+SMALL_WEIGHT = 256 * 256 * 9
 WAYS: dict[str, GateConfig] = {
     "manidp": GateConfig(),
+    "manidp-early": GateConfig(),
     "manidp-block16": GateConfig(block=16, squeeze=16),
     "static": GateConfig("static"),
 }
@@ -80,16 +87,23 @@ class Table:
 
 
 @app.command("time")
-def time_(name: str, weights: Path, data: Path, pairs: int = 300, engines: str = "torch,onnxruntime") -> None:
+def time_(
+    name: str,
+    weights: Path,
+    data: Path,
+    pairs: int = 300,
+    engines: str = "torch,onnxruntime",
+    only: str = ",".join(WAYS),
+) -> None:
     torch.set_num_threads(1)
     test = load_images(data, "test[50%:]")
     table = Table(f"dynamic_time_{name}_cpu.csv", TIME_COLUMNS, ["model", "method", "engine", "channels"])
-    for method, gates in WAYS.items():
+    for method in only.split(","):
         for rate in RATES:
             torch.manual_seed(0)
             base = load_model(name, weights=weights)
             before = {key: value.clone() for key, value in base.module.state_dict().items()}
-            network = attach(base, gates).eval()
+            network = attach(base, early(base, WAYS[method]) if method == "manidp-early" else WAYS[method]).eval()
             x = next(test.batches(base.spec.preprocessing, 64))[0]
             saved = 1 - float(settle(network, x, rate).mean()) / network.base_macs
             model = DynamicModel(DynamicBundle.of(network, base.spec, before, test.class_names, {}))
@@ -102,6 +116,14 @@ def time_(name: str, weights: Path, data: Path, pairs: int = 300, engines: str =
                     time_saved_low=times.low, time_saved_high=times.high, base_ms=times.base_mean, ms=times.mean,
                     load=load_average(),
                 )  # fmt: skip
+
+
+def early(base: BaseModel, gates: GateConfig) -> GateConfig:
+    """Gates on convolutions with small weights alone."""
+    graph = trace(base.module, base.spec.preprocessing)
+    sites = find_sites(graph, couple(graph, free_output=True)).free
+    small = [s.name for s in sites if base.module.get_submodule(s.name).weight.numel() <= SMALL_WEIGHT]
+    return replace(gates, sites=tuple(small))
 
 
 @torch.no_grad()

@@ -240,7 +240,8 @@ class BlockConv(Sliced):
             span = [dilation[i] * ((self.height, self.width)[i] - 1) for i in (0, 1)]
             size = [(x.shape[2 + i] + 2 * padding[i] - span[i] - 1) // stride[i] + 1 for i in (0, 1)]
             return made.reshape(1, len(bias), *size)
-        return F.conv2d(x, weight.view(len(bias), -1, self.height, self.width), bias, stride, padding, dilation)
+        weight = weight.view(len(bias), -1, self.height, self.width)
+        return F.conv2d(x.contiguous(), weight, bias, stride, padding, dilation)
 
 
 class AnyLayer(Sliced):

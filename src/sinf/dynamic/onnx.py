@@ -147,7 +147,10 @@ class _Rewriter:
         missing = self.produced.keys() - {self.network.sites[i].name for i in self.index}
         if missing:
             raise ModelError("gated layers must be in the exported graph", got=sorted(missing)[0])
-        del self.graph.node[:], self.graph.value_info[:]
+        used = {name for node in self.nodes for name in node.input}
+        left = [tensor for tensor in self.graph.initializer if tensor.name in used]
+        del self.graph.node[:], self.graph.value_info[:], self.graph.initializer[:]
+        self.graph.initializer.extend(left)
         self.graph.node.extend(self.nodes)
         self.graph.initializer.extend(self.constants)
 

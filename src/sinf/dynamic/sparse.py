@@ -113,7 +113,9 @@ class _Builder:
             self.channels_last,
         )
         if made is None:
-            self.root[target] = module if self.channels_last else _contiguous(module)
+            shape = self.shapes.get(target)
+            small = shape is not None and math.prod(shape[2:]) < _MANY_POSITIONS
+            self.root[target] = module if self.channels_last or small else _contiguous(module)
             return
         self.root[target] = made
         used = list(dict.fromkeys([*into, *out]))
