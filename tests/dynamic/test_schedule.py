@@ -48,6 +48,7 @@ def test_thresholds_of_nan_are_refused() -> None:
         threshold_at(torch.tensor([1.0, float("nan")]), 0.5)
 
 
+@torch.no_grad()
 def test_gates_follow_their_formulas() -> None:
     gate, x = SaliencyGate(6, 4, squeeze=2), torch.randn(3, 6, 5, 5)
     gate.threshold.fill_(1.0)
