@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PAGES = tuple(HERE.parent / name for name in ("README.md", "docs/results.md", "docs/engines.md"))
+PAGES = tuple(HERE.parent / name for name in ("README.md", "docs/results.md", "docs/engines.md", "docs/dynamic.md"))
 ROUTED = ("semantic", "semantic-wholeextractor", "static")
 PAPER = "VGG16 on CIFAR-100 in the paper: 29 % at 3.75 points"
 
@@ -145,6 +145,17 @@ def exports(model: str) -> str:
     return "\n".join(lines)
 
 
+def dynamic_time() -> str:
+    head = ("network", "gates", "engine", "channels kept", "MACs saved", "time saved", "95 %", "load")
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in (row for name in ("vgg16", "resnet56") for row in read(f"dynamic_time_{name}_cpu.csv")):
+        cells = [row["model"], row["method"], row["engine"], f"{float(row['channels']):g}"]
+        saved = [f"{100 * float(row[f'time_saved{end}']):.0f}" for end in ("", "_low", "_high")]
+        cells += [f"{100 * float(row['macs_saved']):.0f} %", f"{saved[0]} %", f"{saved[1]} .. {saved[2]} %"]
+        lines.append("| " + " | ".join([*cells, f"{float(row['load']):.1f}"]) + " |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "compared vgg16": lambda: compared("vgg16"),
@@ -155,6 +166,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "engines vgg16": lambda: engines("vgg16"),
     "stages vgg16": lambda: stages("vgg16"),
     "exports vgg16": lambda: exports("vgg16"),
+    "dynamic time": dynamic_time,
 }
 
 

@@ -11,42 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 import tiny
-from sinf.cli import main
+from program import Program
 from sinf.criteria import NAMES
 from sinf.export.page import RUNTIME
 from sinf.models import load_model
-
-
-class Program:
-    """Runs ``sinf`` in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self.monkeypatch, self.capsys = monkeypatch, capsys
-
-    def __call__(self, *words: object) -> str:
-        """What a call prints; it must succeed."""
-        code, out, err = self.call(*words)
-        assert code == 0, err
-        return out
-
-    def refused(self, *words: object) -> str:
-        """The one line of a call that must be refused."""
-        code, _, err = self.call(*words)
-        assert code == 2, err
-        lines = [line for line in err.splitlines() if line.strip() and not line.endswith(" ...")]
-        assert len(lines) == 1
-        assert lines[0].startswith("error: ")
-        return lines[0]
-
-    def call(self, *words: object) -> tuple[int, str, str]:
-        self.monkeypatch.setattr("sys.argv", ["sinf", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = self.capsys.readouterr()
-        return code, captured.out, captured.err
 
 
 @pytest.fixture

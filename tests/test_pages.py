@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from sinf.criteria import NAMES, group_statistics
+from sinf.dynamic.bundle import DynamicBundle
+from sinf.dynamic.network import attach
 from sinf.engine.torch_engine import SemanticModel
 from sinf.export.split import export_split
 from sinf.models import load_model
@@ -84,3 +86,18 @@ def test_the_page_on_engines_runs(built: Path, tmp_path: Path, monkeypatch: pyte
     assert names["router"](names["images"]).shape == (5, 6)
     exec(at_the_edge, names)
     assert names["routed"].logits.shape == (5, 6)
+
+
+def test_the_page_on_dynamic_pruning_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    of_a_bundle, attaching = blocks("docs/dynamic.md")
+    names: dict = {"images": torch.randn(2, 3, 32, 32)}
+    exec(attaching, names)
+    assert len(names["network"].sites) == 9
+    base = load_model("resnet20", classes=10)
+    before = {key: value.clone() for key, value in base.module.state_dict().items()}
+    network = attach(base)
+    DynamicBundle.of(network, base.spec, before, [str(i) for i in range(10)], {}).save("bundle")
+    exec(of_a_bundle, names)
+    assert names["logits"].shape == (2, 10)
+    assert names["chosen"].remaining.shape == (2, 9)

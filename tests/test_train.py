@@ -289,7 +289,7 @@ def test_every_epoch_draws_anew(tmp_path: Path, images: LabelledImages, monkeypa
         seen.append(made.numpy().tobytes())
         return made
 
-    monkeypatch.setattr("sinf.train.augment", recorded)
+    monkeypatch.setattr("sinf.checkpoint.augment", recorded)
     train(SPEC, images, tmp_path, CONFIG)
     assert len(set(seen)) == len(seen) == STEPS
 

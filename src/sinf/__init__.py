@@ -18,8 +18,10 @@ from sinf.version import __version__
 if TYPE_CHECKING:
     from sinf.clusters import Clusters
     from sinf.data import LabelledImages, Preprocessing, load_images
+    from sinf.dynamic.model import DynamicModel
     from sinf.engine.torch_engine import SemanticModel
     from sinf.errors import SinfError
+    from sinf.load import from_pretrained
     from sinf.measure import evaluate
     from sinf.models import BaseModel, ModelSpec, load_model
     from sinf.pipeline import BuildConfig, Images, build
@@ -34,6 +36,7 @@ _HOMES = {
     "Budget": "sinf.subgraph.select",
     "BuildConfig": "sinf.pipeline",
     "Clusters": "sinf.clusters",
+    "DynamicModel": "sinf.dynamic.model",
     "Images": "sinf.pipeline",
     "LabelledImages": "sinf.data",
     "ModelSpec": "sinf.models",
@@ -46,6 +49,7 @@ _HOMES = {
     "SinfError": "sinf.errors",
     "build": "sinf.pipeline",
     "evaluate": "sinf.measure",
+    "from_pretrained": "sinf.load",
     "latency": "sinf.timing",
     "load_images": "sinf.data",
     "load_model": "sinf.models",
@@ -57,6 +61,7 @@ __all__ = [
     "Budget",
     "BuildConfig",
     "Clusters",
+    "DynamicModel",
     "Images",
     "LabelledImages",
     "ModelSpec",
@@ -70,6 +75,7 @@ __all__ = [
     "__version__",
     "build",
     "evaluate",
+    "from_pretrained",
     "latency",
     "load_images",
     "load_model",

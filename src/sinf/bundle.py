@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sinf.clusters import Clusters
 from sinf.deferral import Deferral
-from sinf.errors import BundleError, StorageError
+from sinf.errors import BundleError, DataError, StorageError
 from sinf.files import hash_tensors as hash_tensors  # compaction and builds look for it here
 from sinf.files import replacing_folder, sha256, write_tensors
 from sinf.models import ModelSpec, load_spec
@@ -39,6 +39,7 @@ from sinf.routing import part_name
 FORMAT = 3
 _FILES = ("model.safetensors", "subgraphs.safetensors", "router.safetensors", "README.md")
 _LIBRARIES = ("timm:", "torchvision:", "hf:", PLAIN)
+_NEEDED = {"model", "classes", "clusters", "cut", "deferral", "threshold", "router", "provenance", "sha256"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Bundle:
             BundleError: the folder holds something else, or cannot be written; what was there stays.
         """
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_bundle(folder))):
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_bundle(folder))):
             raise BundleError("only a bundle may be replaced", got=f"{folder} holds other files", remedy="name another")
         try:
             with replacing_folder(folder) as partial:
@@ -152,22 +153,11 @@ class Bundle:
             BundleError: not a bundle, another format, or a file that is missing, damaged or changed.
         """
         folder = Path(folder)
-        config = _read_config(folder)
-        for name in _FILES:
-            path = folder / name
-            if not path.is_file():
-                raise BundleError(
-                    "a bundle must be whole", got=f"{name} is missing in {folder}", remedy="copy it again"
-                )
-            if sha256(path) != config["sha256"].get(name):
-                raise BundleError(
-                    "a bundle must be as it was written",
-                    got=f"{name} in {folder} is damaged or was changed",
-                    remedy="copy or build it again",
-                )
+        config = read_config(folder, _NEEDED)
+        check_files(folder, config, _FILES)
         try:
             spec = ModelSpec.from_json(config["model"])
-            _check_origin(spec, allow_factory)
+            check_origin(spec, allow_factory)
             router_config = RouterConfig(**config["router"])
             clusters = Clusters(tuple(config["clusters"]), tuple(tuple(m) for m in config["clusters"].values()))
             bundle = Bundle(
@@ -178,7 +168,7 @@ class Bundle:
                 deferral=Deferral(**config["deferral"]),
                 threshold=None if config["threshold"] is None else Threshold(**config["threshold"]),
                 parts={},
-                base_state=_map_tensors(folder / "model.safetensors"),
+                base_state=map_tensors(folder / "model.safetensors"),
                 router=RoutePredictor((1, 1, 1), len(clusters), router_config),
                 router_config=router_config,
                 provenance=config["provenance"],
@@ -191,7 +181,7 @@ class Bundle:
 
     def _with_parts(self, folder: Path) -> Bundle:
         network = self.network()
-        tensors = _map_tensors(folder / "subgraphs.safetensors")
+        tensors = map_tensors(folder / "subgraphs.safetensors")
         names = ["common", "fallback", *(part_name(cluster) for cluster in range(len(self.clusters)))]
         by_part: dict[str, dict[str, Tensor]] = {name: {} for name in names}
         for key, tensor in tensors.items():
@@ -200,11 +190,39 @@ class Bundle:
                 by_part[name][rest] = tensor
         parts = {name: Part.from_tensors(part, network.coupling, "") for name, part in by_part.items()}
         router = RoutePredictor(network.feature_shape(parts["common"]), len(self.clusters), self.router_config)
-        router.load_state_dict(_map_tensors(folder / "router.safetensors"))
+        router.load_state_dict(map_tensors(folder / "router.safetensors"))
         return replace(self, parts=parts, router=router.eval().requires_grad_(False))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def folder_of(source: str | Path) -> Path:
+    """The folder of a bundle, from the hub when there is no such folder here."""
+    folder = Path(source)
+    if not folder.exists() and str(source).count("/") == 1 and not str(source).startswith((".", "/", "~")):
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(str(source)))
+        except Exception as error:  # the hub client raises many types for "cannot be had"
+            raise DataError(f"no bundle {source}, in a folder or on the hub", got=type(error).__name__) from error
+    return folder
+
+
+def check_files(folder: Path, config: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Refuse a bundle whose files are not those that were written."""
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise BundleError("a bundle must be whole", got=f"{name} is missing in {folder}", remedy="copy it again")
+        if sha256(path) != config["sha256"].get(name):
+            raise BundleError(
+                "a bundle must be as it was written",
+                got=f"{name} in {folder} is damaged or was changed",
+                remedy="copy or build it again",
+            )
+
+
+def read_config(folder: Path, needed: set[str], method: str = "semantic") -> dict[str, Any]:
+    """The ``config.json`` of a bundle of this method; one without a method is semantic."""
     path = folder / "config.json"
     if not path.is_file():
         raise BundleError("a bundle must be a folder with a config.json", got=folder, remedy="name the bundle's folder")
@@ -226,14 +244,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
             got=config["sinf_format"],
             remedy="install the version that wrote it",
         )
-    needed = {"model", "classes", "clusters", "cut", "deferral", "threshold", "router", "provenance", "sha256"}
+    found = config.get("method", "semantic")
+    if found != method:
+        remedy = "open it with sinf.from_pretrained"
+        raise BundleError(f"a bundle of the method {method} is needed", got=f"one of the method {found}", remedy=remedy)
     missing = needed - config.keys()
     if missing or not isinstance(config["sha256"], dict):
         raise BundleError(f"{path} is incomplete", got=", ".join(sorted(missing)) or "sha256", remedy="build it again")
     return config
 
 
-def _check_origin(spec: ModelSpec, allow_factory: bool) -> None:
+def check_origin(spec: ModelSpec, allow_factory: bool) -> None:
     known = spec.name in REFERENCE_NAMES or spec.name.startswith(_LIBRARIES)
     if not known and not allow_factory:
         raise BundleError(
@@ -243,13 +264,13 @@ def _check_origin(spec: ModelSpec, allow_factory: bool) -> None:
         )
 
 
-def _is_bundle(folder: Path) -> bool:
+def is_bundle(folder: Path) -> bool:
     try:
         return "sinf_format" in json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         return False
 
 
-def _map_tensors(path: Path) -> dict[str, Tensor]:
+def map_tensors(path: Path) -> dict[str, Tensor]:
     with safe_open(str(path), framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)

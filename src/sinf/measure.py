@@ -18,7 +18,6 @@ from sinf.risk import Calibration
 from sinf.routing import FALLBACK, part_name
 from sinf.subgraph.slice import parameters_of
 from sinf.timing import Progress
-from sinf.timing import latency as latency  # benchmarks import it from here
 
 
 @dataclass(frozen=True)

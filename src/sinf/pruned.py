@@ -23,12 +23,13 @@ from sinf.data import LabelledImages
 from sinf.engine.prepare import prepare
 from sinf.errors import StorageError
 from sinf.files import replacing_folder, sha256, write_tensors
-from sinf.measure import Latency, latency, machine
+from sinf.measure import machine
 from sinf.models import BaseModel, ModelSpec, plain
 from sinf.models.load import PLAIN
 from sinf.models.trace import trace
 from sinf.subgraph.coupling import couple
 from sinf.subgraph.select import MacCount
+from sinf.timing import Latency, latency
 
 Progress = Callable[[str, int, int], None]
 

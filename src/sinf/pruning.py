@@ -21,7 +21,6 @@ from sinf.data import BATCH, LabelledImages
 from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError, VerificationError
 from sinf.files import hash_tensors
-from sinf.measure import latency
 from sinf.models import BaseModel, ModelSpec, load_spec
 from sinf.models.load import PLAIN
 from sinf.models.to_plain import to_plain
@@ -31,6 +30,7 @@ from sinf.pipeline import WEIGHT_COST
 from sinf.steps import StepStore, Tensors
 from sinf.subgraph.recalibrate import recalibrate
 from sinf.subgraph.select import Budget, Schedule
+from sinf.timing import latency
 from sinf.train import EpochReport, Teacher, TrainConfig, train
 from sinf.version import __version__
 
@@ -184,7 +184,7 @@ class _Pruning:
 
     def _compactor(self, reconstruct: bool) -> Compactor:
         config = self.config
-        options = _Options(reconstruct, config.reconstruct_bytes, config.round_to, config.seed)
+        options = _Options(reconstruct, config.reconstruct_bytes, config.images, config.round_to, config.seed)
         criterion = make_criterion(config.criterion)
         return Compactor(self.base, self.network, self.images, criterion, options, self.progress, self.store)
 
@@ -267,5 +267,6 @@ class _Options:
 
     reconstruct: bool
     reconstruct_bytes: int
+    common_images: int
     round_to: int
     seed: int

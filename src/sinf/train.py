@@ -17,16 +17,22 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sinf.data import LabelledImages, augment
+from sinf.checkpoint import (
+    epoch_batches,
+    load_momenta,
+    momenta,
+    open_folder,
+    read_checkpoint,
+    require_device,
+    with_prefix,
+    write_checkpoint,
+)
+from sinf.data import LabelledImages
 from sinf.errors import ConfigError
 from sinf.files import hash_tensors, write_tensors
 from sinf.models import BaseModel, ModelSpec, load_spec
-
-_CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,7 @@ class TrainConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"{name} must be in {low}..{high}", got=value, remedy=f"change {name}")
-        try:
-            torch.zeros(1, device=self.device)
-        except (RuntimeError, AssertionError) as error:  # torch asserts that a build has CUDA
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"no device {self.device!r}", got=reason, remedy="take cpu") from error
+        require_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,7 @@ def train(
             got=f"{spec.classes} of {images.classes}",
             remedy="make it with as many",
         )
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"the folder must be writable: {folder}", got=error, remedy="name another") from error
+    folder = open_folder(folder)
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
     model = load_spec(spec)
@@ -152,7 +150,7 @@ def train(
         top1 = None
         if validation is not None:
             top1 = _top1(run.averaged or run.model, validation, spec, device)
-        _checkpoint(folder, run, fingerprint, epoch + 1)
+        write_checkpoint(folder, run.tensors(), fingerprint, epoch + 1)
         if report is not None:
             report(EpochReport(epoch + 1, config.epochs, loss, top1, time.perf_counter() - begin))
     final = (run.averaged or run.model).to("cpu", memory_format=torch.contiguous_format).eval()
@@ -213,26 +211,13 @@ class _Run:
         tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
         if self.averaged is not None:
             tensors |= {f"average.{key}": value for key, value in self.averaged.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                tensors[f"momentum.{name}"] = buffer
-        return tensors
+        return tensors | momenta(self.model, self.optimizer)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.model.load_state_dict(part("model."))
+        self.model.load_state_dict(with_prefix(tensors, "model."))
         if self.averaged is not None:
-            self.averaged.load_state_dict(part("average."))
-        momenta = part("momentum.")
-        for name, parameter in self.model.named_parameters():
-            if name in momenta:
-                buffer = momenta[name].to(parameter.device)
-                if parameter.ndim == 4:
-                    buffer = buffer.contiguous(memory_format=torch.channels_last)
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+            self.averaged.load_state_dict(with_prefix(tensors, "average."))
+        load_momenta(self.model, self.optimizer, tensors)
 
 
 def _one_cycle(progress: float, warmup: float) -> float:
@@ -252,14 +237,10 @@ def _epoch(
 ) -> float:
     run.model.train()
     config = run.config
-    generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
-    order = torch.randperm(len(labels), generator=generator).to(labels.device)
     total = torch.zeros((), device=labels.device)
-    for step in range(run.steps_per_epoch):
-        rows = order[step * config.batch : (step + 1) * config.batch]
-        x = spec.preprocessing.normalise(augment(pixels[rows], generator))
-        x = x.contiguous(memory_format=torch.channels_last)
-        total += run.step(x, labels[rows], epoch * run.steps_per_epoch + step)
+    batches = epoch_batches(pixels, labels, spec.preprocessing, config.batch, config.seed, epoch)
+    for step, (x, y) in enumerate(batches):
+        total += run.step(x, y, epoch * run.steps_per_epoch + step)
         if progress is not None:
             progress(epoch * run.steps_per_epoch + step + 1, config.epochs * run.steps_per_epoch)
     return float(total) / run.steps_per_epoch
@@ -299,29 +280,13 @@ def _fingerprint(
     return json.dumps(record, sort_keys=True)
 
 
-def _checkpoint(folder: Path, run: _Run, fingerprint: str, epochs_done: int) -> None:
-    write_tensors(run.tensors(), folder / _CHECKPOINT, {"epochs_done": str(epochs_done), "run": fingerprint})
-
-
 def _resume(folder: Path, run: _Run, fingerprint: str) -> int:
     """Load the checkpoint, if there is one of the same run, and return the number of epochs it has seen."""
-    path = folder / _CHECKPOINT
-    if not path.exists():
+    found = read_checkpoint(folder, fingerprint)
+    if found is None:
         return 0
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ConfigError(f"the checkpoint {path} is damaged", got=error, remedy="remove it to start again") from error
-    if metadata.get("run") != fingerprint:
-        raise ConfigError(
-            "a folder holds one training run",
-            got=f"{folder} with a checkpoint of other options or images",
-            remedy="name another folder, or repeat the options of the first call",
-        )
-    run.load(tensors)
-    return int(metadata["epochs_done"])
+    run.load(found[0])
+    return found[1]
 
 
 def save_half(model: BaseModel, path: str | Path) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from sinf.cli import bench, bundles, demo, export, models, prune
+from sinf.cli import bench, bundles, demo, dynamic, export, models, prune
 from sinf.errors import SinfError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command()(bench.bench)
 app.command()(bench.results)
 app.command()(export.export)
 app.command()(demo.demo)
+app.add_typer(dynamic.app, name="dynamic")
 
 
 def main() -> None:

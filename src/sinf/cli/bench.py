@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sinf.cli import options
+from sinf.cli import dynamic, options
 from sinf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,6 +41,12 @@ def bench(
 ) -> None:
     """Time of base and ours, in turns in one process and one engine: whole, by stage and by route; memory, sizes,
     energy."""
+    if options.is_dynamic(bundle, threshold):
+        if precision != "f32":
+            raise ConfigError("dynamic bundles compute in f32", got=precision, remedy="leave out --precision")
+        return dynamic.bench(
+            bundle, data, split, batch, pairs, image_column, label_column, engine, threads, allow_factory, json
+        )
     from sinf import measure
     from sinf.energy import find_meters
     from sinf.engine.engines import open_engine, require_precision

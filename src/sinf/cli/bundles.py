@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sinf.cli import options
+from sinf.cli import dynamic, options
 from sinf.criteria import NAMES
 from sinf.errors import DataError
 
@@ -138,6 +138,8 @@ def evaluate(
     json: options.Json = None,
 ) -> None:
     """Accuracy, MACs and active parameters, base beside ours, with a table of the clusters."""
+    if options.is_dynamic(bundle, threshold):
+        return dynamic.evaluate(bundle, data, split, image_column, label_column, threads, allow_factory, json)
     from sinf.measure import evaluate as run
     from sinf.report import tables
 
@@ -161,6 +163,8 @@ def predict(
     json: options.Json = None,
 ) -> None:
     """Classes with probabilities, the route and the time, of every image."""
+    if options.is_dynamic(bundle, threshold):
+        return dynamic.predict(bundle, image, top, threads, allow_factory, json)
     import numpy as np
     import torch
 

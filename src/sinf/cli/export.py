@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sinf.cli import options
+from sinf.cli import dynamic, options
 from sinf.errors import ConfigError
 
 
@@ -41,6 +41,11 @@ def export(
     if file_format != "web" and (runtime is not None or data is not None):
         raise ConfigError("--runtime and --data are those of a page", got=file_format, remedy="take --format web")
     from sinf.export import page
+
+    if options.is_dynamic(bundle, threshold):
+        if file_format != "onnx":
+            raise ConfigError("dynamic bundles are exported as ONNX", got=file_format, remedy="leave out --format")
+        return dynamic.export(bundle, out, allow_factory)
     from sinf.export.single import export_single
     from sinf.export.split import export_split
     from sinf.measure import folder_bytes

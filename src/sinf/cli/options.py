@@ -44,6 +44,16 @@ AllowFactory = Annotated[
 ]
 
 
+def is_dynamic(bundle: Path, threshold: float | None) -> bool:
+    """Whether a bundle is that of dynamic pruning, which has no threshold to change."""
+    from sinf.load import method_of
+
+    dynamic = method_of(bundle) == "dynamic"
+    if dynamic and threshold is not None:
+        raise ConfigError("a dynamic bundle has no fallback", got="--threshold", remedy="leave it out")
+    return dynamic
+
+
 def base_model(
     name: str,
     weights: Path | None,

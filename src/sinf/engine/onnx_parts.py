@@ -46,18 +46,12 @@ def part_to_onnx(engine: TorchEngine, part: str) -> onnx.ModelProto:
         ModelError: the model has an operation that ONNX has not.
         DependencyError: onnx or onnxscript is missing.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise DependencyError("ONNX graphs need packages", got=error.name, remedy="pip install 'sinf[onnx]'") from error
+    _require_packages()
     inputs, outputs = signature(part)
     images = torch.zeros(_EXAMPLE, *engine.bundle.spec.preprocessing.size)
-    example = (images,)
-    if inputs != (
-        "images",
-    ):  # in the order of channels_last torch would export the strides of its own pools, as gathers
-        example = tuple(x.contiguous() for x in engine.run(FRONT, images)[: len(inputs)])
+    given = (images,) if inputs == ("images",) else engine.run(FRONT, images)[: len(inputs)]
+    # In the order of channels_last torch would export the strides of its own pools, as gathers.
+    example = tuple(x.contiguous() for x in given)
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -83,6 +77,32 @@ def _module(engine: TorchEngine, part: str) -> nn.Module:
         return engine.module(part)
     kept = engine.bundle.parts["common" if part == bare(FRONT) else part.removeprefix(_BARE)]
     return engine.network.extractor(kept) if part == bare(FRONT) else engine.network.tail(kept)
+
+
+def graph_to_onnx(graph: torch.nn.Module, size: tuple[int, int, int], batch: int) -> onnx.ModelProto:
+    """A classifier for batches of this very size: ``images`` (batch, C, H, W) -> ``logits``.
+
+    Raises: as :func:`part_to_onnx`.
+    """
+    _require_packages()
+    example = (torch.zeros(batch, *size),)
+    names = {"input_names": ("images",), "output_names": ("logits",)}
+    try:
+        with _quiet():
+            program = torch.onnx.export(graph.eval(), example, dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
+    except Exception as error:  # the exporter raises whatever torch, onnxscript and the model do
+        reason = str(error).strip().splitlines()[0]
+        remedy = "replace the operation that it names, or run the bundle in torch"
+        raise ModelError("the network cannot be written as ONNX", got=reason, remedy=remedy) from error
+    return _without_notes(program.model_proto)  # type: ignore[union-attr]
+
+
+def _require_packages() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise DependencyError("ONNX graphs need packages", got=error.name, remedy="pip install 'sinf[onnx]'") from error
 
 
 def _without_notes(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from sinf.bundle import Bundle
+from sinf.bundle import Bundle, folder_of
 from sinf.data import BATCH
 from sinf.engine.memory import release
 from sinf.engine.parts import Front, Judge, Specialist
 from sinf.engine.prepare import prepare
-from sinf.errors import ConfigError, DataError
+from sinf.errors import ConfigError
 from sinf.network import Network, Part
 from sinf.routing import BASE, FALLBACK, FRONT, Engine, FeatureRouter, Routed, part_name
 
@@ -115,15 +115,7 @@ class SemanticModel(nn.Module):
         cls, source: str | Path, *, memory_budget: int | None = None, allow_factory: bool = False
     ) -> SemanticModel:
         """Load a bundle from a folder, or from the hub when there is no such folder."""
-        folder = Path(source)
-        if not folder.exists() and str(source).count("/") == 1 and not str(source).startswith((".", "/", "~")):
-            from huggingface_hub import snapshot_download
-
-            try:
-                folder = Path(snapshot_download(str(source)))
-            except Exception as error:  # the hub client raises many types for "cannot be had"
-                raise DataError(f"no bundle {source}, in a folder or on the hub", got=type(error).__name__) from error
-        return cls(Bundle.load(folder, allow_factory=allow_factory), memory_budget)
+        return cls(Bundle.load(folder_of(source), allow_factory=allow_factory), memory_budget)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the bundle to a folder."""

@@ -10,6 +10,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from sinf.bundle import Bundle
+    from sinf.dynamic.model import DynamicEvaluation
     from sinf.energy import Energy
     from sinf.measure import Evaluation
     from sinf.profile import Profile
@@ -123,6 +124,25 @@ def show_evaluation(result: Evaluation) -> None:
             _share(c.route_accuracy), _share(c.fallback), _count(c.tail_macs), _count(c.tail_parameters),
         )  # fmt: skip
     console.print(clusters)
+
+
+def show_dynamic(result: DynamicEvaluation) -> None:
+    console = _console()
+    table = _table(f"{result.images} images", "", "base", "ours", "difference")
+    for name, base, ours in (("top-1", result.base_top1, result.top1), ("top-5", result.base_top5, result.top5)):
+        table.add_row(name, _share(base), _share(ours), f"{100 * (ours - base):+.2f} points")
+    macs, whole = result.macs, result.base_macs
+    table.add_row("mean MACs", _count(whole), _count(macs.mean), f"{-100 * result.macs_saved:+.1f} %")
+    for name, value in (("5th percentile", macs.p5), ("median", macs.median), ("95th percentile", macs.p95)):
+        table.add_row(f"  {name}", "", _count(value), f"{100 * (value / whole - 1):+.1f} %")
+    for quarter, value in zip(("easiest", "second", "third", "hardest"), result.macs_by_difficulty, strict=False):
+        table.add_row(f"  {quarter} quarter", "", _count(value), f"{100 * (value / whole - 1):+.1f} %")
+    table.add_row("MACs of the gates", "", _count(result.gate_macs), "")
+    console.print(table)
+    sites = _table("Channels that stay", "convolution", "mean share")
+    for name, share in result.remaining.items():
+        sites.add_row(name, _share(share))
+    console.print(sites)
 
 
 def show_bench(rows: list[Latency], facts: dict[str, Any]) -> None:
@@ -249,4 +269,15 @@ def show_predictions(records: list[dict[str, Any]]) -> None:
         table.add_row(
             Path(record["image"]).name, classes, route, f"{record['confidence']:.2f}", f"{record['milliseconds']:.2f}"
         )
+    _console().print(table)
+
+
+def show_choices(records: list[dict[str, Any]]) -> None:
+    table = _table("", "image", "classes", "MACs", "of the base model", "ms", left=2)
+    for record in records:
+        classes = ", ".join(f"{c['name']} {100 * c['probability']:.1f} %" for c in record["classes"])
+        table.add_row(
+            Path(record["image"]).name, classes, _count(record["macs"]), _share(record["macs_share"]),
+            f"{record['milliseconds']:.2f}",
+        )  # fmt: skip
     _console().print(table)

@@ -1,0 +1,150 @@
+"""A dynamically pruned bundle as a plain classifier, and what it does with labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from sinf.bundle import folder_of
+from sinf.data import BATCH, LabelledImages
+from sinf.dynamic.bundle import DynamicBundle
+from sinf.dynamic.cost import Spread
+from sinf.dynamic.network import GatedNetwork
+from sinf.dynamic.sparse import SparseNetwork
+from sinf.engine.prepare import prepare
+from sinf.errors import BundleError
+from sinf.models.trace import trace
+
+
+class Chosen(NamedTuple):
+    """What the model says of a batch: logits (B, classes), the MACs that each input costs (B,) gates included, and the
+    share of channels of gated convolutions that stays for each (B, sites)."""
+
+    logits: Tensor
+    macs: Tensor
+    remaining: Tensor
+
+
+class DynamicModel(nn.Module):
+    """``(B, C, H, W)`` normalised images -> ``(B, classes)`` logits; every input runs the channels that it needs."""
+
+    def __init__(self, bundle: DynamicBundle, *, batches: str = "each") -> None:
+        super().__init__()
+        self.bundle = bundle
+        try:
+            self.network: GatedNetwork = bundle.network()
+        except RuntimeError as error:
+            got = str(error).splitlines()[0]
+            raise BundleError("the bundle's tensors must fit its model", got=got, remedy="train it again") from error
+        self.sparse = SparseNetwork(self.network, batches=batches)
+        self.eval()
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, batches: str = "each", allow_factory: bool = False) -> DynamicModel:
+        """Load a bundle from a folder, or from the hub when there is no such folder."""
+        return cls(DynamicBundle.load(folder_of(source), allow_factory=allow_factory), batches=batches)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the bundle to a folder."""
+        self.bundle.save(folder)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.sparse(images)
+
+    @torch.no_grad()
+    def choose(self, images: Tensor) -> Chosen:
+        """Logits, and what every input costs."""
+        logits, seen = self.network.observe(images)
+        keep = self.network.keep(seen)
+        remaining = torch.stack([keep[:, site.units].double().mean(1) for site in self.network.sites], 1)
+        return Chosen(logits, self.network.macs_of(keep), remaining)
+
+    @cached_property
+    def base(self) -> fx.GraphModule:
+        """The base model, prepared as it is measured."""
+        base = self.bundle.base()
+        return prepare(trace(base.module, base.spec.preprocessing))
+
+
+@dataclass(frozen=True)
+class DynamicEvaluation:
+    """Base beside ours on labelled images. ``loss`` is in percentage points, shares are fractions of 1.
+
+    ``macs`` is how the MACs of an input are spread; ``macs_by_difficulty`` their mean over the quarters of the images
+    from the easiest to the hardest for the base model (by its cross entropy); ``remaining`` the mean share of channels
+    that stays, by site.
+    """
+
+    images: int
+    base_top1: float
+    top1: float
+    loss: float
+    base_top5: float
+    top5: float
+    base_macs: int
+    gate_macs: int
+    macs: Spread
+    macs_saved: float
+    macs_by_difficulty: list[float]
+    remaining: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def evaluate(
+    model: DynamicModel,
+    images: LabelledImages,
+    *,
+    batch: int = BATCH,
+    progress: Callable[[int, int], None] | None = None,
+) -> DynamicEvaluation:
+    """Run base and bundle over labelled images."""
+    rows: dict[str, list[Tensor]] = {}
+    done = 0
+    for x, y in images.batches(model.bundle.spec.preprocessing, batch):
+        base, ours = model.base(x), model.choose(x)
+        new = {
+            "base": base.argmax(1) == y,
+            "ours": ours.logits.argmax(1) == y,
+            "base5": _in_top5(base, y),
+            "ours5": _in_top5(ours.logits, y),
+            "hard": F.cross_entropy(base, y, reduction="none"),
+            "macs": ours.macs,
+            "remaining": ours.remaining,
+        }
+        for name, value in new.items():
+            rows.setdefault(name, []).append(value)
+        done += len(y)
+        if progress is not None:
+            progress(done, len(images))
+    seen = {name: torch.cat(parts) for name, parts in rows.items()}
+    mean = {name: float(value.double().mean()) for name, value in seen.items()}
+    quarters = seen["macs"][seen["hard"].argsort(stable=True)].chunk(4)
+    network = model.network
+    return DynamicEvaluation(
+        images=done,
+        base_top1=mean["base"],
+        top1=mean["ours"],
+        loss=100 * (mean["base"] - mean["ours"]),
+        base_top5=mean["base5"],
+        top5=mean["ours5"],
+        base_macs=network.base_macs,
+        gate_macs=network.gate_macs(),
+        macs=Spread.of(seen["macs"]),
+        macs_saved=1 - mean["macs"] / network.base_macs,
+        macs_by_difficulty=[float(part.mean()) for part in quarters],
+        remaining={s.name: float(seen["remaining"][:, i].mean()) for i, s in enumerate(network.sites)},
+    )
+
+
+def _in_top5(logits: Tensor, y: Tensor) -> Tensor:
+    return (logits.topk(min(5, logits.shape[1]), 1).indices == y[:, None]).any(1)

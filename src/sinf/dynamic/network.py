@@ -1,0 +1,244 @@
+"""A network with gates on it: the model's own code runs as it is, hooks apply gates and masks, the model is not edited.
+
+with gates attached:  x -> conv -> norm, activation, ... -> (mask * .) -> next conv
+                      |                                        ^
+                      +------------> gate --> saliency, mask --+
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from sinf.dynamic.cost import macs_of
+from sinf.dynamic.gates import Gate, make_gate
+from sinf.dynamic.sites import Site, choose, find_sites
+from sinf.errors import ConfigError
+from sinf.models import BaseModel
+from sinf.models.trace import trace
+from sinf.subgraph.coupling import Coupling, couple
+from sinf.subgraph.select import MacCount
+
+
+@dataclass
+class Observed:
+    """What the gates did to one batch, each a list with an entry a site, in order: saliencies (B, U), masks (B, U),
+    and, where asked for, pooled features before the mask (B, C)."""
+
+    saliencies: list[Tensor] = field(default_factory=list)
+    masks: list[Tensor] = field(default_factory=list)
+    features: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """How gates are made. ``sites`` are names of convolutions (None: all that can be gated); ``block`` neighbouring
+    channels are decided together (1: the paper), which makes slices of weights cheaper to take."""
+
+    kind: str = "manidp"
+    squeeze: float | None = None
+    mask: str = "scaled"
+    block: int = 1
+    sites: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.block <= 1024:
+            raise ConfigError("block must be in 1..1024", got=self.block, remedy="take 1 as in the paper")
+
+
+class GatedNetwork(nn.Module):
+    """``(B, C, H, W) -> (B, classes)`` logits. Make it with :func:`attach`.
+
+    ``model`` is the user's module with hooks on some of its layers, ``gates`` one gate a site. With ``enabled`` false
+    it is the base model again; :meth:`detach` takes the hooks away for good.
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: fx.GraphModule, coupling: Coupling, sites: list[Site], config: GateConfig
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._graph = [graph]  # in a list, so that its tensors are not registered twice
+        self.coupling, self.sites, self.config = coupling, sites, config
+        self.enabled, self.wants_features, self.detach_features = True, False, True
+        self.blocks = [_blocks(site.size, config.block) for site in sites]
+        self.gates = nn.ModuleList(
+            make_gate(
+                config.kind,
+                site.channels,
+                _importance(model.get_submodule(site.name), site, coupling, blocks),
+                squeeze=config.squeeze,
+                mask=config.mask,
+            )
+            for site, blocks in zip(sites, self.blocks, strict=True)
+        )
+        self._count = MacCount(graph, coupling)
+        self.base_macs = self._count.total()
+        self._seen = Observed()
+        self._masks: dict[int, Tensor] = {}  # of the batch that is running
+        self._handles = self._hook()
+
+    # ---- running
+
+    def forward(self, images: Tensor) -> Tensor:
+        try:
+            return self.model(images)
+        finally:
+            self._masks.clear()
+
+    def observe(self, images: Tensor) -> tuple[Tensor, Observed]:
+        """Logits, and what the gates did."""
+        count = len(self.sites)
+        self._seen = Observed([torch.empty(0)] * count, [torch.empty(0)] * count, [torch.empty(0)] * count)
+        logits = self(images)
+        seen, self._seen = self._seen, Observed()
+        return logits, seen
+
+    @property
+    def graph(self) -> fx.GraphModule:
+        """The base model, traced; it shares its layers with ``model``."""
+        return self._graph[0]
+
+    def gate(self, index: int) -> Gate:
+        return self.gates[index]
+
+    def keep(self, seen: Observed) -> Tensor:
+        """``(B, units)`` bool: what stays of the whole network for every input, in the coupling's units."""
+        keep = self.coupling.keep_all().repeat(len(seen.masks[0]), 1)
+        for index, site in enumerate(self.sites):
+            kept = self.gate(index).keep(seen.saliencies[index].detach())
+            keep[:, site.units] = kept[:, self.blocks[index]].cpu()
+        return keep
+
+    def macs_of(self, keep: Tensor) -> Tensor:
+        """``(B,)`` float64 MACs of inputs that keep these units (B, units), gates included."""
+        return macs_of(self._count, keep) + self.gate_macs()
+
+    def gate_macs(self) -> int:
+        """MACs of all gates for one input; means over positions are sums and count nothing."""
+        return sum(self.gate(index).macs() for index in range(len(self.sites)))
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        return list(self.gates.parameters())
+
+    def detach(self) -> nn.Module:
+        """The base model without any hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        return self.model
+
+    # ---- hooks
+
+    def _hook(self) -> list[Any]:
+        own = {site.name: index for index, site in enumerate(self.sites)}
+        readers: dict[str, list[int]] = {}
+        last: dict[int, str] = {}
+        for index, site in enumerate(self.sites):
+            for target in site.consumers:
+                readers.setdefault(target, []).append(index)
+                last[index] = target
+        handles = []
+        for target in {*own, *readers}:
+            read = readers.get(target, [])
+            observed = [index for index in read if last[index] == target]
+            hook = self._on_input(target, read, observed, own.get(target))
+            handles.append(self.model.get_submodule(target).register_forward_pre_hook(hook))
+        return handles
+
+    def _on_input(
+        self, target: str, read: list[int], observed: list[int], own: int | None
+    ) -> Callable[[nn.Module, tuple], tuple | None]:
+        """Before a layer runs: mask what it reads, then let its own gate look at that."""
+        slot = self.coupling.reads[target]
+        positions = [_positions(slot.units, self.sites[index], self.blocks[index]) for index in read]
+
+        def hook(module: nn.Module, args: tuple) -> tuple | None:
+            if not self.enabled:
+                return None
+            x = args[0]
+            for index, (where, unit) in zip(read, positions, strict=True):
+                if index in observed and self.wants_features and self._seen.features:
+                    self._seen.features[index] = _pooled(module, x, where, slot.repeat, self.detach_features)
+                mask = self._masks[index]
+                factor = (
+                    mask[:, unit]
+                    if where is None
+                    else mask.new_ones(len(x), len(slot.units)).index_copy(1, where, mask[:, unit])
+                )
+                x = x * _shaped(module, factor, slot.repeat, x)
+            if own is not None:
+                gate = self.gate(own)
+                saliency = gate(x)
+                self._masks[own] = mask = gate.mask(saliency)
+                if self._seen.saliencies:
+                    self._seen.saliencies[own], self._seen.masks[own] = saliency, mask
+            return (x, *args[1:])
+
+        return hook
+
+
+def attach(base: BaseModel, config: GateConfig | None = None) -> GatedNetwork:
+    """Put gates on a model: one call, and the model's code is not touched.
+
+    Raises:
+        CutError: the model cannot be traced, or none of its convolutions can be gated; the message says why.
+        ConfigError: a site is named that cannot be gated.
+    """
+    config = config or GateConfig()
+    graph = trace(base.module, base.spec.preprocessing)
+    coupling = couple(graph, free_output=True)
+    sites = choose(find_sites(graph, coupling), None if config.sites is None else list(config.sites))
+    return GatedNetwork(base.module, graph, coupling, sites, config)
+
+
+def _blocks(size: int, block: int) -> Tensor:
+    """The block (a number) that each of ``size`` units is in; blocks are smaller where they would not fit."""
+    return torch.arange(size) // math.gcd(size, block)
+
+
+def _importance(conv: nn.Module, site: Site, coupling: Coupling, blocks: Tensor) -> Tensor:
+    """Mean L1 norm of the filters of every block (Li et al., ICLR 2017)."""
+    norms = conv.weight.detach().abs().flatten(1).sum(1).float()
+    place = _lookup(site.units)[coupling.writes[site.name].units]
+    sums = torch.zeros(int(blocks.max()) + 1).index_add(0, blocks[place], norms.cpu())
+    return sums / torch.bincount(blocks[place], minlength=len(sums))
+
+
+def _lookup(units: Tensor) -> Tensor:
+    """From a unit's number to its place in ``units``."""
+    table = torch.full((int(units.max()) + 1,), -1)
+    table[units] = torch.arange(len(units))
+    return table
+
+
+def _positions(read: Tensor, site: Site, blocks: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Where a layer reads units of a site (None: everywhere), and the entry of the site's mask for each."""
+    where = torch.nonzero(torch.isin(read, site.units)).flatten()
+    entries = blocks[_lookup(site.units)[read[where]]]
+    return (None if len(where) == len(read) else where), entries
+
+
+def _shaped(module: nn.Module, factor: Tensor, repeat: int, x: Tensor) -> Tensor:
+    """(B, C) so that it multiplies the input of a layer along its channels."""
+    if repeat > 1:
+        factor = factor.repeat_interleave(repeat, 1)
+    if isinstance(module, nn.Linear):
+        return factor.view(len(x), *([1] * (x.ndim - 2)), -1)
+    return factor.view(len(x), -1, *([1] * (x.ndim - 2)))
+
+
+def _pooled(module: nn.Module, x: Tensor, where: Tensor | None, repeat: int, detached: bool) -> Tensor:
+    """Features (B, C) of the channels in ``where``, averaged over positions."""
+    if isinstance(module, nn.Linear):
+        pooled = x.unflatten(-1, (-1, repeat)).mean(-1) if repeat > 1 else x
+        pooled = pooled.flatten(1, -2).mean(1) if pooled.ndim > 2 else pooled
+    else:
+        pooled = x.flatten(2).mean(2)
+    pooled = pooled if where is None else pooled[:, where]
+    return pooled.detach() if detached else pooled

@@ -1,0 +1,261 @@
+"""A dynamically pruned network in ONNX Runtime: weights are computed from what gates keep.
+
+    images (1, C, H, W) -> logits (1, classes)
+
+Plain operators: a gate becomes ``ReduceMean``, two products and ``NonZero``, and the convolutions at both ends of a
+site read ``Gather`` of their weights. The batch is one image, because the kept channels are those of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from sinf.dynamic.gates import BoostingGate, Gate, SaliencyGate, StaticGate
+from sinf.dynamic.model import DynamicModel
+from sinf.engine.onnx_parts import graph_to_onnx
+from sinf.engine.prepare import prepare
+from sinf.errors import ConfigError, DependencyError, ModelError, VerificationError
+from sinf.files import replacing
+from sinf.models import load_spec
+from sinf.models.trace import trace
+
+if TYPE_CHECKING:
+    import onnx
+
+ENGINES = ("torch", "onnxruntime")
+_SAMPLES, _TOLERANCE = 8, 1e-3
+
+
+def open_engine(model: DynamicModel, engine: str, threads: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Base and ours as functions of normalised images, both in the same engine."""
+    if engine not in ENGINES:
+        raise ConfigError(f"the engine of a dynamic bundle must be one of {', '.join(ENGINES)}", got=engine)
+    if engine == "torch":
+        return model.base, model
+    base = graph_to_onnx(model.base, model.bundle.spec.preprocessing.size, 1)
+    return tuple(_session(made.SerializeToString(), threads) for made in (base, to_onnx(model)))  # type: ignore[return-value]
+
+
+def export(model: DynamicModel, path: str | Path) -> None:
+    """Write a bundle as one file.
+
+    Raises:
+        ConfigError: the name does not end in .onnx.
+        ModelError: the model has a layer that this form cannot hold.
+        VerificationError: the file does not answer as the bundle does.
+        StorageError: it cannot be written; what was there stays.
+    """
+    path = Path(path)
+    if path.suffix != ".onnx" or path.is_dir():
+        raise ConfigError("a dynamic bundle is exported to one file that ends in .onnx", got=path)
+    content = to_onnx(model).SerializeToString()
+    run = _session(content, 1)
+    images = torch.randn(_SAMPLES, *model.bundle.spec.preprocessing.size, generator=torch.Generator().manual_seed(0))
+    for image in images:
+        wanted = model(image[None]).numpy()
+        gap = float((np.abs(run(image[None].numpy()) - wanted) / (1 + np.abs(wanted))).max())
+        if not gap <= _TOLERANCE:
+            got = f"a difference of {gap:.2g}"
+            raise VerificationError("the export must answer as the bundle does", got=got, remedy="report it")
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def to_onnx(model: DynamicModel) -> onnx.ModelProto:
+    """The graph of :func:`export`."""
+    module = load_spec(model.bundle.spec)
+    module.load_state_dict({k[6:]: v for k, v in model.bundle.state.items() if k.startswith("model.")})
+    size = model.bundle.spec.preprocessing.size
+    graph = prepare(trace(module.requires_grad_(False), model.bundle.spec.preprocessing))
+    _require_plain(model, graph)
+    for name, layer in list(graph.named_modules()):
+        if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
+            graph.set_submodule(name, _Mean())  # torch writes the pool with the number of channels in it
+    made = graph_to_onnx(graph, size, 1)
+    _Rewriter(model, made.graph).run()
+    return made
+
+
+class _Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
+
+
+def _session(content: bytes, threads: int) -> Callable[[Any], np.ndarray]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DependencyError("onnxruntime is needed", got=error.name, remedy="pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0]
+
+
+def _require_plain(model: DynamicModel, graph: fx.GraphModule) -> None:
+    """Refuse what the rewriting below does not know, by name."""
+    network = model.network
+    layers = {str(node.target) for node in graph.graph.nodes if node.op in ("call_module", "get_attr")}
+    for site in network.sites:
+        for target in (site.name, *site.consumers):
+            layer = graph.get_submodule(target)
+            slots = [s for s in (network.coupling.reads.get(target), network.coupling.writes.get(target)) if s]
+            mixed = any(0 < int(torch.isin(s.units, site.units).sum()) < len(s.units) or s.repeat > 1 for s in slots)
+            if mixed or not (isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)):
+                _refuse(target, layer)
+        for target, slot in network.coupling.writes.items():
+            if target != site.name and target in layers and bool(torch.isin(slot.units, site.units).any()):
+                _refuse(target, graph.get_submodule(target) if target in dict(graph.named_modules()) else graph)
+
+
+def _refuse(target: str, layer: nn.Module) -> None:
+    raise ModelError(
+        "dynamic ONNX graphs hold gated convolutions that plain convolutions and linear layers read",
+        got=f"{type(layer).__name__} at {target}",
+        remedy="gate others (--site), or run the bundle in torch",
+    )
+
+
+class _Rewriter:
+    """Puts gates and gathered weights into the graph of the base model."""
+
+    def __init__(self, model: DynamicModel, graph: onnx.GraphProto) -> None:
+        self.network, self.graph = model.network, graph
+        self.nodes: list[onnx.NodeProto] = []
+        self.names = {tensor.name for tensor in graph.initializer}
+        self.constants: list[onnx.TensorProto] = []
+        self.index: dict[int, str] = {}  # by site: (k,) kept channels
+        self.scale: dict[int, str] = {}  # by site: (1, k)
+        self.produced = {site.name: i for i, site in enumerate(self.network.sites)}
+        self.read = {t: i for i, site in enumerate(self.network.sites) for t in site.consumers}
+
+    def run(self) -> None:
+        for node in list(self.graph.node):
+            target = self._target(node)
+            if node.op_type == "Reshape":
+                self._free(node)
+            if target is not None:
+                self._layer(node, target)
+            self.nodes.append(node)
+        missing = self.produced.keys() - {self.network.sites[i].name for i in self.index}
+        if missing:
+            raise ModelError("gated layers must be in the exported graph", got=sorted(missing)[0])
+        used = {name for node in self.nodes for name in node.input}
+        left = [tensor for tensor in self.graph.initializer if tensor.name in used]
+        del self.graph.node[:], self.graph.value_info[:], self.graph.initializer[:]
+        self.graph.initializer.extend(left)
+        self.graph.node.extend(self.nodes)
+        self.graph.initializer.extend(self.constants)
+
+    def _target(self, node: onnx.NodeProto) -> str | None:
+        """The layer that a node computes, if it is at one end of a site."""
+        for name in node.input[1:2]:
+            target = name.removesuffix(".weight")
+            if name in self.names and target != name and (target in self.produced or target in self.read):
+                return target
+        return None
+
+    def _free(self, node: onnx.NodeProto) -> None:
+        """Flattening keeps the image and takes whatever is there."""
+        from onnx import numpy_helper
+
+        for tensor in self.graph.initializer:
+            if tensor.name == node.input[1]:
+                shape = numpy_helper.to_array(tensor)
+                if len(shape) == 2 and shape[0] == 1:
+                    node.input[1] = self.constant(f"{node.output[0]}/flat", np.array([1, -1], np.int64))
+
+    def _layer(self, node: onnx.NodeProto, target: str) -> None:
+        into, out = self.read.get(target), self.produced.get(target)
+        weight = node.input[1]
+        if into is not None:
+            factor = self.scale[into]
+            if node.op_type == "Conv":
+                factor = self.op("Unsqueeze", [factor, self.constant(f"{target}/axes", np.array([2, 3], np.int64))])
+            node.input[0] = self.op("Mul", [node.input[0], factor])
+        if out is not None:
+            self._gate(out, node.input[0], into)
+            weight = self.op("Gather", [weight, self.index[out]], axis=0)
+            if len(node.input) > 2:
+                node.input[2] = self.op("Gather", [node.input[2], self.index[out]], axis=0)
+        if into is not None:
+            across = 1 if node.op_type == "Conv" or _transposed(node) else 0
+            weight = self.op("Gather", [weight, self.index[into]], axis=across)
+        node.input[1] = weight
+
+    def _gate(self, site: int, x: str, into: int | None) -> None:
+        gate, name = self.network.gate(site), f"gate{site}"
+        blocks = self.network.blocks[site].numpy()
+        if isinstance(gate, StaticGate):
+            kept = np.flatnonzero(gate.keep(gate.importance[None])[0].numpy()[blocks])
+            self.index[site] = self.constant(f"{name}/index", kept.astype(np.int64))
+            self.scale[site] = self.constant(f"{name}/scale", np.ones((1, len(kept)), np.float32))
+            return
+        saliency = self._saliency(gate, name, x, into)
+        keep = self._keep(gate, name, saliency)
+        if len(set(blocks.tolist())) < len(blocks):
+            spread = self.constant(f"{name}/blocks", blocks.astype(np.int64))
+            saliency, keep = (self.op("Gather", [value, spread], axis=1) for value in (saliency, keep))
+        zero = self.constant(f"{name}/zero", np.zeros(1, np.float32))
+        mask = self.op("Cast", [keep], to=1) if gate.binary else self.op("Where", [keep, saliency, zero])
+        best = self.op("ArgMax", [saliency], axis=1, keepdims=1)
+        places = self.constant(f"{name}/places", np.arange(len(blocks), dtype=np.int64)[None])
+        either = self.op("Or", [keep, self.op("Equal", [places, best])])  # one channel at least
+        second = self.constant(f"{name}/second", np.array(1, np.int64))
+        self.index[site] = self.op("Gather", [self.op("NonZero", [either]), second], axis=0)
+        self.scale[site] = self.op("Gather", [mask, self.index[site]], axis=1)
+
+    def _saliency(self, gate: Gate, name: str, x: str, into: int | None) -> str:
+        axes = self.constant(f"{name}/axes", np.array([2, 3], np.int64))
+        if isinstance(gate, BoostingGate):
+            x = self.op("Abs", [x])
+        value = self.op("ReduceMean", [x, axes], keepdims=0)
+        for layer in ("squeeze", "excite") if isinstance(gate, SaliencyGate) else ("excite",):
+            linear = getattr(gate, layer)
+            weight = self.constant(f"{name}/{layer}", _numpy(linear.weight.t().contiguous()))
+            if into is not None:  # of the channels that are there
+                weight, into = self.op("Gather", [weight, self.index[into]], axis=0), None
+            value = self.op("MatMul", [value, weight])
+            if linear.bias is not None:
+                value = self.op("Add", [value, self.constant(f"{name}/{layer}.bias", _numpy(linear.bias))])
+            value = self.op("Relu", [value])
+        return value
+
+    def _keep(self, gate: Gate, name: str, saliency: str) -> str:
+        zero = self.constant(f"{name}/none", np.zeros(1, np.float32))
+        positive = self.op("Greater", [saliency, zero])
+        if isinstance(gate, BoostingGate):
+            count = self.constant(f"{name}/count", np.array([int(gate.remaining)], np.int64))
+            least = self.op("ReduceMin", [self.op("TopK", [saliency, count], outputs=2)], keepdims=1)
+        else:
+            least = self.constant(f"{name}/threshold", _numpy(gate.threshold).reshape(1))
+        return self.op("And", [self.op("GreaterOrEqual", [saliency, least]), positive])
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        from onnx import numpy_helper
+
+        self.constants.append(numpy_helper.from_array(value, name))
+        return name
+
+    def op(self, kind: str, inputs: list[str], outputs: int = 1, **attributes: Any) -> str:
+        """Add a node and return the name of its first output."""
+        from onnx import helper
+
+        names = [f"dynamic/{kind}{len(self.nodes)}.{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(kind, inputs, names, name=names[0], **attributes))
+        return names[0]
+
+
+def _transposed(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().float().numpy()

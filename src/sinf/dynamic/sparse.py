@@ -1,0 +1,172 @@
+"""Exact sparse execution: what a gate removes is not computed.
+
+One image at a time, the kept channels select slices of the weights of the layers that make them and of the layers that
+read them, so the answer is that of masking within rounding. A batch either goes through image by image or is masked,
+whichever is measured faster. Batch norms are folded first, as in the base model that is measured beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, fx, nn
+
+from sinf.dynamic.layers import GateLayer, Pick, Reads, Scale, make_layer
+from sinf.dynamic.network import GatedNetwork
+from sinf.engine.prepare import prepare
+from sinf.errors import ConfigError
+from sinf.models.trace import attribute
+from sinf.subgraph.coupling import Slot
+from sinf.subgraph.slice import copy_graph
+
+BATCHES = ("each", "mask")
+_SMALL_WEIGHT = 64 * 64 * 9
+_MANY_POSITIONS = 64  # of a map, from which odd widths cost more than rounding them up
+
+
+class SparseNetwork(nn.Module):
+    """``(B, C, H, W) -> (B, classes)``: a gated network in eval mode as it runs, its weights copied.
+
+    ``batches`` says what happens to more than one image: ``each`` on its own, or ``mask``. Widths of slices of large
+    maps are rounded up to a multiple of ``round_to`` with channels that are multiplied by 0. ``channels_last`` is the
+    order of weights and features in memory; by default it is taken where all gated weights are small (their slices are
+    then copied number by number).
+    """
+
+    def __init__(
+        self,
+        network: GatedNetwork,
+        *,
+        batches: str = "each",
+        round_to: int = 8,
+        channels_last: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if batches not in BATCHES:
+            raise ConfigError(f"batches must be one of {', '.join(BATCHES)}", got=batches)
+        if round_to < 1:
+            raise ConfigError("round_to must be at least 1", got=round_to, remedy="take 8")
+        self.batches = batches
+        if channels_last is None:
+            channels_last = _largest_weight(network) <= _SMALL_WEIGHT
+        self.graph = _Builder(network, round_to, channels_last).build()
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) < 2 or self.batches == "mask":
+            return self.graph(images)
+        return torch.cat([self.graph(image[None]) for image in images])
+
+
+def _largest_weight(network: GatedNetwork) -> int:
+    targets = {t for site in network.sites for t in (site.name, *site.consumers)}
+    return max(network.model.get_submodule(target).weight.numel() for target in targets)
+
+
+class _Builder:
+    """The prepared graph of the base model, with gates, scales and sliced layers put in."""
+
+    def __init__(self, network: GatedNetwork, round_to: int, channels_last: bool) -> None:
+        self.network, self.round_to, self.channels_last = network, round_to, channels_last
+        with torch.no_grad():
+            self.prepared = prepare(network.graph)
+        calls = [node for node in network.graph.graph.nodes if node.op == "call_module"]
+        self.shapes = {str(node.target): node.meta["shape"] for node in calls}
+        self.site_of = {site.name: index for index, site in enumerate(network.sites)}
+        self.root: dict[str, nn.Module | Tensor] = {}
+        self.selections: dict[int, fx.Node] = {}
+
+    def build(self) -> fx.GraphModule:
+        graph = copy_graph(self.prepared.graph)
+        for node in list(graph.nodes):
+            target = str(node.target)
+            if node.op == "call_module":
+                self._layer(graph, node, target)
+            elif node.op == "get_attr":
+                self.root[target] = attribute(self.prepared, target).detach()
+                slot = self.network.coupling.writes.get(target)
+                if slot is not None and self._touching(slot):
+                    self._pick(graph, node, target, slot)
+        graph.lint()
+        return fx.GraphModule(self.root, graph, class_name="SparseGraph")
+
+    def _layer(self, graph: fx.Graph, node: fx.Node, target: str) -> None:
+        coupling = self.network.coupling
+        module = self.prepared.get_submodule(target)
+        read, written = coupling.reads.get(target), coupling.writes.get(target)
+        into = [] if read is None else self._touching(read)
+        if into and read is not None and isinstance(node.args[0], fx.Node) and target in coupling.mixers.values():
+            with graph.inserting_before(node):
+                node.args = (self._scaled(graph, node.args[0], target, read, into, module), *node.args[1:])
+        if target in self.site_of:
+            with graph.inserting_before(node):
+                self._gate(graph, node.args[0], target, read, into)
+        out = [] if written is None else self._touching(written)
+        made = make_layer(
+            module,
+            None if read is None else self._reads(read, into),
+            None if written is None else self._reads(written, out),
+            self.shapes.get(target),
+            self.channels_last,
+        )
+        if made is None:
+            shape = self.shapes.get(target)
+            small = shape is not None and math.prod(shape[2:]) < _MANY_POSITIONS
+            self.root[target] = module if self.channels_last or small else _contiguous(module)
+            return
+        self.root[target] = made
+        used = list(dict.fromkeys([*into, *out]))
+        node.args = (*node.args, *(self.selections[index] for index in used))
+        made.set_order(into, out, used)
+
+    def _touching(self, slot: Slot) -> list[int]:
+        """Sites whose units are in a slot."""
+        return [i for i, site in enumerate(self.network.sites) if bool(torch.isin(slot.units, site.units).any())]
+
+    def _reads(self, slot: Slot, sites: list[int]) -> Reads:
+        return Reads.of(slot, [self.network.sites[i].units for i in sites], [self.network.blocks[i] for i in sites])
+
+    def _scaled(
+        self, graph: fx.Graph, source: fx.Node, target: str, slot: Slot, sites: list[int], module: nn.Module
+    ) -> fx.Node:
+        name = _name("scale", target)
+        self.root[name] = Scale(self._reads(slot, sites), isinstance(module, nn.Linear))
+        return graph.call_module(name, (source, *(self.selections[i] for i in sites)))
+
+    def _gate(self, graph: fx.Graph, source: fx.Node, target: str, slot: Slot | None, sites: list[int]) -> None:
+        index = self.site_of[target]
+        name = _name("gate", target)
+        reads = None if slot is None or not sites else self._reads(slot, sites)
+        block = int(torch.bincount(self.network.blocks[index])[0])
+        shape = self.shapes.get(target)
+        large = shape is None or math.prod(shape[2:]) >= _MANY_POSITIONS
+        step = max(1, self.round_to // block) if large else 1
+        self.root[name] = GateLayer(self.network.gate(index), reads, step)
+        self.selections[index] = graph.call_module(name, (source, *(self.selections[i] for i in sites)))
+
+    def _pick(self, graph: fx.Graph, node: fx.Node, target: str, slot: Slot) -> None:
+        sites = self._touching(slot)
+        name = _name("pick", target)
+        self.root[name] = Pick(self._reads(slot, sites), slot.dim)
+        # where it is used, because gates come after attributes are read
+        for user in list(node.users):
+            with graph.inserting_before(user):
+                picked = graph.call_module(name, (node, *(self.selections[i] for i in sites)))
+            user.replace_input_with(node, picked)
+
+
+def _contiguous(module: nn.Module) -> nn.Module:
+    """A convolution whose weight, and so its output, lies in the order of the sliced ones."""
+    if not isinstance(module, nn.Conv2d):
+        return module
+    own = copy.copy(module)
+    own._parameters = dict(module._parameters)
+    own.weight = nn.Parameter(module.weight.detach().contiguous(), requires_grad=False)
+    return own
+
+
+def _name(kind: str, target: str) -> str:
+    return f"{kind}_{target.replace('.', '_')}"

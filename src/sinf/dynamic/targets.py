@@ -1,0 +1,128 @@
+"""What a training aims at: a share of channels as in the paper, or a share of the base model's MACs.
+
+A share of MACs becomes a share of channels, the same in every layer, by counting; because inputs do not all keep the
+same channels the count is corrected by what is observed, and at the end thresholds are set on training images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sinf.data import LabelledImages, Preprocessing
+from sinf.dynamic.network import GatedNetwork
+from sinf.dynamic.schedule import remaining_rate
+from sinf.errors import ConfigError
+
+_STEPS = 30
+_GAIN = 0.5
+_CALIBRATION_IMAGES, _TRIES = 2000, 8
+
+
+@dataclass(frozen=True)
+class Target:
+    """Either ``channels``, the share that the threshold's rank leaves (the paper), or ``macs``, the mean share of the
+    base model's MACs that an input costs, gates included."""
+
+    channels: float | None = None
+    macs: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "macs"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ConfigError(f"the target of {name} must be in (0, 1]", got=value, remedy="take 0.5 for half")
+        if self.channels is not None and self.macs is not None:
+            raise ConfigError("one target at a time", got="channels and macs", remedy="leave one of them out")
+
+    def controller(self, network: GatedNetwork) -> Controller:
+        return Controller(self, network)
+
+
+class Controller:
+    """Turns the progress of a training into the share of channels that thresholds are set by."""
+
+    def __init__(self, target: Target, network: GatedNetwork) -> None:
+        self.target, self.network = target, network
+        self.shift, self.planned = 0.0, 1.0
+        self.final = 0.5 if target.channels is None else target.channels
+        if target.macs is not None:
+            least = expected_macs(network, 0.0)
+            if target.macs < least:
+                remedy = f"take at least {least:.3f}, or gate more convolutions"
+                raise ConfigError("so few MACs cannot be reached by gates", got=target.macs, remedy=remedy)
+            self.final = rate_for(network, target.macs)
+
+    def next_rate(self, progress: float, ramp: float, macs: float) -> float:
+        """The rate from here on; ``macs`` is the share observed since the last call."""
+        if self.target.macs is not None and self.planned < 1:
+            self.shift += _GAIN * (self.planned - rate_for(self.network, macs))
+        self.planned = remaining_rate(progress, self.final, ramp)
+        if self.planned >= 1:
+            return 1.0
+        return min(1.0, max(1e-3, self.planned + self.shift))
+
+    def state(self) -> Tensor:
+        return torch.tensor([self.shift, self.planned], dtype=torch.float64)
+
+    def load(self, state: Tensor) -> None:
+        self.shift, self.planned = state.tolist()
+
+
+def expected_macs(network: GatedNetwork, rate: float) -> float:
+    """Share of the base model's MACs when this share of every gated convolution's channels stays."""
+    keep = torch.ones(1, network.coupling.units, dtype=torch.float64)
+    for site in network.sites:
+        keep[:, site.units] = rate
+    return float(network.macs_of(keep)) / network.base_macs
+
+
+def rate_for(network: GatedNetwork, macs: float) -> float:
+    """The inverse of :func:`expected_macs`."""
+    low, high = 0.0, 1.0
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if expected_macs(network, middle) < macs else (low, middle)
+    return high
+
+
+@torch.no_grad()
+def calibrate(
+    network: GatedNetwork, preprocessing: Preprocessing, images: LabelledImages, target: Target, seed: int = 0
+) -> float:
+    """Set the thresholds for good, on about 2000 of ``images``: the mean share of MACs that they cost, at most the
+    target's where it is one of MACs (as near as thresholds allow)."""
+    network.eval()
+    sample = images.sample(_CALIBRATION_IMAGES, seed)
+    if target.macs is None:
+        return _measure(network, preprocessing, sample)[0]
+    low, high, rate = 0.0, 1.0, rate_for(network, target.macs)
+    best, chosen = 0.0, {key: value.clone() for key, value in network.gates.state_dict().items()}
+    saliencies = _measure(network, preprocessing, sample)[1]
+    for _ in range(_TRIES):
+        for index, saliency in enumerate(saliencies):
+            network.gate(index).set_remaining(rate, saliency)
+        macs, saliencies = _measure(network, preprocessing, sample)
+        if best < macs <= target.macs:
+            best, chosen = macs, {key: value.clone() for key, value in network.gates.state_dict().items()}
+        low, high = (rate, high) if macs <= target.macs else (low, rate)
+        rate = (low + high) / 2
+    if not best:
+        got = f"{macs:.3f} of the MACs, instead of {target.macs:g}"
+        raise ConfigError("thresholds must reach the target", got=got, remedy="train longer, or aim at more MACs")
+    network.gates.load_state_dict(chosen)
+    return best
+
+
+def _measure(network: GatedNetwork, preprocessing: Preprocessing, images: LabelledImages) -> tuple[float, list[Tensor]]:
+    """Mean share of MACs of the images, and mean saliency of every site (U,)."""
+    macs = 0.0
+    sums: list[Tensor] = []
+    for x, _ in images.batches(preprocessing, 250):
+        _, seen = network.observe(x)
+        macs += float(network.macs_of(network.keep(seen)).sum())
+        parts = [s.double().sum(0) for s in seen.saliencies]
+        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
+    return macs / len(images) / network.base_macs, [(s / len(images)).float() for s in sums]

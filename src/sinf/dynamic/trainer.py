@@ -1,0 +1,311 @@
+"""From a pretrained network to a dynamically pruned one: SGD with Nesterov momentum and a cosine, gates and weights
+together, the share of remaining channels falling meanwhile.
+
+The loss is that of :mod:`sinf.dynamic.losses`. A checkpoint is written after every epoch; a run that was killed and
+started again ends with the weights of a run that was not. Started by torchrun, several processes train as one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sinf.bundle import hash_tensors
+from sinf.checkpoint import (
+    epoch_batches,
+    load_momenta,
+    momenta,
+    open_folder,
+    read_checkpoint,
+    require_device,
+    with_prefix,
+    write_checkpoint,
+)
+from sinf.data import LabelledImages
+from sinf.dynamic import losses
+from sinf.dynamic.distributed import Group, joined, shared_statistics
+from sinf.dynamic.network import GateConfig, GatedNetwork, Observed, attach
+from sinf.dynamic.targets import Target, calibrate
+from sinf.errors import ConfigError
+from sinf.models import BaseModel
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The recipe; the defaults are the paper's where it gives a number, but for ``epochs`` (400 there).
+
+    ``complexity`` and ``similarity`` weigh the two losses (for ``fbs``, ``complexity`` weighs its L1 penalty). ``ramp``
+    is the share of the training at which the target is reached, ``updates`` how often an epoch thresholds move.
+    """
+
+    target: Target = field(default_factory=Target)
+    gates: GateConfig = field(default_factory=GateConfig)
+    epochs: int = 40
+    batch: int = 128
+    learning_rate: float = 0.05
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    complexity: float = 0.1
+    similarity: float = 1.0
+    hardness: float = 0.5
+    detach_weights: bool = True
+    detach_features: bool = True
+    ramp: float = 1.0
+    updates: int = 1
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("epochs", 1, 10_000),
+            ("batch", 2, 65_536),
+            ("learning_rate", 1e-8, 100),
+            ("weight_decay", 0, 1),
+            ("momentum", 0, 0.9999),
+            ("complexity", 0, 1e6),
+            ("similarity", 0, 1e6),
+            ("hardness", 1e-3, 1e3),
+            ("ramp", 0, 1),
+            ("updates", 1, 10_000),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name} must be in {low}..{high}", got=value, remedy=f"change {name}")
+        require_device(self.device)
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch came to: means over its images; ``remaining`` and ``macs`` are fractions of the base model's
+    channels (of gated convolutions) and MACs; ``top1`` is None where there are no validation images."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    cross_entropy: float
+    remaining: float
+    macs: float
+    top1: float | None
+    seconds: float
+
+
+def train(
+    base: BaseModel,
+    images: LabelledImages,
+    folder: str | Path,
+    config: TrainConfig,
+    *,
+    validation: LabelledImages | None = None,
+    report: Callable[[EpochReport], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> GatedNetwork:
+    """Attach gates to ``base`` and train both, or go on from the checkpoint in ``folder``; ``base`` is changed.
+
+    ``report`` is called after every epoch, ``progress`` after every step with (steps done, steps in all).
+
+    Raises:
+        CutError: no convolution of the model can be gated.
+        ConfigError: the options contradict each other, or ``folder`` holds another run.
+    """
+    if images.classes > base.spec.classes:
+        got = f"{base.spec.classes} of {images.classes}"
+        raise ConfigError("the model must have the classes of the data", got=got, remedy="take another model")
+    fingerprint = _fingerprint(base, config, images)
+    with joined(config.device) as group, torch.random.fork_rng(devices=[]):
+        if config.batch % group.world:
+            got = f"{config.batch} over {group.world} processes"
+            raise ConfigError("a batch must part evenly", got=got, remedy="take another --batch")
+        torch.manual_seed(config.seed)
+        network = attach(base, config.gates)
+        run = _Run(network, config, group, len(images) // config.batch)
+        if run.steps_per_epoch == 0:
+            raise ConfigError("a batch must not be larger than the data", got=config.batch, remedy="lower --batch")
+        folder = open_folder(folder)
+        found = read_checkpoint(folder, fingerprint)
+        first = 0 if found is None else run.load(*found)
+        pixels, labels = images.pixels(base.spec.preprocessing).to(config.device), images.labels.to(config.device)
+        with shared_statistics(network.model, group):
+            for epoch in range(first, config.epochs):
+                start = time.perf_counter()
+                torch.manual_seed(config.seed * 100_003 + epoch)  # of dropout, if there is any
+                means = _epoch(run, base, pixels, labels, epoch, progress)
+                top1 = None if validation is None else top1_of(network, base, validation)
+                if group.rank == 0:
+                    write_checkpoint(folder, run.tensors(), fingerprint, epoch + 1)
+                group.wait()
+                if report is not None and group.rank == 0:
+                    report(EpochReport(epoch + 1, config.epochs, *means, top1, time.perf_counter() - start))
+        network.to("cpu", memory_format=torch.contiguous_format).eval()
+        calibrate(network, base.spec.preprocessing, images, config.target, config.seed)
+    return network
+
+
+class _Run:
+    """All that changes while training."""
+
+    def __init__(self, network: GatedNetwork, config: TrainConfig, group: Group, steps_per_epoch: int) -> None:
+        self.network, self.config, self.group, self.steps_per_epoch = network, config, group, steps_per_epoch
+        network.to(config.device, memory_format=torch.channels_last)
+        network.detach_features = config.detach_features
+        network.wants_features = config.gates.kind == "manidp" and config.similarity > 0
+        network.model.requires_grad_(True)
+        self.parameters = list({id(p): p for p in network.parameters()}.values())
+        gates = {id(p) for p in network.gate_parameters()}
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": [p for p in self.parameters if id(p) not in gates], "weight_decay": config.weight_decay},
+                {"params": network.gate_parameters() or [torch.zeros(1)], "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+        )
+        self.target = config.target.controller(network)
+        self.mean_before = torch.full((), math.inf, dtype=torch.float64)
+        self._sums = _Sums(network)
+
+    def step(self, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """One step on the total batch; the loss, and the cross entropies (B / world,) of this process's share."""
+        config, total = self.config, len(x)
+        rate = config.learning_rate * (1 + math.cos(math.pi * step / (config.epochs * self.steps_per_epoch))) / 2
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        x, y = self.group.share(x), self.group.share(y)
+        logits, seen = self.network.observe(x)
+        each = F.cross_entropy(logits, y, reduction="none")
+        loss = each.sum() / total + self._regular(seen, each, total)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.group.add_gradients(self.parameters)
+        self.optimizer.step()
+        self._sums.add(self.network, seen, each.detach())
+        return loss.detach(), each.detach()
+
+    def _regular(self, seen: Observed, cross_entropy: Tensor, total: int) -> Tensor:
+        """This process's share of what is added to the cross entropy."""
+        config, loss = self.config, cross_entropy.new_zeros(())
+        if config.gates.kind == "fbs" and config.complexity > 0:
+            loss = loss + config.complexity * losses.boosting_penalty(seen.saliencies, total)
+        if config.gates.kind != "manidp":
+            return loss
+        if config.complexity > 0:
+            known = cross_entropy.detach() if config.detach_weights else cross_entropy
+            weights = losses.instance_weights(known, float(self.mean_before), config.hardness)
+            loss = loss + config.complexity * losses.complexity(seen.saliencies, weights, total)
+        if config.similarity > 0:
+            features = [self.group.rows(f) for f in seen.features]
+            saliencies = [self.group.rows(s) for s in seen.saliencies]
+            loss = loss + config.similarity * losses.similarity(features, saliencies) / self.group.world
+        return loss
+
+    @torch.no_grad()
+    def move_thresholds(self, steps_done: int) -> tuple[float, float, float]:
+        """Set the thresholds for what comes next; mean cross entropy, channels and MACs since the last time."""
+        sums = self._sums.take(self.group)
+        if not math.isfinite(sums.cross_entropy):
+            raise ConfigError("the loss must be finite", got=sums.cross_entropy, remedy="lower --learning-rate")
+        self.mean_before.fill_(sums.cross_entropy)
+        progress = steps_done / (self.config.epochs * self.steps_per_epoch)
+        rate = self.target.next_rate(progress, self.config.ramp, sums.macs)
+        for index, saliency in enumerate(sums.saliencies):
+            self.network.gate(index).set_remaining(rate, saliency)
+        return sums.cross_entropy, sums.remaining, sums.macs
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a checkpoint must hold."""
+        tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
+        tensors |= {"state.mean_before": self.mean_before, "state.target": self.target.state()}
+        return tensors | momenta(self.network, self.optimizer)
+
+    def load(self, tensors: dict[str, Tensor], epochs_done: int) -> int:
+        self.network.load_state_dict(with_prefix(tensors, "network."))
+        self.mean_before.copy_(tensors["state.mean_before"])
+        self.target.load(tensors["state.target"])
+        load_momenta(self.network, self.optimizer, tensors)
+        return epochs_done
+
+
+@dataclass(frozen=True)
+class _Means:
+    cross_entropy: float
+    remaining: float
+    macs: float
+    saliencies: list[Tensor]
+
+
+class _Sums:
+    """Running sums over the images since thresholds moved."""
+
+    def __init__(self, network: GatedNetwork) -> None:
+        self.network = network
+        self.saliencies: list[Tensor] = []
+        self.rest = torch.zeros(4, dtype=torch.float64)  # cross entropy, kept share, MACs, images
+
+    @torch.no_grad()
+    def add(self, network: GatedNetwork, seen: Observed, cross_entropy: Tensor) -> None:
+        sums = [s.detach().double().sum(0).cpu() for s in seen.saliencies]
+        self.saliencies = [a + b for a, b in zip(self.saliencies, sums, strict=True)] if self.saliencies else sums
+        keep = network.keep(seen)
+        kept = torch.cat([keep[:, site.units] for site in network.sites], 1).double().mean(1).sum()
+        macs = network.macs_of(keep).sum() / network.base_macs
+        self.rest += torch.stack([cross_entropy.double().sum().cpu(), kept, macs, torch.tensor(float(len(keep)))])
+
+    def take(self, group: Group) -> _Means:
+        """The means over all processes, and start again."""
+        flat = group.total(torch.cat([self.rest, *self.saliencies]))
+        (cross_entropy, remaining, macs, count), flat = flat[:4].tolist(), flat[4:]
+        means = (flat / count).float().split([len(s) for s in self.saliencies])
+        device = next(self.network.parameters()).device
+        self.__init__(self.network)  # type: ignore[misc]
+        return _Means(cross_entropy / count, remaining / count, macs / count, [m.to(device) for m in means])
+
+
+def _epoch(
+    run: _Run,
+    base: BaseModel,
+    pixels: Tensor,
+    labels: Tensor,
+    epoch: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[float, float, float, float]:
+    """Loss, cross entropy, remaining channels and MACs, means over the epoch."""
+    config, steps = run.config, run.steps_per_epoch
+    run.network.train()
+    loss = torch.zeros((), device=labels.device)
+    parts: list[tuple[float, float, float]] = []
+    batches = epoch_batches(pixels, labels, base.spec.preprocessing, config.batch, config.seed, epoch)
+    for step, (x, y) in enumerate(batches):
+        loss += run.step(x, y, epoch * steps + step)[0]
+        if (step + 1) * config.updates // steps > step * config.updates // steps:
+            parts.append(run.move_thresholds(epoch * steps + step + 1))
+        if progress is not None:
+            progress(epoch * steps + step + 1, config.epochs * steps)
+    means = torch.tensor(parts).mean(0).tolist()
+    return float(run.group.total(loss)) / steps, *means
+
+
+@torch.no_grad()
+def top1_of(network: GatedNetwork, base: BaseModel, images: LabelledImages) -> float:
+    """Accuracy with the gates as they are now."""
+    network.eval()
+    device = next(network.parameters()).device
+    batches = images.batches(base.spec.preprocessing, 500)
+    return sum(int((network(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in batches) / len(images)
+
+
+def _fingerprint(base: BaseModel, config: TrainConfig, images: LabelledImages) -> str:
+    record = {
+        "model": base.spec.to_json(),
+        "weights": hash_tensors(base.module.state_dict()),
+        "recipe": {**asdict(config), "device": None},
+        "images": images.fingerprint(),
+    }
+    return json.dumps(record, sort_keys=True)

@@ -1,0 +1,92 @@
+"""Computed weights in ONNX Runtime: the answers of the bundle, and clear words for what cannot be held."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from sinf.dynamic.bundle import DynamicBundle
+from sinf.dynamic.model import DynamicModel
+from sinf.dynamic.network import GateConfig, attach
+from sinf.dynamic.onnx import export, open_engine
+from sinf.errors import ConfigError, ModelError, VerificationError
+from sinf.models import BaseModel, load_model
+from tiny import randomise
+
+
+def bundle_of(name: str, rate: float = 0.5, **gates: object) -> DynamicBundle:
+    """A narrow network whose gates remove some channels."""
+    torch.manual_seed(0)
+    small = {"options": {"width": 0.25}} if ":" not in name else {"size": (3, 64, 64)}
+    base = load_model(name, pretrained=False, classes=5, **small)
+    base = BaseModel(randomise(base.module), base.spec)
+    before = {key: value.clone() for key, value in base.module.state_dict().items()}
+    network = attach(base, GateConfig(**gates)).eval()
+    for _ in range(2):
+        _, seen = network.observe(torch.randn(8, *base.spec.preprocessing.size))
+        for index, saliency in enumerate(seen.saliencies):
+            network.gate(index).set_remaining(rate, saliency.mean(0).detach())
+    return DynamicBundle.of(network, base.spec, before, list("abcde"), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "gates"),
+    [
+        ("vgg11", {}),
+        ("resnet20", {"kind": "fbs"}),
+        ("vgg11", {"block": 4, "mask": "binary"}),
+        ("resnet20", {"kind": "static"}),
+    ],
+    ids=["paper", "fbs", "blocks", "static"],
+)
+def test_answers_are_those_of_the_bundle(tmp_path: Path, name: str, gates: dict) -> None:
+    model = DynamicModel(bundle_of(name, **gates))
+    export(model, tmp_path / "out.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "out.onnx", providers=["CPUExecutionProvider"])
+    images = torch.randn(6, *model.bundle.spec.preprocessing.size)
+    ours = np.concatenate([session.run(["logits"], {"images": image[None].numpy()})[0] for image in images])
+    np.testing.assert_allclose(ours, model(images), rtol=1e-3, atol=1e-3)
+
+
+def test_one_channel_stays_where_none_would() -> None:
+    model = DynamicModel(bundle_of("resnet20"))
+    for gate in model.network.gates:
+        gate.threshold.fill_(1e9)
+    _, ours = open_engine(model, "onnxruntime", 1)
+    x = torch.randn(1, *model.bundle.spec.preprocessing.size)
+    np.testing.assert_allclose(ours(x.numpy()), model.network(x).detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_base_and_ours_are_in_the_same_engine() -> None:
+    model = DynamicModel(bundle_of("resnet20"))
+    base, _ = open_engine(model, "onnxruntime", 1)
+    x = torch.randn(1, *model.bundle.spec.preprocessing.size)
+    np.testing.assert_allclose(base(x.numpy()), model.base(x), rtol=1e-3, atol=1e-3)
+    assert open_engine(model, "torch", 1) == (model.base, model)
+
+
+def test_an_export_that_differs_is_refused(tmp_path: Path) -> None:
+    model = DynamicModel(bundle_of("resnet20"))
+    for gate in model.network.gates:
+        gate.threshold.fill_(0.0)  # what is exported is no longer what runs in torch
+    with pytest.raises(VerificationError):
+        export(model, tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_what_cannot_be_held_is_named(tmp_path: Path) -> None:
+    model = DynamicModel(bundle_of("torchvision:mobilenet_v2"))
+    with pytest.raises(ModelError, match=r"Conv2d at features\.\d+\.conv"):
+        export(model, tmp_path / "out.onnx")
+
+
+def test_names_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    model = DynamicModel(bundle_of("resnet20"))
+    with pytest.raises(ConfigError, match="onnx"):
+        export(model, tmp_path / "out")
+    with pytest.raises(ConfigError, match="engine"):
+        open_engine(model, "openvino", 1)

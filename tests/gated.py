@@ -1,0 +1,33 @@
+"""Tiny networks with gates that remove something."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from sinf.dynamic.network import GateConfig, GatedNetwork, attach
+from sinf.models import BaseModel, ModelSpec
+from tiny import CLASSES, COLOUR, randomise
+
+
+def gated(module: nn.Module, **options: object) -> GatedNetwork:
+    base = BaseModel(randomise(module), ModelSpec("tiny", CLASSES, COLOUR))
+    return attach(base, GateConfig(**options)).eval()
+
+
+def cut(network: GatedNetwork, rate: float = 0.5, seed: int = 0) -> GatedNetwork:
+    """Saliencies that differ, and thresholds that remove some channels of every site."""
+    draw = torch.Generator().manual_seed(seed)
+    for index in range(len(network.sites)):
+        gate = network.gate(index)
+        for parameter in gate.parameters():
+            parameter.data += 0.5 * torch.randn(parameter.shape, generator=draw)
+    for _ in range(2):
+        _, seen = network.observe(torch.randn(16, *COLOUR.size, generator=draw))
+        for index, saliency in enumerate(seen.saliencies):
+            network.gate(index).set_remaining(rate, saliency.mean(0).detach())
+    return network
+
+
+#: A network with all that can stand between a gate and what reads its channels.
+DEEP = ["plain", "residual", "depthwise", "gate", "concat", "pool", "plain"]
