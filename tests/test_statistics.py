@@ -97,9 +97,9 @@ def test_sums_equal_a_direct_computation(pool: int) -> None:
         assert site.positions == 10 * value.shape[2] * value.shape[3]
         side = 1 if target == "head" else pool  # channels of a flattened map are pooled to their mean
         features = F.adaptive_avg_pool2d(value, side).flatten(1)
-        torch.testing.assert_close(site.pooled_gram, features.T @ features, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(site.pooled_gram, features.double().T @ features.double(), rtol=1e-4, atol=1e-4)
         by_class = torch.stack([features[y == c].sum(0) for c in range(CLASSES)])
-        torch.testing.assert_close(site.class_sums, by_class, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(site.class_sums, by_class.double(), rtol=1e-4, atol=1e-4)
         assert site.class_counts.tolist() == [int((y == c).sum()) for c in range(CLASSES)]
 
 
@@ -121,7 +121,7 @@ def test_linear_layer_over_the_last_dimension_has_all_positions() -> None:
     torch.testing.assert_close(site.gram, torch.einsum("nhwc,nhwd->cd", value, value), rtol=1e-4, atol=1e-3)
     assert site.positions == 6 * 64
     means = value.mean((1, 2))
-    torch.testing.assert_close(site.pooled_gram, means.T @ means, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(site.pooled_gram, means.double().T @ means.double(), rtol=1e-4, atol=1e-4)
 
 
 class InPlace(nn.Module):

@@ -62,9 +62,15 @@ class Visit:
 
 
 def _class_sums(visit: Visit) -> Tensor:
-    """``(classes, D)``: sum of f by class."""
-    total = torch.zeros(visit.batch.classes, visit.features.shape[1])
-    return total.index_add_(0, visit.batch.labels, visit.features)
+    """``(classes, D)`` float64: sum of f by class."""
+    total = torch.zeros(visit.batch.classes, visit.features.shape[1], dtype=torch.float64)
+    return total.index_add_(0, visit.batch.labels, visit.features.double())
+
+
+def _pooled_gram(visit: Visit) -> Tensor:
+    """``(D, D)`` float64: sum over images of f f'; a nearly constant feature's variance is a small difference of it."""
+    features = visit.features.double()
+    return features.T @ features
 
 
 def _class_moments(visit: Visit) -> Tensor:
@@ -118,7 +124,7 @@ def _ranks(maps: Tensor, batch: Batch) -> Tensor:
 READ: dict[str, Callable[[Visit], Any]] = {
     "gram": lambda v: v.rows.T @ v.rows,  # (C, C) sum over images and positions of x x'
     "positions": lambda v: torch.tensor(v.rows.shape[0]),  # how many (image, position) pairs that sum has
-    "pooled_gram": lambda v: v.features.T @ v.features,  # (D, D) sum over images of f f'
+    "pooled_gram": _pooled_gram,
     "class_sums": _class_sums,
     "class_counts": lambda v: torch.bincount(v.batch.labels, minlength=v.batch.classes).float(),  # (classes,) images
     "class_moments": _class_moments,
