@@ -149,7 +149,7 @@ def test_an_engine_carries_the_thresholds_over(built: Path) -> None:
 
 
 # Largest difference of a logit, where those of the base model span 0.7, and share of images whose route may change. A
-# judge, which maps larger numbers (log-probabilities, their shares among classes), does so in the engine's precision too.
+# judge maps larger numbers, log-probabilities, in the engine's precision too.
 LOWER = {("openvino", "bf16"): (0.02, 0.05), ("openvino", "int8"): (0.03, 0.1), ("onnxruntime", "int8"): (0.03, 0.1)}
 
 

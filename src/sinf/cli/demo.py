@@ -78,11 +78,10 @@ def _run(out: Path, threads: int | None) -> None:
     )
     config = BuildConfig(
         cut="features.20",
-        subgraph=Budget(0.3, WEIGHT_COST),
-        extractor=0.9,
-        fallback=0.75,
+        subgraph=Budget(0.15, WEIGHT_COST),
+        common=0.75,
         max_loss=0.03,
-        route_draws=15_000,
+        route_draws=22_000,
     )
     with options.Steps() as steps:
         build(base, Images(scoring, scoring, calibration), clusters, config, out / "bundle", progress=steps)
