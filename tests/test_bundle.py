@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sinf.bundle import Bundle
+from sinf.calibration import CALL_COST, tail_costs
 from sinf.deferral import Deferral
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import BundleError, ConfigError, DataError, SinfError
@@ -281,3 +282,13 @@ def test_every_part_is_in_the_file_and_base_weights_are_there_once(built: Path) 
     assert set(model.bundle.parts) == {"common", FALLBACK, *(part_name(c) for c in range(len(model.bundle.clusters)))}
     size = sum(t.numel() * t.element_size() for t in model.bundle.base_state.values())
     assert os.path.getsize(built / "model.safetensors") < size + 20_000
+
+
+def test_costs_of_tails_count_macs_weights_and_calls(built: Path) -> None:
+    model = SemanticModel.from_pretrained(built)
+    calls = CALL_COST * sum(node.op.startswith("call") for node in model.network.parts.tail.graph.nodes)
+    keep = model.bundle.parts["fallback"].keep
+    for weight_cost in (0.0, 32.0):
+        subgraph, full = tail_costs(model, weight_cost)
+        assert full == calls + model.network.tail_macs.total(keep, weight_cost)
+        assert calls < subgraph < full
