@@ -20,6 +20,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import tiny
+from program import Program
 from sinf.clusters import from_column
 from sinf.data import LabelledImages
 from sinf.models import load_model
@@ -97,3 +98,8 @@ def built(tmp_path_factory: pytest.TempPathFactory, tiny_images: LabelledImages)
 def built_whole(tmp_path_factory: pytest.TempPathFactory, tiny_images: LabelledImages) -> Path:
     """The same with extractor and full tail as they are."""
     return _build(tmp_path_factory, tiny_images, subgraph=Schedule(0.1, 0.5))
+
+
+@pytest.fixture
+def sinf(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
+    return Program(monkeypatch, capsys)

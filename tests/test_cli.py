@@ -17,11 +17,6 @@ from sinf.export.page import RUNTIME
 from sinf.models import load_model
 
 
-@pytest.fixture
-def sinf(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
-    return Program(monkeypatch, capsys)
-
-
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, fx, nn
 
-from sinf.bundle import hash_tensors
 from sinf.data import LabelledImages, Preprocessing, load_images
 from sinf.engine.torch_engine import TorchEngine
+from sinf.files import hash_tensors
 from sinf.models.trace import trace
 from sinf.subgraph.coupling import Coupling
 

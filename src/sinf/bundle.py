@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from torch import Tensor
 from sinf.clusters import Clusters
 from sinf.deferral import Deferral
 from sinf.errors import BundleError, DataError, StorageError
-from sinf.files import hash_tensors as hash_tensors  # compaction and builds look for it here
 from sinf.files import replacing_folder, sha256, write_tensors
 from sinf.models import ModelSpec, load_spec
 from sinf.models.load import PLAIN, REFERENCE_NAMES
@@ -76,18 +76,7 @@ class Bundle:
         Raises:
             BundleError: the folder holds something else, or cannot be written; what was there stays.
         """
-        folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_bundle(folder))):
-            raise BundleError("only a bundle may be replaced", got=f"{folder} holds other files", remedy="name another")
-        try:
-            with replacing_folder(folder) as partial:
-                self._write(partial)
-        except StorageError as error:
-            raise BundleError(
-                f"the bundle cannot be written to {folder}",
-                got=error.got,
-                remedy="free space or name a writable folder; what was there is unchanged",
-            ) from error
+        replace_bundle(Path(folder), self._write)
 
     def _write(self, folder: Path) -> None:
         network_coupling = self.network().coupling
@@ -274,3 +263,23 @@ def is_bundle(folder: Path) -> bool:
 def map_tensors(path: Path) -> dict[str, Tensor]:
     with safe_open(str(path), framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+
+
+def require_place(folder: Path) -> None:
+    """Refuse a folder that holds anything but a bundle."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_bundle(folder))):
+        raise BundleError("only a bundle may be replaced", got=f"{folder} holds other files", remedy="name another")
+
+
+def replace_bundle(folder: Path, write: Callable[[Path], None]) -> None:
+    """Put what ``write`` writes in the place of a bundle, or of nothing; :meth:`Bundle.save` says what it raises."""
+    require_place(folder)
+    try:
+        with replacing_folder(folder) as partial:
+            write(partial)
+    except StorageError as error:
+        raise BundleError(
+            f"the bundle cannot be written to {folder}",
+            got=error.got,
+            remedy="free space or name a writable folder; what was there is unchanged",
+        ) from error

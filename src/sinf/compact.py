@@ -13,9 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sinf.bundle import hash_tensors
 from sinf.criteria import Criterion, group_statistics
 from sinf.data import BATCH, LabelledImages
+from sinf.files import hash_tensors
 from sinf.models import BaseModel
 from sinf.network import Network, Part
 from sinf.statistics import SiteStatistics, collect

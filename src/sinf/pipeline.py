@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sinf.bundle import Bundle, hash_tensors
+from sinf.bundle import Bundle
 from sinf.calibration import part_images, set_thresholds, tail_costs
 from sinf.clusters import Clusters
 from sinf.compact import Compactor, Progress, Rule, batches, importances
@@ -23,6 +23,7 @@ from sinf.data import BATCH, LabelledImages, augment
 from sinf.deferral import Deferral
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError, DataError
+from sinf.files import hash_tensors
 from sinf.measure import look, observe_routes
 from sinf.models import BaseModel
 from sinf.models.trace import trace

@@ -60,7 +60,8 @@ def train(
     """Put gates on a pretrained network and train both. Resumes after a kill; torchrun makes several processes one."""
     from rich.console import Console
 
-    from sinf.dynamic.bundle import DynamicBundle, require_place
+    from sinf.bundle import require_place
+    from sinf.dynamic.bundle import DynamicBundle
     from sinf.dynamic.network import GateConfig
     from sinf.dynamic.targets import Target
     from sinf.dynamic.trainer import EpochReport, TrainConfig
@@ -132,7 +133,7 @@ def evaluate(
     options.set_threads(threads)
     model = _load(bundle, allow_factory)
     images = options.images(data, split, image_column, label_column, None)
-    _require_classes(model, images.classes)
+    options.require_classes(model, images.classes)
     with options.Steps() as steps:
         result = run(model, images, progress=lambda done, total: steps("evaluating", done, total))
     tables.show_dynamic(result)
@@ -207,7 +208,7 @@ def bench(
     base, ours = open_engine(model, engine, pinned)
     load_seconds = time.perf_counter() - start
     images = options.images(data, split, image_column, label_column, None)
-    _require_classes(model, images.classes)
+    options.require_classes(model, images.classes)
     sizes = batch or ([1, 32] if engine == "torch" else [1])
     for size in sizes:
         if not 1 <= size <= len(images) or (size > 1 and engine != "torch"):
@@ -252,10 +253,3 @@ def _load(folder: Path, allow_factory: bool) -> DynamicModel:
     from sinf.dynamic.model import DynamicModel
 
     return DynamicModel.from_pretrained(folder, allow_factory=allow_factory)
-
-
-def _require_classes(model: DynamicModel, classes: int) -> None:
-    known = len(model.bundle.class_names)
-    if classes != known:
-        got = f"{classes} instead of {known}"
-        raise DataError("the data must have the bundle's classes", got=got, remedy="name another column or bundle")

@@ -13,6 +13,7 @@ from sinf.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from sinf.data import LabelledImages
+    from sinf.dynamic.model import DynamicModel
     from sinf.engine.torch_engine import SemanticModel
     from sinf.models import BaseModel
 
@@ -87,7 +88,7 @@ def bundle(folder: Path, threshold: float | None, allow_factory: bool) -> Semant
     return model
 
 
-def require_classes(model: SemanticModel, classes: int) -> None:
+def require_classes(model: SemanticModel | DynamicModel, classes: int) -> None:
     """Refuse images of other classes than the bundle's."""
     if classes != len(model.bundle.class_names):
         raise DataError(

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sinf.bundle import FORMAT, check_files, check_origin, is_bundle, map_tensors, read_config
+from sinf.bundle import FORMAT, check_files, check_origin, map_tensors, read_config, replace_bundle
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach
-from sinf.errors import BundleError, StorageError
-from sinf.files import replacing_folder, sha256, write_tensors
+from sinf.errors import BundleError
+from sinf.files import sha256, write_tensors
 from sinf.models import BaseModel, ModelSpec, load_spec
 
 _FILES = ("model.safetensors", "dynamic.safetensors", "README.md")
@@ -76,14 +76,7 @@ class DynamicBundle:
         Raises:
             BundleError: the folder holds something else, or cannot be written; what was there stays.
         """
-        folder = Path(folder)
-        require_place(folder)
-        try:
-            with replacing_folder(folder) as partial:
-                self._write(partial)
-        except StorageError as error:
-            remedy = "free space or name a writable folder; what was there is unchanged"
-            raise BundleError(f"the bundle cannot be written to {folder}", got=error.got, remedy=remedy) from error
+        replace_bundle(Path(folder), self._write)
 
     def _write(self, folder: Path) -> None:
         write_tensors(self.base_state, folder / "model.safetensors")
@@ -142,9 +135,3 @@ class DynamicBundle:
             raise BundleError(
                 f"the bundle in {folder} contradicts itself", got=error, remedy="train it again"
             ) from error
-
-
-def require_place(folder: Path) -> None:
-    """Refuse a folder that holds anything but a bundle."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_bundle(folder))):
-        raise BundleError("only a bundle may be replaced", got=f"{folder} holds other files", remedy="name another")

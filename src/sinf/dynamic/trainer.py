@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sinf.bundle import hash_tensors
 from sinf.checkpoint import (
     epoch_batches,
     load_momenta,
@@ -35,6 +34,7 @@ from sinf.dynamic.distributed import Group, joined, shared_statistics
 from sinf.dynamic.network import GateConfig, GatedNetwork, Observed, attach
 from sinf.dynamic.targets import Target, calibrate
 from sinf.errors import ConfigError
+from sinf.files import hash_tensors
 from sinf.models import BaseModel
 
 
