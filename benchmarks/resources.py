@@ -106,8 +106,8 @@ def _earlier() -> list[dict[str, str]]:
 def build(weights: Path, data: Path, out: Path) -> dict[str, object]:
     """Build from 10,000 scoring images in a process of its own, with the largest memory that it had."""
     command = [
-        "build", "vgg16", "--weights", weights, "--data", data, "--score", "train[:10000]", "--route", "train[:10000]",
-        "--cut", "features.23", "--extractor", "0.9", "--fallback", "0.85", "--macs", "0.12", "--max-loss", "2",
+        "build", "vgg16", "--weights", weights, "--data", data, "--score", "train[:10000]", "--route", "train",
+        "--calibrate", "test[:50%]", "--cut", "features.23", "--common", "0.7", "--macs", "0.12", "--max-loss", "1",
         "--threads", "2", "--out", out,
     ]  # fmt: skip
     start = time.perf_counter()
