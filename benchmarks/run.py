@@ -16,9 +16,10 @@ def main(shared: Path) -> int:
         return 0
     work = HERE.parent / "runs"
     for script, *arguments in (
-        ("tradeoff.py", "vgg16", weights / "vgg16_cifar100.safetensors", data, "--work", work / "tradeoff"),
-        ("tradeoff.py", "resnet56", weights / "resnet56_cifar100.safetensors", data, "--work", work / "tradeoff56"),
         ("resources.py", weights / "vgg16_cifar100.safetensors", data, work / "resources"),
+        # Its steps are those of the first row of the next.
+        ("tradeoff.py", "vgg16", weights / "vgg16_cifar100.safetensors", data, "--work", work / "resources" / "steps"),
+        ("tradeoff.py", "resnet56", weights / "resnet56_cifar100.safetensors", data, "--work", work / "tradeoff56"),
         ("engines.py", work / "resources" / "bundle", data),
         ("criteria.py", "vgg16", weights / "vgg16_cifar100.safetensors", data, "--minutes", "240"),
         ("criteria.py", "resnet56", weights / "resnet56_cifar100.safetensors", data, "--minutes", "240"),

@@ -148,6 +148,16 @@ def test_bench_in_another_engine(sinf: Program, bundle: Path, data: Path, tmp_pa
     assert record["latency"][0]["batch"] == 2
 
 
+def test_tune_stores_what_later_verbs_use(sinf: Program, bundle: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    text = sinf("tune", tmp_path / "bundle", "--turns", 1)
+    assert "the full tail" in text
+    assert json.loads((tmp_path / "bundle" / "times.json").read_text())["tails"][0]["engine"] == "torch"
+    sinf("eval", tmp_path / "bundle", "--data", data, "--split", "test")
+    assert "int8" in sinf.refused("tune", tmp_path / "bundle", "--precision", "int8", "--engine", "onnxruntime")
+    assert "no/such" in sinf.refused("tune", "no/such")
+
+
 def test_energy_where_the_machine_counts_it(
     sinf: Program, bundle: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

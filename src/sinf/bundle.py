@@ -5,6 +5,7 @@
     subgraphs.safetensors   PART.kept.GROUP (kept channels, base coordinates) and PART.mix.LAYER (C, k) for every part;
                             PART.whole.PARAMETER where whole weights differ
     router.safetensors      the route predictor
+    times.json              what tails cost on the machines where sinf tune measured it, if it did
     README.md               a model card
 
 It is written to a temporary folder and renamed, so that a kill or a full disk leaves what was there. No pickle.
@@ -26,7 +27,8 @@ from torch import Tensor
 from sinf.clusters import Clusters
 from sinf.deferral import Deferral
 from sinf.errors import BundleError, DataError, StorageError
-from sinf.files import replacing_folder, sha256, write_tensors
+from sinf.files import replacing_folder, sha256, write_json, write_tensors
+from sinf.grouping import TailTimes
 from sinf.models import ModelSpec, load_spec
 from sinf.models.load import PLAIN, REFERENCE_NAMES
 from sinf.models.plain import FORMAT as PLAIN_FORMAT
@@ -38,6 +40,7 @@ from sinf.routing import part_name
 
 FORMAT = 3
 _FILES = ("model.safetensors", "subgraphs.safetensors", "router.safetensors", "README.md")
+_TIMES = "times.json"
 _LIBRARIES = ("timm:", "torchvision:", "hf:", PLAIN)
 _NEEDED = {"model", "classes", "clusters", "cut", "deferral", "threshold", "router", "provenance", "sha256"}
 
@@ -57,6 +60,12 @@ class Bundle:
     router: RoutePredictor
     router_config: RouterConfig
     provenance: dict[str, str]
+    times: tuple[TailTimes, ...] = ()
+
+    def times_of(self, engine: str, precision: str, threads: int) -> TailTimes | None:
+        """What tails cost in an engine, as far as it was measured."""
+        wanted = (engine, precision, threads)
+        return next((each for each in self.times if (each.engine, each.precision, each.threads) == wanted), None)
 
     def network(self) -> Network:
         """The base model taken apart, with this bundle's weights (not copied)."""
@@ -89,6 +98,8 @@ class Bundle:
         write_tensors(tensors, folder / "subgraphs.safetensors")
         write_tensors(self.router.state_dict(), folder / "router.safetensors")
         (folder / "README.md").write_text(self._card())
+        if self.times:
+            write_times(self.times, folder)
         config = {
             "sinf_format": FORMAT,
             "model": self.spec.to_json(),
@@ -161,6 +172,7 @@ class Bundle:
                 router=RoutePredictor((1, 1, 1), len(clusters), router_config),
                 router_config=router_config,
                 provenance=config["provenance"],
+                times=read_times(folder),
             )
             return bundle._with_parts(folder)
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
@@ -181,6 +193,31 @@ class Bundle:
         router = RoutePredictor(network.feature_shape(parts["common"]), len(self.clusters), self.router_config)
         router.load_state_dict(map_tensors(folder / "router.safetensors"))
         return replace(self, parts=parts, router=router.eval().requires_grad_(False))
+
+
+def read_times(folder: Path) -> tuple[TailTimes, ...]:
+    """What ``sinf tune`` has measured; nothing where it has not."""
+    path = folder / _TIMES
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(TailTimes.from_json(each) for each in json.loads(path.read_text())["tails"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BundleError(
+            f"{path} must be as sinf tune writes it", got=error, remedy="remove it, or tune again"
+        ) from error
+
+
+def replace_times(folder: Path, new: TailTimes) -> None:
+    """Store what was measured in a bundle, in the place of earlier times of the same engine."""
+    same = (new.engine, new.precision, new.threads)
+    kept = [each for each in read_times(folder) if (each.engine, each.precision, each.threads) != same]
+    write_times((*kept, new), folder)
+
+
+def write_times(times: tuple[TailTimes, ...], folder: Path) -> None:
+    """Put what was measured beside the rest of a bundle."""
+    write_json({"tails": [asdict(each) for each in times]}, folder / _TIMES)
 
 
 def folder_of(source: str | Path) -> Path:

@@ -21,11 +21,13 @@ from sinf.engine.openvino_engine import OpenVinoEngine
 from sinf.engine.sessions import SessionEngine
 from sinf.errors import BundleError
 from sinf.files import sha256
+from sinf.grouping import TailTimes
 from sinf.routing import BASE, FeatureRouter
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
+ENGINES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
 class EdgeModel(FeatureRouter):
@@ -42,7 +44,8 @@ class EdgeModel(FeatureRouter):
         preprocessing, thresholds = manifest["preprocessing"], manifest["thresholds"]
         kind = OnnxRuntimeEngine if manifest["format"] == "onnx" else OpenVinoEngine
         engine: SessionEngine = kind(source, threads)
-        super().__init__(engine, tuple(preprocessing["size"]), thresholds["value"], thresholds["early"])
+        times = next((each for each in map(TailTimes.from_json, manifest["tails"]) if each.threads == threads), None)
+        super().__init__(engine, tuple(preprocessing["size"]), thresholds["value"], thresholds["early"], times)
         self.classes: list[str] = manifest["classes"]
         self.clusters: dict[str, list[int]] = manifest["clusters"]
         self._mean = np.asarray(preprocessing["mean"], np.float32) * 255

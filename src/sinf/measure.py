@@ -152,7 +152,7 @@ def look(model: SemanticModel, images: LabelledImages, progress: Progress | None
     base: list[Tensor] = []
     for x, y in images.batches(model.bundle.spec.preprocessing):
         features.append(model.extractor(x))
-        base.append(model.network.graph(x).argmax(1) == y)
+        base.append(model.engine.base(x).argmax(1) == y)
         fallback.append(model.run_fallback(features[-1]).argmax(1) == y)
         if progress is not None:
             progress(min(len(base) * BATCH, len(images)), len(images))
@@ -173,8 +173,9 @@ def observe_routes(model: SemanticModel, seen: Seen) -> Observation:
 def evaluate(
     model: SemanticModel, images: LabelledImages, *, batch: int = BATCH, progress: Progress | None = None
 ) -> Evaluation:
-    """Run base and bundle over labelled images."""
+    """Run base and bundle over labelled images; what is said of an image does not depend on its batch."""
     clusters = model.bundle.clusters
+    router = model.feature_router.one_by_one()
     of_class = clusters.of_class()
     rows: dict[str, list[Tensor]] = {}
 
@@ -184,8 +185,8 @@ def evaluate(
 
     done = 0
     for x, y in images.batches(model.bundle.spec.preprocessing, batch):
-        base = model.network.graph(x)
-        ours = model.route(x)
+        base = model.engine.base(x)
+        ours = router.route(x)
         true = of_class[y]
         limited = base.masked_fill(of_class[None] != true[:, None], -torch.inf)
         add(

@@ -21,6 +21,7 @@ from sinf.compact import Compactor, Progress, Rule, batches, importances
 from sinf.criteria import make_criterion
 from sinf.data import BATCH, LabelledImages, augment
 from sinf.deferral import Deferral
+from sinf.engine.prepare import prepare, prepare_teacher
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError, DataError
 from sinf.files import hash_tensors
@@ -272,12 +273,12 @@ class _Build:
     def _features(self, common: Part) -> tuple[Tensor, Tensor]:
         """Features of all scoring images, of the base extractor and of the one that will run."""
         network = self.network
-        smaller = network.extractor(common)
+        base, smaller = prepare(network.parts.extractor), prepare(network.extractor(common))
         whole, small = [], []
         with torch.no_grad():
             for x, _ in batches(self.images.scoring, self.base, "features", self.progress):
-                whole.append(network.parts.extractor(x))
-                small.append(smaller(x) if common.changes else whole[-1])
+                whole.append(base(x).contiguous())
+                small.append(smaller(x).contiguous() if common.changes else whole[-1])
         base_features = torch.cat(whole)
         return base_features, torch.cat(small) if common.changes else base_features
 
@@ -317,7 +318,7 @@ class _Build:
 
         def compute() -> Tensors:
             targets = self.store.get("targets", routing, self._route_targets)["targets"]
-            extractor = self.network.extractor(common)
+            extractor = prepare_teacher(self.network.extractor(common))
             with torch.no_grad():
                 features = [extractor(x).half() for x in self._augmented("route features")]
             router = train_router(
@@ -335,7 +336,8 @@ class _Build:
     def _route_targets(self) -> Tensors:
         """What the base model thinks of the clusters, for every routing image."""
         onto = torch.nn.functional.one_hot(self.clusters.of_class(), len(self.clusters)).float()
-        answers = [self.base.module(x).softmax(1) @ onto for x in self._augmented("route targets")]
+        base = prepare_teacher(self.network.graph)
+        answers = [base(x).softmax(1) @ onto for x in self._augmented("route targets")]
         return {"targets": torch.cat(answers)}
 
     def _augmented(self, step: str) -> Iterator[Tensor]:

@@ -19,6 +19,7 @@ import math
 from typing import Any, NamedTuple, Protocol
 
 from sinf.errors import ConfigError, DataError
+from sinf.grouping import TailTimes
 
 FRONT, FALLBACK, BASE = "front", "fallback", "base"
 Array = Any  # numpy.ndarray or torch.Tensor
@@ -63,12 +64,20 @@ class FeatureRouter:
     """A bundle as a classifier in any engine: images of ``size`` (C, H, W) -> logits, or :class:`Routed`.
 
     ``threshold`` is the confidence below which an input falls back to the full tail, ``early_threshold`` the one below
-    which its subgraph does not even run.
+    which its subgraph does not even run. With ``times``, groups of a batch that are not worth their subgraphs go to the
+    full tail too; without (None), an answer does not depend on what else is in the batch.
     """
 
-    def __init__(self, engine: Engine, size: tuple[int, ...], threshold: float, early_threshold: float) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        size: tuple[int, ...],
+        threshold: float,
+        early_threshold: float,
+        times: TailTimes | None = None,
+    ) -> None:
         self.engine, self.size = engine, size
-        self.early_threshold = early_threshold
+        self.early_threshold, self.times = early_threshold, times
         self._threshold = threshold
 
     @property
@@ -85,6 +94,10 @@ class FeatureRouter:
 
     def __call__(self, images: Array) -> Array:
         return self._run(images)[0]
+
+    def one_by_one(self) -> FeatureRouter:
+        """The same routing without times: no answer depends on its batch, as it was calibrated."""
+        return FeatureRouter(self.engine, self.size, self.threshold, self.early_threshold)
 
     def base(self, images: Array) -> Array:
         """Logits of the base model in the same engine, for comparisons."""
@@ -115,7 +128,8 @@ class FeatureRouter:
             if confidence[row] >= floor:
                 groups.setdefault(cluster, []).append(row)
         logits = None
-        for cluster, rows in sorted(groups.items()):
+        groups = self._worth(groups, len(images))
+        for cluster, rows in groups.items():
             answer, judged = run(part_name(cluster), *_take(rows, features, log_clusters))
             logits = _put(logits, rows, answer, len(images))
             for row, value in zip(rows, judged.tolist(), strict=True):
@@ -126,6 +140,14 @@ class FeatureRouter:
             (answer,) = run(FALLBACK, *_take(falling, features))
             logits = _put(logits, falling, answer, len(images))
         return logits, route, confidence, falling, tried
+
+    def _worth(self, groups: dict[int, list[int]], batch: int) -> dict[int, list[int]]:
+        """The groups whose subgraphs run."""
+        if self.times is None or not groups:
+            return groups
+        largest = sorted(groups, key=lambda cluster: -len(groups[cluster]))
+        sizes = [len(groups[cluster]) for cluster in largest]
+        return {cluster: groups[cluster] for cluster in largest[: self.times.worth(sizes, batch - sum(sizes))]}
 
     def close(self) -> None:
         """Let go of what the engine holds."""

@@ -122,7 +122,7 @@ def stage_times(
     """
     require_timing(images, batch=1, pairs=turns, threads=threads)
     clock = _Clock(router.engine)
-    ours = FeatureRouter(clock, router.size, router.threshold, router.early_threshold)
+    ours = FeatureRouter(clock, router.size, router.threshold, router.early_threshold, router.times)
     seen: list[_Turn] = []
     with pinned_threads(threads):
         for turn in range(turns):

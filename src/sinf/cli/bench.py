@@ -1,4 +1,5 @@
-"""``sinf bench`` and ``sinf results``: what a bundle saves on the clock, and runs beside each other."""
+"""``sinf bench``, ``sinf tune`` and ``sinf results``: what a bundle saves on the clock, what decides which groups of a
+batch are worth their subgraphs, and runs beside each other."""
 
 from __future__ import annotations
 
@@ -157,6 +158,39 @@ def _energy(
 
         rows += energy(router.base, router, x, meters, batch=size, threads=threads, progress=show)
     return rows
+
+
+def tune(
+    bundle: options.Bundle,
+    engine: Annotated[str, typer.Option(help="torch, onnxruntime or openvino.")] = "torch",
+    precision: Annotated[str, typer.Option(help="f32, or bf16 (openvino).")] = "f32",
+    threads: options.Threads = 1,
+    turns: Annotated[int, typer.Option(min=1, help="Measurements of every subgraph at each batch size.")] = 5,
+    allow_factory: options.AllowFactory = False,
+) -> None:
+    """Measure what the tails cost here, batch by batch, and store it in the bundle: small groups of a batch then go to
+    the full tail where that is faster."""
+    from sinf.bundle import replace_times
+    from sinf.engine.engines import open_engine, require_precision
+    from sinf.report import tables
+    from sinf.tune import measure_tails
+
+    require_precision(engine, precision)
+    if precision == "int8":
+        raise ConfigError("tails are measured in f32 or bf16", got=precision, remedy="tune f32")
+    if not Path(bundle).is_dir():
+        raise ConfigError("only a bundle in a folder can be tuned", got=bundle, remedy="save it to a folder first")
+    if options.is_dynamic(bundle, None):
+        raise ConfigError("a dynamic bundle has no groups to tune", got=bundle, remedy="leave it as it is")
+    pinned = options.set_threads(threads)
+    model = options.bundle(bundle, None, allow_factory)
+    router = open_engine(model, engine, threads=pinned, precision=precision)
+    with options.Steps() as steps:
+        found = measure_tails(
+            model, router, engine, precision, pinned, turns=turns, progress=lambda done, all: steps("tails", done, all)
+        )
+    replace_times(Path(bundle), found)
+    tables.show_times(found)
 
 
 def results(

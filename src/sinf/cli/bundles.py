@@ -70,6 +70,10 @@ def build(
     label_column: options.LabelColumn = None,
     cluster_column: options.ClusterColumn = None,
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Keep results of steps here: other builds of the same model find what they have in common."),
+    ] = None,
     threads: options.Threads = None,
     json: options.Json = None,
 ) -> None:
@@ -110,6 +114,7 @@ def build(
             groups,
             config,
             out,
+            work=work,
             provenance={"scoring images": score, "routing images": route, "calibration images": calibrate},
             progress=steps,
         )

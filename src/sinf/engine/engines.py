@@ -42,6 +42,7 @@ def open_engine(
         raise ConfigError("int8 needs calibration images", got="none", remedy="give some hundred, normalised")
     if engine == "torch":
         torch.set_num_threads(threads)
+        model.feature_router.times = model.bundle.times_of(engine, precision, threads)
         return model.feature_router
     quantiser = Quantiser(model.engine, calibration) if precision == "int8" and calibration is not None else None
 
@@ -54,7 +55,8 @@ def open_engine(
         OnnxRuntimeEngine(source, threads) if engine == "onnxruntime" else OpenVinoEngine(source, threads, arithmetic)
     )
     routing = model.feature_router
-    return FeatureRouter(other, routing.size, routing.threshold, routing.early_threshold)
+    times = model.bundle.times_of(engine, precision, threads)
+    return FeatureRouter(other, routing.size, routing.threshold, routing.early_threshold, times)
 
 
 def require_precision(engine: str, precision: str) -> None:

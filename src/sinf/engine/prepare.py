@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
@@ -38,6 +39,22 @@ def prepare(graph: fx.GraphModule) -> fx.GraphModule:
                 layer = _channels_last(layer)
             root[target] = layer
     return fx.GraphModule(root, new, class_name=type(graph).__name__).eval()
+
+
+def prepare_teacher(graph: fx.GraphModule) -> Callable[[Tensor], Tensor]:
+    """The same function for what others learn from, where three digits do: in bfloat16 if the processor multiplies in
+    it, which takes about half the time."""
+    prepared = prepare(graph)
+    capabilities = torch.cpu.get_capabilities()
+    if not (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
+        return prepared
+
+    @torch.no_grad()
+    def run(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return prepared(x).float()
+
+    return run
 
 
 def _norm_after(node: fx.Node, modules: dict[str, nn.Module], calls: Counter[str]) -> fx.Node | None:

@@ -168,7 +168,8 @@ def calibrated_router(bundle: Bundle, engine: Engine) -> FeatureRouter:
     """The bundle's calibrated routing over an engine; what is not calibrated never falls back."""
     calibrated = bundle.threshold
     value, early = (0.0, 0.0) if calibrated is None else (calibrated.value, calibrated.early)
-    return FeatureRouter(engine, bundle.spec.preprocessing.size, value, early)
+    times = bundle.times_of("torch", "f32", torch.get_num_threads())
+    return FeatureRouter(engine, bundle.spec.preprocessing.size, value, early, times)
 
 
 class TailStore:

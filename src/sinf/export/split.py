@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,10 @@ def export_split(
             if progress is not None:
                 progress(done + 1, len(parts))
         files = {path.name: sha256(path) for path in sorted(partial.iterdir())}
-        write_json({**description(model), "format": file_format, "sha256": files}, partial / edge.MANIFEST)
+        engine = edge.ENGINES[file_format]
+        tails = [asdict(each) for each in model.bundle.times if (each.engine, each.precision) == (engine, "f32")]
+        manifest = {**description(model), "format": file_format, "tails": tails, "sha256": files}
+        write_json(manifest, partial / edge.MANIFEST)
         _verify(model, edge.load(partial), parts)
 
 

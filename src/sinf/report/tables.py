@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sinf.bundle import Bundle
     from sinf.dynamic.model import DynamicEvaluation
     from sinf.energy import Energy
+    from sinf.grouping import TailTimes
     from sinf.measure import Evaluation
     from sinf.profile import Profile
     from sinf.pruned import Comparison
@@ -166,6 +167,19 @@ def show_bench(rows: list[Latency], facts: dict[str, Any]) -> None:
     )
     if facts["file_bytes"]:
         console.print("files: " + ", ".join(f"{name} {_bytes(size)}" for name, size in facts["file_bytes"].items()))
+
+
+def show_times(times: TailTimes) -> None:
+    """What the tails of a bundle cost, and from what size on a group is worth its subgraph."""
+    console = _console()
+    title = f"Milliseconds of a tail, {times.engine} {times.precision}, {times.threads} thread(s), {times.device}"
+    table = _table(
+        title, "inputs", "a subgraph (median)", "the full tail", "worth it, alone", "beside 31 that fall back"
+    )
+    for count, subgraph, fallback in zip(times.batches, times.subgraph, times.fallback, strict=True):
+        worth = ["yes" if times.worth([count], rest) else "no" for rest in (0, 31)]
+        table.add_row(str(count), f"{subgraph:.3f}", f"{fallback:.3f}", *worth)
+    console.print(table)
 
 
 def show_precision(precision: str, top1: dict[str, float] | None) -> None:

@@ -107,7 +107,7 @@ def reconstruct(
         rows = coupling.writes[target].index(keep)
         own.weight = _frozen(mixed(layer.weight.detach()[rows], mix.float(), coupling.reads[target]))
         if kernels and _reads_patches(layer, repeat):
-            for name, tensor in _kernel(layer, own, rows, list(pair.inputs_of(node, twin)), damping).items():
+            for name, tensor in _kernel(own, rows, list(pair.answers_of(node, twin)), damping).items():
                 solved[f"{target}.{name}"] = tensor.half().float()
                 setattr(own, name, _frozen(solved[f"{target}.{name}"]))
         else:
@@ -150,36 +150,37 @@ def _reads_patches(layer: nn.Module, repeat: int) -> bool:
 
 
 def _kernel(
-    layer: nn.Module, own: nn.Module, rows: Tensor, inputs: list[tuple[Tensor, Tensor]], damping: float | None
+    own: nn.Module, rows: Tensor, answers: list[tuple[Tensor, Tensor]], damping: float | None
 ) -> dict[str, Tensor]:
     """Weight, and bias if there is one, with which ``own`` comes nearest to the outputs ``rows`` of the base network's
-    ``layer``. What is fitted is what its present weights miss."""
-    weight, bias = own.weight.detach(), own.bias
-    unknowns = weight[0].numel() + (bias is not None)
-    places = _outputs(own, inputs[0][1][:1]).shape[1]
+    layer, from what it reads; near its present ones."""
+    prior = own.weight.detach().flatten(1)
+    if own.bias is not None:
+        prior = torch.cat([prior, own.bias.detach()[:, None]], 1)
+    unknowns = prior.shape[1]
+    places = _positions(own, answers[0][0][:1]).shape[1]
     needed = max(_LEAST_IMAGES, math.ceil(_ENOUGH_ROWS * unknowns / (_SHARE_OF_PLACES * places)))
-    inputs = inputs[: math.ceil(needed / len(inputs[0][0]))]
-    enough = math.ceil(_ENOUGH_ROWS * unknowns / sum(len(whole) for whole, _ in inputs))  # positions of an image
-    sums = NormalEquations(unknowns, len(weight))
+    answers = answers[: math.ceil(needed / len(answers[0][0]))]
+    enough = math.ceil(_ENOUGH_ROWS * unknowns / sum(len(whole) for whole, _ in answers))  # positions of an image
+    sums = NormalEquations(unknowns, len(prior))
     generator = torch.Generator().manual_seed(0)
-    for whole, small in inputs:
+    for whole, small in answers:
         for part, held_out in _folds(len(whole), max(1, _PATCH_FLOATS // (unknowns * places))):
-            missing = _outputs(layer, whole[part])[..., rows] - _outputs(own, small[part])
+            y = _positions(own, whole[part])
             x = _patches(own, small[part])
             if enough < places:
                 chosen = torch.randperm(places, generator=generator)[:enough]
-                x, missing = x[:, chosen], missing[:, chosen]
-            if bias is not None:
+                x, y = x[:, chosen], y[:, chosen]
+            if own.bias is not None:
                 x = F.pad(x, (0, 1), value=1.0)
-            sums.add(x.flatten(0, 1), missing.flatten(0, 1), held_out=held_out)
-    more = sums.solve(torch.zeros(len(weight), unknowns), damping)
-    new = {"weight": weight + more[:, : weight[0].numel()].reshape(weight.shape)}
-    return new if bias is None else new | {"bias": bias.detach() + more[:, -1]}
+            sums.add(x.flatten(0, 1), y[..., rows].flatten(0, 1), held_out=held_out)
+    new = sums.solve(prior, damping)
+    weight = new[:, : own.weight[0].numel()].reshape(own.weight.shape)
+    return {"weight": weight} if own.bias is None else {"weight": weight, "bias": new[:, -1]}
 
 
-def _outputs(layer: nn.Module, x: Tensor) -> Tensor:
-    """``(N, positions, O)``."""
-    y = layer(x)
+def _positions(layer: nn.Module, y: Tensor) -> Tensor:
+    """``(N, positions, O)`` of what a layer made."""
     return y.reshape(len(y), -1, y.shape[-1]) if isinstance(layer, nn.Linear) else y.flatten(2).transpose(1, 2)
 
 

@@ -24,7 +24,7 @@ class Run:
         self.inputs: Tensor | None = inputs.clone()  # a model may begin in place
         self.values: dict[fx.Node, Any] = {}
 
-    def step(self, node: fx.Node, ends: list[fx.Node]) -> None:
+    def step(self, node: fx.Node) -> None:
         if node.op == "placeholder":
             first = self.inputs is not None
             self.values[node] = self.inputs if first else node.args[0]
@@ -33,6 +33,8 @@ class Run:
             args = fx.node.map_arg(node.args, self.values.__getitem__)
             kwargs = fx.node.map_arg(node.kwargs, self.values.__getitem__)
             self.values[node] = getattr(self.interpreter, node.op)(node.target, args, kwargs)
+
+    def forget(self, ends: list[fx.Node]) -> None:
         for source in ends:
             self.values.pop(source, None)
 
@@ -62,18 +64,28 @@ class SideBySide:
         self.needs = self._needs(inputs[:1], smaller_inputs[:1])
 
     def __iter__(self) -> Iterator[tuple[fx.Node, fx.Node]]:
-        """Each pair of nodes before it runs; what is changed in the smaller network by then is what runs."""
-        for pair in self.nodes:
+        """Each pair of nodes when the base network has run it and the smaller one has not: what is changed in the
+        smaller network by then is what runs."""
+        for node, twin in self.nodes:
             self._join()
-            yield pair
-            for runs in self.running:
-                self._step(runs, self.done)
+            for left, _ in self.running:
+                left.step(node)
+            yield node, twin
+            for left, right in self.running:
+                left.forget(self.ends[0][node])
+                right.step(twin)
+                right.forget(self.ends[1][twin])
             self.done += 1
 
     def inputs_of(self, node: fx.Node, twin: fx.Node) -> Iterator[tuple[Tensor, Tensor]]:
-        """What both would read now, chunk by chunk."""
+        """What both read now, chunk by chunk."""
         for left, right in self.running:
             yield left.values[node.args[0]], right.values[twin.args[0]]
+
+    def answers_of(self, node: fx.Node, twin: fx.Node) -> Iterator[tuple[Tensor, Tensor]]:
+        """What the base network made now, and what the smaller one reads, chunk by chunk."""
+        for left, right in self.running:
+            yield left.values[node], right.values[twin.args[0]]
 
     def _needs(self, *inputs: Tensor) -> list[int]:
         """Most bytes that one image will hold in both networks from each node on."""
@@ -82,8 +94,11 @@ class SideBySide:
             run = Run(self.interpreters[side], x)
             for position, pair in enumerate(self.nodes):
                 before = run.bytes()
-                run.step(pair[side], self.ends[side][pair[side]])
-                held[position] += max(before, run.bytes())
+                run.step(pair[side])
+                both = run.bytes()
+                run.forget(self.ends[side][pair[side]])
+                # All chunks of the base network keep what a node reads beside what it made; the smaller one's do not.
+                held[position] += both if side == 0 else max(before, run.bytes())
         return list(accumulate(reversed(held), max))[::-1]
 
     def _join(self) -> None:
@@ -92,16 +107,14 @@ class SideBySide:
             left, right = (
                 Run(interpreter, x) for interpreter, x in zip(self.interpreters, self.waiting.pop(0), strict=True)
             )
-            for position in range(self.done):
-                self._step((left, right), position)
+            for pair in self.nodes[: self.done]:
+                for run, node, ends in zip((left, right), pair, self.ends, strict=True):
+                    run.step(node)
+                    run.forget(ends[node])
             self.running.append((left, right))
 
     def _room(self) -> bool:
         return self.memory is None or (len(self.running) + 1) * CHUNK * self.needs[self.done] <= self.memory
-
-    def _step(self, runs: tuple[Run, Run], position: int) -> None:
-        for run, node, ends in zip(runs, self.nodes[position], self.ends, strict=True):
-            run.step(node, ends[node])
 
 
 def _last_uses(graph: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:
