@@ -2,9 +2,9 @@
 
     python benchmarks/tradeoff.py vgg16 WEIGHTS CIFAR100 --work runs/tradeoff
 
-Scored on the first 10,000 train images, routed by all of them, thresholds set on test[:50%], reported on test[50%:]. A threshold
-is chosen on the calibration images for each limit of the loss; the row reports what it does to the test images. Time is
-that of batches of one, one thread, base and ours in turns on the same images. Methods:
+Scored on the first 10,000 train images, routed by all of them, thresholds set on test[:50%], reported on
+test[50%:]. A threshold is chosen on the calibration images for each limit of the loss; the row reports what it does to
+the test images. Time is that of batches of one, one thread, base and ours in turns on the same images. Methods:
 
     semantic                 routing, pruned extractor and full tail, reconstruction
     semantic-wholeextractor  the same with the extractor as it is

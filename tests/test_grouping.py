@@ -122,6 +122,16 @@ def test_a_group_that_is_not_worth_it_gets_the_answer_of_the_full_tail(bundle: B
     torch.testing.assert_close(routed.logits[~worth], whole[~worth])
 
 
+def test_one_image_runs_its_subgraph_if_that_is_worth_it(bundle: Bundle, images: torch.Tensor) -> None:
+    model = SemanticModel(bundle)
+    model.threshold = 0.0
+    for tails, worth in ((CHEAP, True), (DEAR, False)):
+        model.feature_router.times = tails
+        routed = model.route(images[:1])
+        assert bool(routed.tried[0]) is worth
+        assert bool(routed.fell_back[0]) is not worth
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_is_measured_is_stored_and_used(engine: str, bundle: Bundle, images: torch.Tensor, tmp_path: Path) -> None:
     bundle.save(tmp_path / "bundle")

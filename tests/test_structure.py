@@ -20,7 +20,7 @@ LINES = 450
 # than its room is named in full ("room.module").
 HOUSE = [
     {"errors", "version"},
-    {"files", "grouping", "routing"},
+    {"files", "precision", "grouping", "routing"},
     {"data"},
     {"models"},
     {"partition", "checkpoint", "train", "subgraph.coupling", "subgraph.propagation"},

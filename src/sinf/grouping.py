@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -47,6 +48,11 @@ class TailTimes:
             or not 0 <= self.returning <= 1
         ):
             raise ConfigError("times of tails must be positive, and a share in 0..1", got=self, remedy="measure again")
+
+    @cached_property
+    def worth_alone(self) -> bool:
+        """Whether one input alone should run its subgraph."""
+        return self.worth((1,), 0) == 1
 
     def worth(self, sizes: Sequence[int], rest: int) -> int:
         """How many of the groups, of ``sizes`` from the largest down, should run their subgraphs, when ``rest`` more

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from sinf.errors import ConfigError
+from sinf.precision import teaching
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ def _train(
         order = torch.randperm(len(features), generator=generator)
         for step in range(steps):
             rows = order[step * batch : (step + 1) * batch]
-            loss = F.cross_entropy(router(features[rows].float()), targets[rows])
+            with teaching():
+                logits = router(features[rows].float())
+            loss = F.cross_entropy(logits.float(), targets[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

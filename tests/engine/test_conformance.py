@@ -106,7 +106,11 @@ def test_the_base_model_is_there(model: SemanticModel, engine: FeatureRouter, im
 
 def test_numpy_and_torch_are_taken(engine: FeatureRouter, images: torch.Tensor) -> None:
     at(engine, 0.0)
-    torch.testing.assert_close(torch.as_tensor(engine(images.numpy())), torch.as_tensor(engine(images)))
+    expected = torch.as_tensor(engine(images))
+    torch.testing.assert_close(torch.as_tensor(engine(images.numpy())), expected)
+    fixed = images.numpy().copy()
+    fixed.flags.writeable = False  # as those of np.frombuffer
+    torch.testing.assert_close(torch.as_tensor(engine(fixed)), expected)
 
 
 def test_what_is_closed_opens_again(engine: FeatureRouter, images: torch.Tensor) -> None:

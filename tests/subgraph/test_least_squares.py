@@ -75,3 +75,15 @@ def test_without_rows_on_either_side_a_usual_damping_is_taken(held_out: float) -
     x, y, _ = rows(100, 0.1)
     sums = summed(x, y, held_out)
     assert torch.equal(sums.solve(torch.zeros(3, 12)), sums.solve(torch.zeros(3, 12), 3e-3))
+
+
+def test_many_inputs_are_summed_in_blocks() -> None:
+    """As the closed form of all of them at once, also where some depend on others."""
+    draw = torch.Generator().manual_seed(3)
+    x, y = torch.randn(1500, 600, generator=draw), torch.randn(1500, 4, generator=draw)
+    level = 0.01 * x.square().sum(0).mean()
+    expected = torch.linalg.solve(x.T @ x + level * torch.eye(600), x.T @ y).T
+    torch.testing.assert_close(summed(x, y).solve(torch.zeros(4, 600), 0.01), expected, rtol=1e-3, atol=1e-4)
+    twice = torch.cat([x, x], 1)
+    found = summed(twice, y).solve(torch.zeros(4, 1200), 0.01)
+    torch.testing.assert_close(found[:, :600], found[:, 600:], rtol=1e-3, atol=1e-5)

@@ -30,7 +30,7 @@ class OpenVinoEngine(SessionEngine):
             import openvino
         except ImportError as error:
             raise DependencyError("the engine openvino needs its package", remedy="pip install openvino") from error
-        self._core = openvino.Core()
+        self._core, self._tensor = openvino.Core(), openvino.Tensor
         if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ConfigError("bf16 needs a processor that has it", got="one that has not", remedy="take f32 or int8")
         self._options: dict[str, Any] = {
@@ -44,9 +44,14 @@ class OpenVinoEngine(SessionEngine):
         read = self._core.read_model(model)
         request = self._core.compile_model(read, "CPU", self._options).create_infer_request()
         outputs = range(len(read.outputs))
+        tensor = self._tensor
 
         def run(inputs: list[np.ndarray]) -> tuple[np.ndarray, ...]:
-            results = request.infer(inputs, share_inputs=True)  # its outputs are copies
-            return tuple(results[i] for i in outputs)
+            # As request.infer(inputs) does, with half of what it takes in Python.
+            for place, array in enumerate(inputs):
+                own = array if array.flags.carray else array.copy()  # others cannot be shared
+                request.set_input_tensor(place, tensor(own, shared_memory=True))
+            request.infer()
+            return tuple(request.get_output_tensor(place).data.copy() for place in outputs)
 
         return run

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sinf.models.trace import attribute
+from sinf.precision import teaching
 from sinf.subgraph.slice import copy_graph
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -42,16 +43,12 @@ def prepare(graph: fx.GraphModule) -> fx.GraphModule:
 
 
 def prepare_teacher(graph: fx.GraphModule) -> Callable[[Tensor], Tensor]:
-    """The same function for what others learn from, where three digits do: in bfloat16 if the processor multiplies in
-    it, which takes about half the time."""
+    """The same function for what others learn from, see :mod:`sinf.precision`; float32 comes out."""
     prepared = prepare(graph)
-    capabilities = torch.cpu.get_capabilities()
-    if not (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
-        return prepared
 
     @torch.no_grad()
     def run(x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with teaching():
             return prepared(x).float()
 
     return run

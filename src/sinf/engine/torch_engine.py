@@ -69,7 +69,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def run(self, part: str, *inputs: Any) -> tuple[Tensor, ...]:
-        inputs = tuple(torch.as_tensor(x) for x in inputs)
+        inputs = tuple(torch.as_tensor(x if isinstance(x, Tensor) or x.flags.writeable else x.copy()) for x in inputs)
         if part == FRONT:
             return self.front(*inputs)
         if part == BASE:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 _FIRST, _STEP, _LEAST, _MOST = 3e-3, 3.0, 1e-4, 1.0
+_BLOCKS, _LEAST_BLOCK = 8, 256
 
 
 class NormalEquations:
@@ -15,14 +16,19 @@ class NormalEquations:
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        self.gram = torch.zeros(2, inputs, inputs, dtype=torch.float64)  # of rows that fit, and of held-out ones
+        # Of rows that fit, and of held-out ones. A gram matrix is symmetric: only blocks on and below its diagonal are
+        # summed, which is little more than half of the work.
+        self.gram = torch.zeros(2, inputs, inputs, dtype=torch.float64)
         self.cross = torch.zeros(2, outputs, inputs, dtype=torch.float64)
         self.rows = [0, 0]
 
     def add(self, x: Tensor, y: Tensor, *, held_out: bool = False) -> None:
         """Add ``x`` (rows, k) and ``y`` (rows, o)."""
-        part = int(held_out)
-        self.gram[part] += x.T @ x
+        part, size = int(held_out), x.shape[1]
+        block = max(_LEAST_BLOCK, -(-size // _BLOCKS))
+        for first in range(0, size, block):
+            last = min(first + block, size)
+            self.gram[part, first:last, :last] += x[:, first:last].T @ x[:, :last]
         self.cross[part] += y.T @ x
         self.rows[part] += len(x)
 
@@ -35,10 +41,12 @@ class NormalEquations:
 
     def _cross_validated(self, prior: Tensor) -> float:
         """Walk from a usual value, up or down, as long as the held-out error falls."""
+        held_out = self.gram[1].tril()
+        held_out = held_out + held_out.tril(-1).T
 
         def error(damping: float) -> float:
             m = _ridge(self.gram[0], self.cross[0], prior, damping)
-            return float(((m @ self.gram[1] - 2 * self.cross[1]) * m).sum())
+            return float(((m @ held_out - 2 * self.cross[1]) * m).sum())
 
         best, least = _FIRST, error(_FIRST)
         for factor in (_STEP, 1 / _STEP):
@@ -52,10 +60,14 @@ class NormalEquations:
 
 
 def _ridge(gram: Tensor, cross: Tensor, prior: Tensor, damping: float) -> Tensor:
+    """``gram`` is read on and below its diagonal."""
     level = damping * torch.diagonal(gram).mean().clamp(min=1e-12)
     system = gram.clone()
     system.diagonal().add_(level)
     right = (cross + level * prior).T
     factor, failed = torch.linalg.cholesky_ex(system)
     # Hardly damped, rounding can leave a system of dependent channels just below positive definite.
-    return (torch.linalg.solve(system, right) if int(failed) else torch.cholesky_solve(right, factor)).T
+    if int(failed):
+        lower = system.tril()
+        return torch.linalg.solve(lower + lower.tril(-1).T, right).T
+    return torch.cholesky_solve(right, factor).T
