@@ -161,5 +161,6 @@ def test_sizes_below_one_are_refused(name: str, value: int) -> None:
 def test_the_predictor_is_no_wider_than_its_features() -> None:
     router = RoutePredictor((3, 2, 5), 4, RouterConfig(side=4, channels=128, hidden=8))
     assert router.reduce.out_channels == 3
-    assert router.hidden.in_features == 3 * 2 * 4
+    assert router.head.in_features == 8 * 1 * 2
+    assert router.macs == (2 * 4) * 3 * 27 + (1 * 2) * 8 * 27 + 16 * 4
     assert router(torch.randn(2, 3, 2, 5)).shape == (2, 4)

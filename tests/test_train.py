@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sinf.data import LabelledImages, augment, load_images
+from sinf.data import LabelledImages, augment, join_pairs, load_images
 from sinf.errors import ConfigError, SinfError
 from sinf.models import ModelSpec, load_model, load_spec, read_weights
 from sinf.models.load import spec_from_metadata
@@ -279,6 +279,23 @@ def test_augmented_images_are_crops_and_flips() -> None:
     made = augment(image.expand(300, -1, -1, -1), torch.Generator().manual_seed(0), padding=1)
     assert made.dtype == torch.uint8
     assert {one.numpy().tobytes() for one in made} == crops(image, padding=1)
+
+
+def test_joined_pairs_differ_in_one_rectangle_that_is_of_another_image() -> None:
+    images = torch.arange(6.0)[:, None, None, None].expand(6, 3, 8, 10)
+    generator = torch.Generator().manual_seed(0)
+    shares = set()
+    for _ in range(30):
+        joined = join_pairs(images, generator)
+        changed = (joined != images).any(1)  # (6, 8, 10)
+        for number, place in enumerate(changed):
+            rows, columns = place.any(1), place.any(0)
+            assert torch.equal(place, rows[:, None] & columns)
+            assert len(joined[number][:, place].unique()) <= 1
+        shares.add(float(changed.float().mean((1, 2)).max()))
+    assert max(shares) <= 0.5
+    assert len(shares) > 10
+    assert torch.equal(images[:, 0, 0, 0], torch.arange(6.0))  # what was given stays as it was
 
 
 def test_every_epoch_draws_anew(tmp_path: Path, images: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> None:

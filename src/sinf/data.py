@@ -199,6 +199,21 @@ def augment(pixels: Tensor, generator: torch.Generator, padding: int | None = No
     return padded[images, rows[:, :, None], columns[:, None, :]]
 
 
+def join_pairs(images: Tensor, generator: torch.Generator) -> Tensor:
+    """CutMix (Yun et al., arXiv 1905.04899): every image of ``(B, C, H, W)`` gets a rectangle of another one, the same
+    for all of a batch and at most half of an image."""
+    batch, _, height, width = images.shape
+    side = (0.5 * float(torch.rand(1, generator=generator))) ** 0.5
+    rows, columns = int(side * height), int(side * width)
+    top = int(torch.randint(height - rows + 1, (1,), generator=generator))
+    left = int(torch.randint(width - columns + 1, (1,), generator=generator))
+    other = images[torch.randperm(batch, generator=generator)]
+    place = (..., slice(top, top + rows), slice(left, left + columns))
+    joined = images.clone()
+    joined[place] = other[place]
+    return joined
+
+
 def load_images(
     source: str | Path,
     split: str,

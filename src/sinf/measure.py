@@ -81,13 +81,7 @@ class Costs:
     def of(model: SemanticModel) -> Costs:
         network, parts = model.network, model.bundle.parts
         router = model.bundle.router
-        positions = router.hidden.in_features // router.reduce.out_channels
-        macs = {
-            "extractor": network.extractor_macs.total(parts["common"].keep),
-            "router": positions * router.reduce.weight.numel()
-            + router.hidden.weight.numel()
-            + router.head.weight.numel(),
-        }
+        macs = {"extractor": network.extractor_macs.total(parts["common"].keep), "router": router.macs}
         parameters = {
             "extractor": parameters_of(network.extractor(parts["common"])),
             "router": sum(p.numel() for p in router.parameters()),

@@ -19,7 +19,7 @@ from sinf.calibration import part_images, set_thresholds, tail_costs
 from sinf.clusters import Clusters
 from sinf.compact import Compactor, Progress, Rule, batches, importances
 from sinf.criteria import make_criterion
-from sinf.data import BATCH, LabelledImages, augment
+from sinf.data import BATCH, LabelledImages, augment, join_pairs
 from sinf.deferral import Deferral
 from sinf.engine.prepare import prepare, prepare_teacher
 from sinf.engine.torch_engine import SemanticModel
@@ -41,6 +41,7 @@ from sinf.version import __version__
 
 WEIGHT_COST = 32.0  # what a weight costs beside a MAC on one thread of a server processor, measured on VGG16 at batch 1
 _MOST_PASSES = 10
+_PLAIN_PASSES = 5  # over the images that a route predictor learns from; with more, they are joined in pairs
 _CHANCE_DUPLICATES = 0.01  # public data sets hold a few images twice
 
 
@@ -59,7 +60,8 @@ class BuildConfig:
         max_loss: limit of the loss against the base model, as a fraction (0.01 is one point).
         confidence: probability with which the limit holds for new images, or None for no guarantee.
         round_to: widths of layers are multiples of this.
-        route_draws: how many augmented images the route predictor learns from (at most ten views of each).
+        route_draws: how many augmented images the route predictor learns from (at most ten views of each; above five
+            parts of images are exchanged too).
         common_images: how many of the scoring images decide which channels extractor and full tail, which serve all
             classes, keep.
         reconstruct_bytes: memory that activations may take while those two are reconstructed from all scoring images.
@@ -342,14 +344,17 @@ class _Build:
 
     def _augmented(self, step: str) -> Iterator[Tensor]:
         """Cropped and flipped routing images, in as many passes as ``route_draws`` asks for. The base model has seen
-        them in training, as a rule; new views are nearer to what the router will meet."""
+        them in training, as a rule; new views are nearer to what the router will meet. Where images are few and seen
+        often, they are joined in pairs: the base model says of what it sees whatever that is."""
         images, preprocessing = self.images.routing, self.base.spec.preprocessing
         generator = torch.Generator().manual_seed(self.config.seed)
         passes = min(_MOST_PASSES, max(1, round(self.config.route_draws / len(images))))
         for number in range(passes):
             for start in range(0, len(images), BATCH):
                 self.progress(step, number * len(images) + start, passes * len(images))
-                yield preprocessing.normalise(augment(images.pixels(preprocessing, start, start + BATCH), generator))
+                views = augment(images.pixels(preprocessing, start, start + BATCH), generator)
+                x = preprocessing.normalise(views)
+                yield join_pairs(x, generator) if passes > _PLAIN_PASSES else x
         self.progress(step, passes * len(images), passes * len(images))
 
     def _calibrate(self, bundle: Bundle) -> Bundle:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sinf.errors import ConfigError
 from sinf.precision import teaching
@@ -21,12 +21,16 @@ from sinf.precision import teaching
 @dataclass(frozen=True)
 class RouterConfig:
     """Features are pooled to ``side`` x ``side`` and reduced to ``channels`` by a convolution of ``kernel`` x
-    ``kernel``; one layer of ``hidden`` units follows. (1 x 1 is faster, and loses more routes than that saves.)"""
+    ``kernel``; another one, with a stride of two, makes ``hidden`` channels, and the last layer reads all that is left.
+
+    At batch 1 a predictor's time is that of fetching its weights: a hidden layer that reads all positions at once has
+    twice as many, and routes no better. (1 x 1 is faster still, and loses more routes than that saves.)
+    """
 
     side: int = 4
     channels: int = 128
     kernel: int = 3
-    hidden: int = 256
+    hidden: int = 192
     epochs: int = 8
     batch: int = 256
     learning_rate: float = 2e-3
@@ -54,7 +58,8 @@ class RouterConfig:
 
 
 class RoutePredictor(nn.Module):
-    """``(B, C, H, W)`` features -> ``(B, clusters)`` logits, divided by the calibrated temperature."""
+    """``(B, C, H, W)`` features -> ``(B, clusters)`` logits, divided by the calibrated temperature; ``macs`` an
+    input."""
 
     temperature: Tensor
 
@@ -62,21 +67,24 @@ class RoutePredictor(nn.Module):
         super().__init__()
         channels, height, width = shape
         rows, columns = min(config.side, height), min(config.side, width)
-        reduced = min(config.channels, channels)
+        reduced, padding = min(config.channels, channels), config.kernel // 2
+        left = -(-rows // 2) * -(-columns // 2)  # positions
         self.pool = nn.Identity() if (rows, columns) == (height, width) else nn.AdaptiveAvgPool2d((rows, columns))
         self.norm = nn.BatchNorm2d(channels, affine=False)
-        self.reduce = nn.Conv2d(channels, reduced, config.kernel, padding=config.kernel // 2)
+        self.reduce = nn.Conv2d(channels, reduced, config.kernel, padding=padding)
         self.reduce_norm = nn.BatchNorm2d(reduced)
+        self.hidden = nn.Conv2d(reduced, config.hidden, config.kernel, stride=2, padding=padding)
+        self.hidden_norm = nn.BatchNorm2d(config.hidden)
         self.dropout = nn.Dropout(config.dropout)
-        self.hidden = nn.Linear(reduced * rows * columns, config.hidden)
-        self.hidden_norm = nn.BatchNorm1d(config.hidden)
-        self.head = nn.Linear(config.hidden, clusters)
+        self.head = nn.Linear(config.hidden * left, clusters)
+        self.macs = rows * columns * self.reduce.weight.numel() + left * self.hidden.weight.numel()
+        self.macs += self.head.weight.numel()
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, features: Tensor) -> Tensor:
         x = F.relu(self.reduce_norm(self.reduce(self.norm(self.pool(features)))))
-        x = F.relu(self.hidden_norm(self.hidden(self.dropout(torch.flatten(x, 1)))))
-        return self.head(self.dropout(x)) / self.temperature
+        x = F.relu(self.hidden_norm(self.hidden(x)))
+        return self.head(self.dropout(torch.flatten(x, 1))) / self.temperature
 
     @torch.no_grad()
     def folded(self) -> RoutePredictor:
@@ -92,7 +100,7 @@ class RoutePredictor(nn.Module):
             weight.mul_(scale[None, :, None, None])
             bias.sub_(weight.sum((2, 3)) @ self.norm.running_mean)
             self.norm = nn.Identity()
-        self.hidden = fuse_linear_bn_eval(self.hidden, self.hidden_norm)
+        self.hidden = fuse_conv_bn_eval(self.hidden, self.hidden_norm)
         self.head.weight.div_(self.temperature)
         self.head.bias.div_(self.temperature)
         self.reduce_norm = self.hidden_norm = self.dropout = nn.Identity()

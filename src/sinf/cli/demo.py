@@ -60,6 +60,7 @@ def _run(out: Path, threads: int | None) -> None:
     from sinf.models import load_model
     from sinf.pipeline import WEIGHT_COST, BuildConfig, Images, build
     from sinf.report import figure, tables
+    from sinf.router import RouterConfig
     from sinf.subgraph.select import Budget
     from sinf.timing import latency
 
@@ -77,11 +78,12 @@ def _run(out: Path, threads: int | None) -> None:
         f"semantic clusters; {len(scoring)} scoring, {len(calibration)} calibration and {len(test)} test images"
     )
     config = BuildConfig(
-        cut="features.20",
-        subgraph=Budget(0.15, WEIGHT_COST),
+        cut="features.27",
+        subgraph=Budget(0.1, WEIGHT_COST),
         common=0.75,
         max_loss=0.03,
         route_draws=22_000,
+        router=RouterConfig(channels=128, hidden=128, kernel=1),  # in so small a network a larger one costs its gain
     )
     with options.Steps() as steps:
         build(base, Images(scoring, scoring, calibration), clusters, config, out / "bundle", progress=steps)
