@@ -294,7 +294,7 @@ def test_joined_pairs_differ_in_one_rectangle_that_is_of_another_image() -> None
             assert len(joined[number][:, place].unique()) <= 1
         shares.add(float(changed.float().mean((1, 2)).max()))
     assert max(shares) <= 0.5
-    assert len(shares) > 10
+    assert len(shares) > 5
     assert torch.equal(images[:, 0, 0, 0], torch.arange(6.0))  # what was given stays as it was
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,8 +61,9 @@ def mixed(model: SemanticModel, images: torch.Tensor) -> SemanticModel:
     early = float(routes.log_route.exp().quantile(0.31))
     energies = routes.energy.sort().values
     middle = float(energies[len(energies) // 2 :][:2].mean())  # between two, so that no image is at the threshold
-    deferral = Deferral(-middle, 0.0, 1.0)
-    thresholds = replace(model.bundle.threshold, early=early, value=0.5)
+    value = (1 + early) / 2  # a threshold below the early one would lower that, too
+    deferral = Deferral(math.log(value / (1 - value)) - middle, 0.0, 1.0)
+    thresholds = replace(model.bundle.threshold, early=early, value=value)
     return SemanticModel(replace(model.bundle, deferral=deferral, threshold=thresholds))
 
 
