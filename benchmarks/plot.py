@@ -37,7 +37,7 @@ def draw(path: Path) -> Path:
         saved, loss = PAPER[model]
         axis.plot(100 * saved, loss, "*", color="#c92a2a", markersize=13, label="SINF paper (its own VGG16)")
     axis.axhline(0, color="#adb5bd", linewidth=1)
-    axis.set_ylim(-1.0, 8.0)
+    axis.set_ylim(-0.5, min(8.0, 1.0 + max(PAPER.get(model, (0, 0))[1], *(float(row["loss"]) for row in rows))))
     axis.set_xlabel("mean time saved, % (batch 1, one thread, torch)")
     axis.set_ylabel("loss of top-1 against the base model, points")
     axis.set_title(f"{model}, CIFAR-100, test[50%:] (base {100 * float(rows[0]['base_top1']):.2f} %)", loc="left")
