@@ -20,6 +20,7 @@ from sinf.dynamic.targets import Target, expected_macs, rate_for
 from sinf.dynamic.trainer import EpochReport, TrainConfig, train
 from sinf.errors import ConfigError
 from sinf.models import BaseModel, ModelSpec, load_model
+from sinf.timing import pinned_threads
 from tiny import CLASSES, COLOUR, tiny_data
 
 CONFIG = TrainConfig(Target(channels=0.5), epochs=3, batch=8, learning_rate=0.02, similarity=0.5)
@@ -78,7 +79,11 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path, images: Labell
 
 
 def run_script(folder: Path, data: Path, words: list[str], launcher: list[str] | None = None) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[2] / "src"), str(HERE.parents[1])])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[2] / "src"), str(HERE.parents[1])]),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # with another number, sums are rounded otherwise
+    }
     command = [sys.executable, *(launcher or []), str(HERE), str(folder), str(data), *words]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
@@ -106,10 +111,11 @@ def test_kill_9_and_again_ends_with_the_same_weights(tmp_path: Path, images: Lab
 def test_two_processes_are_one(tmp_path: Path, images: LabelledImages, variant: str) -> None:
     """Within rounding, as long as that moves no channel over a threshold."""
     config = replace(CONFIG, **VARIANTS[variant])
-    whole = train(small(), images, tmp_path / "whole", config)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    process = run_script(tmp_path / "two", tmp_path / "data", [variant], launcher)
-    _, err = process.communicate(timeout=300)
+    with pinned_threads(1):
+        whole = train(small(), images, tmp_path / "whole", config)
+        process = run_script(tmp_path / "two", tmp_path / "data", [variant], launcher)
+        _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err.decode()[-2000:]
     other = small()
     found = train(other, images, tmp_path / "two", config)  # finished: the checkpoint is read, nothing is trained
