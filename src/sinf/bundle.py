@@ -64,8 +64,7 @@ class Bundle:
 
     def times_of(self, engine: str, precision: str, threads: int) -> TailTimes | None:
         """What tails cost in an engine, as far as it was measured."""
-        wanted = (engine, precision, threads)
-        return next((each for each in self.times if (each.engine, each.precision, each.threads) == wanted), None)
+        return next((each for each in self.times if each.setting == (engine, precision, threads)), None)
 
     def network(self) -> Network:
         """The base model taken apart, with this bundle's weights (not copied)."""
@@ -209,9 +208,8 @@ def read_times(folder: Path) -> tuple[TailTimes, ...]:
 
 
 def replace_times(folder: Path, new: TailTimes) -> None:
-    """Store what was measured in a bundle, in the place of earlier times of the same engine."""
-    same = (new.engine, new.precision, new.threads)
-    kept = [each for each in read_times(folder) if (each.engine, each.precision, each.threads) != same]
+    """Store what was measured in a bundle, in the place of earlier times of the same setting."""
+    kept = (each for each in read_times(folder) if each.setting != new.setting)
     write_times((*kept, new), folder)
 
 

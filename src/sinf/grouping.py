@@ -20,7 +20,7 @@ from sinf.errors import ConfigError
 
 @dataclass(frozen=True)
 class TailTimes:
-    """Median milliseconds of a subgraph (the mean of all) and of the full tail, by batch size, in one engine.
+    """Median milliseconds of the subgraphs and of the full tail, by batch size, in one engine.
 
     ``returning`` is the share of inputs that fall back although their subgraph ran, on the calibration images.
     """
@@ -33,6 +33,11 @@ class TailTimes:
     subgraph: tuple[float, ...]
     fallback: tuple[float, ...]
     returning: float
+
+    @property
+    def setting(self) -> tuple[str, str, int]:
+        """Where these times hold: engine, precision and threads."""
+        return self.engine, self.precision, self.threads
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> TailTimes:

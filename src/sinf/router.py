@@ -24,7 +24,7 @@ class RouterConfig:
     ``kernel``; another one, with a stride of two, makes ``hidden`` channels, and the last layer reads all that is left.
 
     At batch 1 a predictor's time is that of fetching its weights: a hidden layer that reads all positions at once has
-    twice as many, and routes no better. (1 x 1 is faster still, and loses more routes than that saves.)
+    half as many again, and routes no better. (1 x 1 is faster still, and loses more routes than that saves.)
     """
 
     side: int = 4

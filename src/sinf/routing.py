@@ -127,16 +127,16 @@ class FeatureRouter:
         run = self.engine.run
         features, log_clusters, route, early = run(FRONT, image)
         confidence = early.item()
-        tried = confidence >= early_floor(self.early_threshold, self.threshold)
-        if tried and (self.times is None or self.times.worth_alone):
+        tried: set[int] = set()
+        likely = confidence >= early_floor(self.early_threshold, self.threshold)
+        if likely and (self.times is None or self.times.worth_alone):
+            tried = {0}
             logits, judged = run(part_name(route.item()), features, log_clusters)
             confidence = judged.item()
             if confidence >= self.threshold:
-                return logits, route, [confidence], [], {0}
-        else:
-            tried = False
+                return logits, route, [confidence], [], tried
         (logits,) = run(FALLBACK, features)
-        return logits, route, [confidence], [0], {0} if tried else set()
+        return logits, route, [confidence], [0], tried
 
     def _run_groups(self, images: Array) -> tuple[Array, Array, list[float], list[int], set[int]]:
         run = self.engine.run

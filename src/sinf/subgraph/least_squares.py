@@ -41,8 +41,7 @@ class NormalEquations:
 
     def _cross_validated(self, prior: Tensor) -> float:
         """Walk from a usual value, up or down, as long as the held-out error falls."""
-        held_out = self.gram[1].tril()
-        held_out = held_out + held_out.tril(-1).T
+        held_out = _mirrored(self.gram[1])
 
         def error(damping: float) -> float:
             m = _ridge(self.gram[0], self.cross[0], prior, damping)
@@ -67,7 +66,9 @@ def _ridge(gram: Tensor, cross: Tensor, prior: Tensor, damping: float) -> Tensor
     right = (cross + level * prior).T
     factor, failed = torch.linalg.cholesky_ex(system)
     # Hardly damped, rounding can leave a system of dependent channels just below positive definite.
-    if int(failed):
-        lower = system.tril()
-        return torch.linalg.solve(lower + lower.tril(-1).T, right).T
-    return torch.cholesky_solve(right, factor).T
+    return (torch.linalg.solve(_mirrored(system), right) if int(failed) else torch.cholesky_solve(right, factor)).T
+
+
+def _mirrored(lower: Tensor) -> Tensor:
+    """The symmetric matrix of what is on and below the diagonal."""
+    return lower.tril() + lower.tril(-1).T
