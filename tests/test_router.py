@@ -68,6 +68,21 @@ def test_features_may_be_stored_in_half_precision() -> None:
     assert float((router(features).argmax(1) == clusters).float().mean()) > 0.95
 
 
+def test_the_units_of_channels_do_not_matter(trained: RoutePredictor) -> None:
+    features, clusters = problem()
+    units = torch.tensor([1 / 2, 1, 1024, 4, 8])[:, None, None]
+    other = train_router(units * features, targets_of(clusters), CONFIG)
+    assert float((other(units * features) - trained(features)).abs().mean()) < 0.05
+
+
+def test_channels_that_say_nothing_do_no_harm() -> None:
+    features, clusters = problem()
+    features[:, 1] = 0
+    router = train_router(features, targets_of(clusters), CONFIG)
+    assert router(features).isfinite().all()
+    assert float((router(features).argmax(1) == clusters).float().mean()) > 0.95
+
+
 def test_fewer_images_than_a_batch_are_one_batch() -> None:
     features, clusters = problem(10)
     steps: list[tuple[int, int]] = []

@@ -38,7 +38,7 @@ from sinf.risk import Threshold
 from sinf.router import RoutePredictor, RouterConfig
 from sinf.routing import part_name
 
-FORMAT = 4
+FORMAT = 5
 _FILES = ("model.safetensors", "subgraphs.safetensors", "router.safetensors", "README.md")
 _TIMES = "times.json"
 _LIBRARIES = ("timm:", "torchvision:", "hf:", PLAIN)
