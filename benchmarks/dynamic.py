@@ -1,7 +1,7 @@
 """Dynamic pruning: what skipped MACs are worth in time, and what training makes of a network.
 
     python benchmarks/dynamic.py time vgg16 WEIGHTS CIFAR100
-    python benchmarks/dynamic.py train resnet20 WEIGHTS CIFAR10 --work runs/dynamic --epochs 3
+    python benchmarks/dynamic.py train resnet20 WEIGHTS CIFAR10 runs/dynamic --epochs 3
 
 ``time`` puts untrained gates on a network, sets thresholds on 64 images so that a share of the channels stays, and
 times batches of one, one thread, base and ours in turns: no accuracy comes of it, only seconds for MACs. Rows:

@@ -48,7 +48,7 @@ METHODS = ("semantic", "static", "semantic-noreconstruct", "semantic-wholeextrac
 PLANS: dict[str, dict[str, Any]] = {
     "vgg16": {
         "cut": "features.23",
-        "semantic": [{"common": budget, "subgraph": 0.12} for budget in (0.75, 0.8)],
+        "semantic": [{"common": 0.75, "subgraph": 0.12}],
         "semantic-wholeextractor": [{"fallback": 0.85, "subgraph": 0.1}],
         "semantic-noreconstruct": [{"subgraph": 0.3}],
         "static": [0.75, 0.8, 0.7, 0.6],

@@ -1,0 +1,164 @@
+"""One smaller network for all classes, on CIFAR-100: without training at two budgets of MACs; at a quarter of them
+with a little fine-tuning, beside torch-pruning's own pruners.
+
+    python benchmarks/static.py vgg16 WEIGHTS CIFAR100 --work runs/static
+
+    residual    ours: the budget is spent where it costs least, then reconstruction; 10,000 images
+    l1, taylor  torch-pruning's MagnitudePruner with its importances of these names (the same ratio in every layer, its
+                default), step by step until the same MACs are reached; gradients of taylor by 1,000 images
+
+All are fine-tuned alike: the same epochs on the whole train split, the base model as the teacher, the same draws.
+Reported on test[50%:]; ``minutes`` is all that it took, ``ratio`` how many times fewer MACs are left. Time is that of
+batches of one, one thread, base and pruned in turns. Training goes on where it was stopped; a row that is in the file
+is not measured again.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import datetime
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch_pruning as tp
+import typer
+
+from sinf import Budget, LabelledImages, load_images, load_model
+from sinf.files import replacing
+from sinf.measure import machine
+from sinf.models import BaseModel, ModelSpec, load_spec
+from sinf.models.load import PLAIN
+from sinf.models.to_plain import to_plain
+from sinf.models.trace import trace
+from sinf.pruned import Size, compare
+from sinf.pruning import PruneConfig, prune
+from sinf.train import EpochReport, Teacher, TrainConfig, train
+
+RESULTS = Path(__file__).parent / "results"
+OURS = "residual"
+SMALL = 0.25
+#: Criterion, budget of MACs, whether it is fine-tuned as well.
+PLAN = [(OURS, 1 / 1.5, False), (OURS, 1 / 2, False), (OURS, SMALL, True), ("l1", SMALL, True), ("taylor", SMALL, True)]
+STEPS, ROUND_TO = 50, 8
+SCORED, GRADIENTS = 10_000, 1000  # images
+COLUMNS = (
+    "model", "dataset", "method", "criterion", "budget", "reconstruct", "engine", "precision", "device", "batch",
+    "threads", "base_top1", "top1", "loss", "macs_saved", "ratio", "time_saved", "time_saved_low", "time_saved_high",
+    "params_active", "epochs", "minutes", "seed", "date", "versions",
+)  # fmt: skip
+IDENTITY = ("criterion", "budget", "epochs")
+
+
+def by_torch_pruning(base: BaseModel, criterion: str, budget: float, scoring: LabelledImages) -> BaseModel:
+    """Its own pruner, a step at a time, as its documentation does it."""
+    model = copy.deepcopy(base.module).eval().requires_grad_(True)
+    head = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)][-1]
+    importances = {"l1": tp.importance.MagnitudeImportance(p=1), "taylor": tp.importance.TaylorImportance()}
+    pruner = tp.pruner.MagnitudePruner(
+        model,
+        torch.zeros(1, *base.spec.preprocessing.size),
+        importances[criterion],
+        pruning_ratio=0.98,
+        iterative_steps=STEPS,
+        ignored_layers=[head],
+        round_to=ROUND_TO,
+    )
+    images, target = scoring.sample(GRADIENTS), budget * Size.of(base).macs
+    while Size.of(plain(model, base.spec)).macs > target:
+        if criterion == "taylor":
+            model.zero_grad()
+            for x, y in images.batches(base.spec.preprocessing):
+                (torch.nn.functional.cross_entropy(model(x), y, reduction="sum") / len(images)).backward()
+        pruner.step()
+    return plain(model, base.spec)
+
+
+def plain(model: torch.nn.Module, spec: ModelSpec) -> BaseModel:
+    description, state = to_plain(trace(copy.deepcopy(model), spec.preprocessing))
+    new = ModelSpec(PLAIN + spec.name, spec.classes, spec.preprocessing, description)
+    module = load_spec(new).requires_grad_(False)
+    module.load_state_dict(state)
+    return BaseModel(module, new)
+
+
+class Table:
+    """Rows in a file that is whole after every addition."""
+
+    def __init__(self, name: str, base: BaseModel, test: LabelledImages, pairs: int) -> None:
+        self.path, self.rows = RESULTS / f"static_{name}_cpu.csv", []  # type: tuple[Path, list[dict[str, str]]]
+        self.name, self.base, self.test, self.pairs = name, base, test, pairs
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                self.rows = list(csv.DictReader(file))
+
+    def has(self, criterion: str, budget: float, epochs: int) -> bool:
+        wanted = (criterion, f"{budget:.5g}", str(epochs))
+        return any(tuple(row[key] for key in IDENTITY) == wanted for row in self.rows)
+
+    def add(self, criterion: str, budget: float, epochs: int, model: BaseModel, minutes: float) -> None:
+        found, facts = compare(self.base, model, self.test, batches=(1,), pairs=self.pairs, threads=1), machine()
+        (times,) = found.times
+        row = {
+            "model": self.name, "dataset": "cifar100", "criterion": criterion, "budget": budget,
+            "method": "static" if criterion == OURS else "static-torch-pruning", "reconstruct": criterion == OURS,
+            "engine": "torch", "precision": "float32", "device": facts["processor"], "batch": 1, "threads": 1,
+            "base_top1": found.base_top1, "top1": found.top1, "loss": found.loss,
+            "macs_saved": 1 - found.pruned.macs / found.base.macs, "ratio": found.base.macs / found.pruned.macs,
+            "time_saved": times.time_saved, "time_saved_low": times.low, "time_saved_high": times.high,
+            "params_active": found.pruned.parameters, "epochs": epochs, "minutes": minutes, "seed": 0,
+            "date": f"{datetime.date.today()}", "versions": f"{facts['versions']}, torch-pruning {tp.__version__}",
+        }  # fmt: skip
+        self.rows.append({k: f"{v:.5g}" if isinstance(v, float) else str(v) for k, v in row.items()})
+        with replacing(self.path) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        shown = (*IDENTITY, "loss", "ratio", "time_saved", "minutes")
+        print({key: self.rows[-1][key] for key in shown}, flush=True)
+
+
+def main(
+    name: str,
+    weights: Path,
+    data: Path,
+    work: Annotated[Path, typer.Option(help="Folder for steps and checkpoints; may be used again.")],
+    epochs: Annotated[int, typer.Option(help="Of fine-tuning.")] = 3,
+    pairs: int = 300,
+    threads: int = 2,
+) -> None:
+    torch.set_num_threads(threads)
+    base = load_model(name, weights=weights)
+    images, table = load_images(data, "train"), Table(name, base, load_images(data, "test[50%:]"), pairs)
+    recipe = TrainConfig(epochs=epochs, learning_rate=0.05, label_smoothing=0.0, bf16=True)
+    for criterion, budget, finetuned in PLAN:
+        last = epochs if finetuned else 0
+        if table.has(criterion, budget, last):
+            continue
+        begin = time.monotonic()
+        if criterion == OURS:
+            config = PruneConfig(Budget(budget), images=SCORED, round_to=ROUND_TO)
+            pruned = prune(base, images, config, work / f"{budget:.3f}")
+        else:
+            pruned = by_torch_pruning(base, criterion, budget, images)
+        minutes = (time.monotonic() - begin) / 60
+        if not table.has(criterion, budget, 0):
+            table.add(criterion, budget, 0, pruned, minutes)
+        if not finetuned:
+            continue
+        begin = time.monotonic()
+        trained = train(
+            pruned.spec, images, work / f"{criterion}-{budget:.3f}-{epochs}", recipe,
+            start=pruned.module.state_dict(), teacher=Teacher(base.module), report=report,
+        )  # fmt: skip
+        table.add(criterion, budget, epochs, trained, minutes + (time.monotonic() - begin) / 60)
+
+
+def report(epoch: EpochReport) -> None:
+    print(f"{epoch.epoch}/{epoch.epochs}: loss {epoch.loss:.3f}, {epoch.seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
