@@ -5,6 +5,7 @@ from __future__ import annotations
 from common import Row, Section, networks, number, published, read, shown, table
 
 SHOWN = (("dcs", "plain"), ("dcs", "reconstructed"), ("residual", "reconstructed"))
+WEIGHTS = ("plain", "recalibrated", "reconstructed")
 
 
 def accuracies(rows: list[Row], base: float) -> list[list[str]]:
@@ -27,6 +28,23 @@ def accuracies(rows: list[Row], base: float) -> list[list[str]]:
     return lines
 
 
+def by_cut(rows: list[Row]) -> str:
+    """One line a cut: what half of the tail answers, beside the base model limited to the cluster's classes."""
+    lines = []
+    for cut in dict.fromkeys(r["cut"] for r in rows):
+        mine = {r["weights"]: r for r in rows if r["cut"] == cut}
+        first = next(iter(mine.values()))
+        limited = 100 * float(first["base_top1"])
+        cells = [
+            f"{100 * float(mine[kind]['top1']):.2f} ({100 * float(mine[kind]['top1']) - limited:+.2f})"
+            if kind in mine
+            else ""
+            for kind in WEIGHTS
+        ]
+        lines.append([f"`{cut}`", f"{100 * float(first['tail_share']):.0f} %", f"{limited:.2f}", *cells])
+    return table(["cut after", "MACs after it", "base, limited", *WEIGHTS], lines)
+
+
 def section() -> Section:
     measured = networks("criteria_")
     claims, parts = [], []
@@ -42,6 +60,11 @@ def section() -> Section:
         claims.append([name, shown(claimed), f"{base:.2f}", f"{limited:.2f} ({limited - base:+.2f})"])
         head = ["tail's MACs kept", *(f"{criterion}, {weights}" for criterion, weights in SHOWN)]
         parts.append(f"{name}, subgraphs:\n\n" + table(head, accuracies(within, base)))
+    for name in networks("cuts_"):
+        parts.append(
+            f"{name}, half of the tail's MACs, criterion residual, cut by cut (in brackets: over the base model "
+            "limited to the cluster's classes):\n\n" + by_cut(read(f"cuts_{name}.csv"))
+        )
     head = ["network", "paper: gain over the base", "base, all classes", "base, limited to the cluster"]
     text = (
         "Accuracy in % when the true cluster is given, over all clusters; in brackets what it gains over the base "

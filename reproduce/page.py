@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import clusters
+import compaction
 import overlap
 import static
 import tradeoff
@@ -11,7 +12,7 @@ from common import DOCS, HERE
 
 import criteria
 
-SCRIPTS = (tradeoff, criteria, static, clusters, overlap, variants)
+SCRIPTS = (tradeoff, criteria, static, clusters, overlap, variants, compaction)
 
 
 def main() -> None:

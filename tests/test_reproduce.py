@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAPER = ("tradeoff", "criteria", "static", "clusters", "overlap")
-NAMES = (*PAPER, "variants")
+NAMES = (*PAPER, "variants", "compaction")
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def row(criterion: str, loss: float, **changes: object) -> dict[str, object]:
 def test_every_published_number_has_a_source() -> None:
     with (ROOT / "reproduce" / "published.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {r["figure"] for r in rows} == set(PAPER)
+    assert {r["figure"] for r in rows} == {*PAPER, "compaction"}
     for r in rows:
         assert r["source"]
         assert r["value"] == "" or float(r["value"]) > 0
@@ -62,7 +62,7 @@ def test_nothing_measured_is_said(reproduce: dict[str, ModuleType]) -> None:
     for name in NAMES:
         text = reproduce[name].section().text
         assert "nan" not in text
-        if name in ("static", "overlap", "variants"):
+        if name in ("static", "overlap", "variants", "compaction"):
             assert "Not measured yet" in text
 
 
@@ -106,6 +106,25 @@ def test_gains_within_clusters_are_over_the_whole_base_model(reproduce: dict[str
     text = reproduce["clusters"].section().text
     assert "| vgg16 | 5.73 | 70.00 | 80.00 (+10.00) |" in text
     assert "| 50 %, uniform | 78.00 (+8.00) |  |  |" in text
+
+
+def test_clusters_cut_by_cut(reproduce: dict[str, ModuleType], tmp_path: Path) -> None:
+    cut = {"cut": "features.23", "tail_share": 0.392, "base_top1": 0.8}
+    rows = [cut | {"weights": "plain", "top1": 0.6}, cut | {"weights": "reconstructed", "top1": 0.81}]
+    write(tmp_path / "results" / "cuts_vgg16.csv", rows)
+    text = reproduce["clusters"].section().text
+    assert "| `features.23` | 39 % | 80.00 | 60.00 (-20.00) |  | 81.00 (+1.00) |" in text
+
+
+def test_one_smaller_network(reproduce: dict[str, ModuleType], tmp_path: Path) -> None:
+    common = {"model": "vgg16", "ratio": 4.02, "time_saved": 0.61, "minutes": 12.34}
+    ours = common | {"method": "static", "criterion": "residual", "epochs": 0, "loss": 0.5}
+    theirs = common | {"method": "static-torch-pruning", "criterion": "l1", "epochs": 3, "loss": 2.25}
+    write(tmp_path / "results" / "static_vgg16_cpu.csv", [ours, theirs])
+    text = reproduce["compaction"].section().text
+    assert "vgg19 loses 1.76 at 1.51 times fewer MACs" in text
+    assert "| vgg16 | sinf, residual | 4.02 | no | 0.50 | 61.0 % | 12.3 |" in text
+    assert "| vgg16 | torch-pruning, l1 | 4.02 | 3 epochs | 2.25 | 61.0 % | 12.3 |" in text
 
 
 def test_the_row_within_the_papers_loss(reproduce: dict[str, ModuleType], tmp_path: Path) -> None:
