@@ -75,6 +75,7 @@ def main(
     images: Annotated[int, typer.Option(help="At most so many are timed; all are reported.")] = 1000,
     pairs: Annotated[int, typer.Option(help="Measurements at batch 1; larger batches have fewer.")] = 400,
     batch: Annotated[list[int] | None, typer.Option(help="[default: 1, 8, 32, 128]")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Precisions [default: all].")] = None,
     out: Annotated[Path | None, typer.Option(help="[default: benchmarks/results/engines_MODEL_cpu.csv]")] = None,
 ) -> None:
     torch.set_num_threads(1)
@@ -87,6 +88,8 @@ def main(
     ranges = first_images(held_out, model, len(held_out))
     for engine, precisions in PRECISIONS.items():
         for precision in precisions:
+            if only and precision not in only:
+                continue
             print(f"{engine} {precision} ...", flush=True)
             router = open_engine(model, engine, precision=precision, calibration=ranges)
             common = {"engine": engine, "precision": precision, "threads": 1, "macs_saved": whole.macs_saved}
