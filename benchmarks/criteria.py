@@ -52,7 +52,7 @@ from sinf.subgraph.slice import parameters_of, slice_graph
 from sinf.subgraph.verify import verify
 
 RESULTS = Path(__file__).parent / "results"
-CUTS = {"vgg16": "features.23", "resnet56": "layer2"}
+CUTS = {"vgg16": "features.23", "vgg19": "features.26", "resnet50": "layer2", "resnet56": "layer2"}
 SCORED, COSTLY, FITTED, ROUND_TO = 20, 2, 10, 8  # images of a class; COSTLY: for sums of single maps
 CLUSTER_SCORED = 40
 MAPS = {"ranks", "independence"}

@@ -25,6 +25,8 @@ from sinf.network import Network
 
 CUTS = {
     "vgg16": ("features.6", "features.13", "features.23", "features.33"),
+    "vgg19": ("features.6", "features.13", "features.26", "features.39"),
+    "resnet50": ("layer1", "layer2", "layer3"),
     "resnet56": ("layer1", "layer2", "layer3.4"),
 }
 CRITERION, BUDGET = "residual", 0.5

@@ -53,6 +53,20 @@ PLANS: dict[str, dict[str, Any]] = {
         "semantic-noreconstruct": [{"subgraph": 0.3}],
         "static": [0.75, 0.8, 0.7, 0.6],
     },
+    "vgg19": {
+        "cut": "features.26",
+        "semantic": [{"common": 0.75, "subgraph": 0.12}],
+        "semantic-wholeextractor": [{"fallback": 0.85, "subgraph": 0.1}],
+        "semantic-noreconstruct": [{"subgraph": 0.3}],
+        "static": [0.75, 0.7, 0.6],
+    },
+    "resnet50": {
+        "cut": "layer2",
+        "semantic": [{"common": 0.85, "subgraph": 0.3}],
+        "semantic-wholeextractor": [{"subgraph": 0.3}],
+        "semantic-noreconstruct": [{"subgraph": 0.6}],
+        "static": [0.9, 0.8, 0.7],
+    },
     "resnet56": {
         "cut": "layer2",
         "semantic": [{"extractor": 0.95, "subgraph": 0.5}],
