@@ -20,8 +20,8 @@ RECIPES = """## Networks without weights at hand
 The paper's other networks have to be trained first; then the same scripts measure them, and this page has them too:
 
 ```console
-sinf train vgg19 --data CIFAR100 --epochs 100 --batch 128 --learning-rate 0.1 --average 0.3 --bf16 --device cuda --out runs/vgg19
-sinf train resnet50 --data CIFAR100 --epochs 150 --batch 128 --learning-rate 0.1 --average 0.3 --bf16 --device cuda --out runs/resnet50
+sinf train vgg19 --data CIFAR100 --epochs 100 --average 0.3 --bf16 --device cuda --out runs/vgg19
+sinf train resnet50 --data CIFAR100 --epochs 150 --average 0.3 --bf16 --device cuda --out runs/resnet50
 python benchmarks/tradeoff.py vgg19 runs/vgg19/model.safetensors CIFAR100 --work runs/tradeoff-vgg19
 python benchmarks/criteria.py vgg19 runs/vgg19/model.safetensors CIFAR100 --minutes 240
 python benchmarks/cuts.py vgg19 runs/vgg19/model.safetensors CIFAR100
@@ -29,8 +29,8 @@ python reproduce/overlap.py vgg19 runs/vgg19/model.safetensors CIFAR100
 python reproduce/page.py
 ```
 
-Without an accelerator leave `--device` out, and take 20 epochs: VGG19 then takes a night on two cores, and can be killed and
-started again. The recipes have not been run to the end."""
+Without an accelerator leave `--device` out, and take 20 epochs: VGG19 then takes a night on two cores, and can be
+killed and started again. The recipes have not been run to the end."""
 
 
 def main() -> None:
