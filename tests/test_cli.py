@@ -154,7 +154,12 @@ def test_tune_stores_what_later_verbs_use(sinf: Program, bundle: Path, data: Pat
     assert "the full tail" in text
     assert json.loads((tmp_path / "bundle" / "times.json").read_text())["tails"][0]["engine"] == "torch"
     sinf("eval", tmp_path / "bundle", "--data", data, "--split", "test")
-    assert "int8" in sinf.refused("tune", tmp_path / "bundle", "--precision", "int8", "--engine", "onnxruntime")
+    int8 = ("tune", tmp_path / "bundle", "--precision", "int8", "--engine", "onnxruntime", "--turns", 1)
+    assert "--data" in sinf.refused(*int8)
+    assert "--data" in sinf.refused("tune", tmp_path / "bundle", "--data", data)
+    sinf(*int8, "--data", data, "--calibrate", "test")
+    tails = json.loads((tmp_path / "bundle" / "times.json").read_text())["tails"]
+    assert [(each["engine"], each["precision"]) for each in tails] == [("torch", "f32"), ("onnxruntime", "int8")]
     assert "no/such" in sinf.refused("tune", "no/such")
 
 

@@ -13,10 +13,16 @@ from sinf.cli import dynamic, options
 from sinf.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sinf.data import LabelledImages
+    from sinf.engine.torch_engine import SemanticModel
     from sinf.routing import FeatureRouter
 
 _IMAGES = 2000  # at most: what is timed runs over them in turns
 _CALIBRATION = 256
+
+Calibrate = Annotated[str, typer.Option(help=f"Of int8: images that set its ranges; {_CALIBRATION} of them are taken.")]
 
 
 def bench(
@@ -30,9 +36,7 @@ def bench(
     label_column: options.LabelColumn = None,
     engine: Annotated[str, typer.Option(help="What runs both: torch, onnxruntime or openvino.")] = "torch",
     precision: Annotated[str, typer.Option(help="Of the arithmetic of both: f32, bf16 (openvino) or int8.")] = "f32",
-    calibrate: Annotated[
-        str, typer.Option(help="Of int8: images that set its ranges; 256 of them are taken.")
-    ] = "test[:50%]",
+    calibrate: Calibrate = "test[:50%]",
     threads: options.Threads = 1,
     stages: Annotated[bool, typer.Option(help="Also time every stage and every route, at batch 1.")] = True,
     energy: Annotated[bool, typer.Option(help="Also joules, where the machine counts them.")] = True,
@@ -59,12 +63,11 @@ def bench(
     images = options.images(data, split, image_column, label_column, None)
     held_out = None
     if precision == "int8":
-        held_out = options.images(data, calibrate, image_column, label_column, None).sample(_CALIBRATION)
+        held_out = options.images(data, calibrate, image_column, label_column, None)
     start = time.perf_counter()
     model = options.bundle(bundle, threshold, allow_factory)
     options.require_classes(model, images.classes)
-    ranges = None if held_out is None else measure.first_images(held_out, model, len(held_out))
-    router = open_engine(model, engine, threads=pinned, precision=precision, calibration=ranges)
+    router = open_engine(model, engine, threads=pinned, precision=precision, calibration=_ranges(model, held_out))
     load_seconds = time.perf_counter() - start
     sizes = batch or [1, 32]
     for size in sizes:
@@ -163,7 +166,11 @@ def _energy(
 def tune(
     bundle: options.Bundle,
     engine: Annotated[str, typer.Option(help="torch, onnxruntime or openvino.")] = "torch",
-    precision: Annotated[str, typer.Option(help="f32, or bf16 (openvino).")] = "f32",
+    precision: Annotated[str, typer.Option(help="f32, bf16 (openvino) or int8.")] = "f32",
+    data: Annotated[str | None, typer.Option(help="Of int8: a hub id, a folder of parquet shards, or images.")] = None,
+    calibrate: Calibrate = "test[:50%]",
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
     threads: options.Threads = 1,
     turns: Annotated[int, typer.Option(min=1, help="Measurements of every subgraph at each batch size.")] = 5,
     allow_factory: options.AllowFactory = False,
@@ -176,21 +183,34 @@ def tune(
     from sinf.tune import measure_tails
 
     require_precision(engine, precision)
-    if precision == "int8":
-        raise ConfigError("tails are measured in f32 or bf16", got=precision, remedy="tune f32")
+    if (precision == "int8") != (data is not None):
+        raise ConfigError(
+            "int8 needs images that set its ranges, and only int8", got=data, remedy="--data goes with it"
+        )
     if not Path(bundle).is_dir():
         raise ConfigError("only a bundle in a folder can be tuned", got=bundle, remedy="save it to a folder first")
     if options.is_dynamic(bundle, None):
         raise ConfigError("a dynamic bundle has no groups to tune", got=bundle, remedy="leave it as it is")
     pinned = options.set_threads(threads)
+    held_out = None if data is None else options.images(data, calibrate, image_column, label_column, None)
     model = options.bundle(bundle, None, allow_factory)
-    router = open_engine(model, engine, threads=pinned, precision=precision)
+    router = open_engine(model, engine, threads=pinned, precision=precision, calibration=_ranges(model, held_out))
     with options.Steps() as steps:
         found = measure_tails(
             model, router, engine, precision, pinned, turns=turns, progress=lambda done, all: steps("tails", done, all)
         )
     replace_times(Path(bundle), found)
     tables.show_times(found)
+
+
+def _ranges(model: SemanticModel, images: LabelledImages | None) -> Tensor | None:
+    """Normalised images that show an int8 engine what values to expect."""
+    from sinf.measure import first_images
+
+    if images is None:
+        return None
+    options.require_classes(model, images.classes)
+    return first_images(images.sample(_CALIBRATION), model, _CALIBRATION)
 
 
 def results(
