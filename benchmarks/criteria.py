@@ -18,7 +18,6 @@ first. ``base_top1`` of method semantic-truecluster is the base model's, limited
 from __future__ import annotations
 
 import copy
-import csv
 import datetime
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +28,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
+from table import Table
 from torch import Tensor, fx
 
 from sinf import load_images, load_model
@@ -38,8 +38,6 @@ from sinf.criteria import NAMES, make_criterion
 from sinf.data import BATCH, LabelledImages
 from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError
-from sinf.files import replacing
-from sinf.measure import machine
 from sinf.models import BaseModel
 from sinf.models.trace import trace
 from sinf.network import Network
@@ -51,19 +49,17 @@ from sinf.subgraph.select import Budget, MacCount, Schedule, select
 from sinf.subgraph.slice import parameters_of, slice_graph
 from sinf.subgraph.verify import verify
 
-RESULTS = Path(__file__).parent / "results"
 CUTS = {"vgg16": "features.23", "vgg19": "features.26", "resnet50": "layer2", "resnet56": "layer2"}
 SCORED, COSTLY, FITTED, ROUND_TO = 20, 2, 10, 8  # images of a class; COSTLY: for sums of single maps
 CLUSTER_SCORED = 40
 MAPS = {"ranks", "independence"}
 STATIC, CLUSTER = "static", "semantic-truecluster"
 WEIGHTS = ("plain", "recalibrated", "reconstructed")
-COLUMNS = [
-    *("model", "dataset", "method", "criterion", "allocation", "budget", "weights", "reconstruct", "engine"),
-    *("precision", "device", "threads", "base_top1", "top1", "loss", "macs_saved", "params_active"),
-    *("narrowest", "images"),
-    *("scored_on", "seed", "date", "versions"),
-]
+COLUMNS = (
+    "model", "dataset", "method", "criterion", "allocation", "budget", "weights", "reconstruct", "engine", "precision",
+    "device", "threads", "base_top1", "top1", "loss", "macs_saved", "params_active", "narrowest", "images",
+    "scored_on", "seed", "date", "versions",
+)  # fmt: skip
 IDENTITY = ("method", "criterion", "allocation", "budget", "weights", "seed")
 
 
@@ -271,36 +267,25 @@ def scored_on(job: Job) -> int:
     return (COSTLY if few else SCORED) if job.method == STATIC else (10 if few else CLUSTER_SCORED)
 
 
-def run(path: Path, jobs: list[Job], name: str, weights: Path, data: Path, rows: int, minutes: float) -> None:
+def run(path: str, jobs: list[Job], name: str, weights: Path, data: Path, rows: int, minutes: float) -> None:
     """Measure the jobs that are not in the file, and write it after each."""
     torch.set_num_threads(1)
     start = datetime.datetime.now()
-    table: list[dict[str, str]] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            table = list(csv.DictReader(file))
-    done = {tuple(row[key] for key in IDENTITY) for row in table}
+    table = Table(
+        path, COLUMNS, IDENTITY, model=name, dataset="cifar100", engine="torch", precision="float32", threads=1
+    )
     base = load_model(name, weights=weights)
     network = Network(trace(base.module, base.spec.preprocessing), CUTS[name])
     sides = Sides(base, network, load_images(data, "train"), load_images(data, "test[50%:]"), rows)
-    facts = machine()
     for job in jobs:
-        if tuple(map(str, job)) in done or datetime.datetime.now() - start > datetime.timedelta(minutes=minutes):
+        if table.has(**job._asdict()) or datetime.datetime.now() - start > datetime.timedelta(minutes=minutes):
             continue
         try:
             row = measure(job, sides.of(job.method, job.seed))
         except ConfigError as error:  # a budget out of reach
             say(f"left out: {tuple(job)}: {error}")
             continue
-        row |= job._asdict() | {
-            "model": name, "dataset": "cifar100", "engine": "torch", "precision": "float32", "threads": 1,
-            "device": facts["processor"], "date": f"{datetime.date.today()}", "versions": facts["versions"],
-        }  # fmt: skip
-        table.append({k: f"{v:.5g}" if isinstance(v, float) else str(v) for k, v in row.items()})
-        with replacing(path) as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(table)
+        table.add(**row, **job._asdict())
         say(f"{' '.join(map(str, job))}: loss {row['loss']:.2f}, MACs saved {row['macs_saved']:.3f}")
 
 
@@ -311,7 +296,7 @@ def main(
     rows: Annotated[int, typer.Option(help="How many images of test[50%:] to report on.")] = 2000,
     minutes: Annotated[float, typer.Option(help="Begin no row after this time.")] = 1e9,
 ) -> None:
-    run(RESULTS / f"criteria_{name}.csv", plan(), name, weights, data, rows, minutes)
+    run(f"criteria_{name}.csv", plan(), name, weights, data, rows, minutes)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,14 @@ test[50%:]; criterion residual. ``base_top1`` is the base model's, limited to th
 
 from __future__ import annotations
 
-import csv
-import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from table import Table
 
-from criteria import CLUSTER, RESULTS, WEIGHTS, Job, Sides, measure, say
+from criteria import CLUSTER, WEIGHTS, Job, Sides, measure, say
 from sinf import load_images, load_model
-from sinf.files import replacing
-from sinf.measure import machine
 from sinf.models.trace import trace
 from sinf.network import Network
 
@@ -43,33 +40,21 @@ def main(
     data: Path,
     rows: Annotated[int, typer.Option(help="How many images of test[50%:] to report on.")] = 5000,
 ) -> None:
-    path, facts = RESULTS / f"cuts_{name}.csv", machine()
-    table: list[dict[str, str]] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            table = list(csv.DictReader(file))
-    done = {(row["cut"], row["weights"]) for row in table}
+    table = Table(
+        f"cuts_{name}.csv", COLUMNS, ("cut", "weights"), model=name, dataset="cifar100", method=CLUSTER,
+        criterion=CRITERION, engine="torch", precision="float32", budget=BUDGET, seed=0,
+    )  # fmt: skip
     base = load_model(name, weights=weights)
     graph = trace(base.module, base.spec.preprocessing)
     train, test = load_images(data, "train"), load_images(data, "test[50%:]")
     for cut in CUTS[name]:
         network = Network(graph, cut)
-        sides = Sides(base, network, train, test, rows)
+        sides, share = Sides(base, network, train, test, rows), network.tail_macs.total() / network.macs.total()
         for kind in WEIGHTS:
-            if (cut, kind) in done:
+            if table.has(cut=cut, weights=kind):
                 continue
-            job = Job(CLUSTER, CRITERION, "budget", BUDGET, kind, 0)
-            row = measure(job, sides.of(CLUSTER, 0)) | {
-                "model": name, "dataset": "cifar100", "method": CLUSTER, "criterion": CRITERION, "engine": "torch",
-                "precision": "float32", "device": facts["processor"], "cut": cut, "budget": BUDGET, "weights": kind,
-                "tail_share": network.tail_macs.total() / network.macs.total(), "seed": 0,
-                "date": f"{datetime.date.today()}", "versions": facts["versions"],
-            }  # fmt: skip
-            table.append({k: f"{v:.5g}" if isinstance(v, float) else str(v) for k, v in row.items() if k in COLUMNS})
-            with replacing(path) as partial, partial.open("w", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                writer.writeheader()
-                writer.writerows(table)
+            row = measure(Job(CLUSTER, CRITERION, "budget", BUDGET, kind, 0), sides.of(CLUSTER, 0))
+            table.add(**row, cut=cut, tail_share=share, weights=kind)
             say(f"{cut} {kind}: loss {row['loss']:.2f}, MACs of the tail saved {row['macs_saved']:.3f}")
 
 

@@ -22,7 +22,7 @@ import torch
 import typer
 from torch import Tensor
 
-from criteria import CLUSTER, RESULTS, SCORES, STATIC, Job, Side, published, run
+from criteria import CLUSTER, SCORES, STATIC, Job, Side, published, run
 from sinf.compact import importances
 from sinf.criteria import make_criterion
 from sinf.criteria.base import SiteCriterion, share
@@ -121,7 +121,7 @@ def main(
     rows: Annotated[int, typer.Option(help="How many images of test[50%:] to report on.")] = 2000,
     minutes: Annotated[float, typer.Option(help="Begin no row after this time.")] = 1e9,
 ) -> None:
-    run(RESULTS / f"dcs_{name}.csv", plan(), name, weights, data, rows, minutes)
+    run(f"dcs_{name}.csv", plan(), name, weights, data, rows, minutes)
 
 
 if __name__ == "__main__":

@@ -17,15 +17,13 @@ parameters, normalised as for ImageNet), 10 classes.
 
 from __future__ import annotations
 
-import csv
-import datetime
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import typer
+from table import Table
 
 from sinf import DynamicModel, load_images, load_model
 from sinf.dynamic.bundle import DynamicBundle
@@ -36,14 +34,12 @@ from sinf.dynamic.sites import find_sites
 from sinf.dynamic.targets import Target
 from sinf.dynamic.trainer import EpochReport, TrainConfig
 from sinf.dynamic.trainer import train as run
-from sinf.measure import machine
 from sinf.models import BaseModel
 from sinf.models.load import IMAGENET_MEAN, IMAGENET_STD
 from sinf.models.trace import trace
 from sinf.subgraph.coupling import couple
 from sinf.timing import latency
 
-RESULTS = Path(__file__).parent / "results"
 RATES = (0.9, 0.7, 0.5, 0.3)
 SMALL_WEIGHT = 256 * 256 * 9
 WAYS: dict[str, GateConfig] = {
@@ -52,39 +48,15 @@ WAYS: dict[str, GateConfig] = {
     "manidp-block16": GateConfig(block=16, squeeze=16),
     "static": GateConfig("static"),
 }
-TIME_COLUMNS = [
-    *("model", "dataset", "method", "engine", "precision", "device", "batch", "threads", "channels", "macs_saved"),
-    *("time_saved", "time_saved_low", "time_saved_high", "base_ms", "ms", "load", "seed", "date", "versions"),
-]
-TRAIN_COLUMNS = [
-    *("model", "dataset", "method", "epochs", "learning_rate", "complexity", "similarity", "target_macs", "base_top1"),
-    *("top1", "loss", "macs_saved", "macs_p5", "macs_median", "macs_p95", "seconds", "seed", "date", "versions"),
-]
+TIME_COLUMNS = (
+    "model", "dataset", "method", "engine", "precision", "device", "batch", "threads", "channels", "macs_saved",
+    "time_saved", "time_saved_low", "time_saved_high", "base_ms", "ms", "load", "seed", "date", "versions",
+)  # fmt: skip
+TRAIN_COLUMNS = (
+    "model", "dataset", "method", "epochs", "learning_rate", "complexity", "similarity", "target_macs", "base_top1",
+    "top1", "loss", "macs_saved", "macs_p5", "macs_median", "macs_p95", "seconds", "seed", "date", "versions",
+)  # fmt: skip
 app = typer.Typer(add_completion=False)
-
-
-class Table:
-    """A CSV with one row for every setting; a row that is measured again takes the place of the old one."""
-
-    def __init__(self, name: str, columns: list[str], identity: list[str]) -> None:
-        self.path, self.columns, self.identity = RESULTS / name, columns, identity
-        self.rows: list[dict[str, str]] = []
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                self.rows = list(csv.DictReader(file))
-
-    def add(self, **row: Any) -> None:
-        row |= {"seed": 0, "date": datetime.date.today().isoformat(), "versions": machine()["versions"]}
-        new = dict.fromkeys(self.columns, "")
-        new |= {k: f"{v:.5g}" if isinstance(v, float) else str(v) for k, v in row.items()}
-        self.rows = [old for old in self.rows if any(old.get(k, "") != new[k] for k in self.identity)] + [new]
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        print(
-            {k: v for k, v in new.items() if k in ("method", "engine", "channels", "macs_saved", "time_saved", "loss")}
-        )
 
 
 @app.command("time")
@@ -98,7 +70,10 @@ def time_(
 ) -> None:
     torch.set_num_threads(1)
     test = load_images(data, "test[50%:]")
-    table = Table(f"dynamic_time_{name}_cpu.csv", TIME_COLUMNS, ["model", "method", "engine", "channels"])
+    table = Table(
+        f"dynamic_time_{name}_cpu.csv", TIME_COLUMNS, ("model", "method", "engine", "channels"),
+        model=name, dataset="cifar100", precision="f32", batch=1, threads=1, seed=0,
+    )  # fmt: skip
     for method in only.split(","):
         for rate in RATES:
             torch.manual_seed(0)
@@ -111,12 +86,12 @@ def time_(
             for engine in engines.split(","):
                 theirs, ours = open_engine(model, engine, 1)
                 times = latency(theirs, ours, x if engine == "torch" else x.numpy(), pairs=pairs)
-                table.add(
-                    model=name, dataset="cifar100", method=method, engine=engine, precision="f32", device="cpu",
-                    batch=1, threads=1, channels=rate, macs_saved=saved, time_saved=times.time_saved,
+                row = table.add(
+                    method=method, engine=engine, channels=rate, macs_saved=saved, time_saved=times.time_saved,
                     time_saved_low=times.low, time_saved_high=times.high, base_ms=times.base_mean, ms=times.mean,
                     load=load_average(),
                 )  # fmt: skip
+                print({key: row[key] for key in ("method", "engine", "channels", "macs_saved", "time_saved")})
 
 
 def early(base: BaseModel, gates: GateConfig) -> GateConfig:
@@ -177,17 +152,15 @@ def train(
     model = DynamicModel(DynamicBundle.of(network, base.spec, before, images.class_names, {}))
     found = evaluate(model, test)
     whole = found.base_macs
-    table = Table(
-        f"dynamic_train_{name}.csv",
-        TRAIN_COLUMNS,
-        ["model", "method", "epochs", "complexity", "similarity", "target_macs", "learning_rate"],
-    )
-    table.add(
-        model=name, dataset="cifar10", method=method, epochs=epochs, learning_rate=learning_rate, target_macs=macs,
+    identity = ("model", "method", "epochs", "complexity", "similarity", "target_macs", "learning_rate")
+    table = Table(f"dynamic_train_{name}.csv", TRAIN_COLUMNS, identity, model=name, dataset="cifar10", seed=0)
+    row = table.add(
+        method=method, epochs=epochs, learning_rate=learning_rate, target_macs=macs,
         complexity=complexity, similarity=similarity, base_top1=found.base_top1, top1=found.top1, loss=found.loss,
         macs_saved=found.macs_saved, macs_p5=found.macs.p5 / whole, macs_median=found.macs.median / whole,
         macs_p95=found.macs.p95 / whole, seconds=sum(seconds),
     )  # fmt: skip
+    print({key: row[key] for key in ("method", "macs_saved", "loss")})
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ Written to benchmarks/results/engines_MODEL_cpu.csv after every engine. One thre
 
 from __future__ import annotations
 
-import csv
-import datetime
 import importlib.metadata
 import json
 import subprocess
@@ -26,6 +24,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from table import Table
 
 from sinf import SemanticModel, load_images
 from sinf.data import LabelledImages
@@ -40,7 +39,6 @@ from sinf.routing import BASE, FeatureRouter
 from sinf.stages import stage_times
 from sinf.timing import latency
 
-RESULTS = Path(__file__).parent / "results"
 COLUMNS = (
     "what", "model", "dataset", "method", "engine", "precision", "device", "batch", "threads", "pairs",
     "base_top1", "top1", "loss", "base_ms", "base_ms_low", "base_ms_high", "ms", "ms_low", "ms_high",
@@ -81,7 +79,7 @@ def main(
     torch.set_num_threads(1)
     model = SemanticModel.from_pretrained(bundle)
     test, held_out = load_images(data, split), load_images(data, calibrate).sample(256)
-    table = Table(out or RESULTS / f"engines_{model.bundle.spec.name}_cpu.csv", model, data)
+    table = Measured(out.absolute() if out else f"engines_{model.bundle.spec.name}_cpu.csv", model, data)
     print(f"{len(test)} images in torch ...", flush=True)
     whole = evaluate(model, test)
     x = first_images(test.sample(images), model, images)
@@ -101,35 +99,24 @@ def main(
         table.add(_of_exports(model, bundle, x[:1000], Path(folder)))
         print("edge runtime ...", flush=True)
         table.add(_of_edge(model, x[:200], Path(folder)))
-    print(table.path)
+    print(table.table.path)
 
 
-class Table:
-    """Rows of one run in a file that is whole after every addition."""
+class Measured:
+    """The table of one run."""
 
-    def __init__(self, path: Path, model: SemanticModel, data: Path) -> None:
-        facts = machine()
+    def __init__(self, path: str | Path, model: SemanticModel, data: Path) -> None:
         packages = ("onnxruntime", "openvino")
-        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-        self.path, self.rows = path, []  # type: tuple[Path, list[Row]]
-        self._common = {
-            "model": model.bundle.spec.name,
-            "dataset": data.resolve().name,
-            "method": "semantic",
-            "device": facts["processor"],
-            "date": f"{datetime.date.today()}",
-            "versions": f"{facts['versions']}, {versions}",
-        }
+        versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+        self.table = Table(
+            path, COLUMNS, model=model.bundle.spec.name, dataset=data.resolve().name, method="semantic",
+            versions=", ".join([machine()["versions"], *versions]),
+        )  # fmt: skip
 
     def add(self, rows: Iterator[Row]) -> None:
         for row in rows:
-            self.rows.append(row)
+            self.table.add(**row)
             print({key: f"{v:.4g}" if isinstance(v, float) else v for key, v in row.items()}, flush=True)
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            for row in self.rows:
-                writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in (self._common | row).items()})
 
 
 def _of_engine(

@@ -5,8 +5,6 @@ python benchmarks/resources.py WEIGHTS CIFAR100 runs/resources
 
 from __future__ import annotations
 
-import csv
-import datetime
 import shutil
 import subprocess
 import sys
@@ -16,8 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from table import Table
 
-RESULTS = Path(__file__).parent / "results" / "resources_vgg16_cpu.csv"
+NAME = "resources_vgg16_cpu.csv"
+COLUMNS = ("what", "seconds", "bytes", "of_base", "count", "device", "date", "versions")
 SERVE = """
 import ctypes, gc, sys, time
 import torch
@@ -66,7 +66,8 @@ def main(
         shutil.rmtree(work, ignore_errors=True)
         rows.append(build(weights, data, out))
     else:
-        rows += [row for row in _earlier() if row["what"].startswith("build")]
+        # With their own machine and date.
+        rows += [row for row in Table(NAME, COLUMNS, ("what",)).rows if row["what"].startswith("build")]
     base = (out / "model.safetensors").stat().st_size
     for path in sorted(out.iterdir()):
         rows.append({"what": f"disk: {path.name}", "bytes": path.stat().st_size})
@@ -82,25 +83,10 @@ def main(
             {"what": f"of it not file-backed ({name})", "bytes": anonymous, "of_base": anonymous / parameters},
             {"what": f"owned by subgraphs ({name})", "bytes": owned, "of_base": owned / parameters},
         ]
-    from sinf.measure import machine
-
-    facts = machine()
-    with RESULTS.open("w", newline="") as file:
-        columns = ["what", "seconds", "bytes", "of_base", "count", "device", "date", "versions"]
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        for row in rows:
-            common = {"device": facts["processor"], "date": f"{datetime.date.today()}", "versions": facts["versions"]}
-            writer.writerow(common | {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-            print(row)
-
-
-def _earlier() -> list[dict[str, str]]:
-    """The rows that are there, with their own machine and date."""
-    if not RESULTS.exists():
-        return []
-    with RESULTS.open(newline="") as file:
-        return list(csv.DictReader(file))
+    table = Table(NAME, COLUMNS)
+    for row in rows:
+        table.add(**row)
+        print(row)
 
 
 def build(weights: Path, data: Path, out: Path) -> dict[str, object]:

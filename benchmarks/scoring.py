@@ -10,33 +10,20 @@ the process has at its peak above what it had before the pass.
 
 from __future__ import annotations
 
-import csv
-import datetime
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sinf.criteria import NAMES
 
-RESULTS = Path(__file__).parent / "results"
-COLUMNS = [
-    "model",
-    "dataset",
-    "criterion",
-    "images",
-    "clusters",
-    "seconds",
-    "bytes",
-    "threads",
-    "device",
-    "date",
-    "versions",
-]
+COLUMNS = (
+    "model", "dataset", "criterion", "images", "clusters", "seconds", "bytes", "threads", "device", "date", "versions",
+)  # fmt: skip
 IMAGES = 10_000
 
 
@@ -97,31 +84,19 @@ def main(
         criterion, images, clusters = json.loads(row)
         print(json.dumps(score(name, str(weights), str(data), criterion, images, clusters)))
         return
-    from sinf.measure import machine
+    from table import Table
 
-    path, begin = RESULTS / f"scoring_{name}_cpu.csv", time.monotonic()
-    table: list[dict[str, Any]] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            table = list(csv.DictReader(file))
-    done = {(r["criterion"], r["images"], r["clusters"]) for r in table}
-    facts = machine()
-    for job in plan():
-        if (job[0], str(job[1]), str(job[2])) in done or time.monotonic() - begin > 60 * minutes:
+    begin = time.monotonic()
+    table = Table(f"scoring_{name}_cpu.csv", COLUMNS, COLUMNS[2:5], model=name, dataset="cifar100", threads=1)
+    for criterion, images, clusters in plan():
+        what = {"criterion": criterion, "images": images, "clusters": clusters}
+        if table.has(**what) or time.monotonic() - begin > 60 * minutes:
             continue
-        command = [sys.executable, __file__, name, weights, data, "--row", json.dumps(job)]
+        command = [sys.executable, __file__, name, weights, data, "--row", json.dumps(list(what.values()))]
         answer = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
         found = json.loads(answer.stdout.splitlines()[-1])
-        table.append(
-            {"model": name, "dataset": "cifar100", "criterion": job[0], "images": job[1], "clusters": job[2],
-             "seconds": f"{found['seconds']:.4g}", "bytes": int(found["bytes"]), "threads": 1,
-             "device": facts["processor"], "date": f"{datetime.date.today()}", "versions": facts["versions"]}
-        )  # fmt: skip
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(table)
-        print(*job, found, flush=True)
+        table.add(**what, seconds=found["seconds"], bytes=int(found["bytes"]))
+        print(what, found, flush=True)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ is not measured again.
 from __future__ import annotations
 
 import copy
-import csv
-import datetime
 import time
 from pathlib import Path
 from typing import Annotated
@@ -25,9 +23,9 @@ from typing import Annotated
 import torch
 import torch_pruning as tp
 import typer
+from table import Table
 
 from sinf import Budget, LabelledImages, load_images, load_model
-from sinf.files import replacing
 from sinf.measure import machine
 from sinf.models import BaseModel, ModelSpec, load_spec
 from sinf.models.load import PLAIN
@@ -37,7 +35,6 @@ from sinf.pruned import Size, compare
 from sinf.pruning import PruneConfig, prune
 from sinf.train import EpochReport, Teacher, TrainConfig, train
 
-RESULTS = Path(__file__).parent / "results"
 OURS = "residual"
 SMALL = 0.25
 #: Criterion, budget of MACs, whether it is fine-tuned as well.
@@ -84,40 +81,29 @@ def plain(model: torch.nn.Module, spec: ModelSpec) -> BaseModel:
     return BaseModel(module, new)
 
 
-class Table:
-    """Rows in a file that is whole after every addition."""
+class Networks:
+    """The table of one base model."""
 
     def __init__(self, name: str, base: BaseModel, test: LabelledImages, pairs: int) -> None:
-        self.path, self.rows = RESULTS / f"static_{name}_cpu.csv", []  # type: tuple[Path, list[dict[str, str]]]
-        self.name, self.base, self.test, self.pairs = name, base, test, pairs
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                self.rows = list(csv.DictReader(file))
-
-    def has(self, criterion: str, budget: float, epochs: int) -> bool:
-        wanted = (criterion, f"{budget:.5g}", str(epochs))
-        return any(tuple(row[key] for key in IDENTITY) == wanted for row in self.rows)
+        self.base, self.test, self.pairs = base, test, pairs
+        self.table = Table(
+            f"static_{name}_cpu.csv", COLUMNS, IDENTITY, model=name, dataset="cifar100", engine="torch",
+            precision="float32", batch=1, threads=1, seed=0,
+            versions=f"{machine()['versions']}, torch-pruning {tp.__version__}",
+        )  # fmt: skip
 
     def add(self, criterion: str, budget: float, epochs: int, model: BaseModel, minutes: float) -> None:
-        found, facts = compare(self.base, model, self.test, batches=(1,), pairs=self.pairs, threads=1), machine()
+        found = compare(self.base, model, self.test, batches=(1,), pairs=self.pairs, threads=1)
         (times,) = found.times
-        row = {
-            "model": self.name, "dataset": "cifar100", "criterion": criterion, "budget": budget,
-            "method": "static" if criterion == OURS else "static-torch-pruning", "reconstruct": criterion == OURS,
-            "engine": "torch", "precision": "float32", "device": facts["processor"], "batch": 1, "threads": 1,
-            "base_top1": found.base_top1, "top1": found.top1, "loss": found.loss,
-            "macs_saved": 1 - found.pruned.macs / found.base.macs, "ratio": found.base.macs / found.pruned.macs,
-            "time_saved": times.time_saved, "time_saved_low": times.low, "time_saved_high": times.high,
-            "params_active": found.pruned.parameters, "epochs": epochs, "minutes": minutes, "seed": 0,
-            "date": f"{datetime.date.today()}", "versions": f"{facts['versions']}, torch-pruning {tp.__version__}",
-        }  # fmt: skip
-        self.rows.append({k: f"{v:.5g}" if isinstance(v, float) else str(v) for k, v in row.items()})
-        with replacing(self.path) as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        shown = (*IDENTITY, "loss", "ratio", "time_saved", "minutes")
-        print({key: self.rows[-1][key] for key in shown}, flush=True)
+        row = self.table.add(
+            criterion=criterion, budget=budget, epochs=epochs, minutes=minutes,
+            method="static" if criterion == OURS else "static-torch-pruning", reconstruct=criterion == OURS,
+            base_top1=found.base_top1, top1=found.top1, loss=found.loss,
+            macs_saved=1 - found.pruned.macs / found.base.macs, ratio=found.base.macs / found.pruned.macs,
+            time_saved=times.time_saved, time_saved_low=times.low, time_saved_high=times.high,
+            params_active=found.pruned.parameters,
+        )  # fmt: skip
+        print({key: row[key] for key in (*IDENTITY, "loss", "ratio", "time_saved", "minutes")}, flush=True)
 
 
 def main(
@@ -131,11 +117,11 @@ def main(
 ) -> None:
     torch.set_num_threads(threads)
     base = load_model(name, weights=weights)
-    images, table = load_images(data, "train"), Table(name, base, load_images(data, "test[50%:]"), pairs)
+    images, networks = load_images(data, "train"), Networks(name, base, load_images(data, "test[50%:]"), pairs)
     recipe = TrainConfig(epochs=epochs, learning_rate=0.05, label_smoothing=0.0, bf16=True)
     for criterion, budget, finetuned in PLAN:
         last = epochs if finetuned else 0
-        if table.has(criterion, budget, last):
+        if networks.table.has(criterion=criterion, budget=budget, epochs=last):
             continue
         begin = time.monotonic()
         if criterion == OURS:
@@ -144,8 +130,8 @@ def main(
         else:
             pruned = by_torch_pruning(base, criterion, budget, images)
         minutes = (time.monotonic() - begin) / 60
-        if not table.has(criterion, budget, 0):
-            table.add(criterion, budget, 0, pruned, minutes)
+        if not networks.table.has(criterion=criterion, budget=budget, epochs=0):
+            networks.add(criterion, budget, 0, pruned, minutes)
         if not finetuned:
             continue
         begin = time.monotonic()
@@ -153,7 +139,7 @@ def main(
             pruned.spec, images, work / f"{criterion}-{budget:.3f}-{epochs}", recipe,
             start=pruned.module.state_dict(), teacher=Teacher(base.module), report=report,
         )  # fmt: skip
-        table.add(criterion, budget, epochs, trained, minutes + (time.monotonic() - begin) / 60)
+        networks.add(criterion, budget, epochs, trained, minutes + (time.monotonic() - begin) / 60)
 
 
 def report(epoch: EpochReport) -> None:

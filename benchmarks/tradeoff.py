@@ -14,7 +14,6 @@ the test images. Time is that of batches of one, one thread, base and ours in tu
 
 from __future__ import annotations
 
-import csv
 import datetime
 import sys
 from dataclasses import replace
@@ -23,6 +22,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from table import Table
 
 from sinf import Budget, BuildConfig, Images, SemanticModel, build, load_images, load_model
 from sinf.calibration import part_images, set_thresholds, tail_costs
@@ -31,7 +31,7 @@ from sinf.compact import Compactor
 from sinf.criteria import make_criterion
 from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError
-from sinf.measure import Costs, first_images, machine, observe
+from sinf.measure import Costs, first_images, observe
 from sinf.models.trace import trace
 from sinf.network import Network
 from sinf.pipeline import WEIGHT_COST
@@ -40,7 +40,6 @@ from sinf.steps import StepStore
 from sinf.subgraph.slice import parameters_of
 from sinf.timing import latency
 
-RESULTS = Path(__file__).parent / "results"
 LIMITS = (0.0025, 0.005, 0.006, 0.007, 0.008, 0.009, 0.01, 0.011, 0.012, 0.013, 0.015, 0.02, 0.03)
 METHODS = ("semantic", "static", "semantic-noreconstruct", "semantic-wholeextractor")
 #: Cut point; budgets of the routed methods; budgets of the static rows. Without
@@ -75,26 +74,12 @@ PLANS: dict[str, dict[str, Any]] = {
         "static": [0.95, 0.9, 0.85, 0.8, 0.7, 0.6],
     },
 }
-COLUMNS = [
-    *("model", "dataset", "method", "criterion", "reconstruct", "engine", "precision", "device", "batch", "threads"),
-    *("base_top1", "top1", "loss", "macs_saved", "time_saved", "time_saved_low", "time_saved_high", "params_active"),
-    *(
-        "fallback",
-        "tried",
-        "limit",
-        "threshold",
-        "early",
-        "cut",
-        "common",
-        "extractor",
-        "fallback_budget",
-        "subgraph",
-        "base_ms",
-        "ms",
-    ),
-    *("seed", "date", "versions"),
-]
-
+COLUMNS = (
+    "model", "dataset", "method", "criterion", "reconstruct", "engine", "precision", "device", "batch", "threads",
+    "base_top1", "top1", "loss", "macs_saved", "time_saved", "time_saved_low", "time_saved_high", "params_active",
+    "fallback", "tried", "limit", "threshold", "early", "cut", "common", "extractor", "fallback_budget", "subgraph",
+    "base_ms", "ms", "seed", "date", "versions",
+)  # fmt: skip
 #: Two rows that agree in these are one point; the newer replaces the older.
 IDENTITY = ("method", "cut", "common", "extractor", "fallback_budget", "subgraph", "limit")
 
@@ -105,39 +90,25 @@ def say(step: str, done: int, total: int, seen: set[str] = set()) -> None:  # no
         print(f"{datetime.datetime.now():%H:%M:%S} {step}", file=sys.stderr, flush=True)
 
 
-class Table:
-    """Rows of one network, written after each, so that a kill loses little."""
+class Points:
+    """The table of one network."""
 
     def __init__(self, model: str, pairs: int) -> None:
-        self.path = RESULTS / f"tradeoff_{model}_cpu.csv"
-        self.rows: list[dict[str, Any]] = []
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                self.rows = list(csv.DictReader(file))
-        facts = machine()
-        self.common = {
-            "model": model, "dataset": "cifar100", "engine": "torch", "precision": "float32",
-            "device": facts["processor"],
-            "batch": 1, "threads": 1, "seed": 0, "date": f"{datetime.date.today()}", "versions": facts["versions"],
-        }  # fmt: skip
         self.pairs = pairs
+        self.table = Table(
+            f"tradeoff_{model}_cpu.csv", COLUMNS, IDENTITY,
+            model=model, dataset="cifar100", engine="torch", precision="float32", batch=1, threads=1, seed=0,
+        )  # fmt: skip
 
     def add(self, base: torch.nn.Module, ours: torch.nn.Module, x: torch.Tensor, **row: Any) -> None:
         times = latency(base, ours, x, pairs=self.pairs)
-        row |= {
-            "time_saved": times.time_saved, "time_saved_low": times.low, "time_saved_high": times.high,
-            "base_ms": times.base_mean, "ms": times.mean,
-        }  # fmt: skip
-        known = {k: f"{v:.5g}" if isinstance(v, float) else str(v) for k, v in (self.common | row).items()}
-        new = dict.fromkeys(COLUMNS, "") | known
-        self.rows = [old for old in self.rows if any(old.get(key, "") != new[key] for key in IDENTITY)] + [new]
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        self.table.add(
+            **row, time_saved=times.time_saved, time_saved_low=times.low, time_saved_high=times.high,
+            base_ms=times.base_mean, ms=times.mean,
+        )  # fmt: skip
         print(
             f"{row['method']:24} limit {row.get('limit', '')!s:7} loss {row['loss']:+.2f} points, "
-            f"MACs {row['macs_saved']:.3f}, time {row['time_saved']:.3f} [{times.low:.3f}, {times.high:.3f}], "
+            f"MACs {row['macs_saved']:.3f}, time {times.time_saved:.3f} [{times.low:.3f}, {times.high:.3f}], "
             f"fallback {row['fallback']:.2f}",
             flush=True,
         )
@@ -160,7 +131,7 @@ def main(
     images = Images(load_images(data, "train[:10000]"), train, load_images(data, "test[:50%]"))
     test = load_images(data, "test[50%:]")
     config = BuildConfig(cut=cut or plan["cut"], max_loss=0.5)  # each limit is set below
-    table = Table(name, pairs)
+    table = Points(name, pairs)
     for method in only.split(","):
         if method == "static":
             static(base, images, test, config, plan[method], work, table)
@@ -175,7 +146,7 @@ def main(
 
 
 def static(
-    base: Any, images: Images, test: Any, config: BuildConfig, budgets: list[float], work: Path, table: Table
+    base: Any, images: Images, test: Any, config: BuildConfig, budgets: list[float], work: Path, table: Points
 ) -> None:
     network = Network(trace(base.module, base.spec.preprocessing), config.cut)
     compactor = Compactor(base, network, images.scoring, make_criterion(config.criterion), config, say, StepStore(work))
@@ -198,9 +169,9 @@ def static(
         )  # fmt: skip
 
 
-def semantic(base: Any, images: Images, test: Any, config: BuildConfig, method: str, work: Path, table: Table) -> None:
+def semantic(base: Any, images: Images, test: Any, config: BuildConfig, method: str, work: Path, table: Points) -> None:
     """One build, calibrated for every limit in turn."""
-    budget = config.subgraph.macs  # type: ignore[union-attr]  (a Budget here)
+    budget = config.subgraph.macs  # type: ignore[union-attr]
     folder = work / f"{method}-{config.common:g}-{config.extractor:g}-{config.fallback:g}-{budget:g}-{config.cut}"
     bundle = build(base, images, from_column(images.scoring), config, folder, work=work, progress=say)
     model = SemanticModel(bundle)
