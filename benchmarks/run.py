@@ -9,6 +9,19 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
+def random_resnet18(folder: Path) -> Path:
+    """Weights of torchvision's, of which only times can be measured."""
+    import torch
+    import torchvision
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    path = folder / "resnet18.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(torchvision.models.resnet18(num_classes=100).state_dict(), path)
+    return path
+
+
 def main(shared: Path) -> int:
     data, weights = shared / "data" / "cifar100", shared / "weights"
     if not data.is_dir() or not weights.is_dir():
@@ -37,7 +50,7 @@ def main(shared: Path) -> int:
     sinf("build", "resnet56", "--weights", resnet56, *split, *cut, "--work", work / "tradeoff56", "--out", other)
     few = ("--score", "train[:2000]", "--route", "train[:2000]", "--route-draws", 2000, "--max-loss", 5)
     size = ("--classes", 100, "--size", "3,64,64", "--common", 0.75, "--macs", 0.3)
-    sinf("build", "torchvision:resnet18", *split, *few, *size, "--out", wide)
+    sinf("build", "torchvision:resnet18", "--weights", random_resnet18(work), *split, *few, *size, "--out", wide)
     for each in (bundle, larger, other, wide):
         for engine in ("torch", "onnxruntime", "openvino"):
             sinf("tune", each, "--engine", engine, "--threads", 1)
