@@ -28,7 +28,7 @@ from table import Table
 
 from sinf import SemanticModel, load_images
 from sinf.data import LabelledImages
-from sinf.engine.engines import PRECISIONS, open_engine
+from sinf.engine.engines import PRECISIONS, native, open_engine
 from sinf.engine.onnx_parts import part_to_onnx
 from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
 from sinf.export.single import OUTPUTS, export_single
@@ -73,6 +73,9 @@ def main(
     images: Annotated[int, typer.Option(help="At most so many are timed; all are reported.")] = 1000,
     pairs: Annotated[int, typer.Option(help="Measurements at batch 1; larger batches have fewer.")] = 400,
     batch: Annotated[list[int] | None, typer.Option(help="[default: 1, 8, 32, 128]")] = None,
+    engines: Annotated[
+        list[str] | None, typer.Option("--engine", help="[default: all but torch-compile, which compiles for minutes]")
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Precisions [default: all].")] = None,
     out: Annotated[Path | None, typer.Option(help="[default: benchmarks/results/engines_MODEL_cpu.csv]")] = None,
 ) -> None:
@@ -84,8 +87,8 @@ def main(
     whole = evaluate(model, test)
     x = first_images(test.sample(images), model, images)
     ranges = first_images(held_out, model, len(held_out))
-    for engine, precisions in PRECISIONS.items():
-        for precision in precisions:
+    for engine in engines or [name for name in PRECISIONS if name != "torch-compile"]:
+        for precision in PRECISIONS[engine]:
             if only and precision not in only:
                 continue
             print(f"{engine} {precision} ...", flush=True)
@@ -130,7 +133,7 @@ def _of_engine(
     pairs: int,
 ) -> Iterator[Row]:
     right = _accuracy(model, router, test, whole, common)
-    given = x if common["engine"] == "torch" else x.numpy()
+    given = native(common["engine"], x)
     for size in batches:
         times = latency(router.base, router, given, batch=size, pairs=pairs if size == 1 else max(20, pairs // size))
         yield {

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from sinf import edge
 from sinf.bundle import Bundle, read_times, replace_times
-from sinf.engine.engines import ENGINES, open_engine
+from sinf.engine.engines import open_engine
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import BundleError, ConfigError
 from sinf.export.split import export_split
 from sinf.grouping import TailTimes
 from sinf.tune import measure_tails
+from tiny import ENGINES
 
 
 def times(subgraph: tuple[float, ...], fallback: tuple[float, ...], returning: float = 0.0) -> TailTimes:

@@ -13,7 +13,7 @@ import torch
 import tiny
 from sinf import stages
 from sinf.bundle import Bundle
-from sinf.engine.engines import ENGINES, open_engine
+from sinf.engine.engines import open_engine
 from sinf.engine.onnx_parts import bare
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError
@@ -119,7 +119,7 @@ def _remembered_exports() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", tiny.ENGINES)
 def test_every_engine_has_its_stages(built: Path, name: str) -> None:
     model = SemanticModel(Bundle.load(built))
     model.threshold = 0.0

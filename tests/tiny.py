@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, fx, nn
 
 from sinf.data import LabelledImages, Preprocessing, load_images
+from sinf.engine import engines
 from sinf.engine.torch_engine import TorchEngine
 from sinf.files import hash_tensors
 from sinf.models.trace import trace
@@ -22,6 +23,8 @@ from sinf.subgraph.coupling import Coupling
 CLASSES = 6
 COLOUR = Preprocessing((3, 8, 8), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 GREY = Preprocessing((1, 8, 8), (0.5,), (0.25,))
+#: Every engine; compiling takes minutes.
+ENGINES = [pytest.param(name, marks=pytest.mark.slow) if name == "torch-compile" else name for name in engines.ENGINES]
 
 
 def conv(channels: int, out: int, kernel: int = 3, groups: int = 1) -> nn.Sequential:

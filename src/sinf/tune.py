@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from statistics import median
-from typing import Any
 
 import torch
 
+from sinf.engine.engines import native
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError
 from sinf.grouping import TailTimes
@@ -37,8 +37,7 @@ def measure_tails(
     if turns < 1:
         raise ConfigError("turns must be at least 1", got=turns, remedy="take 5")
     size = model.bundle.spec.preprocessing.size
-    images: Any = torch.randn(batches[-1], *size, generator=torch.Generator().manual_seed(0))
-    images = images if engine == "torch" else images.numpy()
+    images = native(engine, torch.randn(batches[-1], *size, generator=torch.Generator().manual_seed(0)))
     names = [part_name(cluster) for cluster in range(len(model.bundle.clusters))]
     subgraph, fallback = [], []
     with pinned_threads(threads):

@@ -34,7 +34,7 @@ def bench(
     threshold: options.Threshold = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
-    engine: Annotated[str, typer.Option(help="What runs both: torch, onnxruntime or openvino.")] = "torch",
+    engine: Annotated[str, typer.Option(help="Of both: torch, torch-compile, onnxruntime or openvino.")] = "torch",
     precision: Annotated[str, typer.Option(help="Of the arithmetic of both: f32, bf16 (openvino) or int8.")] = "f32",
     calibrate: Calibrate = "test[:50%]",
     threads: options.Threads = 1,
@@ -54,7 +54,7 @@ def bench(
         )
     from sinf import measure
     from sinf.energy import find_meters
-    from sinf.engine.engines import open_engine, require_precision
+    from sinf.engine.engines import native, open_engine, require_precision
     from sinf.report import runs, tables
     from sinf.stages import stage_times
 
@@ -74,7 +74,7 @@ def bench(
         if not 1 <= size <= len(images):
             raise ConfigError("a batch must be between 1 and the images there are", got=size, remedy="change --batch")
     first = measure.first_images(images, model, min(len(images), _IMAGES))
-    x = first if engine == "torch" else first.numpy()
+    x = native(engine, first)
     meters, why = find_meters() if energy else ([], ["energy was not asked for"])
     record: dict[str, Any] = {
         "bundle": Path(bundle).resolve().name if Path(bundle).exists() else str(bundle),
@@ -165,7 +165,7 @@ def _energy(
 
 def tune(
     bundle: options.Bundle,
-    engine: Annotated[str, typer.Option(help="torch, onnxruntime or openvino.")] = "torch",
+    engine: Annotated[str, typer.Option(help="torch, torch-compile, onnxruntime or openvino.")] = "torch",
     precision: Annotated[str, typer.Option(help="f32, bf16 (openvino) or int8.")] = "f32",
     data: Annotated[str | None, typer.Option(help="Of int8: a hub id, a folder of parquet shards, or images.")] = None,
     calibrate: Calibrate = "test[:50%]",

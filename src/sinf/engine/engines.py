@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sinf.engine.compiled_engine import CompiledTorchEngine
 from sinf.engine.onnx_parts import part_to_onnx
 from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
 from sinf.engine.openvino_engine import OpenVinoEngine
 from sinf.engine.quantise import Quantiser
-from sinf.engine.sessions import SessionEngine
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError
-from sinf.routing import FeatureRouter
+from sinf.routing import Engine, FeatureRouter
 
 #: What each engine computes in, on the processor.
-PRECISIONS = {"torch": ("f32",), "onnxruntime": ("f32", "int8"), "openvino": ("f32", "bf16", "int8")}
+PRECISIONS = {
+    "torch": ("f32",),
+    "torch-compile": ("f32",),
+    "onnxruntime": ("f32", "int8"),
+    "openvino": ("f32", "bf16", "int8"),
+}
 ENGINES = tuple(PRECISIONS)
 
 
@@ -29,9 +35,9 @@ def open_engine(
 ) -> FeatureRouter:
     """The same classifier in another engine, with the thresholds that the model has now.
 
-    Parts are exported when first needed. ``threads`` of torch are those of the whole process. ``precision`` is one of
-    :data:`PRECISIONS`, of the base model too; int8 needs ``calibration``: some hundred normalised images (N, C, H, W)
-    like the application's.
+    Parts are exported or compiled when first needed. ``threads`` of torch are those of the whole process.
+    ``precision`` is one of :data:`PRECISIONS`, of the base model too; int8 needs ``calibration``: some hundred
+    normalised images (N, C, H, W) like the application's.
 
     Raises:
         ConfigError: there is no such engine, it has no such precision, or calibration images are missing.
@@ -40,10 +46,19 @@ def open_engine(
     require_precision(engine, precision)
     if precision == "int8" and calibration is None:
         raise ConfigError("int8 needs calibration images", got="none", remedy="give some hundred, normalised")
+    times = model.bundle.times_of(engine, precision, threads)
     if engine == "torch":
         torch.set_num_threads(threads)
-        model.feature_router.times = model.bundle.times_of(engine, precision, threads)
+        model.feature_router.times = times
         return model.feature_router
+    routing = model.feature_router
+
+    def over(other: Engine) -> FeatureRouter:
+        return FeatureRouter(other, routing.size, routing.threshold, routing.early_threshold, times)
+
+    if engine == "torch-compile":
+        torch.set_num_threads(threads)
+        return over(CompiledTorchEngine(model.engine))
     quantiser = Quantiser(model.engine, calibration) if precision == "int8" and calibration is not None else None
 
     def source(part: str) -> bytes:
@@ -51,12 +66,14 @@ def open_engine(
         return (graph if quantiser is None else quantiser.quantise(graph, part)).SerializeToString()
 
     arithmetic = "f32" if precision == "int8" else precision  # integers are in the graph
-    other: SessionEngine = (
-        OnnxRuntimeEngine(source, threads) if engine == "onnxruntime" else OpenVinoEngine(source, threads, arithmetic)
-    )
-    routing = model.feature_router
-    times = model.bundle.times_of(engine, precision, threads)
-    return FeatureRouter(other, routing.size, routing.threshold, routing.early_threshold, times)
+    if engine == "onnxruntime":
+        return over(OnnxRuntimeEngine(source, threads))
+    return over(OpenVinoEngine(source, threads, arithmetic))
+
+
+def native(engine: str, images: Tensor) -> Tensor | np.ndarray:
+    """Images as an engine reads them without a conversion."""
+    return images if engine.startswith("torch") else images.numpy()
 
 
 def require_precision(engine: str, precision: str) -> None:
