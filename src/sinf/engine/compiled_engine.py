@@ -11,12 +11,12 @@ from sinf.engine.onnx_parts import bare
 from sinf.engine.parts import Specialist
 from sinf.engine.prepare import prepare
 from sinf.engine.torch_engine import TorchEngine
-from sinf.errors import DependencyError
+from sinf.errors import DependencyError, ModelError
 from sinf.routing import BASE, FALLBACK, FRONT
 
 
 class CompiledTorchEngine:
-    """Implements :class:`sinf.routing.Engine` over the parts of a bundle; torch tensors come out.
+    """Implements :class:`sinf.routing.Engine` over the parts of a bundle, and runs bare parts; torch tensors come out.
 
     A part is compiled for one input and for larger batches apart. A memory budget does not hold here: what is compiled
     stays.
@@ -38,9 +38,10 @@ class CompiledTorchEngine:
         try:
             outputs = compiled(*given)
         except torch._inductor.exc.InductorError as error:
-            raise DependencyError(
-                "torch.compile needs a C++ compiler", got=str(error).strip().splitlines()[0], remedy="install g++"
-            ) from error
+            reason = str(error).strip().splitlines()[0]
+            if "InvalidCxxCompiler" in reason:
+                raise DependencyError("torch.compile needs a C++ compiler", got=reason, remedy="install g++") from error
+            raise ModelError(f"the part {part} cannot be compiled", got=reason, remedy="take another engine") from error
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def _module(self, part: str) -> nn.Module:
