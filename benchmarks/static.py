@@ -131,7 +131,7 @@ def main(
         begin = time.monotonic()
         if criterion == OURS:
             config = PruneConfig(Budget(budget), images=SCORED, round_to=ROUND_TO)
-            pruned = prune(base, images, config, work / f"{budget:.3f}")
+            pruned = prune(base, images, config, work / "steps")
         else:
             pruned = by_torch_pruning(base, criterion, budget, images)
         minutes = (time.monotonic() - begin) / 60
