@@ -172,10 +172,14 @@ def published(side: Side, job: Job) -> dict[str, Tensor]:
 
 
 class Sides:
-    """The sides of each method and seed, made when first asked for."""
+    """The sides of each method and seed, made when first asked for, with what the criteria ``names`` need."""
 
-    def __init__(self, base: BaseModel, network: Network, train: LabelledImages, test: LabelledImages, rows: int):
+    def __init__(
+        self, base: BaseModel, network: Network, train: LabelledImages, test: LabelledImages, rows: int,
+        names: tuple[str, ...] = NAMES,
+    ) -> None:  # fmt: skip
         self.base, self.network, self.train = base, network, train
+        self.needs = {need for name in names for need in make_criterion(name).needs}
         self.test = test.select(list(range(min(rows, len(test)))))
         self.clusters: Clusters = from_column(train)
         self.of = cache(self._of)
@@ -188,8 +192,9 @@ class Sides:
         network, classes = self.network, self.base.spec.classes
         scoring = self.train.sample(SCORED * classes, seed)
         few = scoring.sample(COSTLY * classes, seed)
-        needs = {need for name in NAMES for need in make_criterion(name).needs}
-        found = self._collect(network.graph, scoring.batches(self.base.spec.preprocessing), needs - MAPS, None, seed)
+        found = self._collect(
+            network.graph, scoring.batches(self.base.spec.preprocessing), self.needs - MAPS, None, seed
+        )
         maps = self._collect(
             network.graph, few.batches(self.base.spec.preprocessing), {*MAPS, "map_positions"}, None, seed
         )
@@ -203,14 +208,13 @@ class Sides:
 
     def _by_cluster(self, seed: int) -> Iterator[Side]:
         network = self.network
-        needs = {need for name in NAMES for need in make_criterion(name).needs}
         scoring = self.train.sample(CLUSTER_SCORED * self.base.spec.classes, seed)
         train, test = self._features(scoring), self._features(self.test)
         for members in self.clusters.members:
             mine, theirs = (isin(labels, members) for labels in (scoring.labels, self.test.labels))
             x, y = train[mine], scoring.labels[mine]
             batches = zip(x.split(BATCH), y.split(BATCH), strict=True)
-            found = self._collect(network.parts.tail, batches, needs, list(members), seed)
+            found = self._collect(network.parts.tail, batches, self.needs, list(members), seed)
             keep = network.with_classes(network.coupling.keep_all(), list(members))
             answers = torch.searchsorted(torch.tensor(members), self.test.labels[theirs])
             yield Side(

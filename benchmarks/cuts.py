@@ -49,7 +49,8 @@ def main(
     train, test = load_images(data, "train"), load_images(data, "test[50%:]")
     for cut in CUTS[name]:
         network = Network(graph, cut)
-        sides, share = Sides(base, network, train, test, rows), network.tail_macs.total() / network.macs.total()
+        sides = Sides(base, network, train, test, rows, (CRITERION,))
+        share = network.tail_macs.total() / network.macs.total()
         for kind in WEIGHTS:
             if table.has(cut=cut, weights=kind):
                 continue
