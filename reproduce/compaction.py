@@ -7,10 +7,9 @@ from common import Row, Section, networks, published, read, table
 
 def line(row: Row) -> list[str]:
     by = "sinf" if row["method"] == "static" else "torch-pruning"
-    trained = f"{row['epochs']} epochs" if int(row["epochs"]) else "no"
     saved = f"{100 * float(row['time_saved']):.1f} %"
     return [
-        row["model"], f"{by}, {row['criterion']}", f"{float(row['ratio']):.2f}", trained,
+        row["model"], f"{by}, {row['criterion']}", f"{float(row['ratio']):.2f}", row["epochs"],
         f"{float(row['loss']):.2f}", saved, f"{float(row['minutes']):.1f}",
     ]  # fmt: skip
 
@@ -18,9 +17,9 @@ def line(row: Row) -> list[str]:
 def section() -> Section:
     rows = [row for name in networks("static_") for row in read(f"static_{name}_cpu.csv")]
     (known,) = published("compaction")
-    head = ["network", "by", "times fewer MACs", "fine-tuned", "loss", "time saved", "minutes"]
+    head = ["network", "by", "times fewer MACs", "epochs of fine-tuning", "loss", "time saved", "minutes"]
     text = (
-        "Loss in points on `test[50%:]`; time of a batch of one, one thread; minutes on two cores, all included. "
+        "Loss in points on `test[50%:]`; time of a batch of one, one thread; minutes are all that it took. "
         "torch-pruning's pruners take the same share of every layer, as is their default; all are fine-tuned alike, "
         f"with the base model as the teacher. Published without fine-tuning: {known['network']} loses {known['value']} "
         f"{known['note']} ({known['source']}).\n\n"
