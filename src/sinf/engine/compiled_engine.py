@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from sinf.engine.onnx_parts import bare
 from sinf.engine.parts import Specialist
 from sinf.engine.prepare import prepare
-from sinf.engine.torch_engine import TorchEngine
+from sinf.engine.torch_engine import TorchEngine, as_tensors
 from sinf.errors import DependencyError, ModelError
 from sinf.routing import BASE, FALLBACK, FRONT
 
@@ -28,7 +28,7 @@ class CompiledTorchEngine:
 
     @torch.no_grad()
     def run(self, part: str, *inputs: Any) -> tuple[Tensor, ...]:
-        given = tuple(x if isinstance(x, Tensor) else torch.as_tensor(x.copy()) for x in inputs)
+        given = as_tensors(inputs)
         alone = len(given[0]) == 1
         compiled = self._compiled.get((part, alone))
         if compiled is None:
@@ -60,7 +60,7 @@ class CompiledTorchEngine:
         return prepare(network.tail(kept[FALLBACK]))
 
     def array(self, values: list[float] | list[bool]) -> Tensor:
-        return torch.tensor(values)
+        return self.parts.array(values)
 
     def close(self) -> None:
         self._compiled.clear()

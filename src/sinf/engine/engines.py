@@ -47,8 +47,9 @@ def open_engine(
     if precision == "int8" and calibration is None:
         raise ConfigError("int8 needs calibration images", got="none", remedy="give some hundred, normalised")
     times = model.bundle.times_of(engine, precision, threads)
-    if engine == "torch":
+    if engine in ("torch", "torch-compile"):
         torch.set_num_threads(threads)
+    if engine == "torch":
         model.feature_router.times = times
         return model.feature_router
     routing = model.feature_router
@@ -57,7 +58,6 @@ def open_engine(
         return FeatureRouter(other, routing.size, routing.threshold, routing.early_threshold, times)
 
     if engine == "torch-compile":
-        torch.set_num_threads(threads)
         return over(CompiledTorchEngine(model.engine))
     quantiser = Quantiser(model.engine, calibration) if precision == "int8" and calibration is not None else None
 

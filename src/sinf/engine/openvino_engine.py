@@ -48,11 +48,10 @@ class OpenVinoEngine(SessionEngine):
         @cache
         def request(alone: bool) -> Any:
             """For one input, or for as many as come: shapes known in advance take less time."""
-            if not alone:
-                return self._core.compile_model(read, "CPU", self._options).create_infer_request()
-            fixed = read.clone()
-            fixed.reshape({each.any_name: [1, *list(each.partial_shape)[1:]] for each in fixed.inputs})
-            return self._core.compile_model(fixed, "CPU", self._options).create_infer_request()
+            shaped = read.clone()
+            if alone:
+                shaped.reshape({each.any_name: [1, *list(each.partial_shape)[1:]] for each in shaped.inputs})
+            return self._core.compile_model(shaped, "CPU", self._options).create_infer_request()
 
         def run(inputs: list[np.ndarray]) -> tuple[np.ndarray, ...]:
             # As request.infer(inputs) does, with half of what it takes in Python.

@@ -69,7 +69,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def run(self, part: str, *inputs: Any) -> tuple[Tensor, ...]:
-        inputs = tuple(torch.as_tensor(x if isinstance(x, Tensor) or x.flags.writeable else x.copy()) for x in inputs)
+        inputs = as_tensors(inputs)
         if part == FRONT:
             return self.front(*inputs)
         if part == BASE:
@@ -93,6 +93,11 @@ class TorchEngine:
 
     def close(self) -> None:
         self.tails.clear()
+
+
+def as_tensors(arrays: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """Tensors as they are, numpy arrays shared where they may be written to."""
+    return tuple(torch.as_tensor(x if isinstance(x, Tensor) or x.flags.writeable else x.copy()) for x in arrays)
 
 
 class SemanticModel(nn.Module):
