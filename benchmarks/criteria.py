@@ -76,23 +76,20 @@ class Job(NamedTuple):
 
 def plan() -> list[Job]:
     """All rows, the most telling first."""
-    first = ("residual", "dcs", "energy", "taylor", "l1", "random")
-    rest = tuple(name for name in NAMES if name not in first)
-    middle, others = (0.5, 0.7, 0.3), (0.6, 0.4, 0.8, 0.2, 0.9, 0.1)
-    both, one, two = ("budget", "uniform"), (0,), (1, 2)
+    leading = ("residual", "dcs", "energy", "taylor", "l1", "random")
+    both, one, two = ("uniform", "budget"), (0,), (1, 2)
+    middle, ends, others = (0.5, 0.7, 0.3), (0.9, 0.1), (0.6, 0.4, 0.8, 0.2)
     tiers: list[Iterable[tuple]] = [
-        product((STATIC,), first, both, (0.5, 0.7), WEIGHTS, one),
-        product((CLUSTER,), first, both, (0.5,), WEIGHTS, one),
-        product((STATIC,), (*first, "tvs", "fisher"), ("uniform",), (0.9, 0.8), ("plain",), one),
-        product((CLUSTER,), first, both, (0.3,), WEIGHTS, one),
-        product((STATIC,), rest, ("uniform",), (0.5,), WEIGHTS, one),
-        product((STATIC, CLUSTER), first, both, middle, WEIGHTS, one),
-        product((CLUSTER,), rest, ("uniform",), (0.5,), WEIGHTS, one),
-        product((STATIC, CLUSTER), ("random",), both, middle, WEIGHTS, two),
-        product((STATIC, CLUSTER), first, both, others, WEIGHTS, one),
-        product((STATIC, CLUSTER), rest, both, middle, WEIGHTS, one),
-        product((STATIC, CLUSTER), first, both, middle, WEIGHTS, two),
-        product((STATIC, CLUSTER), NAMES, both, middle + others, WEIGHTS, one),
+        product((STATIC,), NAMES, ("uniform",), middle, WEIGHTS, one),
+        product((CLUSTER,), NAMES, ("uniform",), middle, WEIGHTS, one),
+        product((STATIC,), ("random",), ("uniform",), middle, WEIGHTS, two),
+        product((STATIC,), leading, ("budget",), middle, WEIGHTS, one),
+        product((STATIC, CLUSTER), NAMES, ("uniform",), ends, WEIGHTS, one),
+        product((CLUSTER,), ("random",), ("uniform",), middle, WEIGHTS, two),
+        product((CLUSTER,), leading, ("budget",), middle, WEIGHTS, one),
+        product((STATIC, CLUSTER), NAMES, ("uniform",), others, WEIGHTS, one),
+        product((STATIC, CLUSTER), leading, ("uniform",), middle, WEIGHTS, two),
+        product((STATIC, CLUSTER), NAMES, both, middle + ends + others, WEIGHTS, one),
     ]
     jobs = [Job(*row) for tier in tiers for row in sorted(tier, key=lambda row: (row[5], middle_first(row[3])))]
     return list(dict.fromkeys(jobs))
