@@ -1,7 +1,7 @@
 """Dynamic pruning: what skipped MACs are worth in time, and what training makes of a network.
 
     python benchmarks/dynamic.py time vgg16 WEIGHTS CIFAR100
-    python benchmarks/dynamic.py train resnet20 WEIGHTS CIFAR10 runs/dynamic --epochs 3
+    python benchmarks/dynamic.py train cifar10 resnet20 WEIGHTS CIFAR10 runs/dynamic
 
 ``time`` puts untrained gates on a network, sets thresholds on 64 images so that a share of the channels stays, and
 times batches of one, one thread, base and ours in turns: no accuracy comes of it, only seconds for MACs. Rows:
@@ -11,8 +11,9 @@ times batches of one, one thread, base and ours in turns: no accuracy comes of i
     manidp-early     a channel at a time, only where a convolution's weight is small (at most 256 x 256 x 3 x 3)
     static           the same channels for every input, no gate
 
-``train`` trains and reports on the whole test split; networks are those of benchmarks/networks.py (shortcuts without
-parameters, normalised as for ImageNet), 10 classes.
+``train`` trains what RECIPES lists and reports on the whole test split, after every epoch (the curve) and at the end.
+Nothing is chosen by these images. Networks of CIFAR-10 are those of benchmarks/networks.py (shortcuts without
+parameters, normalised as for ImageNet).
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
-from table import Table
+from table import Table, text
 
 from sinf import DynamicModel, load_images, load_model
 from sinf.dynamic.bundle import DynamicBundle
@@ -53,8 +55,13 @@ TIME_COLUMNS = (
     "time_saved", "time_saved_low", "time_saved_high", "base_ms", "ms", "load", "seed", "date", "versions",
 )  # fmt: skip
 TRAIN_COLUMNS = (
-    "model", "dataset", "method", "epochs", "learning_rate", "complexity", "similarity", "target_macs", "base_top1",
-    "top1", "loss", "macs_saved", "macs_p5", "macs_median", "macs_p95", "seconds", "seed", "date", "versions",
+    "model", "dataset", "method", "variant", "gates", "mask", "epochs", "learning_rate", "complexity", "similarity",
+    "target_macs", "base_top1", "top1", "loss", "macs_saved", "macs_p5", "macs_median", "macs_p95", "seconds",
+    "threads", "seed", "device", "date", "versions",
+)  # fmt: skip
+CURVE_COLUMNS = (
+    "model", "dataset", "method", "variant", "epochs", "target_macs", "epoch", "top1", "macs", "channels",
+    "cross_entropy", "seconds", "threads", "seed", "device", "date", "versions",
 )  # fmt: skip
 app = typer.Typer(add_completion=False)
 
@@ -117,50 +124,95 @@ def load_average() -> float:
     return float(Path("/proc/loadavg").read_text().split()[0])
 
 
+class Recipe(NamedTuple):
+    """A training to report: what it is called, how long, the share of MACs that it aims at, and what it changes."""
+
+    variant: str
+    epochs: int
+    macs: float
+    gates: GateConfig = GateConfig()
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+def ablations(epochs: int, macs: float) -> list[Recipe]:
+    """Each loss taken away, each choice that the paper's text leaves open taken the other way, and the baselines."""
+    changes: dict[str, tuple[GateConfig, dict[str, Any]]] = {
+        "manidp": (GateConfig(), {}),
+        "static": (GateConfig("static"), {}),
+        "without-similarity": (GateConfig(), {"similarity": 0.0}),
+        "without-complexity": (GateConfig(), {"complexity": 0.0}),
+        "without-both": (GateConfig(), {"complexity": 0.0, "similarity": 0.0}),
+        "binary-mask": (GateConfig(mask="binary"), {}),
+        "fbs": (GateConfig("fbs"), {"complexity": 1e-8}),
+        "attached": (GateConfig(), {"detach_weights": False, "detach_features": False}),
+    }
+    return [Recipe(name, epochs, macs, gates, tuple(o.items())) for name, (gates, o) in changes.items()]
+
+
+#: By data and network. Shares of MACs are those of the paper on CIFAR-10.
+RECIPES: dict[tuple[str, str], list[Recipe]] = {
+    ("cifar10", "resnet20"): [*ablations(3, 0.458), Recipe("manidp", 12, 0.458), Recipe("static", 12, 0.458)],
+    ("cifar10", "resnet32"): [Recipe("manidp", 3, 0.368)],
+    ("cifar10", "resnet56"): [Recipe("manidp", 3, 0.376)],
+    ("cifar100", "resnet56"): [Recipe("manidp", 3, 0.5)],
+    ("cifar100", "vgg16"): [Recipe("manidp", 3, 0.5)],
+}
+
+
 @app.command()
 def train(
+    dataset: Annotated[str, typer.Argument(help="cifar10 or cifar100.")],
     name: str,
     weights: Path,
     data: Path,
-    work: Path,
-    epochs: int = 3,
-    learning_rate: float = 0.02,
-    macs: float = 0.5,
-    complexity: float = 0.1,
-    similarity: float = 1.0,
-    method: str = "manidp",
+    work: Annotated[Path, typer.Argument(help="Folder for checkpoints and bundles; the same command goes on.")],
+    only: Annotated[str, typer.Option(help="Variants, with commas between [default: all].")] = "",
     threads: int = 1,
 ) -> None:
     torch.set_num_threads(threads)
-    sys.path.insert(0, str(Path(__file__).parent))  # where networks.py is
-    base: BaseModel = load_model(
-        f"networks:{name}", weights=weights, size=(3, 32, 32), mean=IMAGENET_MEAN, std=IMAGENET_STD
-    )
-    before = {key: value.clone() for key, value in base.module.state_dict().items()}
     images, test = load_images(data, "train"), load_images(data, "test")
-    config = TrainConfig(
-        Target(macs=macs), GateConfig(method), epochs=epochs, learning_rate=learning_rate, complexity=complexity,
-        similarity=similarity, ramp=0.6, updates=20,
-    )  # fmt: skip
-    seconds: list[float] = []
+    identity = ("variant", "epochs", "target_macs")
+    common = {"model": name, "dataset": dataset, "method": "dynamic", "seed": 0, "threads": threads}
+    table = Table(f"dynamic_train_{name}_{dataset}.csv", TRAIN_COLUMNS, identity, **common)
+    curve = Table(f"dynamic_curve_{name}_{dataset}.csv", CURVE_COLUMNS, (*identity, "epoch"), **common)
+    for recipe in RECIPES[dataset, name]:
+        known = {"variant": recipe.variant, "epochs": recipe.epochs, "target_macs": recipe.macs}
+        if table.has(**known) or (only and recipe.variant not in only.split(",")):
+            continue
+        base = network_of(dataset, name, weights)
+        before = {key: value.clone() for key, value in base.module.state_dict().items()}
+        options = {"learning_rate": 0.02, "ramp": 0.6, "updates": 20, "bf16": True} | dict(recipe.options)
+        config = TrainConfig(Target(macs=recipe.macs), recipe.gates, epochs=recipe.epochs, **options)
+        place = work / f"{name}_{dataset}" / f"{recipe.variant}-{recipe.epochs}"
 
-    def report(r: EpochReport) -> None:
-        seconds.append(r.seconds)
-        print(r, flush=True)
+        def report(r: EpochReport, known: dict[str, Any] = known) -> None:
+            curve.add(
+                epoch=r.epoch, top1=r.top1, macs=r.macs, channels=r.remaining, cross_entropy=r.cross_entropy,
+                seconds=r.seconds, **known,
+            )  # fmt: skip
+            print(known, r, flush=True)
 
-    network = run(base, images, work, config, validation=test, report=report)
-    model = DynamicModel(DynamicBundle.of(network, base.spec, before, images.class_names, {}))
-    found = evaluate(model, test)
-    whole = found.base_macs
-    identity = ("model", "method", "epochs", "complexity", "similarity", "target_macs", "learning_rate")
-    table = Table(f"dynamic_train_{name}.csv", TRAIN_COLUMNS, identity, model=name, dataset="cifar10", seed=0)
-    row = table.add(
-        method=method, epochs=epochs, learning_rate=learning_rate, target_macs=macs,
-        complexity=complexity, similarity=similarity, base_top1=found.base_top1, top1=found.top1, loss=found.loss,
-        macs_saved=found.macs_saved, macs_p5=found.macs.p5 / whole, macs_median=found.macs.median / whole,
-        macs_p95=found.macs.p95 / whole, seconds=sum(seconds),
-    )  # fmt: skip
-    print({key: row[key] for key in ("method", "macs_saved", "loss")})
+        network = run(base, images, place / "train", config, validation=test, report=report)
+        model = DynamicModel(DynamicBundle.of(network, base.spec, before, images.class_names, {}))
+        model.bundle.save(place / "bundle")
+        found = evaluate(model, test)
+        whole = found.base_macs
+        taken = sum(float(r["seconds"]) for r in curve.rows if all(r[k] == text(v) for k, v in known.items()))
+        row = table.add(
+            learning_rate=config.learning_rate, complexity=config.complexity, similarity=config.similarity,
+            gates=recipe.gates.kind, mask=recipe.gates.mask, base_top1=found.base_top1, top1=found.top1,
+            loss=found.loss, macs_saved=found.macs_saved, macs_p5=found.macs.p5 / whole,
+            macs_median=found.macs.median / whole, macs_p95=found.macs.p95 / whole, seconds=taken, **known,
+        )  # fmt: skip
+        print({key: row[key] for key in ("variant", "macs_saved", "loss")}, flush=True)
+
+
+def network_of(dataset: str, name: str, weights: Path) -> BaseModel:
+    """A reference network with the project's weights for CIFAR-100, one of benchmarks/networks.py for CIFAR-10."""
+    if dataset == "cifar100":
+        return load_model(name, weights=weights)
+    sys.path.insert(0, str(Path(__file__).parent))  # where networks.py is
+    return load_model(f"networks:{name}", weights=weights, size=(3, 32, 32), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 if __name__ == "__main__":

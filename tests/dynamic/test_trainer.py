@@ -62,6 +62,7 @@ VARIANTS = {
     "macs": {"target": Target(macs=0.7), "updates": 3},
     "once": {"target": Target(macs=0.7), "epochs": 1},
     "fbs": {"gates": GateConfig("fbs"), "complexity": 1e-4},
+    "bf16": {"bf16": True},
     "static": {"gates": GateConfig("static")},
     "binary": {"gates": GateConfig(mask="binary", block=2), "detach_weights": False, "detach_features": False},
 }

@@ -53,6 +53,7 @@ def train(
     width: options.Width = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16, gates apart.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
     threads: options.Threads = None,
@@ -79,6 +80,7 @@ def train(
         similarity=similarity,
         ramp=ramp,
         updates=updates,
+        bf16=bf16,
         seed=seed,
         device=device,
     )

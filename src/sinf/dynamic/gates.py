@@ -47,7 +47,7 @@ class Gate(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.saliency(self.pool(x))
+        return self.saliency(self.pool(x).to(self.threshold.dtype))
 
     def keep(self, saliency: Tensor) -> Tensor:
         """``(B, U)`` bool: what stays. A saliency of 0 would multiply by 0, so it never stays."""

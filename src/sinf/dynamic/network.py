@@ -171,10 +171,11 @@ class GatedNetwork(nn.Module):
                     if where is None
                     else mask.new_ones(len(x), len(slot.units)).index_copy(1, where, mask[:, unit])
                 )
-                x = x * _shaped(module, factor, slot.repeat, x)
+                x = x * _shaped(module, factor, slot.repeat, x).to(x.dtype)
             if own is not None:
                 gate = self.gate(own)
-                saliency = gate(x)
+                with torch.autocast(x.device.type, enabled=False):  # thresholds want all digits of a saliency
+                    saliency = gate(x)
                 self._masks[own] = mask = gate.mask(saliency)
                 if self._seen.saliencies:
                     self._seen.saliencies[own], self._seen.masks[own] = saliency, mask
@@ -241,4 +242,5 @@ def _pooled(module: nn.Module, x: Tensor, where: Tensor | None, repeat: int, det
     else:
         pooled = x.flatten(2).mean(2)
     pooled = pooled if where is None else pooled[:, where]
+    pooled = pooled.to(torch.promote_types(pooled.dtype, torch.float32))
     return pooled.detach() if detached else pooled

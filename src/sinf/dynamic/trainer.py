@@ -43,7 +43,8 @@ class TrainConfig:
     """The recipe; the defaults are the paper's where it gives a number, but for ``epochs`` (400 there).
 
     ``complexity`` and ``similarity`` weigh the two losses (for ``fbs``, ``complexity`` weighs its L1 penalty). ``ramp``
-    is the share of the training at which the target is reached, ``updates`` how often an epoch thresholds move.
+    is the share of the training at which the target is reached, ``updates`` how often an epoch thresholds move. With
+    ``bf16`` the network computes in bfloat16; gates, losses and weights stay float32.
     """
 
     target: Target = field(default_factory=Target)
@@ -60,6 +61,7 @@ class TrainConfig:
     detach_features: bool = True
     ramp: float = 1.0
     updates: int = 1
+    bf16: bool = False
     seed: int = 0
     device: str = "cpu"
 
@@ -179,8 +181,9 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         x, y = self.group.share(x), self.group.share(y)
-        logits, seen = self.network.observe(x)
-        each = F.cross_entropy(logits, y, reduction="none")
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
+            logits, seen = self.network.observe(x)
+        each = F.cross_entropy(logits.float(), y, reduction="none")
         loss = each.sum() / total + self._regular(seen, each, total)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
