@@ -16,7 +16,7 @@ from sinf.errors import ConfigError, CutError
 from sinf.models import BaseModel, load_model
 from tiny import COLOUR, PIECES, Chain, Concat, Depthwise, HalfShuffled, Mixed, Residual, randomise
 
-PATHS = [{"channels_last": False}, {"channels_last": True}, {"batches": "mask"}, {"round_to": 1}]
+PATHS = [{}, {"batches": "mask"}, {"round_to": 1}]
 
 
 @torch.no_grad()
@@ -83,19 +83,10 @@ def test_published_networks(name: str) -> None:
     assert_same(network, x, batches="mask")
 
 
-def test_small_maps_are_computed_as_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = cut(gated(Mixed(["pool", "pool", "plain"])))  # 2x2 maps at the end
-    called: list[tuple[int, ...]] = []
-    unfold = nn.functional.unfold
-    monkeypatch.setattr(nn.functional, "unfold", lambda x, *more: called.append(x.shape) or unfold(x, *more))
-    assert_same(network, torch.randn(1, *COLOUR.size), channels_last=False)
-    assert called
-
-
 def test_what_is_skipped_is_not_computed() -> None:
     """The convolutions see as many channels as stay, rounded up."""
     network = cut(gated(Mixed(["plain", "plain"], width=32)))
-    sparse = SparseNetwork(network, round_to=4, channels_last=False)
+    sparse = SparseNetwork(network, round_to=4)
     x = torch.randn(1, *COLOUR.size)
     _, seen = network.observe(x)
     index = next(i for i, site in enumerate(network.sites) if site.size == 32)

@@ -4,7 +4,6 @@ which they are."""
 from __future__ import annotations
 
 import copy
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from sinf.dynamic.gates import Gate, SaliencyGate, StaticGate
 from sinf.subgraph.coupling import Slot
 
-_FEW_POSITIONS = 4  # of a map, up to which a product of matrices beats a convolution
 _LONG_RUN = 64  # numbers in a row, from which slices are taken in one step
 
 
@@ -184,36 +182,26 @@ class Sliced(nn.Module):
 
 class BlockConv(Sliced):
     """A convolution whose channels are those of one site or of none, in blocks of neighbours, on either side: the
-    weight lies so that slices are copied in runs as long as can be."""
+    weight lies (O, H, W, C), as the map does, so that slices are copied in runs as long as can be."""
 
-    def __init__(
-        self, conv: nn.Conv2d, read: Reads | None, written: Reads | None, positions: int, channels_last: bool
-    ) -> None:
+    def __init__(self, conv: nn.Conv2d, read: Reads | None, written: Reads | None) -> None:
         super().__init__(read, written)
-        weight = conv.weight.detach()
-        out, into, self.height, self.width = weight.shape
+        weight = conv.weight.detach().permute(0, 2, 3, 1)
+        out, self.height, self.width, into = weight.shape
         self.options = (conv.stride, conv.padding, conv.dilation)
-        self.channels_last = channels_last
         bo = written.block if written is not None and written.where else out
         bi = read.block if read is not None and read.where else into
-        kernel = self.height * self.width
-        if channels_last:
-            weight, shape = weight.permute(0, 2, 3, 1), (out // bo, bo * kernel, into // bi, bi)
-        else:
-            shape = (out // bo, bo, into // bi, bi * kernel)
+        shape = (out // bo, bo * self.height * self.width, into // bi, bi)
         self.register_buffer("blocks", weight.contiguous().view(shape), persistent=False)
         self.register_buffer("inner", torch.arange(shape[1]), persistent=False)
         bias = torch.zeros(out) if conv.bias is None else conv.bias.detach()
         self.register_buffer("bias", bias.clone().view(-1, bo), persistent=False)
-        self.as_product = not channels_last and positions <= _FEW_POSITIONS and kernel > 1
-        self.channels = into
-        self.whole_rows = self.as_product and bi == 1  # to put zeros into x costs less than to take columns
 
     def _slice(self, selections: tuple[Selection, ...]) -> tuple[Tensor, Tensor]:
         """The weight, in its order in memory but of any shape, and the bias."""
         weight, bias = self.blocks, self.bias
         rows = selections[self._out[0]].kept if self._out else None
-        columns = selections[self._into[0]].kept if self._into and not self.whole_rows else None
+        columns = selections[self._into[0]].kept if self._into else None
         if rows is not None:
             bias = bias.index_select(0, rows)
         if rows is not None and columns is not None and weight.shape[3] >= _LONG_RUN:  # at once: less to read
@@ -228,20 +216,23 @@ class BlockConv(Sliced):
 
     def forward(self, x: Tensor, *selections: Selection) -> Tensor:
         weight, bias = self._slice(selections)
-        if self._into and self.whole_rows and (index := selections[self._into[0]].kept) is not None:
-            x = x.new_zeros(1, self.channels, *x.shape[2:]).index_copy_(1, index, x)
         stride, padding, dilation = self.options
-        if self.channels_last:
-            weight = weight.view(len(bias), self.height, self.width, -1).permute(0, 3, 1, 2)
-            return F.conv2d(x, weight, bias, stride, padding, dilation)
-        if self.as_product and len(x) == 1:
-            columns = F.unfold(x, (self.height, self.width), dilation, padding, stride)[0]
-            made = F.linear(columns.t(), weight.view(len(bias), -1), bias).t()
-            span = [dilation[i] * ((self.height, self.width)[i] - 1) for i in (0, 1)]
-            size = [(x.shape[2 + i] + 2 * padding[i] - span[i] - 1) // stride[i] + 1 for i in (0, 1)]
-            return made.reshape(1, len(bias), *size)
-        weight = weight.view(len(bias), -1, self.height, self.width)
-        return F.conv2d(x.contiguous(), weight, bias, stride, padding, dilation)
+        weight = weight.view(len(bias), self.height, self.width, -1).permute(0, 3, 1, 2)
+        return F.conv2d(x, weight, bias, stride, padding, dilation)
+
+
+class WideLinear(Sliced):
+    """A linear layer that reads kept channels: zeros where the others were cost less than a copy of its columns."""
+
+    def __init__(self, linear: nn.Linear, read: Reads, written: Reads | None) -> None:
+        super().__init__(read, written)
+        self.linear = _own(linear)
+
+    def forward(self, x: Tensor, *selections: Selection) -> Tensor:
+        if selections[0].kept is not None and self.read is not None:
+            at = self.read.positions(self.into(selections))
+            x = x.new_zeros(*x.shape[:-1], self.linear.in_features).index_copy_(-1, at, x)
+        return self.linear(x)
 
 
 class AnyLayer(Sliced):
@@ -249,10 +240,7 @@ class AnyLayer(Sliced):
 
     def __init__(self, module: nn.Module, read: Reads | None, written: Reads | None) -> None:
         super().__init__(read, written)
-        self.module = copy.copy(module)
-        self.module._parameters = dict(module._parameters)
-        self.module._buffers = dict(module._buffers)
-        self.module._forward_pre_hooks = OrderedDict()  # those of the gated network
+        self.module = _own(module)
 
     def forward(self, x: Tensor, *selections: Selection) -> Tensor:
         if selections[0].kept is None:
@@ -277,18 +265,25 @@ class AnyLayer(Sliced):
         return smaller(x)
 
 
-def make_layer(
-    module: nn.Module, read: Reads | None, written: Reads | None, shape: tuple[int, ...] | None, channels_last: bool
-) -> Sliced | None:
+def make_layer(module: nn.Module, read: Reads | None, written: Reads | None) -> Sliced | None:
     """The sparse version of a layer, None where nothing that it reads or writes is gated."""
     gated = [reads for reads in (read, written) if reads is not None and reads.where]
     if not gated:
         return None
     plain = all(reads.block and reads.repeat == 1 for reads in gated)
     if type(module) is nn.Conv2d and module.groups == 1 and plain and _is_simple(module):
-        positions = math.prod(shape[2:]) if shape else 1 << 30
-        return BlockConv(module, read, written, positions, channels_last)
+        return BlockConv(module, read, written)
+    if type(module) is nn.Linear and gated == [read]:
+        return WideLinear(module, gated[0], written)
     return AnyLayer(module, read, written)
+
+
+def _own(module: nn.Module) -> nn.Module:
+    """A copy with the same tensors, without the hooks of the gated network."""
+    own = copy.copy(module)
+    own._parameters, own._buffers = dict(module._parameters), dict(module._buffers)
+    own._forward_pre_hooks = OrderedDict()
+    return own
 
 
 def _is_simple(conv: nn.Conv2d) -> bool:

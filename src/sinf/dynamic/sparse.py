@@ -7,7 +7,6 @@ whichever is measured faster. Batch norms are folded first, as in the base model
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -22,7 +21,6 @@ from sinf.subgraph.coupling import Slot
 from sinf.subgraph.slice import copy_graph
 
 BATCHES = ("each", "mask")
-_SMALL_WEIGHT = 64 * 64 * 9
 _MANY_POSITIONS = 64  # of a map, from which odd widths cost more than rounding them up
 
 
@@ -30,9 +28,8 @@ class SparseNetwork(nn.Module):
     """``(B, C, H, W) -> (B, classes)``: a gated network in eval mode as it runs, its weights copied.
 
     ``batches`` says what happens to more than one image: ``each`` on its own, or ``mask``. Widths of slices of large
-    maps are rounded up to a multiple of ``round_to`` with channels that are multiplied by 0. ``channels_last`` is the
-    order of weights and features in memory; by default it is taken where all gated weights are small (their slices are
-    then copied number by number).
+    maps are rounded up to a multiple of ``round_to`` with channels that are multiplied by 0. Maps and weights lie with
+    channels last, as in the base model that is measured beside it.
     """
 
     def __init__(
@@ -41,7 +38,6 @@ class SparseNetwork(nn.Module):
         *,
         batches: str = "each",
         round_to: int = 8,
-        channels_last: bool | None = None,
     ) -> None:
         super().__init__()
         if batches not in BATCHES:
@@ -49,9 +45,7 @@ class SparseNetwork(nn.Module):
         if round_to < 1:
             raise ConfigError("round_to must be at least 1", got=round_to, remedy="take 8")
         self.batches = batches
-        if channels_last is None:
-            channels_last = _largest_weight(network) <= _SMALL_WEIGHT
-        self.graph = _Builder(network, round_to, channels_last).build()
+        self.graph = _Builder(network, round_to).build()
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -61,16 +55,11 @@ class SparseNetwork(nn.Module):
         return torch.cat([self.graph(image[None]) for image in images])
 
 
-def _largest_weight(network: GatedNetwork) -> int:
-    targets = {t for site in network.sites for t in (site.name, *site.consumers)}
-    return max(network.model.get_submodule(target).weight.numel() for target in targets)
-
-
 class _Builder:
     """The prepared graph of the base model, with gates, scales and sliced layers put in."""
 
-    def __init__(self, network: GatedNetwork, round_to: int, channels_last: bool) -> None:
-        self.network, self.round_to, self.channels_last = network, round_to, channels_last
+    def __init__(self, network: GatedNetwork, round_to: int) -> None:
+        self.network, self.round_to = network, round_to
         with torch.no_grad():
             self.prepared = prepare(network.graph)
         calls = [node for node in network.graph.graph.nodes if node.op == "call_module"]
@@ -109,13 +98,9 @@ class _Builder:
             module,
             None if read is None else self._reads(read, into),
             None if written is None else self._reads(written, out),
-            self.shapes.get(target),
-            self.channels_last,
         )
         if made is None:
-            shape = self.shapes.get(target)
-            small = shape is not None and math.prod(shape[2:]) < _MANY_POSITIONS
-            self.root[target] = module if self.channels_last or small else _contiguous(module)
+            self.root[target] = module
             return
         self.root[target] = made
         used = list(dict.fromkeys([*into, *out]))
@@ -156,16 +141,6 @@ class _Builder:
             with graph.inserting_before(user):
                 picked = graph.call_module(name, (node, *(self.selections[i] for i in sites)))
             user.replace_input_with(node, picked)
-
-
-def _contiguous(module: nn.Module) -> nn.Module:
-    """A convolution whose weight, and so its output, lies in the order of the sliced ones."""
-    if not isinstance(module, nn.Conv2d):
-        return module
-    own = copy.copy(module)
-    own._parameters = dict(module._parameters)
-    own.weight = nn.Parameter(module.weight.detach().contiguous(), requires_grad=False)
-    return own
 
 
 def _name(kind: str, target: str) -> str:
