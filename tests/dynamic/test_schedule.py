@@ -101,7 +101,7 @@ def test_gates_that_there_are_not_are_refused(wrong: dict) -> None:
         make_gate(**{"kind": "manidp", "channels": 4, "importance": torch.ones(3)} | wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"channels": 0.0}, {"macs": 1.5}, {"channels": 0.5, "macs": 0.5}], ids=str)
+@pytest.mark.parametrize("wrong", [{}, {"channels": 0.0}, {"macs": 1.5}, {"channels": 0.5, "latency": 0.5}], ids=str)
 def test_targets_that_cannot_be_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError):
         Target(**wrong)

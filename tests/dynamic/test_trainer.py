@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from sinf.data import LabelledImages
+from sinf.dynamic import latency, targets
 from sinf.dynamic.network import GateConfig, GatedNetwork
 from sinf.dynamic.targets import Target, expected_macs, rate_for
 from sinf.dynamic.trainer import EpochReport, TrainConfig, train
@@ -148,6 +149,38 @@ def test_the_share_of_macs_is_reached(tmp_path: Path, images: LabelledImages) ->
     assert reports[0].macs > reports[-1].macs
     assert reports[-1].macs == pytest.approx(0.75, abs=0.1)
     assert 0.6 < mean_macs(network, images) <= 0.75
+
+
+def test_a_share_of_time_becomes_one_of_channels(
+    tmp_path: Path, images: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time is played by MACs, so that the test does not depend on the machine."""
+
+    def share(network: GatedNetwork, x: torch.Tensor) -> float:
+        assert len(x)
+        return float(network.macs_of(network.keep(network.observe(x)[1])).mean()) / network.base_macs
+
+    monkeypatch.setattr(latency, "time_share", share)
+    monkeypatch.setattr(targets, "time_share", share)
+    reports: list[EpochReport] = []
+    config = replace(CONFIG, target=Target(latency=0.75), epochs=6, updates=3, ramp=0.5)
+    network = train(small(), images, tmp_path, config, report=reports.append)
+    assert reports[-1].macs == pytest.approx(0.75, abs=0.15)
+    assert 0.5 < mean_macs(network, images) <= 0.8
+    with pytest.raises(ConfigError, match="within reach"):
+        train(small(), images, tmp_path / "other", replace(config, target=Target(latency=0.1)))
+
+
+def test_time_is_measured_against_the_base_model(tmp_path: Path, images: LabelledImages) -> None:
+    network = train(small(), images, tmp_path, replace(CONFIG, epochs=1))
+    x = next(images.batches(COLOUR))[0]
+    expected = network(x)
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    assert latency.time_share(network, x, pairs=3) > 0
+    assert torch.equal(network(x), expected)
+    with pytest.raises(ConfigError, match="within reach"):
+        latency.rate_for_latency(network, x, 1e-6)
+    assert all(torch.equal(state[key], value) for key, value in network.state_dict().items())
 
 
 def test_as_many_channels_stay_as_were_asked_for(tmp_path: Path, images: LabelledImages) -> None:

@@ -32,6 +32,9 @@ def train(
     macs: Annotated[
         float | None, typer.Option(help="Aim at this share of the base model's MACs [default: 0.5].")
     ] = None,
+    latency: Annotated[
+        float | None, typer.Option(help="Aim instead at this share of its measured time, one image at a time.")
+    ] = None,
     channels: Annotated[float | None, typer.Option(help="Aim instead at this share of channels, as the paper.")] = None,
     method: Annotated[str, typer.Option(help="manidp; fbs or static as baselines.")] = "manidp",
     site: Annotated[list[str] | None, typer.Option(help="Convolution to gate; may be repeated [default: all].")] = None,
@@ -70,7 +73,7 @@ def train(
 
     options.set_threads(threads)
     config = TrainConfig(
-        target=Target(channels, 0.5 if macs is None and channels is None else macs),
+        target=Target(channels, 0.5 if macs is channels is latency is None else macs, latency),
         gates=GateConfig(method, squeeze, mask, block, None if site is None else tuple(site)),
         epochs=epochs,
         batch=batch,
@@ -111,8 +114,12 @@ def train(
             progress=lambda done, total: steps("training", done, total),
         )
     if int(os.environ.get("RANK", "0")) == 0:
-        target = f"{channels:g} of channels" if channels is not None else f"{config.target.macs:g} of MACs"
-        provenance = {"training images": split, "epochs": str(epochs), "target": target, "seed": str(seed)}
+        provenance = {
+            "training images": split,
+            "epochs": str(epochs),
+            "target": str(config.target),
+            "seed": str(seed),
+        }
         DynamicBundle.of(network, base.spec, before, images.class_names, provenance).save(out)
         console.print(f"bundle: {out} (checkpoint: {work})")
 

@@ -1,7 +1,8 @@
-"""What a training aims at: a share of channels as in the paper, or a share of the base model's MACs.
+"""What a training aims at: a share of channels as in the paper, of the base model's MACs, or of its measured time.
 
 A share of MACs becomes a share of channels, the same in every layer, by counting; because inputs do not all keep the
-same channels the count is corrected by what is observed, and at the end thresholds are set on training images.
+same channels the count is corrected by what is observed. A share of time becomes one by measuring, before the training
+begins. At the end thresholds are set on training images.
 """
 
 from __future__ import annotations
@@ -12,33 +13,38 @@ import torch
 from torch import Tensor
 
 from sinf.data import LabelledImages, Preprocessing
+from sinf.dynamic.distributed import Group
+from sinf.dynamic.latency import rate_for_latency, time_share
 from sinf.dynamic.network import GatedNetwork
 from sinf.dynamic.schedule import remaining_rate
 from sinf.errors import ConfigError
 
 _STEPS = 30
 _GAIN = 0.5
-_CALIBRATION_IMAGES, _TRIES = 2000, 8
+_CALIBRATION_IMAGES, _TIMED_IMAGES, _TRIES = 2000, 64, 8
 
 
 @dataclass(frozen=True)
 class Target:
-    """Either ``channels``, the share that the threshold's rank leaves (the paper), or ``macs``, the mean share of the
-    base model's MACs that an input costs, gates included."""
+    """One of ``channels``, the share that the threshold's rank leaves (the paper); ``macs``, the mean share of the base
+    model's MACs that an input costs, gates included; ``latency``, the mean share of its time on this machine, one image
+    at a time, gates included."""
 
     channels: float | None = None
     macs: float | None = None
+    latency: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("channels", "macs"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        for name, value in given.items():
+            if not 0 < value <= 1:
                 raise ConfigError(f"the target of {name} must be in (0, 1]", got=value, remedy="take 0.5 for half")
-        if self.channels is not None and self.macs is not None:
-            raise ConfigError("one target at a time", got="channels and macs", remedy="leave one of them out")
+        if len(given) != 1:
+            got = " and ".join(given) or "none"
+            raise ConfigError("there must be one target: channels, macs or latency", got=got, remedy="give one")
 
-    def controller(self, network: GatedNetwork) -> Controller:
-        return Controller(self, network)
+    def __str__(self) -> str:
+        return " ".join(f"{value:g} of {name}" for name, value in vars(self).items() if value is not None)
 
 
 class Controller:
@@ -47,13 +53,19 @@ class Controller:
     def __init__(self, target: Target, network: GatedNetwork) -> None:
         self.target, self.network = target, network
         self.shift, self.planned = 0.0, 1.0
-        self.final = 0.5 if target.channels is None else target.channels
+        self.final = 1.0 if target.channels is None else target.channels
         if target.macs is not None:
             least = expected_macs(network, 0.0)
             if target.macs < least:
                 remedy = f"take at least {least:.3f}, or gate more convolutions"
                 raise ConfigError("so few MACs cannot be reached by gates", got=target.macs, remedy=remedy)
             self.final = rate_for(network, target.macs)
+
+    def measure(self, images: Tensor, group: Group) -> None:
+        """Find the share of channels of a target in time, on ``images`` (N, C, H, W); others need nothing."""
+        if self.target.latency is not None:
+            mine = rate_for_latency(self.network, images, self.target.latency) if group.rank == 0 else 0.0
+            self.final = float(group.total(torch.tensor(mine, dtype=torch.float64)))
 
     def next_rate(self, progress: float, ramp: float, macs: float) -> float:
         """The rate from here on; ``macs`` is the share observed since the last call."""
@@ -65,10 +77,10 @@ class Controller:
         return min(1.0, max(1e-3, self.planned + self.shift))
 
     def state(self) -> Tensor:
-        return torch.tensor([self.shift, self.planned], dtype=torch.float64)
+        return torch.tensor([self.shift, self.planned, self.final], dtype=torch.float64)
 
     def load(self, state: Tensor) -> None:
-        self.shift, self.planned = state.tolist()
+        self.shift, self.planned, self.final = state.tolist()
 
 
 def expected_macs(network: GatedNetwork, rate: float) -> float:
@@ -92,28 +104,33 @@ def rate_for(network: GatedNetwork, macs: float) -> float:
 def calibrate(
     network: GatedNetwork, preprocessing: Preprocessing, images: LabelledImages, target: Target, seed: int = 0
 ) -> float:
-    """Set the thresholds for good, on about 2000 of ``images``: the mean share of MACs that they cost, at most the
-    target's where it is one of MACs (as near as thresholds allow)."""
+    """Set the thresholds for good, on about 2000 of ``images``: the mean share of MACs that they cost. A target of MACs
+    or of time is met from below, as near as thresholds allow."""
     network.eval()
     sample = images.sample(_CALIBRATION_IMAGES, seed)
-    if target.macs is None:
-        return _measure(network, preprocessing, sample)[0]
-    low, high, rate = 0.0, 1.0, rate_for(network, target.macs)
-    best, chosen = 0.0, {key: value.clone() for key, value in network.gates.state_dict().items()}
-    saliencies = _measure(network, preprocessing, sample)[1]
+    macs, saliencies = _measure(network, preprocessing, sample)
+    if target.channels is not None:
+        return macs
+    timed = torch.cat([x for x, _ in sample.sample(_TIMED_IMAGES, seed).batches(preprocessing)])
+    goal = target.latency if target.macs is None else target.macs
+    assert goal is not None
+    low, high = 0.0, 1.0
+    rate = 0.5 if target.macs is None else rate_for(network, target.macs)
+    best: tuple[float, float, dict[str, Tensor]] | None = None
     for _ in range(_TRIES):
         for index, saliency in enumerate(saliencies):
             network.gate(index).set_remaining(rate, saliency)
         macs, saliencies = _measure(network, preprocessing, sample)
-        if best < macs <= target.macs:
-            best, chosen = macs, {key: value.clone() for key, value in network.gates.state_dict().items()}
-        low, high = (rate, high) if macs <= target.macs else (low, rate)
+        spent = macs if target.macs is not None else time_share(network, timed)
+        if spent <= goal and (best is None or spent > best[0]):
+            best = spent, macs, {key: value.clone() for key, value in network.gates.state_dict().items()}
+        low, high = (rate, high) if spent <= goal else (low, rate)
         rate = (low + high) / 2
-    if not best:
-        got = f"{macs:.3f} of the MACs, instead of {target.macs:g}"
-        raise ConfigError("thresholds must reach the target", got=got, remedy="train longer, or aim at more MACs")
-    network.gates.load_state_dict(chosen)
-    return best
+    if best is None:
+        got = f"{spent:.3f}, instead of {target}"
+        raise ConfigError("thresholds must reach the target", got=got, remedy="train longer, or aim at more")
+    network.gates.load_state_dict(best[2])
+    return best[1]
 
 
 def _measure(network: GatedNetwork, preprocessing: Preprocessing, images: LabelledImages) -> tuple[float, list[Tensor]]:

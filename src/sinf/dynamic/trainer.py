@@ -32,10 +32,12 @@ from sinf.data import LabelledImages
 from sinf.dynamic import losses
 from sinf.dynamic.distributed import Group, joined, shared_statistics
 from sinf.dynamic.network import GateConfig, GatedNetwork, Observed, attach
-from sinf.dynamic.targets import Target, calibrate
+from sinf.dynamic.targets import Controller, Target, calibrate
 from sinf.errors import ConfigError
 from sinf.files import hash_tensors
 from sinf.models import BaseModel
+
+_TIMED = 32  # images, for a target in time
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class TrainConfig:
     ``bf16`` the network computes in bfloat16; gates, losses and weights stay float32.
     """
 
-    target: Target = field(default_factory=Target)
+    target: Target = field(default_factory=lambda: Target(macs=0.5))
     gates: GateConfig = field(default_factory=GateConfig)
     epochs: int = 40
     batch: int = 128
@@ -82,6 +84,8 @@ class TrainConfig:
             if not low <= value <= high:
                 raise ConfigError(f"{name} must be in {low}..{high}", got=value, remedy=f"change {name}")
         require_device(self.device)
+        if self.target.latency is not None and torch.device(self.device).type != "cpu":
+            raise ConfigError("time is measured on the CPU", got=self.device, remedy="train there, or aim at --macs")
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,8 @@ def train(
             raise ConfigError("a batch must not be larger than the data", got=config.batch, remedy="lower --batch")
         folder = open_folder(folder)
         found = read_checkpoint(folder, fingerprint)
+        if found is None:
+            run.target.measure(next(images.sample(_TIMED, config.seed).batches(base.spec.preprocessing))[0], group)
         first = 0 if found is None else run.load(*found)
         pixels, labels = images.pixels(base.spec.preprocessing).to(config.device), images.labels.to(config.device)
         with shared_statistics(network.model, group):
@@ -170,7 +176,7 @@ class _Run:
             momentum=config.momentum,
             nesterov=config.momentum > 0,
         )
-        self.target = config.target.controller(network)
+        self.target = Controller(config.target, network)
         self.mean_before = torch.full((), math.inf, dtype=torch.float64)
         self._sums = _Sums(network)
 
