@@ -168,7 +168,7 @@ def test_a_share_of_time_becomes_one_of_channels(
     assert reports[-1].macs == pytest.approx(0.75, abs=0.15)
     assert 0.5 < mean_macs(network, images) <= 0.8
     with pytest.raises(ConfigError, match="within reach"):
-        train(small(), images, tmp_path / "other", replace(config, target=Target(latency=0.1)))
+        train(small(), images, tmp_path / "other", replace(config, target=Target(latency=0.01)))
 
 
 def test_time_is_measured_against_the_base_model(tmp_path: Path, images: LabelledImages) -> None:
