@@ -144,7 +144,7 @@ def evaluate(
 ) -> None:
     """Accuracy, MACs and active parameters, base beside ours, with a table of the clusters."""
     if options.is_dynamic(bundle, threshold):
-        return dynamic.evaluate(bundle, data, split, image_column, label_column, threads, allow_factory, json)
+        return dynamic.evaluate(bundle, data, split, image_column, label_column, threads, allow_factory, json=json)
     from sinf.measure import evaluate as run
     from sinf.report import tables
 

@@ -133,11 +133,18 @@ def evaluate(
     label_column: options.LabelColumn = None,
     threads: options.Threads = None,
     allow_factory: options.AllowFactory = False,
+    figure: Annotated[
+        Path | None, typer.Option(help="Also draw MACs by difficulty, similarities, and classes by layer: a PNG.")
+    ] = None,
     json: options.Json = None,
 ) -> None:
     """Accuracy, base beside ours, and how the MACs of inputs are spread."""
+    from sinf.dynamic.manifold import explore
     from sinf.dynamic.model import evaluate as run
-    from sinf.report import tables
+    from sinf.report import dynamic_figure, tables
+
+    if figure is not None:
+        dynamic_figure.require()  # before the work
 
     options.set_threads(threads)
     model = _load(bundle, allow_factory)
@@ -146,6 +153,8 @@ def evaluate(
     with options.Steps() as steps:
         result = run(model, images, progress=lambda done, total: steps("evaluating", done, total))
     tables.show_dynamic(result)
+    if figure is not None:
+        print(f"figure: {dynamic_figure.draw(explore(model, images), list(model.bundle.class_names), figure)}")
     options.write_json(json, result.to_json())
 
 
