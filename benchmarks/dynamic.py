@@ -1,14 +1,16 @@
 """Dynamic pruning: what skipped MACs are worth in time, and what training makes of a network.
 
-    python benchmarks/dynamic.py time vgg16 WEIGHTS CIFAR100
+    python benchmarks/dynamic.py time vgg16 CIFAR100 --weights WEIGHTS
+    python benchmarks/dynamic.py time torchvision:resnet18 CIFAR100 --size 224
     python benchmarks/dynamic.py train cifar10 resnet20 WEIGHTS CIFAR10 runs/dynamic
 
-``time`` puts untrained gates on a network, sets thresholds on 64 images so that a share of the channels stays, and
-times batches of one, one thread, base and ours in turns: no accuracy comes of it, only seconds for MACs. Rows:
+``time`` times batches of one, one thread, base and ours in turns: a trained bundle (``--bundle``), or gates that were
+not trained, whose thresholds leave a share of the MACs of 64 images. No accuracy comes of these, only seconds for MACs.
+Rows:
 
     manidp           a channel at a time, gates as published
     manidp-block16   16 neighbouring channels at a time, gates 16 times narrower inside
-    manidp-early     a channel at a time, only where a convolution's weight is small (at most 256 x 256 x 3 x 3)
+    manidp-early     the same, only where a convolution's weight is small (at most 256 x 256 x 3 x 3)
     static           the same channels for every input, no gate
 
 ``train`` trains what RECIPES lists and reports on the whole test split, after every epoch (the curve) and at the end.
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -33,7 +36,7 @@ from sinf.dynamic.model import evaluate
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach
 from sinf.dynamic.onnx import open_engine
 from sinf.dynamic.sites import find_sites
-from sinf.dynamic.targets import Target
+from sinf.dynamic.targets import Target, expected_macs, rate_for
 from sinf.dynamic.trainer import EpochReport, TrainConfig
 from sinf.dynamic.trainer import train as run
 from sinf.models import BaseModel
@@ -42,17 +45,18 @@ from sinf.models.trace import trace
 from sinf.subgraph.coupling import couple
 from sinf.timing import latency
 
-RATES = (0.9, 0.7, 0.5, 0.3)
+SHARES = (0.75, 0.5, 0.3)
 SMALL_WEIGHT = 256 * 256 * 9
 WAYS: dict[str, GateConfig] = {
     "manidp": GateConfig(),
-    "manidp-early": GateConfig(),
     "manidp-block16": GateConfig(block=16, squeeze=16),
+    "manidp-early": GateConfig(block=16, squeeze=16),
     "static": GateConfig("static"),
 }
 TIME_COLUMNS = (
-    "model", "dataset", "method", "engine", "precision", "device", "batch", "threads", "channels", "macs_saved",
-    "time_saved", "time_saved_low", "time_saved_high", "base_ms", "ms", "load", "seed", "date", "versions",
+    "model", "dataset", "method", "engine", "precision", "device", "batch", "threads", "size", "trained", "target_macs",
+    "macs_saved", "time_saved", "time_saved_low", "time_saved_high", "base_ms", "ms", "load", "seed", "date",
+    "versions",
 )  # fmt: skip
 TRAIN_COLUMNS = (
     "model", "dataset", "method", "variant", "gates", "mask", "epochs", "learning_rate", "complexity", "similarity",
@@ -69,8 +73,10 @@ app = typer.Typer(add_completion=False)
 @app.command("time")
 def time_(
     name: str,
-    weights: Path,
     data: Path,
+    weights: Annotated[Path | None, typer.Option(help="Of the base model [default: random ones].")] = None,
+    size: Annotated[int, typer.Option(help="Side of an image.")] = 32,
+    bundle: Annotated[list[Path] | None, typer.Option(help="A trained bundle to time instead.")] = None,
     pairs: int = 300,
     engines: str = "torch,onnxruntime",
     only: str = ",".join(WAYS),
@@ -78,27 +84,43 @@ def time_(
     torch.set_num_threads(1)
     test = load_images(data, "test[50%:]")
     table = Table(
-        f"dynamic_time_{name}_cpu.csv", TIME_COLUMNS, ("model", "method", "engine", "channels"),
-        model=name, dataset="cifar100", precision="f32", batch=1, threads=1, seed=0,
+        f"dynamic_time_{name.replace(':', '_')}_cpu.csv", TIME_COLUMNS,
+        ("model", "method", "engine", "size", "trained", "target_macs"),
+        model=name, dataset="cifar100", precision="f32", batch=1, threads=1, size=size, seed=0,
     )  # fmt: skip
-    for method in only.split(","):
-        for rate in RATES:
-            torch.manual_seed(0)
-            base = load_model(name, weights=weights)
-            before = {key: value.clone() for key, value in base.module.state_dict().items()}
-            network = attach(base, early(base, WAYS[method]) if method == "manidp-early" else WAYS[method]).eval()
-            x = next(test.batches(base.spec.preprocessing, 64))[0]
-            saved = 1 - float(settle(network, x, rate).mean()) / network.base_macs
-            model = DynamicModel(DynamicBundle.of(network, base.spec, before, test.class_names, {}))
-            for engine in engines.split(","):
-                theirs, ours = open_engine(model, engine, 1)
-                times = latency(theirs, ours, x if engine == "torch" else x.numpy(), pairs=pairs)
-                row = table.add(
-                    method=method, engine=engine, channels=rate, macs_saved=saved, time_saved=times.time_saved,
-                    time_saved_low=times.low, time_saved_high=times.high, base_ms=times.base_mean, ms=times.mean,
-                    load=load_average(),
-                )  # fmt: skip
-                print({key: row[key] for key in ("method", "engine", "channels", "macs_saved", "time_saved")})
+
+    def measure(model: DynamicModel, x: torch.Tensor, macs: float, **known: Any) -> None:
+        for engine in engines.split(","):
+            theirs, ours = open_engine(model, engine, 1)
+            times = latency(theirs, ours, x if engine == "torch" else x.numpy(), pairs=pairs)
+            row = table.add(
+                engine=engine, macs_saved=1 - macs / model.network.base_macs, time_saved=times.time_saved,
+                time_saved_low=times.low, time_saved_high=times.high, base_ms=times.base_mean, ms=times.mean,
+                load=load_average(), **known,
+            )  # fmt: skip
+            print({key: row[key] for key in ("method", "engine", "trained", "target_macs", "macs_saved", "time_saved")})
+
+    for path in bundle or ():
+        model = DynamicModel.from_pretrained(path, allow_factory=True)
+        x = next(test.sample(500).batches(model.bundle.spec.preprocessing, 500))[0]
+        macs = float(model.choose(x).macs.mean())
+        gates = model.network.config
+        target = model.bundle.provenance["target"].split()[0]
+        way = gates.kind + (f"-block{gates.block}" if gates.block > 1 else "")
+        measure(model, x, macs, method=way, trained=True, target_macs=float(target))
+    for method, share in product(() if bundle else only.split(","), SHARES):
+        torch.manual_seed(0)
+        options = {} if ":" not in name else {"size": (3, size, size), "classes": test.classes, "pretrained": False}
+        base = load_model(name, weights=weights, **options)
+        before = {key: value.clone() for key, value in base.module.state_dict().items()}
+        network = attach(base, early(base, WAYS[method]) if method == "manidp-early" else WAYS[method]).eval()
+        if expected_macs(network, 0.0) >= share:
+            print(f"left out: {method} cannot come down to {share:g} of the MACs")
+            continue
+        x = next(test.batches(base.spec.preprocessing, 64))[0]
+        macs = float(settle(network, x, rate_for(network, share)).mean())
+        model = DynamicModel(DynamicBundle.of(network, base.spec, before, test.class_names, {}))
+        measure(model, x, macs, method=method, trained=False, target_macs=share)
 
 
 def early(base: BaseModel, gates: GateConfig) -> GateConfig:
@@ -193,7 +215,9 @@ def train(
             print(known, r, flush=True)
 
         network = run(base, images, place / "train", config, validation=test, report=report)
-        model = DynamicModel(DynamicBundle.of(network, base.spec, before, images.class_names, {}))
+        model = DynamicModel(
+            DynamicBundle.of(network, base.spec, before, images.class_names, {"target": str(config.target)})
+        )
         model.bundle.save(place / "bundle")
         found = evaluate(model, test)
         whole = found.base_macs

@@ -73,18 +73,33 @@ def to_onnx(model: DynamicModel) -> onnx.ModelProto:
     module.load_state_dict({k[6:]: v for k, v in model.bundle.state.items() if k.startswith("model.")})
     size = model.bundle.spec.preprocessing.size
     graph = prepare(trace(module.requires_grad_(False), model.bundle.spec.preprocessing))
-    _require_plain(model, graph)
-    for name, layer in list(graph.named_modules()):
-        if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
-            graph.set_submodule(name, _Mean())  # torch writes the pool with the number of channels in it
+    followers = _followers(model, graph)
+    _write_means(graph)
     made = graph_to_onnx(graph, size, 1)
-    _Rewriter(model, made.graph).run()
+    _Rewriter(model, made.graph, followers).run()
     return made
+
+
+def _write_means(graph: fx.GraphModule) -> None:
+    """Pooling to one position is a mean: torch writes the pool with the number of channels in it."""
+    one = (1, (1, 1), [1, 1])
+    for name, layer in list(graph.named_modules()):
+        if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in one:
+            graph.set_submodule(name, _Mean())
+    for node in graph.graph.nodes:
+        pools = node.op == "call_function" and node.target is nn.functional.adaptive_avg_pool2d
+        if pools and (node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size")) in one:
+            node.target, node.args, node.kwargs = _mean, node.args[:1], {}
+    graph.recompile()
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean((2, 3), keepdim=True)
 
 
 class _Mean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3), keepdim=True)
+        return _mean(x)
 
 
 def _session(content: bytes, threads: int) -> Callable[[Any], np.ndarray]:
@@ -99,25 +114,33 @@ def _session(content: bytes, threads: int) -> Callable[[Any], np.ndarray]:
     return lambda images: session.run(None, {name: images})[0]
 
 
-def _require_plain(model: DynamicModel, graph: fx.GraphModule) -> None:
-    """Refuse what the rewriting below does not know, by name."""
+def _followers(model: DynamicModel, graph: fx.GraphModule) -> dict[str, int]:
+    """Layers that make units of a site beside its own convolution, by name: depthwise convolutions, and the last layer
+    of squeeze and excite. Whatever the rewriting below does not know is refused by name."""
     network = model.network
     layers = {str(node.target) for node in graph.graph.nodes if node.op in ("call_module", "get_attr")}
-    for site in network.sites:
-        for target in (site.name, *site.consumers):
-            layer = graph.get_submodule(target)
+    modules = dict(graph.named_modules())
+    followers: dict[str, int] = {}
+    for index, site in enumerate(network.sites):
+        for target, slot in network.coupling.writes.items():
+            if target in layers and target != site.name and bool(torch.isin(slot.units, site.units).any()):
+                followers[target] = index
+        mine = [target for target, of in followers.items() if of == index]
+        for target in (site.name, *site.consumers, *mine):
+            if target not in modules:
+                continue  # a tensor, as of a norm that was not folded
+            layer = modules[target]
             slots = [s for s in (network.coupling.reads.get(target), network.coupling.writes.get(target)) if s]
             mixed = any(0 < int(torch.isin(s.units, site.units).sum()) < len(s.units) or s.repeat > 1 for s in slots)
-            if mixed or not (isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)):
+            grouped = getattr(layer, "groups", 1) not in ((1, slots[0].units.numel()) if target in mine else (1,))
+            if mixed or grouped or not isinstance(layer, (nn.Linear, nn.Conv2d)):
                 _refuse(target, layer)
-        for target, slot in network.coupling.writes.items():
-            if target != site.name and target in layers and bool(torch.isin(slot.units, site.units).any()):
-                _refuse(target, graph.get_submodule(target) if target in dict(graph.named_modules()) else graph)
+    return followers
 
 
 def _refuse(target: str, layer: nn.Module) -> None:
     raise ModelError(
-        "dynamic ONNX graphs hold gated convolutions that plain convolutions and linear layers read",
+        "dynamic ONNX graphs hold gates of convolutions whose channels plain, depthwise and linear layers read",
         got=f"{type(layer).__name__} at {target}",
         remedy="gate others (--site), or run the bundle in torch",
     )
@@ -126,8 +149,8 @@ def _refuse(target: str, layer: nn.Module) -> None:
 class _Rewriter:
     """Puts gates and gathered weights into the graph of the base model."""
 
-    def __init__(self, model: DynamicModel, graph: onnx.GraphProto) -> None:
-        self.network, self.graph = model.network, graph
+    def __init__(self, model: DynamicModel, graph: onnx.GraphProto, followers: dict[str, int]) -> None:
+        self.network, self.graph, self.followers = model.network, graph, followers
         self.nodes: list[onnx.NodeProto] = []
         self.names = {tensor.name for tensor in graph.initializer}
         self.constants: list[onnx.TensorProto] = []
@@ -141,8 +164,13 @@ class _Rewriter:
             target = self._target(node)
             if node.op_type == "Reshape":
                 self._free(node)
+            if target in self.followers and _grouped(node):
+                self._depthwise(node, self.followers[target])
+                continue
             if target is not None:
                 self._layer(node, target)
+            elif node.op_type == "BatchNormalization":
+                self._norm(node)
             self.nodes.append(node)
         missing = self.produced.keys() - {self.network.sites[i].name for i in self.index}
         if missing:
@@ -158,7 +186,8 @@ class _Rewriter:
         """The layer that a node computes, if it is at one end of a site."""
         for name in node.input[1:2]:
             target = name.removesuffix(".weight")
-            if name in self.names and target != name and (target in self.produced or target in self.read):
+            known = target in self.produced or target in self.read or target in self.followers
+            if name in self.names and target != name and known:
                 return target
         return None
 
@@ -174,6 +203,7 @@ class _Rewriter:
 
     def _layer(self, node: onnx.NodeProto, target: str) -> None:
         into, out = self.read.get(target), self.produced.get(target)
+        made = self.followers.get(target, out)
         weight = node.input[1]
         if into is not None:
             factor = self.scale[into]
@@ -182,13 +212,35 @@ class _Rewriter:
             node.input[0] = self.op("Mul", [node.input[0], factor])
         if out is not None:
             self._gate(out, node.input[0], into)
-            weight = self.op("Gather", [weight, self.index[out]], axis=0)
+        if made is not None:
+            weight = self.op("Gather", [weight, self.index[made]], axis=0)
             if len(node.input) > 2:
-                node.input[2] = self.op("Gather", [node.input[2], self.index[out]], axis=0)
+                node.input[2] = self.op("Gather", [node.input[2], self.index[made]], axis=0)
         if into is not None:
             across = 1 if node.op_type == "Conv" or _transposed(node) else 0
             weight = self.op("Gather", [weight, self.index[into]], axis=across)
         node.input[1] = weight
+
+    def _norm(self, node: onnx.NodeProto) -> None:
+        for place, name in enumerate(node.input):
+            if name in self.followers:
+                node.input[place] = self.op("Gather", [name, self.index[self.followers[name]]], axis=0)
+
+    def _depthwise(self, node: onnx.NodeProto, site: int) -> None:
+        """All channels go through, because the number of groups is a constant in ONNX: zeros where none is kept."""
+        from onnx import helper
+
+        name, size = node.output[0], self.network.sites[site].size
+        first, column = (self.constant(f"{name}/{a}", np.array([a], np.int64)) for a in (0, 1))
+        image = self.op("Squeeze", [node.input[0], first])  # (k, H, W)
+        extent = self.op("Slice", [self.op("Shape", [image]), column, self.constant(f"{name}/end", np.array([3]))])
+        shape = self.op("Concat", [self.constant(f"{name}/size", np.array([size], np.int64)), extent], axis=0)
+        places = self.op("Unsqueeze", [self.index[site], column])  # (k, 1)
+        whole = self.op("ScatterND", [self.op("ConstantOfShape", [shape]), places, image])
+        node.input[0], node.output[0] = self.op("Unsqueeze", [whole, first]), f"{name}/all"
+        self.nodes.append(node)
+        kept = helper.make_node("Gather", [node.output[0], self.index[site]], [name], name=f"{name}/kept", axis=1)
+        self.nodes.append(kept)
 
     def _gate(self, site: int, x: str, into: int | None) -> None:
         gate, name = self.network.gate(site), f"gate{site}"
@@ -251,6 +303,10 @@ class _Rewriter:
         names = [f"dynamic/{kind}{len(self.nodes)}.{i}" for i in range(outputs)]
         self.nodes.append(helper.make_node(kind, inputs, names, name=names[0], **attributes))
         return names[0]
+
+
+def _grouped(node: onnx.NodeProto) -> bool:
+    return any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
 
 
 def _transposed(node: onnx.NodeProto) -> bool:
