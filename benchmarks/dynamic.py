@@ -33,16 +33,14 @@ from table import Table, text
 from sinf import DynamicModel, load_images, load_model
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.model import evaluate
-from sinf.dynamic.network import GateConfig, GatedNetwork, attach
+from sinf.dynamic.network import GateConfig, GatedNetwork, all_sites, attach
 from sinf.dynamic.onnx import open_engine
-from sinf.dynamic.sites import find_sites
 from sinf.dynamic.targets import Target, expected_macs, rate_for
 from sinf.dynamic.trainer import EpochReport, TrainConfig
 from sinf.dynamic.trainer import train as run
 from sinf.models import BaseModel
 from sinf.models.load import IMAGENET_MEAN, IMAGENET_STD
 from sinf.models.trace import trace
-from sinf.subgraph.coupling import couple
 from sinf.timing import latency
 
 SHARES = (0.75, 0.5, 0.3)
@@ -126,7 +124,7 @@ def time_(
 def early(base: BaseModel, gates: GateConfig) -> GateConfig:
     """Gates on convolutions with small weights alone."""
     graph = trace(base.module, base.spec.preprocessing)
-    sites = find_sites(graph, couple(graph, free_output=True)).free
+    sites = all_sites(graph)[1].free
     small = [s.name for s in sites if base.module.get_submodule(s.name).weight.numel() <= SMALL_WEIGHT]
     return replace(gates, sites=tuple(small))
 

@@ -5,14 +5,28 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from sinf.dynamic.gates import SaliencyGate
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach
 from sinf.models import BaseModel, ModelSpec
 from tiny import CLASSES, COLOUR, randomise
 
 
 def gated(module: nn.Module, **options: object) -> GatedNetwork:
-    base = BaseModel(randomise(module), ModelSpec("tiny", CLASSES, COLOUR))
-    return attach(base, GateConfig(**options)).eval()
+    return gated_as_it_is(randomise(module), **options)
+
+
+def gated_as_it_is(module: nn.Module, **options: object) -> GatedNetwork:
+    return attach(BaseModel(module, ModelSpec("tiny", CLASSES, COLOUR)), GateConfig(**options)).eval()
+
+
+def stir(network: GatedNetwork, spread: float = 0.02, seed: int = 0) -> GatedNetwork:
+    """Saliencies that differ a little, as after a short training."""
+    draw = torch.Generator().manual_seed(seed)
+    for index in range(len(network.sites)):
+        gate = network.gate(index)
+        if isinstance(gate, SaliencyGate):
+            gate.excite.weight.data += spread * torch.randn(gate.excite.weight.shape, generator=draw)
+    return network
 
 
 def cut(network: GatedNetwork, rate: float = 0.5, seed: int = 0) -> GatedNetwork:

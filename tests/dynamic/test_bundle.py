@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import sinf
+from gated import stir
 from sinf.data import LabelledImages, load_images
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.cost import Spread
@@ -28,7 +29,7 @@ def bundle() -> DynamicBundle:
     base = load_model("resnet20", classes=CLASSES, options={"width": 0.5})
     base = BaseModel(randomise(base.module), base.spec)
     before = {key: value.clone() for key, value in base.module.state_dict().items()}
-    network = attach(base, GateConfig(sites=("layer1.0.conv1", "layer2.1.conv1"))).eval()
+    network = stir(attach(base, GateConfig(sites=("layer1.0.conv1", "layer2.1.conv1"))).eval())
     with torch.no_grad():
         network.model.fc.bias += 0.1  # as training would
         _, seen = network.observe(torch.randn(8, 3, 32, 32))

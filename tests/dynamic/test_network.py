@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from gated import DEEP, cut, gated
-from sinf.dynamic.network import attach
+from gated import DEEP, cut, gated, gated_as_it_is
+from sinf.dynamic.network import GatedNetwork, attach
 from sinf.errors import ConfigError, CutError
 from sinf.models import BaseModel, ModelSpec, load_model
 from sinf.subgraph.slice import Masked
@@ -32,7 +32,7 @@ from tiny import (
     ("module", "names"),
     [
         (Chain, ["second.0"]),
-        (Residual, ["inner.0.0"]),
+        (Residual, ["inner.0.0", "inner.1"]),
         (Depthwise, ["project.0"]),
         (Concat, ["join.0"]),
         (Grouped, []),
@@ -48,6 +48,19 @@ def test_sites(module: type[nn.Module], names: list[str]) -> None:
         assert [site.name for site in gated(module()).sites] == names
 
 
+class MaskedBranches(Masked):
+    """The masked base model, ends of residual branches too."""
+
+    def __init__(self, network: GatedNetwork, keep: Tensor) -> None:
+        super().__init__(network.graph, network.coupling, keep)
+        self.ends = {site.branch[-1]: keep[site.units] for site in network.sites if site.branch}
+
+    def run_node(self, n: fx.Node) -> object:
+        value = super().run_node(n)
+        keep = self.ends.get(str(n.target))
+        return value if keep is None else value * keep[:, None, None]
+
+
 @pytest.mark.parametrize("binary", [False, True], ids=["scaled", "binary"])
 @torch.no_grad()
 def test_one_input_sees_the_base_model_without_its_channels(binary: bool) -> None:
@@ -60,7 +73,7 @@ def test_one_input_sees_the_base_model_without_its_channels(binary: bool) -> Non
     assert len({tuple(row.tolist()) for row in keep}) > 1
     network.enabled = False
     alike = [
-        torch.allclose(Masked(network.graph, network.coupling, k).run(image[None])[0], ours, atol=1e-4)
+        torch.allclose(MaskedBranches(network, k).run(image[None])[0], ours, atol=1e-4)
         for k, image, ours in zip(keep, x, logits, strict=True)
     ]
     assert all(alike) if binary else not any(alike)
@@ -123,6 +136,35 @@ def test_neighbours_of_a_block_stay_or_go_together() -> None:
             assert torch.equal(keep[:, site.units[::2]], keep[:, site.units[1::2]])
 
 
+@torch.no_grad()
+def test_training_starts_from_the_base_model() -> None:
+    module = randomise(Mixed(DEEP))
+    x = torch.randn(3, *COLOUR.size)
+    before = module.eval()(x)
+    assert torch.equal(gated_as_it_is(module)(x), before)
+
+
+def test_the_end_of_a_branch_is_masked_before_the_sum() -> None:
+    network = cut(gated(Residual()))
+    branch = network.sites[1]
+    assert branch.branch == ("inner.1",)
+    x = torch.randn(4, *COLOUR.size)
+    made: list[Tensor] = []
+    network.model.inner[1].register_forward_hook(lambda module, args, out: made.append(out))
+    with torch.no_grad():
+        _, seen = network.observe(x)
+    gone = ~network.keep(seen)[:, branch.units]
+    assert 0 < int(gone.sum()) < gone.numel()
+    assert float(made[0][gone].abs().max()) == 0.0
+    count = network._count.by_layer(network.keep(seen)[0])
+    kept = [int(network.keep(seen)[0][site.units].sum()) for site in network.sites]
+    assert count["inner.1"] == 64 * kept[0] * kept[1]
+
+
+def test_saliencies_that_grow_do_not_stand_around_a_sum() -> None:
+    assert [site.name for site in gated(Residual(), kind="fbs").sites] == ["inner.0.0"]
+
+
 def test_sites_can_be_named() -> None:
     network = gated(Mixed(["plain", "plain"]), sites=("pieces.1.body.0.0",))
     assert [site.name for site in network.sites] == ["pieces.1.body.0.0"]
@@ -131,7 +173,7 @@ def test_sites_can_be_named() -> None:
 @pytest.mark.parametrize(
     ("module", "name", "reason"),
     [
-        (Mixed(["plain", "residual"]), "pieces.1.body.1", "summed"),
+        (Residual(), "stem.0", "summed"),
         (Mixed(["plain"]), "stem.0", "images"),
         (Mixed(["plain"]), "nothing", "no convolution of that name"),
         (HalfShuffled(), "moved.0", "view"),

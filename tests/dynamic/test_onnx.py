@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
+from gated import stir
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.model import DynamicModel
 from sinf.dynamic.network import GateConfig, attach
@@ -25,7 +26,7 @@ def bundle_of(name: str, rate: float = 0.5, **gates: object) -> DynamicBundle:
     base = load_model(name, pretrained=False, classes=5, **small)
     base = BaseModel(randomise(base.module), base.spec)
     before = {key: value.clone() for key, value in base.module.state_dict().items()}
-    network = attach(base, GateConfig(**gates)).eval()
+    network = stir(attach(base, GateConfig(**gates)).eval())
     for _ in range(2):
         _, seen = network.observe(torch.randn(8, *base.spec.preprocessing.size))
         for index, saliency in enumerate(seen.saliencies):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gated import DEEP, cut, gated
+from gated import DEEP, cut, gated, stir
 from sinf.dynamic.gates import Gate
 from sinf.dynamic.network import GatedNetwork, attach
 from sinf.dynamic.sparse import SparseNetwork
@@ -64,8 +64,9 @@ def test_the_ends_of_what_a_gate_may_keep(what: str) -> None:
         gate = network.gate(index)
         gate.threshold.fill_({"all gone": 1e9, "all there": 0.0}.get(what, 0.0))
         if what == "one":
-            gate.excite.bias.data.fill_(-1e3)
-            gate.excite.bias.data[-1] = 1e3
+            gate.excite.weight.data.zero_()
+            gate.excite.bias.data.fill_(-1.0)
+            gate.excite.bias.data[-1] = 1.0
     assert_same(network, torch.randn(2, *COLOUR.size))
 
 
@@ -75,7 +76,7 @@ def test_the_ends_of_what_a_gate_may_keep(what: str) -> None:
 def test_published_networks(name: str) -> None:
     small = {"options": {"width": 0.25}} if ":" not in name else {"size": (3, 64, 64)}
     base = load_model(name, pretrained=False, classes=5, **small)
-    network = attach(BaseModel(randomise(base.module), base.spec)).eval()
+    network = stir(attach(BaseModel(randomise(base.module), base.spec)).eval())
     x = torch.randn(3, *base.spec.preprocessing.size)
     for index, saliency in enumerate(network.observe(x)[1].saliencies):
         network.gate(index).set_remaining(0.5, saliency.mean(0).detach())

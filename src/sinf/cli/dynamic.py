@@ -45,7 +45,7 @@ def train(
     batch: Annotated[int, typer.Option(help="Images a step, of all processes together.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="At the start; it falls along a cosine.")] = 0.05,
     weight_decay: Annotated[float, typer.Option(help="L2 penalty of weights; gates have none.")] = 5e-4,
-    complexity: Annotated[float, typer.Option(help="Weight of the complexity loss.")] = 0.1,
+    complexity: Annotated[float, typer.Option(help="Weight of the complexity loss.")] = 0.005,
     similarity: Annotated[float, typer.Option(help="Weight of the similarity loss.")] = 1.0,
     ramp: Annotated[float, typer.Option(help="Share of the training at which the target is reached.")] = 1.0,
     updates: Annotated[int, typer.Option(help="How often an epoch thresholds move.")] = 1,

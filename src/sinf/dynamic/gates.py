@@ -79,6 +79,7 @@ class SaliencyGate(Gate):
         factor = squeeze if squeeze is not None else (1 if channels < _SMALL else 2)
         self.squeeze = nn.Linear(channels, max(1, round(channels / factor)), bias=False)
         self.excite = nn.Linear(self.squeeze.out_features, units)
+        nn.init.zeros_(self.excite.weight)  # every saliency is 1: training starts from the base model's answers
         nn.init.ones_(self.excite.bias)
 
     def saliency(self, pooled: Tensor) -> Tensor:

@@ -97,6 +97,23 @@ class Scale(nn.Module):
         return x * factors.view(-1, factors.shape[-1], *([1] * (x.ndim - 2)))
 
 
+class Branch(nn.Module):
+    """The end of a residual branch: kept channels scaled, zeros where the others were."""
+
+    def __init__(self, reads: Reads) -> None:
+        super().__init__()
+        self.reads = reads
+
+    def forward(self, x: Tensor, selection: Selection) -> Tensor:
+        factors = self.reads.factors((selection,))
+        scaled = x * factors.view(-1, factors.shape[-1], 1, 1)
+        if selection.kept is None:
+            return scaled
+        size = (1, self.reads.size, *x.shape[2:])
+        whole = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last).zero_()
+        return whole.index_copy_(1, self.reads.positions((selection,)), scaled)
+
+
 class GateLayer(nn.Module):
     """A gate on an input that may hold only some of its channels. The number of entries that stay is rounded up to a
     multiple of ``step`` by entries of scale 0, and is never 0."""

@@ -1,6 +1,6 @@
 """A network with gates on it: the model's own code runs as it is, hooks apply gates and masks, the model is not edited.
 
-with gates attached:  x -> conv -> norm, activation, ... -> (mask * .) -> next conv
+with gates attached:  x -> conv -> norm, activation, ... -> (mask * .) -> next conv, or a residual sum
                       |                                        ^
                       +------------> gate --> saliency, mask --+
 """
@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from sinf.dynamic.branches import separate
 from sinf.dynamic.cost import macs_of
 from sinf.dynamic.gates import Gate, make_gate
-from sinf.dynamic.sites import Site, choose, find_sites
+from sinf.dynamic.sites import Site, Sites, choose, find_sites
 from sinf.errors import ConfigError
 from sinf.models import BaseModel
 from sinf.models.trace import trace
@@ -149,7 +150,24 @@ class GatedNetwork(nn.Module):
             observed = [index for index in read if last[index] == target]
             hook = self._on_input(target, read, observed, own.get(target))
             handles.append(self.model.get_submodule(target).register_forward_pre_hook(hook))
+        for index, site in enumerate(self.sites):
+            if site.branch:
+                end = self.model.get_submodule(site.branch[-1])
+                handles.append(end.register_forward_hook(self._on_branch(index)))
         return handles
+
+    def _on_branch(self, index: int) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
+        """After the last layer of a residual branch: mask what it made."""
+        entries = self.blocks[index]
+
+        def hook(module: nn.Module, args: tuple, made: Tensor) -> Tensor | None:
+            if not self.enabled:
+                return None
+            if self.wants_features and self._seen.features:
+                self._seen.features[index] = _pooled(module, made, None, 1, self.detach_features)
+            return made * self._masks[index][:, entries, None, None].to(made.dtype)
+
+        return hook
 
     def _on_input(
         self, target: str, read: list[int], observed: list[int], own: int | None
@@ -193,9 +211,22 @@ def attach(base: BaseModel, config: GateConfig | None = None) -> GatedNetwork:
     """
     config = config or GateConfig()
     graph = trace(base.module, base.spec.preprocessing)
-    coupling = couple(graph, free_output=True)
-    sites = choose(find_sites(graph, coupling), None if config.sites is None else list(config.sites))
+    coupling, found = all_sites(graph)
+    if config.kind == "fbs":  # whose saliencies grow with what they multiply: around a sum they would feed themselves
+        found = Sites([site for site in found.free if not site.branch], found.blocked)
+    sites = choose(found, None if config.sites is None else list(config.sites))
     return GatedNetwork(base.module, graph, coupling, sites, config)
+
+
+def all_sites(graph: fx.GraphModule) -> tuple[Coupling, Sites]:
+    """Where gates can stand in a traced model, in graph order, and the coupling that has units for each."""
+    coupling = couple(graph, free_output=True)
+    inner = find_sites(graph, coupling)
+    coupling, outer = separate(graph, coupling, inner.free)
+    order = [str(node.target) for node in graph.graph.nodes]
+    free = sorted([*inner.free, *outer], key=lambda site: order.index(site.name))
+    names = {site.name for site in outer}
+    return coupling, Sites(free, {name: reason for name, reason in inner.blocked.items() if name not in names})
 
 
 def _blocks(size: int, block: int) -> Tensor:

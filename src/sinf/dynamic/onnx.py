@@ -122,6 +122,11 @@ def _followers(model: DynamicModel, graph: fx.GraphModule) -> dict[str, int]:
     modules = dict(graph.named_modules())
     followers: dict[str, int] = {}
     for index, site in enumerate(network.sites):
+        left = [
+            target for target in site.branch[1:] if target in layers and not isinstance(modules[target], nn.Identity)
+        ]
+        if left:
+            _refuse(left[0], modules[left[0]])  # a norm that was not folded
         for target, slot in network.coupling.writes.items():
             if target in layers and target != site.name and bool(torch.isin(slot.units, site.units).any()):
                 followers[target] = index
@@ -169,6 +174,10 @@ class _Rewriter:
                 continue
             if target is not None:
                 self._layer(node, target)
+                site = self.produced.get(target)
+                if site is not None and self.network.sites[site].branch:
+                    self._branch(node, site)
+                    continue
             elif node.op_type == "BatchNormalization":
                 self._norm(node)
             self.nodes.append(node)
@@ -230,17 +239,33 @@ class _Rewriter:
         """All channels go through, because the number of groups is a constant in ONNX: zeros where none is kept."""
         from onnx import helper
 
-        name, size = node.output[0], self.network.sites[site].size
-        first, column = (self.constant(f"{name}/{a}", np.array([a], np.int64)) for a in (0, 1))
-        image = self.op("Squeeze", [node.input[0], first])  # (k, H, W)
-        extent = self.op("Slice", [self.op("Shape", [image]), column, self.constant(f"{name}/end", np.array([3]))])
-        shape = self.op("Concat", [self.constant(f"{name}/size", np.array([size], np.int64)), extent], axis=0)
-        places = self.op("Unsqueeze", [self.index[site], column])  # (k, 1)
-        whole = self.op("ScatterND", [self.op("ConstantOfShape", [shape]), places, image])
-        node.input[0], node.output[0] = self.op("Unsqueeze", [whole, first]), f"{name}/all"
+        name = node.output[0]
+        node.input[0], node.output[0] = self._whole(node.input[0], site, name), f"{name}/all"
         self.nodes.append(node)
         kept = helper.make_node("Gather", [node.output[0], self.index[site]], [name], name=f"{name}/kept", axis=1)
         self.nodes.append(kept)
+
+    def _branch(self, node: onnx.NodeProto, site: int) -> None:
+        """Kept channels scaled, zeros where the others were, for the sum that follows."""
+        from onnx import helper
+
+        name = node.output[0]
+        node.output[0] = f"{name}/kept"
+        self.nodes.append(node)
+        axes = self.constant(f"{name}/axes", np.array([2, 3], np.int64))
+        scaled = self.op("Mul", [node.output[0], self.op("Unsqueeze", [self.scale[site], axes])])
+        whole = self._whole(scaled, site, name)
+        self.nodes.append(helper.make_node("Identity", [whole], [name], name=f"{name}/whole"))
+
+    def _whole(self, x: str, site: int, name: str) -> str:
+        """``(1, k, H, W) -> (1, C, H, W)``: kept channels where they belong among zeros."""
+        first, column = (self.constant(f"{name}/{a}", np.array([a], np.int64)) for a in (0, 1))
+        image = self.op("Squeeze", [x, first])
+        extent = self.op("Slice", [self.op("Shape", [image]), column, self.constant(f"{name}/end", np.array([3]))])
+        size = self.constant(f"{name}/size", np.array([self.network.sites[site].size], np.int64))
+        zeros = self.op("ConstantOfShape", [self.op("Concat", [size, extent], axis=0)])
+        places = self.op("Unsqueeze", [self.index[site], column])
+        return self.op("Unsqueeze", [self.op("ScatterND", [zeros, places, image]), first])
 
     def _gate(self, site: int, x: str, into: int | None) -> None:
         gate, name = self.network.gate(site), f"gate{site}"

@@ -26,13 +26,15 @@ class Site:
     """One place for a gate.
 
     ``name`` is the convolution whose input the gate reads (``channels`` wide); ``units`` (U,) are numbers of units in
-    the coupling, in the order of that convolution's output; ``consumers`` are the layers whose input is masked.
+    the coupling, in the order of that convolution's output; ``consumers`` are the layers whose input is masked. At the
+    end of a residual branch (:mod:`sinf.dynamic.branches`) it is the output of the last module of ``branch`` instead.
     """
 
     name: str
     channels: int
     units: Tensor
     consumers: tuple[str, ...]
+    branch: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, fx, nn
 
-from sinf.dynamic.layers import GateLayer, Pick, Reads, Scale, make_layer
+from sinf.dynamic.layers import Branch, GateLayer, Pick, Reads, Scale, make_layer
 from sinf.dynamic.network import GatedNetwork
 from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError
@@ -65,6 +65,9 @@ class _Builder:
         calls = [node for node in network.graph.graph.nodes if node.op == "call_module"]
         self.shapes = {str(node.target): node.meta["shape"] for node in calls}
         self.site_of = {site.name: index for index, site in enumerate(network.sites)}
+        there = {str(node.target) for node in self.prepared.graph.nodes}  # norms may have been folded
+        branches = ((i, site.branch) for i, site in enumerate(network.sites) if site.branch)
+        self.branch_of = {[name for name in branch if name in there][-1]: i for i, branch in branches}
         self.root: dict[str, nn.Module | Tensor] = {}
         self.selections: dict[int, fx.Node] = {}
 
@@ -74,6 +77,8 @@ class _Builder:
             target = str(node.target)
             if node.op == "call_module":
                 self._layer(graph, node, target)
+                if target in self.branch_of:
+                    self._branch(graph, node, target)
             elif node.op == "get_attr":
                 self.root[target] = attribute(self.prepared, target).detach()
                 slot = self.network.coupling.writes.get(target)
@@ -106,6 +111,15 @@ class _Builder:
         used = list(dict.fromkeys([*into, *out]))
         node.args = (*node.args, *(self.selections[index] for index in used))
         made.set_order(into, out, used)
+
+    def _branch(self, graph: fx.Graph, node: fx.Node, target: str) -> None:
+        """What follows reads all channels again."""
+        index = self.branch_of[target]
+        name = _name("branch", target)
+        self.root[name] = Branch(self._reads(self.network.coupling.writes[self.network.sites[index].name], [index]))
+        with graph.inserting_after(node):
+            whole = graph.call_module(name, (node, self.selections[index]))
+        node.replace_all_uses_with(whole, delete_user_cb=lambda user: user is not whole)
 
     def _touching(self, slot: Slot) -> list[int]:
         """Sites whose units are in a slot."""

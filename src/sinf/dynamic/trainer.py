@@ -56,7 +56,7 @@ class TrainConfig:
     learning_rate: float = 0.05
     weight_decay: float = 5e-4
     momentum: float = 0.9
-    complexity: float = 0.1
+    complexity: float = 0.005
     similarity: float = 1.0
     hardness: float = 0.5
     detach_weights: bool = True
