@@ -150,15 +150,52 @@ def exports(model: str) -> str:
     return "\n".join(lines)
 
 
+def markdown(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
 def dynamic_time() -> str:
-    head = ("network", "gates", "engine", "channels kept", "MACs saved", "time saved", "95 %", "load")
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in (row for name in ("vgg16", "resnet56") for row in read(f"dynamic_time_{name}_cpu.csv")):
-        cells = [row["model"], row["method"], row["engine"], f"{float(row['channels']):g}"]
+    head = ("network", "image", "gates", "trained", "engine", "MACs saved", "time saved", "95 %", "base, ms")
+    lines = []
+    for row in (row for path in sorted((HERE / "results").glob("dynamic_time_*.csv")) for row in read(path.name)):
         saved = [f"{100 * float(row[f'time_saved{end}']):.0f}" for end in ("", "_low", "_high")]
-        cells += [f"{100 * float(row['macs_saved']):.0f} %", f"{saved[0]} %", f"{saved[1]} .. {saved[2]} %"]
-        lines.append("| " + " | ".join([*cells, f"{float(row['load']):.1f}"]) + " |")
-    return "\n".join(lines)
+        lines.append(
+            [row["model"], f"{row['size']}x{row['size']}", row["method"], "yes" if row["trained"] == "True" else "no",
+             row["engine"], percent(row["macs_saved"]), f"{saved[0]} %", f"{saved[1]} .. {saved[2]} %",
+             f"{float(row['base_ms']):.1f}"]
+        )  # fmt: skip
+    return markdown(head, lines)
+
+
+#: ManiDP, CIFAR-10: error of the base model, error of ours in per cent, share of MACs saved.
+MANIDP = {"resnet20": (7.78, 7.95, 54.2), "resnet32": (7.34, 7.85, 63.2), "resnet56": (6.30, 6.36, 62.4)}
+
+
+def dynamic_train() -> str:
+    """Networks at the paper's shares of MACs, beside it."""
+    head = ("network", "epochs", "error, base", "error", "loss", "MACs saved", "5th to 95th percentile", "paper (400)")
+    lines = []
+    for row in (row for path in sorted((HERE / "results").glob("dynamic_train_*.csv")) for row in read(path.name)):
+        if row["variant"] != "manidp":
+            continue
+        paper = MANIDP.get(row["model"]) if row["dataset"] == "cifar10" else None
+        spread = " .. ".join(f"{100 * (1 - float(row[key])):.0f}" for key in ("macs_p95", "macs_p5"))
+        lines.append(
+            [f"{row['model']}, {row['dataset']}", row["epochs"], *(percent(str(1 - float(row[key]))) for key in
+             ("base_top1", "top1")), f"{float(row['loss']):+.2f}", percent(row["macs_saved"]), f"{spread} %",
+             "" if paper is None else f"{paper[0]:.2f} -> {paper[1]:.2f} % at {paper[2]} %"]
+        )  # fmt: skip
+    return markdown(head, lines)
+
+
+def dynamic_ablation() -> str:
+    """What each loss, each choice and each baseline does to ResNet-20, at equal MACs and epochs."""
+    rows = [row for row in read("dynamic_train_resnet20_cifar10.csv") if row["epochs"] == "3"]
+    lines = [
+        [row["variant"], f"{float(row['loss']):+.2f}", percent(row["macs_saved"]),
+         f"{100 * (float(row['macs_p95']) - float(row['macs_p5'])):.0f} points"] for row in rows
+    ]  # fmt: skip
+    return markdown(("variant", "loss", "MACs saved", "MACs of inputs, 5th to 95th percentile"), lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -175,6 +212,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "stages vgg16": lambda: stages("vgg16"),
     "exports vgg16": lambda: exports("vgg16"),
     "dynamic time": dynamic_time,
+    "dynamic train": dynamic_train,
+    "dynamic ablation": dynamic_ablation,
 }
 
 

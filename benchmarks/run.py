@@ -66,6 +66,11 @@ def main(shared: Path) -> int:
     python("dcs.py", "vgg16", vgg16, data)
     python("scoring.py", "vgg16", vgg16, data)
     python("../reproduce/overlap.py", "vgg16", vgg16, data)
+    # CIFAR-10 and its weights are not shared: see docs/dynamic.md for its table.
+    for name, path in (("vgg16", vgg16), ("resnet56", resnet56)):
+        python("dynamic.py", "train", "cifar100", name, path, data, work / "dynamic")
+        python("dynamic.py", "time", name, data, "--weights", path)
+    python("dynamic.py", "time", "torchvision:resnet18", data, "--size", 224, "--pairs", 100)
     for script in ("plot.py", "pages.py", "../reproduce/page.py"):
         python(script)
     return 0

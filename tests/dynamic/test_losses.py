@@ -82,9 +82,11 @@ def test_a_perfect_epoch_leaves_weights_finite() -> None:
     assert losses.instance_weights(torch.tensor([0.0, 1e-9]), 0.0).tolist() == [1, 0]
 
 
-def test_weights_carry_no_gradient() -> None:
-    cross_entropy = torch.rand(3, requires_grad=True)
-    assert not losses.instance_weights(cross_entropy, 1.0).requires_grad
+def test_weights_carry_the_gradient_that_they_are_given() -> None:
+    cross_entropy = torch.tensor([0.1, 0.2, 5.0], requires_grad=True)
+    losses.instance_weights(cross_entropy, 1.0).sum().backward()
+    assert cross_entropy.grad.tolist() == [-2, -2, 0]
+    assert not losses.instance_weights(cross_entropy.detach(), 1.0).requires_grad
 
 
 def test_zero_saliencies_have_a_finite_loss_and_gradient() -> None:

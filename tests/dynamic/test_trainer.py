@@ -142,6 +142,13 @@ def test_other_weights_in_the_same_folder_are_refused(tmp_path: Path, images: La
         train(small(seed=1), images, tmp_path, replace(CONFIG, epochs=1))
 
 
+@pytest.mark.parametrize("option", ["detach_weights", "detach_features"])
+def test_what_the_paper_leaves_open_makes_a_difference(tmp_path: Path, images: LabelledImages, option: str) -> None:
+    config = replace(CONFIG, epochs=1, updates=3, complexity=10.0, hardness=5.0)
+    one, other = (train(small(), images, tmp_path / str(v), replace(config, **{option: v})) for v in (True, False))
+    assert differing(one, other)
+
+
 def test_the_share_of_macs_is_reached(tmp_path: Path, images: LabelledImages) -> None:
     reports: list[EpochReport] = []
     config = replace(CONFIG, target=Target(macs=0.75), epochs=6, updates=3, ramp=0.5)

@@ -1,4 +1,4 @@
-"""What ManiDP adds to the cross entropy (arXiv 2103.05861, sections 3.2 and 3.3).
+"""What ManiDP adds to the cross entropy (arXiv 2103.05861, section 3).
 
     loss = mean_i CE_i  +  lambda_c sum_l mean_i( w_i mean_c pi_ilc )  +  lambda_s sum_l ||G(f_l) - G(pi_l)||_F^2 / B^2
 
@@ -18,15 +18,15 @@ from torch import Tensor
 
 
 def instance_weights(cross_entropy: Tensor, mean_before: float, c: float = 0.5) -> Tensor:
-    """``w_i`` (B,) of the complexity loss, without gradient: 1 for a perfectly known input, 0 for a hard one.
+    """``w_i`` (B,) of the complexity loss: 1 for a perfectly known input, 0 for a hard one.
 
-    ``cross_entropy`` (B,) is that of each input, ``mean_before`` the T of the formula. Before there is a T (infinity)
-    every weight is 1; at a T of 0 every input that has any cross entropy left counts as hard.
+    ``cross_entropy`` (B,) is that of each input; the published code lets gradients through it, and detached it makes
+    the weights constants. ``mean_before`` is the T of the formula. Before there is a T (infinity) every weight is 1; at
+    a T of 0 every input that has any cross entropy left counts as hard.
     """
-    known = cross_entropy.detach()
     if mean_before <= 0:
-        return (known <= 0).to(known.dtype)
-    return (1 - known / (c * mean_before)).clamp(0, 1)
+        return (cross_entropy <= 0).to(cross_entropy.dtype)
+    return (1 - cross_entropy / (c * mean_before)).clamp(0, 1)
 
 
 def complexity(saliencies: Sequence[Tensor], weights: Tensor, total: int | None = None) -> Tensor:
@@ -53,6 +53,6 @@ def similarity(features: Sequence[Tensor], saliencies: Sequence[Tensor]) -> Tens
 
 
 def boosting_penalty(saliencies: Sequence[Tensor], total: int | None = None) -> Tensor:
-    """``sum_l mean_i sum_c |g|``: the L1 term of FBS (arXiv 1810.05331, section 3.3)."""
+    """``sum_l mean_i sum_c |g|``: the L1 term of FBS (arXiv 1810.05331)."""
     count = len(saliencies[0]) if total is None else total
     return torch.stack([saliency.abs().sum() for saliency in saliencies]).sum() / count

@@ -1,7 +1,7 @@
 """How the share of remaining channels falls while a network is trained, and the threshold that it sets.
 
 The share falls from 1 to the target along a cosine; the threshold of layer l is then the ceil(rate C)-th largest of its
-channels' mean saliency over the images since the last change (ManiDP, section 3.3: xi is taken from the sorted mean
+channels' mean saliency over the images since the last change (ManiDP, section 3: xi is taken from the sorted mean
 saliencies).
 """
 
