@@ -171,7 +171,7 @@ def ablations(epochs: int, macs: float) -> list[Recipe]:
 
 #: By data and network. Shares of MACs are those of the paper on CIFAR-10.
 RECIPES: dict[tuple[str, str], list[Recipe]] = {
-    ("cifar10", "resnet20"): [*ablations(3, 0.458), Recipe("manidp", 12, 0.458), Recipe("static", 12, 0.458)],
+    ("cifar10", "resnet20"): [*ablations(3, 0.458), Recipe("manidp", 12, 0.458)],
     ("cifar10", "resnet32"): [Recipe("manidp", 3, 0.368)],
     ("cifar10", "resnet56"): [Recipe("manidp", 3, 0.376)],
     ("cifar100", "resnet56"): [Recipe("manidp", 3, 0.5)],
@@ -201,7 +201,7 @@ def train(
             continue
         base = network_of(dataset, name, weights)
         before = {key: value.clone() for key, value in base.module.state_dict().items()}
-        options = {"learning_rate": 0.02, "ramp": 0.6, "updates": 20, "bf16": True} | dict(recipe.options)
+        options = {"ramp": 0.6, "updates": 20, "bf16": True} | dict(recipe.options)
         config = TrainConfig(Target(macs=recipe.macs), recipe.gates, epochs=recipe.epochs, **options)
         place = work / f"{name}_{dataset}" / f"{recipe.variant}-{recipe.epochs}"
 
