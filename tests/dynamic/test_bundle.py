@@ -56,7 +56,7 @@ def test_what_is_loaded_is_what_was_saved(bundle: DynamicBundle, saved: Path) ->
     assert torch.equal(loaded(x), DynamicModel(bundle)(x))
     assert torch.allclose(loaded(x), loaded.choose(x).logits, atol=1e-4)
     loaded.save_pretrained(saved)
-    assert torch.equal(sinf.from_pretrained(saved)(x), loaded(x))
+    assert torch.allclose(sinf.from_pretrained(saved)(x), loaded(x), atol=1e-5)
 
 
 def test_the_base_model_is_that_before_training(bundle: DynamicBundle) -> None:
@@ -69,7 +69,7 @@ def test_the_base_model_is_that_before_training(bundle: DynamicBundle) -> None:
 
 def test_a_batch_is_masked_or_goes_one_by_one(bundle: DynamicBundle) -> None:
     x = torch.randn(4, 3, 32, 32)
-    one, other = DynamicModel(bundle)(x), DynamicModel(bundle, batches="mask")(x)
+    one, other = DynamicModel(bundle, batches="each")(x), DynamicModel(bundle, batches="mask")(x)
     assert torch.allclose(one, other, atol=1e-4)
 
 

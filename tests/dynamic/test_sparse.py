@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +18,7 @@ from sinf.errors import ConfigError, CutError
 from sinf.models import BaseModel, load_model
 from tiny import COLOUR, PIECES, Chain, Concat, Depthwise, HalfShuffled, Mixed, Residual, randomise
 
-PATHS = [{}, {"batches": "mask"}, {"round_to": 1}]
+PATHS = [{"batches": "each"}, {"batches": "mask"}, {"batches": "each", "round_to": 1}]
 
 
 @torch.no_grad()
@@ -82,6 +84,30 @@ def test_published_networks(name: str) -> None:
         network.gate(index).set_remaining(0.5, saliency.mean(0).detach())
     assert_same(network, x)
     assert_same(network, x, batches="mask")
+
+
+@pytest.mark.parametrize("faster", ["each", "mask"])
+def test_batches_of_a_size_run_the_way_that_was_faster(monkeypatch: pytest.MonkeyPatch, faster: str) -> None:
+    network = cut(gated(Chain()))
+    sparse, x = SparseNetwork(network), torch.randn(3, *COLOUR.size)
+    clock, ways = [0.0], []
+    run = sparse._run
+
+    def timed(way: str, images: Tensor) -> Tensor:
+        ways.append(way)
+        clock[0] += 1.0 if way == faster else 2.0
+        return run(way, images)
+
+    monkeypatch.setattr(sparse, "_run", timed)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    for _ in range(7):
+        assert torch.allclose(sparse(x), network(x), atol=1e-4)
+    assert sorted(ways[:4]) == ["each", "each", "mask", "mask"]
+    assert ways[4:] == [faster] * 3
+    sparse(x[:2])
+    assert len(ways) == 8
+    sparse(x[:1])
+    assert len(ways) == 8  # there is nothing to choose
 
 
 def test_what_is_skipped_is_not_computed() -> None:

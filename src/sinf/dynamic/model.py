@@ -35,7 +35,7 @@ class Chosen(NamedTuple):
 class DynamicModel(nn.Module):
     """``(B, C, H, W)`` normalised images -> ``(B, classes)`` logits; every input runs the channels that it needs."""
 
-    def __init__(self, bundle: DynamicBundle, *, batches: str = "each") -> None:
+    def __init__(self, bundle: DynamicBundle, *, batches: str = "auto") -> None:
         super().__init__()
         self.bundle = bundle
         try:
@@ -47,7 +47,7 @@ class DynamicModel(nn.Module):
         self.eval()
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, batches: str = "each", allow_factory: bool = False) -> DynamicModel:
+    def from_pretrained(cls, source: str | Path, *, batches: str = "auto", allow_factory: bool = False) -> DynamicModel:
         """Load a bundle from a folder, or from the hub when there is no such folder."""
         return cls(DynamicBundle.load(folder_of(source), allow_factory=allow_factory), batches=batches)
 

@@ -8,6 +8,7 @@ whichever is measured faster. Batch norms are folded first, as in the base model
 from __future__ import annotations
 
 import math
+import time
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,23 +21,25 @@ from sinf.models.trace import attribute
 from sinf.subgraph.coupling import Slot
 from sinf.subgraph.slice import copy_graph
 
-BATCHES = ("each", "mask")
+BATCHES = ("auto", "each", "mask")
+_TURNS = 2  # of a batch, after which the faster way is known
 _MANY_POSITIONS = 64  # of a map, from which odd widths cost more than rounding them up
 
 
 class SparseNetwork(nn.Module):
     """``(B, C, H, W) -> (B, classes)``: a gated network in eval mode as it runs, its weights copied.
 
-    ``batches`` says what happens to more than one image: ``each`` on its own, or ``mask``. Widths of slices of large
-    maps are rounded up to a multiple of ``round_to`` with channels that are multiplied by 0. Maps and weights lie with
-    channels last, as in the base model that is measured beside it.
+    ``batches`` says what happens to more than one image: ``each`` runs on its own; with ``mask`` all channels are
+    computed, and multiplied; ``auto`` times both on the first batches of a size. Widths of slices of large maps are
+    rounded up to a multiple of ``round_to`` with channels that are multiplied by 0. Maps and weights lie with channels
+    last, as in the base model that is measured beside it.
     """
 
     def __init__(
         self,
         network: GatedNetwork,
         *,
-        batches: str = "each",
+        batches: str = "auto",
         round_to: int = 8,
     ) -> None:
         super().__init__()
@@ -45,14 +48,27 @@ class SparseNetwork(nn.Module):
         if round_to < 1:
             raise ConfigError("round_to must be at least 1", got=round_to, remedy="take 8")
         self.batches = batches
+        self._seconds: dict[int, dict[str, list[float]]] = {}  # by number of images
         self.graph = _Builder(network, round_to).build()
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        if len(images) < 2 or self.batches == "mask":
+        if len(images) < 2:
             return self.graph(images)
-        return torch.cat([self.graph(image[None]) for image in images])
+        if self.batches != "auto":
+            return self._run(self.batches, images)
+        taken = self._seconds.setdefault(len(images), {"mask": [], "each": []})
+        # Each way in turn at first; a first run may still allocate, so the least time counts.
+        way = min(taken, key=lambda name: (min(len(taken[name]), _TURNS), min(taken[name], default=0.0)))
+        start = time.perf_counter()
+        logits = self._run(way, images)
+        if len(taken[way]) < _TURNS:
+            taken[way].append(time.perf_counter() - start)
+        return logits
+
+    def _run(self, way: str, images: Tensor) -> Tensor:
+        return self.graph(images) if way == "mask" else torch.cat([self.graph(image[None]) for image in images])
 
 
 class _Builder:
