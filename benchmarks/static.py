@@ -3,7 +3,9 @@ with a little fine-tuning, beside torch-pruning's own pruners.
 
     python benchmarks/static.py vgg16 WEIGHTS CIFAR100 --work runs/static
 
-    residual    ours: the budget is spent where it costs least, then reconstruction; 10,000 images
+    residual       ours: the budget is spent where it costs least, then reconstruction; 10,000 images
+    low-rank       ours: convolutions in two through fewer channels (sinf.low_rank), the same budgets and images
+    low-rank-time  the same with loading a weight counted as 32 MACs, as at batch 1 it takes time: a budget of both
     l1, taylor  torch-pruning's MagnitudePruner with its importances of these names, the same ratio in every layer (its
                 default) until the same MACs are reached; gradients of taylor by 1,000 images
 
@@ -31,14 +33,19 @@ from sinf.models import BaseModel, ModelSpec, load_spec
 from sinf.models.load import PLAIN
 from sinf.models.to_plain import to_plain
 from sinf.models.trace import trace
+from sinf.pipeline import WEIGHT_COST
 from sinf.pruned import Size, compare
 from sinf.pruning import PruneConfig, prune
 from sinf.train import EpochReport, Teacher, TrainConfig, train
 
-OURS = "residual"
+OURS, RANKS, RANKS_TIME = "residual", "low-rank", "low-rank-time"
 SMALL = 0.25
 #: Criterion, budget of MACs, whether it is fine-tuned as well.
-PLAN = [(OURS, 1 / 1.5, False), (OURS, 1 / 2, False), (OURS, SMALL, True), ("l1", SMALL, True), ("taylor", SMALL, True)]
+PLAN = [
+    *((way, budget, False) for way in (RANKS, OURS) for budget in (1 / 1.5, 1 / 2)),
+    *((RANKS_TIME, budget, False) for budget in (0.7, 0.6, 0.5, 0.4)),
+    *((way, SMALL, True) for way in (OURS, "l1", "taylor")),
+]
 ROUND_TO = 8
 SCORED, GRADIENTS = 10_000, 1000  # images
 COLUMNS = (
@@ -102,7 +109,8 @@ class Networks:
         (times,) = found.times
         row = self.table.add(
             criterion=criterion, budget=budget, epochs=epochs, minutes=minutes,
-            method="static" if criterion == OURS else "static-torch-pruning", reconstruct=criterion == OURS,
+            method="static-torch-pruning" if criterion in ("l1", "taylor") else "static",
+            reconstruct=criterion not in ("l1", "taylor"),
             base_top1=found.base_top1, top1=found.top1, loss=found.loss,
             macs_saved=1 - found.pruned.macs / found.base.macs, ratio=found.base.macs / found.pruned.macs,
             time_saved=times.time_saved, time_saved_low=times.low, time_saved_high=times.high,
@@ -129,8 +137,9 @@ def main(
         if networks.table.has(criterion=criterion, budget=budget, epochs=last):
             continue
         begin = time.monotonic()
-        if criterion == OURS:
-            config = PruneConfig(Budget(budget), images=SCORED, round_to=ROUND_TO)
+        if criterion in (OURS, RANKS, RANKS_TIME):
+            cost = WEIGHT_COST if criterion == RANKS_TIME else 0.0
+            config = PruneConfig(Budget(budget, cost), criterion != OURS, images=SCORED, round_to=ROUND_TO)
             pruned = prune(base, images, config, work / "steps")
         else:
             pruned = by_torch_pruning(base, criterion, budget, images)

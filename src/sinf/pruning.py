@@ -10,23 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
 
-from sinf.compact import Compactor, Rule
+from sinf.compact import Compactor, Rule, batches
 from sinf.criteria import make_criterion
 from sinf.data import BATCH, LabelledImages
 from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError, VerificationError
 from sinf.files import hash_tensors
+from sinf.low_rank import NEEDS, assemble, choose_ranks, factor, metrics, reconstruct_ranks
 from sinf.models import BaseModel, ModelSpec, load_spec
 from sinf.models.load import PLAIN
 from sinf.models.to_plain import to_plain
 from sinf.models.trace import trace
 from sinf.network import Network, Part
 from sinf.pipeline import WEIGHT_COST
+from sinf.statistics import collect
 from sinf.steps import StepStore, Tensors
 from sinf.subgraph.recalibrate import recalibrate
 from sinf.subgraph.select import Budget, Schedule
@@ -65,6 +67,8 @@ class PruneConfig:
 
     Attributes:
         rule: how much goes: a schedule of ratios, a budget of MACs, or of time.
+        low_rank: whether convolutions are split in two through fewer channels (:mod:`sinf.low_rank`), instead of
+            channels being removed.
         criterion: what says which channels go.
         images: how many of the scoring images are looked at, equally many of every class.
         reconstruct: whether the weights that stay make up for the others, in closed form.
@@ -75,6 +79,7 @@ class PruneConfig:
     """
 
     rule: Schedule | Budget | LatencyBudget = field(default_factory=lambda: Budget(0.5))
+    low_rank: bool = False
     criterion: str = "residual"
     images: int = 4000
     reconstruct: bool = True
@@ -89,6 +94,9 @@ class PruneConfig:
         for name in ("images", "round_to", "reconstruct_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1", got=getattr(self, name), remedy="leave it out")
+        if self.low_rank and (isinstance(self.rule, Schedule) or self.criterion != PruneConfig.criterion):
+            got = "a ratio" if isinstance(self.rule, Schedule) else f"the criterion {self.criterion}"
+            raise ConfigError("low rank removes no channels, and takes a budget", got=got, remedy="leave it out")
 
 
 def prune(
@@ -138,8 +146,11 @@ class _Pruning:
                 "fine-tuning needs images", got="none", remedy="give those that the base model was trained on"
             )
         depends = self._depends()
-        tensors = self.store.get("pruned", depends, lambda: self._part().to_tensors(network.coupling, ""))
-        graph = network.whole(Part.from_tensors(tensors, network.coupling, ""))
+        if config.low_rank:
+            graph = assemble(network.graph, self.store.get("ranks", depends, self._ranks))
+        else:
+            tensors = self.store.get("pruned", depends, lambda: self._part().to_tensors(network.coupling, ""))
+            graph = network.whole(Part.from_tensors(tensors, network.coupling, ""))
         description, state = to_plain(graph)
         base = self.base.spec
         spec = ModelSpec(PLAIN + base.name.removeprefix(PLAIN), base.classes, base.preprocessing, description)
@@ -178,7 +189,7 @@ class _Pruning:
             "rule": {"kind": type(config.rule).__name__, **asdict(config.rule)},
             "options": {
                 name: getattr(config, name)
-                for name in ("criterion", "reconstruct", "round_to", "reconstruct_bytes", "seed")
+                for name in ("low_rank", "criterion", "reconstruct", "round_to", "reconstruct_bytes", "seed")
             },
         }
 
@@ -191,16 +202,49 @@ class _Pruning:
     def _part(self) -> Part:
         rule = self.config.rule
         if isinstance(rule, LatencyBudget):
-            rule = Budget(self._macs_for(rule), rule.weight_cost)
+            compactor = self._compactor(False)
+            whole = self.network.whole
+            macs = self._macs_for(rule, lambda budget: whole(compactor.compact([self._rule(budget)])))
+            rule = Budget(macs, rule.weight_cost)
         return self._compactor(self.config.reconstruct).compact([self._rule(rule)])
+
+    def _ranks(self) -> Tensors:
+        """The tensors of :func:`sinf.low_rank.assemble`."""
+        config, network, classes = self.config, self.network, self.base.spec.classes
+        seen = batches(self.images, self.base, "statistics", self.progress)
+        found = collect(network.graph, network.coupling, seen, classes=classes, needs=NEEDS, seed=config.seed)
+        known = metrics(found)
+
+        def within(budget: Budget) -> tuple[dict[str, int], Tensors]:
+            ranks = choose_ranks(budget, network.macs, known, config.round_to)
+            return ranks, factor(network.graph, ranks, found, known)
+
+        rule = config.rule
+        if isinstance(rule, LatencyBudget):
+            made = self._macs_for(rule, lambda budget: assemble(network.graph, within(budget)[1]))
+            rule = Budget(made, rule.weight_cost)
+        ranks, solved = within(cast(Budget, rule))  # its configuration allows no schedule
+        if not config.reconstruct:
+            return solved
+        inputs = torch.cat([x for x, _ in self.images.batches(self.base.spec.preprocessing)])
+        total, done = len(network.coupling.mixers), 0
+
+        def progress(target: str) -> None:
+            nonlocal done
+            done += 1
+            self.progress("reconstruction", done, total)
+
+        return reconstruct_ranks(
+            network.graph, network.coupling, solved, ranks, known, inputs,
+            memory=config.reconstruct_bytes, progress=progress,
+        )  # fmt: skip
 
     def _rule(self, rule: Schedule | Budget) -> Rule:
         return rule, self.network.groups_free(), self.network.macs
 
-    def _macs_for(self, target: LatencyBudget) -> float:
+    def _macs_for(self, target: LatencyBudget, smaller: Callable[[Budget], fx.GraphModule]) -> float:
         """The largest MAC budget that is within the time. What stays is what counts for time, not its weights: nothing
         is reconstructed on the way."""
-        compactor = self._compactor(False)
         ready = prepare(self.network.graph)
         sample = self.images.sample(200, self.config.seed)
         x = torch.cat([x for x, _ in sample.batches(self.base.spec.preprocessing)])
@@ -209,11 +253,11 @@ class _Pruning:
             self.progress("latency budget", trial, _TRIALS)
             budget = (low + high) / 2
             try:
-                part = compactor.compact([self._rule(Budget(budget, target.weight_cost))])
+                graph = smaller(Budget(budget, target.weight_cost))
             except ConfigError:  # no network is so small
                 low = budget
                 continue
-            ours = prepare(self.network.whole(part))
+            ours = prepare(graph)
             times = latency(ready, ours, x, pairs=target.pairs, threads=target.threads)
             ratio = times.median / times.base_median
             least = min(least, ratio)

@@ -30,6 +30,10 @@ def prune(
     latency: Annotated[
         float | None, typer.Option(help="Instead: fraction of the measured time kept (batch 1), e.g. 0.7.")
     ] = None,
+    low_rank: Annotated[
+        bool,
+        typer.Option("--low-rank", help="Split convolutions in two through fewer channels, instead of removing any."),
+    ] = False,
     criterion: Annotated[
         str, typer.Option(help=f"Rule that gives channels an importance: {', '.join(NAMES)}.")
     ] = "residual",
@@ -75,6 +79,7 @@ def prune(
     saved.check_target(out)
     config = PruneConfig(
         rule=_rule(ratio, macs, latency, weight_cost, pinned),
+        low_rank=low_rank,
         criterion=criterion,
         images=images,
         reconstruct=reconstruct,
@@ -96,7 +101,7 @@ def prune(
         smaller = run(base, scoring, config, work, training=training, report=report, progress=steps)
         compared = saved.compare(base, smaller, tested, pairs=pairs, threads=pinned, progress=steps)
     made_by = {
-        "criterion": criterion,
+        **({"method": "low rank"} if low_rank else {"criterion": criterion}),
         "budget": _said(ratio, macs, latency),
         "scoring images": f"{len(scoring.sample(images))} of {score}",
         "reconstructed": "yes" if reconstruct else "no",

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from sinf.errors import ConfigError
 from sinf.statistics.maps import MapSource, map_source
 from sinf.statistics.site import SiteStatistics, Statistics
-from sinf.statistics.sums import CHANGES, LOOKED_AT, MAPS, READ, SUMS, WRITTEN, Batch, Visit
+from sinf.statistics.sums import CHANGES, LOOKED_AT, MADE, MAPS, READ, SUMS, WRITTEN, Batch, Visit
 from sinf.subgraph.coupling import Coupling
 
 # The answer's distribution is softened by this before its sensitivity is taken: a network that has seen the scoring
@@ -101,6 +101,7 @@ class _Recorder(fx.Interpreter):
         self.coupling = coupling
         self.at_read, self.at_map = ([n for n in table if n in names] for table in (READ, MAPS))
         self.at_write, self.at_change = ([n for n in table if n in names] for table in (WRITTEN, CHANGES))
+        self.at_made = [n for n in MADE if n in names]
         self.gradients = bool(self.at_write or self.at_change)
         self.sites: set[fx.Node] = set()
         self.sources: dict[fx.Node, list[tuple[str, MapSource]]] = {}
@@ -144,6 +145,10 @@ class _Recorder(fx.Interpreter):
         with torch.no_grad():
             for name in self.at_read:
                 self.found[target].add(name, READ[name](visit))
+            if self.at_made:
+                rows = self._rows(target, value.detach()).double()
+                for name in self.at_made:
+                    self.found[target].add(name, MADE[name](rows))
         if not self.at_write:
             return value
         self.outputs.append((target, value))
@@ -152,16 +157,19 @@ class _Recorder(fx.Interpreter):
     def layer_of(self, target: str) -> nn.Module:
         return self.module.get_submodule(target)
 
+    def _rows(self, target: str, written: Tensor) -> Tensor:
+        """``(images * positions, O)`` of what a site writes, or of its gradient."""
+        linear = isinstance(self.layer_of(target), nn.Linear)
+        return written.flatten(0, -2) if linear else written.movedim(1, -1).flatten(0, -2)
+
     def add_written(self, answer: Tensor) -> None:
         """``answer``: the softened answer along a random direction, summed over images."""
         values = [value for _, value in self.outputs]
         gradients = torch.autograd.grad(answer, values, allow_unused=True, retain_graph=bool(self.reads))
         for (target, value), gradient in zip(self.outputs, gradients, strict=True):
             gradient = torch.zeros_like(value) if gradient is None else gradient
-            linear = isinstance(self.layer_of(target), nn.Linear)
-            rows = gradient.flatten(0, -2) if linear else gradient.movedim(1, -1).flatten(0, -2)
             for name in self.at_write:
-                self.found[target].add(name, WRITTEN[name](rows))
+                self.found[target].add(name, WRITTEN[name](self._rows(target, gradient)))
 
     def add_changes(self, loss: Tensor, images: int) -> None:
         """``loss``: summed over images. The changes at all sites are added before they lose their sign."""

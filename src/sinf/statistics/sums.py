@@ -140,9 +140,17 @@ MAPS: dict[str, Callable[[Tensor, Batch], Tensor]] = {
     "independence": _independence,
 }
 
+#: From what a site writes, as (images * positions, O) float64.
+MADE: dict[str, Callable[[Tensor], Tensor]] = {
+    "made_sum": lambda y: y.sum(0),  # (O,)
+    "made_gram": lambda y: y.T @ y,  # (O, O)
+    "made_count": lambda y: torch.tensor(len(y)),  # how many (image, position) pairs these add up
+}
+
 #: From the gradient of the softened answer by what a site writes, as (images * positions, O).
 WRITTEN: dict[str, Callable[[Tensor], Tensor]] = {
     "sensitivity": lambda g: g.square().sum(0),  # (O,)
+    "fisher": lambda g: g.T @ g,  # (O, O), whose diagonal is that
 }
 
 #: From the first-order change of every image's loss when a unit goes from all that read it, (B, units).
@@ -151,4 +159,4 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "squared_change": lambda d: d.square().sum(0),  # (units,)
 }
 
-SUMS: tuple[str, ...] = (*READ, *MAPS, *WRITTEN, *CHANGES)
+SUMS: tuple[str, ...] = (*READ, *MAPS, *MADE, *WRITTEN, *CHANGES)

@@ -32,6 +32,10 @@ class NormalEquations:
         self.cross[part] += y.T @ x
         self.rows[part] += len(x)
 
+    def moments(self) -> Tensor:
+        """``(k, k)``: mean of x x' over all rows."""
+        return _mirrored(self.gram.sum(0)) / max(1, sum(self.rows))
+
     def solve(self, prior: Tensor, damping: float | None = None) -> Tensor:
         """``(o, k)`` from all rows, near ``prior`` (o, k). ``damping`` None: the one with the least error on held-out
         rows, when the others alone are fitted."""

@@ -157,12 +157,23 @@ def _kernel(
     prior = own.weight.detach().flatten(1)
     if own.bias is not None:
         prior = torch.cat([prior, own.bias.detach()[:, None]], 1)
-    unknowns = prior.shape[1]
+    new = kernel_equations(own, rows, answers, own.bias is not None).solve(prior, damping)
+    weight = new[:, : own.weight[0].numel()].reshape(own.weight.shape)
+    return {"weight": weight} if own.bias is None else {"weight": weight, "bias": new[:, -1]}
+
+
+def kernel_equations(
+    own: nn.Module, rows: Tensor, answers: list[tuple[Tensor, Tensor]], constant: bool
+) -> NormalEquations:
+    """Sums for the whole kernel of ``own`` (a convolution, or a linear layer), with a last unknown for its bias if
+    there is to be a ``constant``: outputs ``rows`` of ``answers``' firsts from what the layer reads, their seconds. As
+    many images are taken as the unknowns need, and of these as many positions."""
+    unknowns = own.weight[0].numel() + constant
     places = _positions(own, answers[0][0][:1]).shape[1]
     needed = max(_LEAST_IMAGES, math.ceil(_ENOUGH_ROWS * unknowns / (_SHARE_OF_PLACES * places)))
     answers = answers[: math.ceil(needed / len(answers[0][0]))]
     enough = math.ceil(_ENOUGH_ROWS * unknowns / sum(len(whole) for whole, _ in answers))  # positions of an image
-    sums = NormalEquations(unknowns, len(prior))
+    sums = NormalEquations(unknowns, len(rows))
     generator = torch.Generator().manual_seed(0)
     for whole, small in answers:
         for part, held_out in _folds(len(whole), max(1, _PATCH_FLOATS // (unknowns * places))):
@@ -171,12 +182,10 @@ def _kernel(
             if enough < places:
                 chosen = torch.randperm(places, generator=generator)[:enough]
                 x, y = x[:, chosen], y[:, chosen]
-            if own.bias is not None:
+            if constant:
                 x = F.pad(x, (0, 1), value=1.0)
             sums.add(x.flatten(0, 1), y[..., rows].flatten(0, 1), held_out=held_out)
-    new = sums.solve(prior, damping)
-    weight = new[:, : own.weight[0].numel()].reshape(own.weight.shape)
-    return {"weight": weight} if own.bias is None else {"weight": weight, "bias": new[:, -1]}
+    return sums
 
 
 def _positions(layer: nn.Module, y: Tensor) -> Tensor:
