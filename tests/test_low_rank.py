@@ -1,0 +1,159 @@
+"""Low rank: what two layers keep of one, which ranks a budget buys, and what solving in sequence makes up for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sinf import low_rank
+from sinf.data import LabelledImages
+from sinf.errors import ConfigError
+from sinf.models import BaseModel, load_model
+from sinf.network import Network
+from sinf.pruned import Size
+from sinf.pruning import LatencyBudget, PruneConfig, prune
+from sinf.statistics import Statistics, collect
+from sinf.subgraph.select import Budget, Schedule
+from tiny import CLASSES, COLOUR, Chain, Depthwise, Mixed, randomise, traced
+
+
+def seen(module: nn.Module, images: int = 40) -> tuple[Network, Statistics, Tensor]:
+    torch.manual_seed(0)
+    network = Network(traced(randomise(module)))
+    x = torch.randn(images, *COLOUR.size)
+    y = torch.arange(images) % CLASSES
+    found = collect(network.graph, network.coupling, [(x, y)], classes=CLASSES, needs=low_rank.NEEDS)
+    return network, found, x
+
+
+def full_ranks(network: Network) -> dict[str, int]:
+    modules = {target: network.graph.get_submodule(target) for target in network.coupling.mixers.values()}
+    return {target: len(m.weight) for target, m in modules.items() if low_rank.can_factor(m)}
+
+
+NETWORKS = [Chain(), Depthwise(), Mixed(["plain", "residual"])]
+
+
+@pytest.mark.parametrize("module", NETWORKS, ids=lambda module: type(module).__name__)
+@torch.no_grad()
+def test_at_full_rank_nothing_changes(module: nn.Module) -> None:
+    network, found, x = seen(module)
+    solved = low_rank.factor(network.graph, full_ranks(network), found, low_rank.metrics(found))
+    two = low_rank.assemble(network.graph, solved)
+    torch.testing.assert_close(two(x.clone()), network.graph(x.clone()), rtol=1e-3, atol=1e-3)
+    called = {str(node.target) for node in two.graph.nodes if node.op == "call_module"}
+    for target in full_ranks(network):
+        assert {f"{target}.reduce", f"{target}.expand"} <= called
+        assert target not in called
+
+
+@torch.no_grad()
+def test_with_one_metric_for_all_outputs_it_is_principal_components() -> None:
+    """The error of a layer's outputs is the sum of the variances that were dropped, and their mean stays."""
+    network, found, x = seen(Chain())
+    site = found["second.0"]
+    site.sums["fisher"] = torch.eye(5) * site.images
+    known = low_rank.metrics(found)
+    solved = low_rank.factor(network.graph, {"second.0": 2}, found, known)
+    wrote: dict[str, Tensor] = {}
+    for name, graph, target in (("base", network.graph, "second.0"), ("two", None, "second.0.expand")):
+        graph = graph or low_rank.assemble(network.graph, solved)
+        layer = graph.get_submodule(target)
+        handle = layer.register_forward_hook(
+            lambda m, a, out, name=name: wrote.update({name: out.clone().movedim(1, -1)})
+        )
+        graph(x.clone())
+        handle.remove()
+    base, two = (wrote[name].flatten(0, -2).double() for name in ("base", "two"))
+    variances = torch.linalg.eigvalsh(base.T.cov(correction=0)).flip(0)
+    assert float((base - two).square().sum(1).mean()) == pytest.approx(float(variances[2:].sum()), rel=1e-3)
+    torch.testing.assert_close(two.mean(0), base.mean(0), rtol=1e-3, atol=1e-3)
+
+
+def test_no_other_ranks_within_the_budget_lose_less() -> None:
+    network, found, _ = seen(Chain())
+    known, count = low_rank.metrics(found), network.macs
+    choices = {t: low_rank._options(t, count, known, 1, 0.0) for t in ("first.0", "second.0", "head")}
+    whole = sum(options[0].cost for options in choices.values())
+    for share in (0.9, 0.6, 0.4):
+        ranks = low_rank.choose_ranks(Budget(share), count, known, 1)
+        ours = [next(o for o in options if o.rank == ranks.get(t, 0)) for t, options in choices.items()]
+        cost, loss = sum(o.cost for o in ours), sum(o.loss for o in ours)
+        assert cost <= share * whole
+        for other in product(*choices.values()):
+            assert sum(o.cost for o in other) > cost or sum(o.loss for o in other) >= loss - 1e-12
+
+
+def test_ranks_are_multiples() -> None:
+    network, found, _ = seen(Chain())
+    ranks = low_rank.choose_ranks(Budget(0.6), network.macs, low_rank.metrics(found), 2)
+    assert ranks
+    assert all(rank % 2 == 0 for rank in ranks.values())
+    for wrong, match in (((Budget(0.01), 1), "within reach"), ((Budget(0.6), 0), "round_to")):
+        with pytest.raises(ConfigError, match=match):
+            low_rank.choose_ranks(wrong[0], network.macs, low_rank.metrics(found), wrong[1])
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding="same"), nn.ReLU()])
+def test_layers_that_cannot_be_two(layer: nn.Module) -> None:
+    assert not low_rank.can_factor(layer)
+
+
+@pytest.mark.parametrize("module", NETWORKS, ids=lambda module: type(module).__name__)
+@torch.no_grad()
+def test_solving_in_sequence_comes_nearer(module: nn.Module) -> None:
+    network, found, x = seen(module, 200)
+    known = low_rank.metrics(found)
+    ranks = low_rank.choose_ranks(Budget(0.75), network.macs, known, 1)
+    start = low_rank.factor(network.graph, ranks, found, known)
+    solved = low_rank.reconstruct_ranks(network.graph, network.coupling, start, ranks, known, x)
+    assert {name for name in solved if name.startswith("reduce.")} == {f"reduce.{target}" for target in ranks}
+    wanted = network.graph(x.clone())
+    gaps = [(low_rank.assemble(network.graph, s)(x.clone()) - wanted).square().mean() for s in (start, solved)]
+    assert float(gaps[1]) < float(gaps[0])
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseModel:
+    torch.manual_seed(0)
+    made = load_model("resnet20", classes=6, options={"width": 0.5})
+    return BaseModel(randomise(made.module), made.spec)
+
+
+CONFIG = PruneConfig(Budget(0.75), low_rank=True, images=36, round_to=1)
+
+
+def test_a_plain_model_within_the_budget(base: BaseModel, tiny_images: LabelledImages, tmp_path: Path) -> None:
+    plain = prune(base, tiny_images, CONFIG, tmp_path)
+    assert 0.6 < Size.of(plain).macs / Size.of(base).macs <= 0.75
+    assert "layer3.2.conv1.reduce.weight" in plain.module.state_dict()
+    again = prune(base, tiny_images, CONFIG, tmp_path)  # what was stored
+    assert all(torch.equal(value, again.module.state_dict()[name]) for name, value in plain.module.state_dict().items())
+
+
+def test_a_budget_of_time(
+    base: BaseModel, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time is played by parameters, so that the test does not depend on the machine."""
+
+    class Times:
+        def __init__(self, median: float, base_median: float) -> None:
+            self.median, self.base_median = median, base_median
+
+    def fake(theirs: nn.Module, ours: nn.Module, x: Tensor, **options: object) -> Times:
+        return Times(*(sum(p.numel() for p in m.parameters()) for m in (ours, theirs)))
+
+    monkeypatch.setattr("sinf.pruning.latency", fake)
+    plain = prune(base, tiny_images, replace(CONFIG, rule=LatencyBudget(0.8), reconstruct=False), tmp_path)
+    assert 0.5 < Size.of(plain).parameters / Size.of(base).parameters < 0.85
+
+
+@pytest.mark.parametrize("wrong", [{"rule": Schedule(0.5, 0.5)}, {"criterion": "l1"}], ids=str)
+def test_it_removes_no_channels(wrong: dict) -> None:
+    with pytest.raises(ConfigError, match="removes no channels"):
+        replace(CONFIG, **wrong)
