@@ -22,6 +22,7 @@ from sinf.errors import ConfigError
 _STEPS = 30
 _GAIN = 0.5
 _CALIBRATION_IMAGES, _TIMED_IMAGES, _TRIES = 2000, 64, 8
+_FARTHEST = 4.0  # that thresholds move
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,13 @@ def calibrate(
     network: GatedNetwork, preprocessing: Preprocessing, images: LabelledImages, target: Target, seed: int = 0
 ) -> float:
     """Set the thresholds for good, on about 2000 of ``images``: the mean share of MACs that they cost. A target of MACs
-    or of time is met from below, as near as thresholds allow."""
+    or of time is met from below, as near as thresholds allow.
+
+    Thresholds of ManiDP are all multiplied by one number, so that layers and inputs keep what training gave them;
+    where there is none to multiply, those of a common share of channels are tried.
+    """
     network.eval()
+    gates = [network.gate(index) for index in range(len(network.sites))]
     sample = images.sample(_CALIBRATION_IMAGES, seed)
     macs, saliencies = _measure(network, preprocessing, sample)
     if target.channels is not None:
@@ -114,18 +120,25 @@ def calibrate(
     timed = torch.cat([x for x, _ in sample.sample(_TIMED_IMAGES, seed).batches(preprocessing)])
     goal = target.latency if target.macs is None else target.macs
     assert goal is not None
-    low, high = 0.0, 1.0
-    rate = 0.5 if target.macs is None else rate_for(network, target.macs)
+    start = [gate.threshold.clone() for gate in gates]
+    scaled = network.config.kind == "manidp" and all(float(xi) > 0 for xi in start)
+    low, high = (1 / _FARTHEST, _FARTHEST) if scaled else (0.0, 1.0)
+    amount = 1.0 if scaled else rate_for(network, goal) if target.macs is not None else 0.5  # more of it, more MACs
     best: tuple[float, float, dict[str, Tensor]] | None = None
-    for _ in range(_TRIES):
-        for index, saliency in enumerate(saliencies):
-            network.gate(index).set_remaining(rate, saliency)
-        macs, saliencies = _measure(network, preprocessing, sample)
+    for attempt in range(_TRIES + 1):
+        if attempt:  # first as training left them
+            for gate, xi, saliency in zip(gates, start, saliencies, strict=True):
+                if scaled:
+                    gate.threshold.copy_(xi / amount)
+                else:
+                    gate.set_remaining(amount, saliency)
+            macs, saliencies = _measure(network, preprocessing, sample)
         spent = macs if target.macs is not None else time_share(network, timed)
         if spent <= goal and (best is None or spent > best[0]):
             best = spent, macs, {key: value.clone() for key, value in network.gates.state_dict().items()}
-        low, high = (rate, high) if spent <= goal else (low, rate)
-        rate = (low + high) / 2
+        if attempt or scaled:
+            low, high = (amount, high) if spent <= goal else (low, amount)
+            amount = (low * high) ** 0.5 if scaled else (low + high) / 2
     if best is None:
         got = f"{spent:.3f}, instead of {target}"
         raise ConfigError("thresholds must reach the target", got=got, remedy="train longer, or aim at more")
