@@ -93,7 +93,7 @@ def test_the_page_on_dynamic_pruning_runs(tmp_path: Path, monkeypatch: pytest.Mo
     of_a_bundle, attaching = blocks("docs/dynamic.md")
     names: dict = {"images": torch.randn(2, 3, 32, 32)}
     exec(attaching, names)
-    assert len(names["network"].sites) == 9
+    assert len(names["network"].sites) == 18
     base = load_model("resnet20", classes=10)
     before = {key: value.clone() for key, value in base.module.state_dict().items()}
     network = attach(base)

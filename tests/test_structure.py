@@ -20,7 +20,7 @@ LINES = 450
 # than its room is named in full ("room.module").
 HOUSE = [
     {"errors", "version"},
-    {"files", "precision", "grouping", "routing"},
+    {"files", "precision", "grouping", "routing", "timing"},
     {"data"},
     {"models"},
     {"partition", "checkpoint", "train", "subgraph.coupling", "subgraph.propagation"},
@@ -31,12 +31,12 @@ HOUSE = [
     {"network"},
     {"router", "deferral"},
     {"risk"},
-    {"bundle", "steps", "compact"},
+    {"bundle", "steps", "compact", "low_rank"},
     {"engine"},
     {"dynamic"},
     {"load"},
     {"edge"},
-    {"timing", "stages", "energy"},
+    {"stages", "energy"},
     {"measure"},
     {"calibration"},
     {"pipeline"},
