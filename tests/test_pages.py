@@ -100,4 +100,4 @@ def test_the_page_on_dynamic_pruning_runs(tmp_path: Path, monkeypatch: pytest.Mo
     DynamicBundle.of(network, base.spec, before, [str(i) for i in range(10)], {}).save("bundle")
     exec(of_a_bundle, names)
     assert names["logits"].shape == (2, 10)
-    assert names["chosen"].remaining.shape == (2, 9)
+    assert names["chosen"].remaining.shape == (2, 18)
