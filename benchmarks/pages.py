@@ -40,6 +40,10 @@ def headline() -> str:
         cells = [what, row["method"], f"{float(row['loss']):.2f} points", f"**{saved}**", percent(row["macs_saved"])]
         lines.append("| " + " | ".join(cells) + " |")
 
+    plain = [row | {"method": "one network, low rank"} for row in read("static_vgg16_cpu.csv")
+             if row["criterion"].startswith("low-rank") and row["epochs"] == "0"]  # fmt: skip
+    for row in sorted(plain, key=lambda row: float(row["loss"])):
+        add("vgg16, torch", row)
     for model, limits in (("vgg16", (0.5, 1.0, 2.0)), ("resnet56", (1.0, 2.0))):
         rows = [row for row in read(f"tradeoff_{model}_cpu.csv") if row["method"] in ROUTED]
         for limit in limits:

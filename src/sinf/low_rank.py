@@ -4,8 +4,8 @@
 
 Layers write far fewer directions than channels, even where no channel can go, because any channel may be a mix of a
 few. Which directions matter is said by both sides of the layer: with the covariance C of what it writes and the Fisher
-information F of the answer there, dropping all but the r largest eigenvectors of F^1/2 C F^1/2 costs half of the sum of
-the other eigenvalues, in nats of the answer, to second order. So costs compare between layers, and a budget is spent by
+information F of the softened answer there, dropping all but the r largest eigenvectors of F^1/2 C F^1/2 costs half of
+the sum of the other eigenvalues, in nats, to second order. So costs compare between layers, and a budget is spent by
 one price for all: every layer takes the rank with the least cost + price * MACs.
 
 The layers are then solved one after the other, each from what the network so far makes: least squares for its whole
