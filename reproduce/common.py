@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from PIL import Image
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -77,6 +78,10 @@ def panels(count: int, height: float = 3.6) -> tuple[Any, list[Any]]:
 
 
 def save(figure: Any, name: str) -> str:
-    figure.savefig(DOCS / name, dpi=90)
+    path = DOCS / name
+    figure.savefig(path, dpi=90)
     plt.close(figure)
+    with Image.open(path) as picture:  # a few colours are enough for lines, and a third of the bytes
+        small = picture.convert("RGB").quantize(64)
+    small.save(path, optimize=True)
     return name
