@@ -29,7 +29,7 @@ def draw(manifold: Manifold, class_names: list[str], path: str | Path) -> Path:
         _alike(middle, similarity, colour, f"{when} training (r = {similarity.correlation:.2f})")
     middle.set_xlabel("similarity of two inputs' features (cosine)")
     middle.set_ylabel("similarity of the channels that they keep")
-    middle.set_title("alike inputs, alike sub-networks", loc="left")
+    middle.set_title("which sub-networks are alike", loc="left")
     middle.legend(frameon=False)
     _use(figure, right, manifold, class_names)
     for axis in (left, middle):
@@ -50,7 +50,7 @@ def _difficulty(axis: Any, manifold: Manifold) -> None:
     axis.plot(x, [100 * float(part.mean()) for part in parts], "o-", color=_OURS, markersize=4, label="mean")
     axis.set_xlabel("inputs from easy to hard for the base model, %")
     axis.set_ylabel("MACs of the base model, %")
-    axis.set_title("hard inputs cost more", loc="left")
+    axis.set_title("what inputs cost", loc="left")
     axis.legend(frameon=False)
 
 
@@ -79,6 +79,7 @@ def _use(figure: Any, axis: Any, manifold: Manifold, class_names: list[str]) -> 
     few = len(class_names) <= 20
     axis.set_yticks(range(len(class_names)) if few else [], class_names if few else [], fontsize=8)
     axis.set_ylabel("" if few else f"{len(class_names)} classes")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("gated layers, in order")
     axis.set_title("channels kept, points over the layer's mean", loc="left")
     figure.colorbar(picture, ax=axis, shrink=0.9)
