@@ -378,6 +378,18 @@ def prune_words(data: Path, weights: Path, out: Path) -> list[object]:
     ]  # fmt: skip
 
 
+def test_prune_by_low_rank(sinf: Program, data: Path, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pruned"
+    words = [*prune_words(data, weights, out), "--low-rank", "--round-to", 1]
+    sinf(*words, "--macs", 0.7, "--json", tmp_path / "prune.json")
+    record = json.loads((tmp_path / "prune.json").read_text())
+    assert record["method"] == "low rank"
+    assert record["pruned"]["macs"] <= 0.7 * record["base"]["macs"]
+    assert "low rank" in (out / "README.md").read_text()
+    assert "removes no channels" in sinf.refused(*words, "--ratio", 0.5)
+    assert "removes no channels" in sinf.refused(*words, "--macs", 0.5, "--criterion", "l1")
+
+
 def test_prune_then_profile_build_and_train(sinf: Program, data: Path, weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "pruned"
     words = [*prune_words(data, weights, out), "--macs", 0.5, "--finetune", 1, "--batch", 30, "--recalibrate"]
