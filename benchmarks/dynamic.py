@@ -32,6 +32,7 @@ from table import Table, text
 
 from sinf import DynamicModel, load_images, load_model
 from sinf.dynamic.bundle import DynamicBundle
+from sinf.dynamic.latency import choose_by_chance
 from sinf.dynamic.model import evaluate
 from sinf.dynamic.network import GateConfig, GatedNetwork, all_sites, attach
 from sinf.dynamic.onnx import open_engine
@@ -131,7 +132,9 @@ def early(base: BaseModel, gates: GateConfig) -> GateConfig:
 
 @torch.no_grad()
 def settle(network: GatedNetwork, x: torch.Tensor, rate: float) -> torch.Tensor:
-    """Thresholds by which about ``rate`` of the channels stay; the MACs of the images (n,)."""
+    """Gates that choose by chance, with thresholds by which about ``rate`` of the channels stay; the MACs of the images
+    (n,)."""
+    choose_by_chance(network)
     for _ in range(3):
         _, seen = network.observe(x)
         for index, saliency in enumerate(seen.saliencies):

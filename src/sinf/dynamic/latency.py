@@ -38,14 +38,10 @@ def rate_for_latency(network: GatedNetwork, images: Tensor, share: float) -> flo
         ConfigError: no rate is as fast.
     """
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    generator = torch.Generator().manual_seed(0)
     training = network.training
     try:
         network.eval()
-        for index in range(len(network.sites)):
-            gate = network.gate(index)
-            if isinstance(gate, SaliencyGate):
-                gate.excite.weight.copy_(_SPREAD * torch.randn(gate.excite.weight.shape, generator=generator))
+        choose_by_chance(network)
         saliencies = [s.mean(0) for s in network.observe(images)[1].saliencies]
         slower: tuple[float, float] | None = None
         taken = 1.0
@@ -65,6 +61,16 @@ def rate_for_latency(network: GatedNetwork, images: Tensor, share: float) -> flo
     remedy = "gate fewer convolutions (--site), or decide more channels together (--block 16)"
     got = f"{share:g} of the time; the least that was measured is {taken:.2f}"
     raise ConfigError("the target of time must be within reach", got=got, remedy=remedy)
+
+
+@torch.no_grad()
+def choose_by_chance(network: GatedNetwork, seed: int = 0) -> None:
+    """Give gates that were not trained saliencies that differ by channel and input, all near 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for index in range(len(network.sites)):
+        gate = network.gate(index)
+        if isinstance(gate, SaliencyGate):
+            gate.excite.weight.copy_(_SPREAD * torch.randn(gate.excite.weight.shape, generator=generator))
 
 
 @contextmanager
