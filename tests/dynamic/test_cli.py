@@ -86,7 +86,7 @@ def test_bad_input_is_one_line(sinf: Program, weights: Path, data: Path, trained
     start = ("dynamic", "train", "resnet20", "--weights", weights, "--data", data, "--out", tmp_path / "other")
     start += ("--batch", 40)
     assert "one target" in sinf.refused(*start, "--macs", 0.5, "--channels", 0.5)
-    assert "images" in sinf.refused(*start, "--site", "conv1")
+    assert "summed" in sinf.refused(*start, "--site", "conv1")
     assert "take at least" in sinf.refused(*start, "--macs", 0.01)
     assert "method" in sinf.refused(*start, "--method", "magic")
     assert "training run" in sinf.refused(*start[:-3], trained, *OPTIONS[:-1], 0.02)
