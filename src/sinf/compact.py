@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Protocol
 
 import torch
@@ -112,13 +113,7 @@ class Compactor:
         solved: Solved = {}
         if self.options.reconstruct:
             inputs = self._inputs(self._fitting())
-            total, done = len(network.coupling.mixers), 0
-
-            def progress(target: str) -> None:
-                nonlocal done
-                done += 1
-                self.progress("reconstruction", done, total)
-
+            total = len(network.coupling.mixers)
             self.progress("reconstruction", 0, total)
             memory = self.options.reconstruct_bytes
             solved = reconstruct(
@@ -130,7 +125,7 @@ class Compactor:
                 inputs,
                 kernels=True,
                 memory=memory,
-                progress=progress,
+                progress=counted(self.progress, "reconstruction", total),
             )
             self.progress("reconstruction", total, total)
         return Part(keep, solved)
@@ -143,6 +138,12 @@ class Compactor:
     def _inputs(self, count: int) -> Tensor:
         sample = self.images.sample(count, self.options.seed)
         return torch.cat([x for x, _ in sample.batches(self.base.spec.preprocessing)])
+
+
+def counted(progress: Progress, step: str, total: int) -> Callable[[str], None]:
+    """Reports one more of ``total`` at every call."""
+    done = count(1)
+    return lambda _: progress(step, next(done), total)
 
 
 def batches(images: LabelledImages, base: BaseModel, step: str, progress: Progress) -> Iterator[tuple[Tensor, Tensor]]:

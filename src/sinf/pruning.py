@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from sinf.compact import Compactor, Rule, batches
+from sinf.compact import Compactor, Rule, batches, counted
 from sinf.criteria import make_criterion
 from sinf.data import BATCH, LabelledImages
 from sinf.engine.prepare import prepare
@@ -227,13 +227,7 @@ class _Pruning:
         if not config.reconstruct:
             return solved
         inputs = torch.cat([x for x, _ in self.images.batches(self.base.spec.preprocessing)])
-        total, done = len(network.coupling.mixers), 0
-
-        def progress(target: str) -> None:
-            nonlocal done
-            done += 1
-            self.progress("reconstruction", done, total)
-
+        progress = counted(self.progress, "reconstruction", len(network.coupling.mixers))
         return reconstruct_ranks(
             network.graph, network.coupling, solved, ranks, known, inputs,
             memory=config.reconstruct_bytes, progress=progress,

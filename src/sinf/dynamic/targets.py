@@ -62,11 +62,10 @@ class Controller:
                 raise ConfigError("so few MACs cannot be reached by gates", got=target.macs, remedy=remedy)
             self.final = rate_for(network, target.macs)
 
-    def measure(self, images: Tensor, group: Group) -> None:
-        """Find the share of channels of a target in time, on ``images`` (N, C, H, W); others need nothing."""
-        if self.target.latency is not None:
-            mine = rate_for_latency(self.network, images, self.target.latency) if group.rank == 0 else 0.0
-            self.final = float(group.total(torch.tensor(mine, dtype=torch.float64)))
+    def measure(self, share: float, images: Tensor, group: Group) -> None:
+        """Find the share of channels that takes this share of the time, on ``images`` (N, C, H, W)."""
+        mine = rate_for_latency(self.network, images, share) if group.rank == 0 else 0.0
+        self.final = float(group.total(torch.tensor(mine, dtype=torch.float64)))
 
     def next_rate(self, progress: float, ramp: float, macs: float) -> float:
         """The rate from here on; ``macs`` is the share observed since the last call."""
@@ -117,7 +116,9 @@ def calibrate(
     macs, saliencies = _measure(network, preprocessing, sample)
     if target.channels is not None:
         return macs
-    timed = torch.cat([x for x, _ in sample.sample(_TIMED_IMAGES, seed).batches(preprocessing)])
+    timed: Tensor | None = None
+    if target.latency is not None:
+        timed = torch.cat([x for x, _ in sample.sample(_TIMED_IMAGES, seed).batches(preprocessing)])
     goal = target.macs or target.latency or 1.0
     start = [gate.threshold.clone() for gate in gates]
     scaled = network.config.kind == "manidp" and all(float(xi) > 0 for xi in start)
@@ -132,7 +133,7 @@ def calibrate(
                 else:
                     gate.set_remaining(amount, saliency)
             macs, saliencies = _measure(network, preprocessing, sample)
-        spent = macs if target.macs is not None else time_share(network, timed)
+        spent = macs if timed is None else time_share(network, timed)
         if spent <= goal and (best is None or spent > best[0]):
             best = spent, macs, {key: value.clone() for key, value in network.gates.state_dict().items()}
         if attempt or scaled:

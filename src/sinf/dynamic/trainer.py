@@ -136,8 +136,9 @@ def train(
             raise ConfigError("a batch must not be larger than the data", got=config.batch, remedy="lower --batch")
         folder = open_folder(folder)
         found = read_checkpoint(folder, fingerprint)
-        if found is None:
-            run.target.measure(next(images.sample(_TIMED, config.seed).batches(base.spec.preprocessing))[0], group)
+        if found is None and config.target.latency is not None:
+            timed = next(images.sample(_TIMED, config.seed).batches(base.spec.preprocessing))[0]
+            run.target.measure(config.target.latency, timed, group)
         first = 0 if found is None else run.load(*found)
         pixels, labels = images.pixels(base.spec.preprocessing).to(config.device), images.labels.to(config.device)
         with shared_statistics(network.model, group):
