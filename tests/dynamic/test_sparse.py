@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from sinf.dynamic.network import GatedNetwork, attach
 from sinf.dynamic.sparse import SparseNetwork
 from sinf.errors import ConfigError, CutError
 from sinf.models import BaseModel, load_model
-from tiny import COLOUR, PIECES, Chain, Concat, Depthwise, HalfShuffled, Mixed, Residual, randomise
+from tiny import CLASSES, COLOUR, PIECES, Chain, Concat, Depthwise, HalfShuffled, Mixed, Residual, conv, randomise
 
 PATHS = [{"batches": "each"}, {"batches": "mask"}, {"batches": "each", "round_to": 1}]
 
@@ -32,6 +33,32 @@ def assert_same(network: GatedNetwork, x: Tensor, **options: object) -> None:
 @pytest.mark.parametrize("module", [Chain, Residual, Depthwise, Concat, HalfShuffled])
 def test_tiny_networks(module: type[nn.Module], options: dict) -> None:
     assert_same(cut(gated(module())), torch.randn(5, *COLOUR.size), **options)
+
+
+class Reused(nn.Module):
+    """Two residual branches, and their shortcut is read again after both sums."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.inplace = inplace
+        self.stem = conv(3, 6)
+        self.one = nn.Sequential(conv(6, 4), nn.Conv2d(4, 6, 1))
+        self.two = nn.Sequential(conv(6, 4), nn.Conv2d(4, 6, 1))
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = x.add_(self.one(x)) if self.inplace else x + self.one(x)
+        y = self.two(y) + y
+        return self.head((F.relu(y) * x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("options", PATHS, ids=str)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_shortcut_read_after_the_sum(inplace: bool, options: dict) -> None:
+    network = cut(gated(Reused(inplace)))
+    assert sum(bool(site.branch) for site in network.sites) == 2
+    assert_same(network, torch.randn(5, *COLOUR.size), **options)
 
 
 @settings(max_examples=25)

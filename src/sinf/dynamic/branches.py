@@ -56,7 +56,8 @@ def separate(graph: fx.GraphModule, coupling: Coupling, sites: list[Site]) -> tu
 
 
 def _to_sum(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node] | None:
-    """The modules from a convolution to the sum that alone reads them, None where there is no such way."""
+    """The modules from a convolution to the sum that alone reads them, and adds a map of the same shape; None where
+    there is no such way."""
     chain = [node]
     while len(node.users) == 1:
         (user,) = node.users
@@ -64,8 +65,9 @@ def _to_sum(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node] | None:
             chain.append(user)
             node = user
             continue
-        tensors = [source for source in user.all_input_nodes if source.op != "get_attr"]
         sums = user.op == "call_function" and user.target in _SUMS
         sums = sums or (user.op == "call_method" and user.target in _SUM_METHODS)
-        return chain if sums and len(tensors) == 2 else None
+        maps = [source for source in user.all_input_nodes if source.op != "get_attr"]
+        alike = len(maps) == 2 and maps[0].meta["shape"] == maps[1].meta["shape"]
+        return chain if sums and alike and not user.kwargs else None
     return None

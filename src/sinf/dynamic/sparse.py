@@ -8,12 +8,13 @@ whichever is measured faster. Batch norms are folded first, as in the base model
 from __future__ import annotations
 
 import math
+import operator
 import time
 
 import torch
 from torch import Tensor, fx, nn
 
-from sinf.dynamic.layers import Branch, GateLayer, Pick, Reads, Scale, make_layer
+from sinf.dynamic.layers import BranchSum, GateLayer, Pick, Reads, Scale, make_layer
 from sinf.dynamic.network import GatedNetwork
 from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError
@@ -129,13 +130,18 @@ class _Builder:
         made.set_order(into, out, used)
 
     def _branch(self, graph: fx.Graph, node: fx.Node, target: str) -> None:
-        """What follows reads all channels again."""
+        """The sum that the branch ends in adds what was kept alone."""
         index = self.branch_of[target]
-        name = _name("branch", target)
-        self.root[name] = Branch(self._reads(self.network.coupling.writes[self.network.sites[index].name], [index]))
-        with graph.inserting_after(node):
-            whole = graph.call_module(name, (node, self.selections[index]))
-        node.replace_all_uses_with(whole, delete_user_cb=lambda user: user is not whole)
+        name = _name("sum", target)
+        self.root[name] = BranchSum(self._reads(self.network.coupling.writes[self.network.sites[index].name], [index]))
+        (total,) = node.users
+        (shortcut,) = (source for source in total.all_input_nodes if source is not node)
+        with graph.inserting_after(total):
+            ours = graph.call_module(name, (node, shortcut, self.selections[index]))
+        total.replace_all_uses_with(ours)
+        if total.target in (operator.iadd, "add_") and total.args[0] is shortcut:  # it holds the sum from there on
+            shortcut.replace_all_uses_with(ours, delete_user_cb=lambda user: user > ours)
+        graph.erase_node(total)
 
     def _touching(self, slot: Slot) -> list[int]:
         """Sites whose units are in a slot."""
