@@ -135,34 +135,29 @@ class GateLayer(nn.Module):
         if self.fixed is not None:
             return self.fixed
         pooled = self.gate.pool(x)
-        if self.reads is not None:
-            pooled = self._spread(pooled, self.reads, selections)
+        there = None if self.reads is None else self.reads.positions(selections)
         if not self.fused:
+            if self.reads is not None:
+                pooled = pooled.new_zeros(1, self.reads.size).index_copy_(1, there, pooled)
             return self._select(self.gate.saliency(pooled)[0])
-        squeeze, excite = self.gate.squeeze, self.gate.excite
-        hidden = torch.mv(squeeze.weight, pooled[0]).relu_()
+        squeeze, excite = self.gate.squeeze.weight, self.gate.excite
+        hidden = torch.mv(squeeze if there is None else squeeze.index_select(1, there), pooled[0]).relu_()
         mask = torch.threshold_(torch.addmv(excite.bias, excite.weight, hidden), self.floor, 0.0)
         return self._kept(mask.sign_() if self.gate.binary else mask)
-
-    def _spread(self, pooled: Tensor, reads: Reads, selections: tuple[Selection, ...]) -> Tensor:
-        """Means (1, k) of the channels that are there among all."""
-        whole = pooled.new_zeros(1, reads.size)
-        index = selections[0].kept
-        if reads.block and reads.repeat == 1 and index is not None:
-            whole.view(-1, reads.block).index_copy_(0, index, pooled.view(-1, reads.block))
-            return whole
-        whole[:, reads.positions(selections)] = pooled
-        return whole
 
     def _select(self, saliency: Tensor) -> Selection:
         return self._kept(self.gate.mask(saliency[None])[0])
 
     def _kept(self, mask: Tensor) -> Selection:
-        index = mask.nonzero().view(-1)
-        wanted = min(len(mask), max(1, -(-len(index) // self.step)) * self.step)
-        if wanted != len(index):
-            index = mask.topk(wanted, sorted=False).indices.sort().values
-        return Selection(index, mask.index_select(0, index))
+        numbers = mask.numpy(force=True)  # a few hundred: what torch takes to begin is more than numpy takes
+        stays = numbers > 0
+        index = stays.nonzero()[0]
+        missing = min(len(mask), max(1, -(-len(index) // self.step)) * self.step) - len(index)
+        if missing:
+            stays[(~stays).nonzero()[0][:missing]] = True
+            index = stays.nonzero()[0]
+        kept, scale = torch.from_numpy(index), torch.from_numpy(numbers[index])
+        return Selection(kept.to(mask.device), scale.to(mask.device))
 
 
 class Pick(nn.Module):
