@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from common import COLOURS, OTHER, Row, Section, networks, number, panels, read, save, shown, table
 
 METHODS = {"static": "all classes", "semantic-truecluster": "per cluster, true cluster given"}
@@ -22,29 +24,21 @@ def criteria_of(rows: list[Row]) -> list[str]:
     return [name for name in COLOURS if name in found] + sorted(name for name in found if name not in COLOURS)
 
 
-def losses(rows: list[Row], method: str, allocation: str) -> str:
-    """Criteria down, budgets and weights across."""
-    mine = [r for r in rows if (r["method"], r["allocation"]) == (method, allocation)]
+def losses(rows: list[Row], method: str, allocation: str, weights: str) -> str:
+    """Criteria down, the share of MACs that stays across."""
+    mine = [r for r in rows if (r["method"], r["allocation"], r["weights"]) == (method, allocation, weights)]
     budgets = sorted({r["budget"] for r in mine}, key=float, reverse=True)
-    columns = [
-        (budget, weights) for budget in budgets for weights in WEIGHTS
-        if any((r["budget"], r["weights"]) == (budget, weights) for r in mine)
-    ]  # fmt: skip
-    names = criteria_of(mine)
-    found = {(name, b, w): mean_loss(mine, criterion=name, budget=b, weights=w) for name in names for b, w in columns}
-    best = {
-        (b, w): min(loss for (_, *setting), loss in found.items() if loss is not None and setting == [b, w])
-        for b, w in columns
-    }
+    found = {(name, b): mean_loss(mine, criterion=name, budget=b) for name in criteria_of(mine) for b in budgets}
+    best = {b: min(loss for (_, at), loss in found.items() if loss is not None and at == b) for b in budgets}
     lines = []
-    for name in names:
+    for name in criteria_of(mine):
         cells = []
-        for b, w in columns:
-            loss = found[name, b, w]
+        for b in budgets:
+            loss = found[name, b]
             text = "" if loss is None else f"{loss:.1f}"
-            cells.append(f"**{text}**" if loss is not None and loss <= best[b, w] else text)
+            cells.append(f"**{text}**" if loss is not None and loss <= best[b] else text)
         lines.append([name, *cells])
-    return table(["criterion", *(f"{100 * float(b):.0f} % {w}" for b, w in columns)], lines)
+    return table(["criterion", *(f"{100 * float(b):.0f} %" for b in budgets)], lines)
 
 
 def draw(name: str, rows: list[Row], method: str) -> str:
@@ -107,10 +101,10 @@ def section() -> Section:
                 continue
             pictures.append(draw(name, rows, method))
             parts.append(f"![{name}, {title}]({pictures[-1]})")
-            for allocation, how in ALLOCATIONS.items():
-                if any((r["method"], r["allocation"]) == (method, allocation) for r in rows):
-                    parts.append(f"Loss in points, {title}, {how}, by the share of MACs that stays:")
-                    parts.append(losses(rows, method, allocation))
+            for (allocation, how), weights in product(ALLOCATIONS.items(), reversed(WEIGHTS)):
+                if any((r["method"], r["allocation"], r["weights"]) == (method, allocation, weights) for r in rows):
+                    parts.append(f"Loss in points, {title}, {how}, {weights}, by the share of MACs that stays:")
+                    parts.append(losses(rows, method, allocation, weights))
     intro = (
         "Equal MACs, nothing trained. What is lost is against the base model on the same images (per cluster: the "
         "base model "

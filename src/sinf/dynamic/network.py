@@ -72,11 +72,11 @@ class GatedNetwork(nn.Module):
             make_gate(
                 config.kind,
                 site.channels,
-                _importance(model.get_submodule(site.name), site, coupling, blocks),
+                self.importance(index),
                 squeeze=config.squeeze,
                 mask=config.mask,
             )
-            for site, blocks in zip(sites, self.blocks, strict=True)
+            for index, site in enumerate(sites)
         )
         self._count = MacCount(graph, coupling)
         self.base_macs = self._count.total()
@@ -107,6 +107,14 @@ class GatedNetwork(nn.Module):
 
     def gate(self, index: int) -> Gate:
         return self.gates[index]
+
+    def importance(self, index: int) -> Tensor:
+        """``(U,)`` of a site: mean L1 norm of the filters of every block (Li et al., ICLR 2017)."""
+        site, blocks = self.sites[index], self.blocks[index]
+        norms = self.model.get_submodule(site.name).weight.detach().abs().flatten(1).sum(1).float()
+        place = blocks[_lookup(site.units)[self.coupling.writes[site.name].units]]
+        sums = torch.zeros(int(blocks.max()) + 1).index_add(0, place, norms.cpu())
+        return sums / torch.bincount(place, minlength=len(sums))
 
     def keep(self, seen: Observed) -> Tensor:
         """``(B, units)`` bool: what stays of the whole network for every input, in the coupling's units."""
@@ -174,7 +182,7 @@ class GatedNetwork(nn.Module):
     ) -> Callable[[nn.Module, tuple], tuple | None]:
         """Before a layer runs: mask what it reads, then let its own gate look at that."""
         slot = self.coupling.reads[target]
-        positions = [_positions(slot.units, self.sites[index], self.blocks[index]) for index in read]
+        positions = [positions_of(slot.units, self.sites[index], self.blocks[index]) for index in read]
 
         def hook(module: nn.Module, args: tuple) -> tuple | None:
             if not self.enabled:
@@ -234,14 +242,6 @@ def _blocks(size: int, block: int) -> Tensor:
     return torch.arange(size) // math.gcd(size, block)
 
 
-def _importance(conv: nn.Module, site: Site, coupling: Coupling, blocks: Tensor) -> Tensor:
-    """Mean L1 norm of the filters of every block (Li et al., ICLR 2017)."""
-    norms = conv.weight.detach().abs().flatten(1).sum(1).float()
-    place = _lookup(site.units)[coupling.writes[site.name].units]
-    sums = torch.zeros(int(blocks.max()) + 1).index_add(0, blocks[place], norms.cpu())
-    return sums / torch.bincount(blocks[place], minlength=len(sums))
-
-
 def _lookup(units: Tensor) -> Tensor:
     """From a unit's number to its place in ``units``."""
     table = torch.full((int(units.max()) + 1,), -1)
@@ -249,7 +249,7 @@ def _lookup(units: Tensor) -> Tensor:
     return table
 
 
-def _positions(read: Tensor, site: Site, blocks: Tensor) -> tuple[Tensor | None, Tensor]:
+def positions_of(read: Tensor, site: Site, blocks: Tensor) -> tuple[Tensor | None, Tensor]:
     """Where a layer reads units of a site (None: everywhere), and the entry of the site's mask for each."""
     where = torch.nonzero(torch.isin(read, site.units)).flatten()
     entries = blocks[_lookup(site.units)[read[where]]]

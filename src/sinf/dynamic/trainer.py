@@ -32,6 +32,7 @@ from sinf.data import LabelledImages
 from sinf.dynamic import losses
 from sinf.dynamic.distributed import Group, joined, shared_statistics
 from sinf.dynamic.network import GateConfig, GatedNetwork, Observed, attach
+from sinf.dynamic.start import start_by_importance
 from sinf.dynamic.targets import Controller, Target, calibrate
 from sinf.errors import ConfigError
 from sinf.files import hash_tensors
@@ -131,6 +132,7 @@ def train(
             raise ConfigError("a batch must part evenly", got=got, remedy="take another --batch")
         torch.manual_seed(config.seed)
         network = attach(base, config.gates)
+        start_by_importance(network)
         run = _Run(network, config, group, len(images) // config.batch)
         if run.steps_per_epoch == 0:
             raise ConfigError("a batch must not be larger than the data", got=config.batch, remedy="lower --batch")
