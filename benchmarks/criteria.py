@@ -170,35 +170,37 @@ def published(side: Side, job: Job) -> dict[str, Tensor]:
 
 
 class Sides:
-    """The sides of each method and seed, made when first asked for, with what the criteria ``names`` need."""
+    """The sides of each method and seed, made when first asked for, with what the criteria of the jobs need."""
 
     def __init__(
         self, base: BaseModel, network: Network, train: LabelledImages, test: LabelledImages, rows: int,
-        names: tuple[str, ...] = NAMES,
+        jobs: list[Job],
     ) -> None:  # fmt: skip
-        self.base, self.network, self.train = base, network, train
-        self.needs = {need for name in names for need in make_criterion(name).needs}
+        self.base, self.network, self.train, self.jobs = base, network, train, jobs
         self.test = test.select(list(range(min(rows, len(test)))))
         self.clusters: Clusters = from_column(train)
         self.of = cache(self._of)
 
     def _of(self, method: str, seed: int) -> list[Side]:
         say(f"statistics: {method}, seed {seed}")
+        criteria = {job.criterion for job in self.jobs if (job.method, job.seed) == (method, seed)}
+        # criteria that are not published are made of those that are
+        names = [name for criterion in criteria for name in ((criterion,) if criterion in NAMES else NAMES)]
+        self.needs = {need for name in names for need in make_criterion(name).needs}
         return [self._static(seed)] if method == STATIC else list(self._by_cluster(seed))
 
     def _static(self, seed: int) -> Side:
         network, classes = self.network, self.base.spec.classes
         scoring = self.train.sample(SCORED * classes, seed)
-        few = scoring.sample(COSTLY * classes, seed)
         found = self._collect(
             network.graph, scoring.batches(self.base.spec.preprocessing), self.needs - MAPS, None, seed
         )
-        maps = self._collect(
-            network.graph, few.batches(self.base.spec.preprocessing), {*MAPS, "map_positions"}, None, seed
-        )
-        for target, site in found.items():
+        if self.needs & MAPS:
             # Sums of single maps are over fewer images: criteria compare channels of a layer, never with the others.
-            site.sums |= {name: maps[target].sums[name] for name in MAPS}
+            few = scoring.sample(COSTLY * classes, seed).batches(self.base.spec.preprocessing)
+            maps = self._collect(network.graph, few, {*MAPS, "map_positions"}, None, seed)
+            for target, site in found.items():
+                site.sums |= {name: maps[target].sums[name] for name in MAPS}
         return Side(
             network, network.graph, network.groups_free(), network.macs, network.coupling.keep_all(), found,
             tensors(scoring.sample(FITTED * classes, seed), self.base)[0], tensors(self.test, self.base),
@@ -278,9 +280,10 @@ def run(path: str, jobs: list[Job], name: str, weights: Path, data: Path, rows: 
     )
     base = load_model(name, weights=weights)
     network = Network(trace(base.module, base.spec.preprocessing), CUTS[name])
-    sides = Sides(base, network, load_images(data, "train"), load_images(data, "test[50%:]"), rows)
+    jobs = [job for job in jobs if not table.has(**job._asdict())]
+    sides = Sides(base, network, load_images(data, "train"), load_images(data, "test[50%:]"), rows, jobs)
     for job in jobs:
-        if table.has(**job._asdict()) or datetime.datetime.now() - start > datetime.timedelta(minutes=minutes):
+        if datetime.datetime.now() - start > datetime.timedelta(minutes=minutes):
             continue
         try:
             row = measure(job, sides.of(job.method, job.seed))

@@ -49,14 +49,15 @@ def main(
     train, test = load_images(data, "train"), load_images(data, "test[50%:]")
     for cut in CUTS[name]:
         network = Network(graph, cut)
-        sides = Sides(base, network, train, test, rows, (CRITERION,))
+        jobs = [Job(CLUSTER, CRITERION, "budget", BUDGET, kind, 0) for kind in WEIGHTS]
+        sides = Sides(base, network, train, test, rows, jobs)
         share = network.tail_macs.total() / network.macs.total()
-        for kind in WEIGHTS:
-            if table.has(cut=cut, weights=kind):
+        for job in jobs:
+            if table.has(cut=cut, weights=job.weights):
                 continue
-            row = measure(Job(CLUSTER, CRITERION, "budget", BUDGET, kind, 0), sides.of(CLUSTER, 0))
-            table.add(**row, cut=cut, tail_share=share, weights=kind)
-            say(f"{cut} {kind}: loss {row['loss']:.2f}, MACs of the tail saved {row['macs_saved']:.3f}")
+            row = measure(job, sides.of(CLUSTER, 0))
+            table.add(**row, cut=cut, tail_share=share, weights=job.weights)
+            say(f"{cut} {job.weights}: loss {row['loss']:.2f}, MACs of the tail saved {row['macs_saved']:.3f}")
 
 
 if __name__ == "__main__":
