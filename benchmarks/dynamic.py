@@ -165,6 +165,7 @@ def ablations(epochs: int, macs: float) -> list[Recipe]:
         "without-similarity": (GateConfig(), {"similarity": 0.0}),
         "without-complexity": (GateConfig(), {"complexity": 0.0}),
         "without-both": (GateConfig(), {"complexity": 0.0, "similarity": 0.0}),
+        "equal-start": (GateConfig(), {"start": "equal"}),
         "binary-mask": (GateConfig(mask="binary"), {}),
         "fbs": (GateConfig("fbs"), {"complexity": 1e-8}),
         "attached": (GateConfig(), {"detach_weights": False, "detach_features": False}),

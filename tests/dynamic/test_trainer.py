@@ -214,8 +214,18 @@ def test_what_gates_cannot_save_is_refused(tmp_path: Path, images: LabelledImage
         train(small(), images, tmp_path, replace(CONFIG, target=Target(macs=0.01)))
 
 
+@pytest.mark.parametrize(("start", "least"), [("importance", 0.5), ("equal", 1.0)])
+def test_start(images: LabelledImages, tmp_path: Path, start: str, least: float) -> None:
+    config = replace(CONFIG, epochs=1, learning_rate=1e-8, start=start)
+    network = train(small(), images, tmp_path / "run", config)
+    for index in range(len(network.sites)):
+        assert float(network.gate(index).excite.bias.min()) == pytest.approx(least, abs=1e-4)
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": 0}, {"ramp": 2.0}, {"updates": 0}, {"hardness": 0.0}, {"device": "nothing"}], ids=str
+    "wrong",
+    [{"epochs": 0}, {"ramp": 2.0}, {"updates": 0}, {"hardness": 0.0}, {"device": "nothing"}, {"start": "?"}],
+    ids=str,
 )
 def test_options_that_cannot_be_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError):

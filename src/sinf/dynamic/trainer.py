@@ -38,6 +38,7 @@ from sinf.errors import ConfigError
 from sinf.files import hash_tensors
 from sinf.models import BaseModel
 
+STARTS = ("importance", "equal")
 _TIMED = 32  # images, for a target in time
 
 
@@ -46,7 +47,8 @@ class TrainConfig:
     """The recipe; the defaults are the paper's where it gives a number, but for ``epochs`` (400 there).
 
     ``complexity`` and ``similarity`` weigh the two losses (for ``fbs``, ``complexity`` weighs its L1 penalty). ``ramp``
-    is the share of the training at which the target is reached, ``updates`` how often an epoch thresholds move. With
+    is the share of the training at which the target is reached, ``updates`` how often an epoch thresholds move.
+    ``start`` is ``importance`` (:mod:`sinf.dynamic.start`), or ``equal``: all saliencies 1, as in the paper. With
     ``bf16`` the network computes in bfloat16; gates, losses and weights stay float32.
     """
 
@@ -64,6 +66,7 @@ class TrainConfig:
     detach_features: bool = True
     ramp: float = 1.0
     updates: int = 1
+    start: str = "importance"
     bf16: bool = False
     seed: int = 0
     device: str = "cpu"
@@ -84,6 +87,8 @@ class TrainConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"{name} must be in {low}..{high}", got=value, remedy=f"change {name}")
+        if self.start not in STARTS:
+            raise ConfigError(f"start must be one of {', '.join(STARTS)}", got=self.start)
         require_device(self.device)
         if self.target.latency is not None and torch.device(self.device).type != "cpu":
             raise ConfigError("time is measured on the CPU", got=self.device, remedy="train there, or aim at --macs")
@@ -132,7 +137,8 @@ def train(
             raise ConfigError("a batch must part evenly", got=got, remedy="take another --batch")
         torch.manual_seed(config.seed)
         network = attach(base, config.gates)
-        start_by_importance(network)
+        if config.start == "importance":
+            start_by_importance(network)
         run = _Run(network, config, group, len(images) // config.batch)
         if run.steps_per_epoch == 0:
             raise ConfigError("a batch must not be larger than the data", got=config.batch, remedy="lower --batch")
