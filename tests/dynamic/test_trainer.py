@@ -219,7 +219,7 @@ def test_start(images: LabelledImages, tmp_path: Path, start: str, least: float)
     config = replace(CONFIG, epochs=1, learning_rate=1e-8, start=start)
     network = train(small(), images, tmp_path / "run", config)
     for index in range(len(network.sites)):
-        assert float(network.gate(index).excite.bias.min()) == pytest.approx(least, abs=1e-4)
+        assert float(network.gate(index).excite.bias.detach().min()) == pytest.approx(least, abs=1e-4)
 
 
 @pytest.mark.parametrize(
