@@ -5,6 +5,7 @@ from __future__ import annotations
 import clusters
 import compaction
 import overlap
+import peers
 import static
 import tradeoff
 import variants
@@ -12,7 +13,7 @@ from common import DOCS, HERE
 
 import criteria
 
-SCRIPTS = (tradeoff, criteria, static, clusters, overlap, variants, compaction)
+SCRIPTS = (tradeoff, criteria, peers, static, clusters, overlap, variants, compaction)
 
 
 RECIPES = """## Networks without weights at hand
