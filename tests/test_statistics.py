@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -338,6 +340,25 @@ def test_feature_maps_are_found_before_pooling_and_flattening() -> None:
     assert {t: s.node.name for t, s in found.items()} == {"first.0": "x", "second": "deep", "head": "relu"}
     assert found["head"].node.meta["shape"] == (1, 4, 4, 4)
     assert (found["head"].dim, found["head"].repeat) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "last", [nn.AdaptiveAvgPool2d(1), nn.MaxPool2d(3, 1, 1), lambda x: F.adaptive_avg_pool2d(x, 1)]
+)
+def test_a_pooling_that_keeps_the_shape_is_passed_too(last: Callable[[Tensor], Tensor]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.pool, self.head = conv(3, 6), nn.MaxPool2d(8), nn.Linear(6, CLASSES)
+            self.last = last
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.flatten(self.last(self.pool(self.first(x))), 1))
+
+    graph = traced(Net())
+    coupling = couple(graph)
+    (site,) = (node for node in graph.graph.nodes if node.target == "head")
+    assert map_source(graph, coupling, site).node.meta["shape"] == (1, 6, 8, 8)
 
 
 def test_feature_maps_are_of_the_channels_that_are_read() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from sinf.subgraph.coupling import Coupling
 
 _SAME_IN_EVAL = (nn.Identity, nn.modules.dropout._DropoutNd)
+_PASSED_FUNCTIONS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "pool1d", "pool2d", "pool3d")  # or max_pool2d
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def map_source(graph: fx.GraphModule, coupling: Coupling, site: fx.Node) -> MapS
 
 
 def _keeps_values(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node has one input and changes its shape alone, or nothing."""
+    """Whether a node has one input, and only pools it, changes its shape or passes it on."""
     if node.op in ("placeholder", "get_attr", "output") or len(node.all_input_nodes) != 1:
         return False
     before = node.all_input_nodes[0].meta.get("shape")
@@ -61,8 +62,9 @@ def _keeps_values(graph: fx.GraphModule, node: fx.Node) -> bool:
         module = graph.get_submodule(str(node.target))
         if any(True for _ in module.parameters()):
             return False
-        if isinstance(module, _SAME_IN_EVAL):
+        # pooling may keep the shape: an adaptive one of a map that has it already
+        if isinstance(module, _SAME_IN_EVAL) or type(module).__module__ == nn.modules.pooling.__name__:
             return True
-    elif getattr(node.target, "__name__", node.target) in ("dropout", "dropout2d"):
+    elif str(getattr(node.target, "__name__", node.target)).rpartition("_")[2] in _PASSED_FUNCTIONS:
         return True
     return tuple(before) != tuple(node.meta["shape"])
