@@ -5,7 +5,8 @@ with a little fine-tuning, beside torch-pruning's own pruners.
 
     residual       ours: the budget is spent where it costs least, then reconstruction; 10,000 images
     low-rank       ours: convolutions in two through fewer channels (sinf.low_rank), the same budgets and images
-    low-rank-time  the same with loading a weight counted as 32 MACs, as at batch 1 it takes time: a budget of both
+    low-rank-20000  the same with twice the images
+    low-rank-time  low-rank with loading a weight counted as 32 MACs, as at batch 1 it takes time: a budget of both
     l1, taylor  torch-pruning's MagnitudePruner with its importances of these names, the same ratio in every layer (its
                 default) until the same MACs are reached; gradients of taylor by 1,000 images
 
@@ -38,11 +39,12 @@ from sinf.pruned import Size, compare
 from sinf.pruning import PruneConfig, prune
 from sinf.train import EpochReport, Teacher, TrainConfig, train
 
-OURS, RANKS, RANKS_TIME = "residual", "low-rank", "low-rank-time"
+OURS, RANKS, RANKS_MORE, RANKS_TIME = "residual", "low-rank", "low-rank-20000", "low-rank-time"
 SMALL = 0.25
 #: Criterion, budget of MACs, whether it is fine-tuned as well.
 PLAN = [
     *((way, budget, False) for way in (RANKS, OURS) for budget in (1 / 1.5, 1 / 2)),
+    (RANKS_MORE, 1 / 1.5, False),
     *((RANKS_TIME, budget, False) for budget in (0.7, 0.6, 0.5, 0.4)),
     *((way, SMALL, True) for way in (OURS, "l1", "taylor")),
 ]
@@ -137,9 +139,9 @@ def main(
         if networks.table.has(criterion=criterion, budget=budget, epochs=last):
             continue
         begin = time.monotonic()
-        if criterion in (OURS, RANKS, RANKS_TIME):
-            cost = WEIGHT_COST if criterion == RANKS_TIME else 0.0
-            config = PruneConfig(Budget(budget, cost), criterion != OURS, images=SCORED, round_to=ROUND_TO)
+        if criterion in (OURS, RANKS, RANKS_MORE, RANKS_TIME):
+            cost, count = WEIGHT_COST if criterion == RANKS_TIME else 0.0, SCORED * (1 + (criterion == RANKS_MORE))
+            config = PruneConfig(Budget(budget, cost), criterion != OURS, images=count, round_to=ROUND_TO)
             pruned = prune(base, images, config, work / "steps")
         else:
             pruned = by_torch_pruning(base, criterion, budget, images)
