@@ -50,7 +50,8 @@ from sinf.subgraph.slice import parameters_of, slice_graph
 from sinf.subgraph.verify import verify
 
 CUTS = {"vgg16": "features.23", "vgg19": "features.26", "resnet50": "layer2", "resnet56": "layer2"}
-SCORED, COSTLY, FITTED, ROUND_TO = 20, 2, 10, 8  # images of a class; COSTLY: for sums of single maps
+SCORED, COSTLY, FITTED = 20, 2, 10  # images of a class; COSTLY: for sums of single maps
+ROUND_TO, WIDE = 8, 64  # widths; narrower networks could hardly choose, and are not rounded
 CLUSTER_SCORED = 40
 MAPS = {"ranks", "independence"}
 STATIC, CLUSTER = "static", "semantic-truecluster"
@@ -109,6 +110,7 @@ class Side:
     ) -> None:  # fmt: skip
         self.network, self.graph, self.groups, self.macs, self.start = network, graph, groups, macs, start
         self.sites, self.fit, self.test, self.slot = sites, fit, test, slot
+        self.round_to = ROUND_TO if min(group.size for group in groups) >= WIDE else 1
         self.last: tuple[Any, Tensor] | None = None
 
     def keep(self, job: Job) -> Tensor:
@@ -117,7 +119,7 @@ class Side:
         if self.last is None or self.last[0] != key:
             scores = SCORES.get(job.criterion, published)(self, job)
             rule = Budget(job.budget) if job.allocation == "budget" else self.uniform(job.budget)
-            self.last = key, select(rule, self.groups, scores, self.macs, self.start, ROUND_TO)
+            self.last = key, select(rule, self.groups, scores, self.macs, self.start, self.round_to)
         return self.last[1]
 
     def uniform(self, budget: float) -> Schedule:
@@ -126,7 +128,7 @@ class Side:
         whole, low, high = self.macs.total(self.start), 0.0, 1.0
 
         def spent(ratio: float) -> float:
-            keep = select(Schedule(ratio, ratio), self.groups, scores, self.macs, self.start, ROUND_TO)
+            keep = select(Schedule(ratio, ratio), self.groups, scores, self.macs, self.start, self.round_to)
             return self.macs.total(keep) / whole
 
         if spent(0.999) > budget:
