@@ -20,10 +20,11 @@ _LONG_RUN = 64  # numbers in a row, from which slices are taken in one step
 
 class Selection(NamedTuple):
     """What a gate decided. For one image: ``kept`` (k,) of the entries that stay, sorted, and their ``scale`` (k,);
-    for a batch, which is masked: no ``kept``, and ``scale`` (B, entries)."""
+    for a batch, which is masked: no ``kept``, and ``scale`` (B, entries). ``fixed`` is the same for every image."""
 
     kept: Tensor | None
     scale: Tensor
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class GateLayer(nn.Module):
     def __init__(self, gate: Gate, reads: Reads | None, step: int) -> None:
         super().__init__()
         self.gate, self.reads, self.step = copy.deepcopy(gate).requires_grad_(False), reads, step
-        self.fixed = self._select(gate.importance) if isinstance(gate, StaticGate) else None
+        self.fixed = self._select(gate.importance)._replace(fixed=True) if isinstance(gate, StaticGate) else None
         self.fused = isinstance(gate, SaliencyGate)
         # relu(y) and then "at least xi" is one comparison, "more than the number just below xi"
         below = torch.nextafter(gate.threshold.cpu(), torch.tensor(-1.0))
@@ -210,9 +211,17 @@ class BlockConv(Sliced):
         self.register_buffer("inner", torch.arange(shape[1]), persistent=False)
         bias = torch.zeros(out) if conv.bias is None else conv.bias.detach()
         self.register_buffer("bias", bias.clone().view(-1, bo), persistent=False)
+        self._fixed: tuple[Tensor, Tensor] | None = None  # slices that are the same for every image
 
     def _slice(self, selections: tuple[Selection, ...]) -> tuple[Tensor, Tensor]:
         """The weight, in its order in memory but of any shape, and the bias."""
+        if not all(selection.fixed for selection in selections):
+            return self._cut(selections)
+        if self._fixed is None:
+            self._fixed = self._cut(selections)
+        return self._fixed
+
+    def _cut(self, selections: tuple[Selection, ...]) -> tuple[Tensor, Tensor]:
         weight, bias = self.blocks, self.bias
         rows = selections[self._out[0]].kept if self._out else None
         columns = selections[self._into[0]].kept if self._into else None
