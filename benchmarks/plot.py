@@ -49,7 +49,7 @@ def draw(path: Path) -> Path:
     figure.savefig(picture, dpi=110)
     plt.close(figure)
     with Image.open(picture) as drawn:  # a few colours are enough for lines, and a third of the bytes
-        small = drawn.convert("RGB").quantize(64)
+        small = drawn.convert("RGB").quantize(64, Image.Quantize.MAXCOVERAGE)
     small.save(picture, optimize=True)
     return picture
 

@@ -82,6 +82,6 @@ def save(figure: Any, name: str) -> str:
     figure.savefig(path, dpi=90)
     plt.close(figure)
     with Image.open(path) as picture:  # a few colours are enough for lines, and a third of the bytes
-        small = picture.convert("RGB").quantize(64)
+        small = picture.convert("RGB").quantize(64, Image.Quantize.MAXCOVERAGE)
     small.save(path, optimize=True)
     return name
