@@ -10,10 +10,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 PAPER = ("tradeoff", "criteria", "static", "clusters", "overlap")
-NAMES = (*PAPER, "variants", "compaction")
+NAMES = (*PAPER, "peers", "variants", "compaction")
 
 
 @pytest.fixture
@@ -146,3 +147,19 @@ def test_variants_of_dcs_and_costs(reproduce: dict[str, ModuleType], tmp_path: P
     text = reproduce["variants"].section().text
     assert "| `dcs` | the paper's score | 5.50 |" in text
     assert "| dcs | 1250 | 1 | 12.3 | 5 |" in text
+
+
+def test_a_function_is_taken_out_of_a_script_that_cannot_be_imported(
+    reproduce: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("raise SystemExit\n\ndef twice(x):\n    return 2 * helper(x, async=True)\n")
+    space = reproduce["peers"].functions(script, "twice", helper=lambda x, non_blocking: x + non_blocking)
+    assert space["twice"](3) == 8
+
+
+def test_the_half_that_two_scores_keep(reproduce: dict[str, ModuleType]) -> None:
+    scores = torch.tensor([4.0, 3.0, 2.0, 1.0])
+    assert reproduce["peers"].same_half(scores, 10 * scores) == 1
+    assert reproduce["peers"].same_half(scores, -scores) == 0
+    assert reproduce["peers"].same_half(scores, torch.tensor([4.0, 1.0, 2.0, 1.5])) == 0.5
