@@ -51,7 +51,7 @@ from sinf.subgraph.verify import verify
 
 CUTS = {"vgg16": "features.23", "vgg19": "features.26", "resnet50": "layer2", "resnet56": "layer2"}
 SCORED, COSTLY, FITTED = 20, 2, 10  # images of a class; COSTLY: for sums of single maps
-ROUND_TO, WIDE = 8, 64  # widths; narrower networks could hardly choose, and are not rounded
+ROUND_TO, WIDE = 8, 65  # widths; networks that are narrower all through could hardly choose, and are not rounded
 CLUSTER_SCORED = 40
 MAPS = {"ranks", "independence"}
 STATIC, CLUSTER = "static", "semantic-truecluster"
@@ -110,7 +110,7 @@ class Side:
     ) -> None:  # fmt: skip
         self.network, self.graph, self.groups, self.macs, self.start = network, graph, groups, macs, start
         self.sites, self.fit, self.test, self.slot = sites, fit, test, slot
-        self.round_to = ROUND_TO if min(group.size for group in groups) >= WIDE else 1
+        self.round_to = ROUND_TO if max(group.size for group in groups) >= WIDE else 1
         self.last: tuple[Any, Tensor] | None = None
 
     def keep(self, job: Job) -> Tensor:

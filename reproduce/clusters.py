@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common import Row, Section, networks, number, published, read, shown, table
+from common import Row, Section, kept, networks, number, published, read, shown, table
 
 SHOWN = (("dcs", "plain"), ("dcs", "reconstructed"), ("residual", "reconstructed"))
 WEIGHTS = ("plain", "recalibrated", "reconstructed")
@@ -24,7 +24,8 @@ def accuracies(rows: list[Row], base: float) -> list[list[str]]:
             mean = sum(found) / len(found) if found else None
             cells.append("" if mean is None else f"{mean:.2f} ({mean - base:+.2f})")
         if any(cells):
-            lines.append([f"{100 * float(budget):.0f} %, {allocation}", *cells])
+            spent = kept([r for r in rows if (r["budget"], r["allocation"]) == (budget, allocation)])
+            lines.append([f"{spent}, {allocation}", *cells])
     return lines
 
 

@@ -65,6 +65,11 @@ def shown(value: float | None, unit: str = "") -> str:
     return "not known" if value is None else f"{value:.2f}{unit}"
 
 
+def kept(rows: list[Row]) -> str:
+    """The share of MACs that stays, as measured: widths are whole numbers, so it can be less than the budget."""
+    return f"{100 * (1 - sum(float(row['macs_saved']) for row in rows) / len(rows)):.0f} %"
+
+
 def networks(prefix: str) -> list[str]:
     """Networks that were measured, by the names of the result files."""
     return sorted(path.stem.removeprefix(prefix).removesuffix("_cpu") for path in RESULTS.glob(f"{prefix}*.csv"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from common import COLOURS, OTHER, Row, Section, networks, number, panels, read, save, shown, table
+from common import COLOURS, OTHER, Row, Section, kept, networks, number, panels, read, save, shown, table
 
 METHODS = {"static": "all classes", "semantic-truecluster": "per cluster, true cluster given"}
 WEIGHTS = ("plain", "recalibrated", "reconstructed")
@@ -38,7 +38,7 @@ def losses(rows: list[Row], method: str, allocation: str, weights: str) -> str:
             text = "" if loss is None else f"{loss:.1f}"
             cells.append(f"**{text}**" if loss is not None and loss <= best[b] else text)
         lines.append([name, *cells])
-    return table(["criterion", *(f"{100 * float(b):.0f} %" for b in budgets)], lines)
+    return table(["criterion", *(kept([r for r in mine if r["budget"] == b]) for b in budgets)], lines)
 
 
 def draw(name: str, rows: list[Row], method: str) -> str:

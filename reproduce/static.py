@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common import Section, networks, published, read, shown, table
+from common import Section, kept, networks, published, read, shown, table
 
 SETTING = ("allocation", "budget", "weights", "seed")
 
@@ -20,7 +20,7 @@ def section() -> Section:
             dcs, tvs = found["dcs"], found["tvs"]
             fewer = 1 - float(dcs["params_active"]) / float(tvs["params_active"])
             lines.append(
-                [name, setting[0], f"{100 * float(setting[1]):.0f} %", setting[2], f"{float(dcs['loss']):.2f}",
+                [name, setting[0], kept([dcs, tvs]), setting[2], f"{float(dcs['loss']):.2f}",
                  f"{float(tvs['loss']):.2f}", f"{float(tvs['loss']) - float(dcs['loss']):+.2f}",
                  f"{100 * fewer:+.2f} %"]
             )  # fmt: skip
