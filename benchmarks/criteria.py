@@ -185,19 +185,20 @@ class Sides:
 
     def _of(self, method: str, seed: int) -> list[Side]:
         say(f"statistics: {method}, seed {seed}")
+        needs = self._needs(method, seed)
+        return [self._static(seed, needs)] if method == STATIC else list(self._by_cluster(seed, needs))
+
+    def _needs(self, method: str, seed: int) -> set[str]:
         criteria = {job.criterion for job in self.jobs if (job.method, job.seed) == (method, seed)}
         # criteria that are not published are made of those that are
         names = [name for criterion in criteria for name in ((criterion,) if criterion in NAMES else NAMES)]
-        self.needs = {need for name in names for need in make_criterion(name).needs}
-        return [self._static(seed)] if method == STATIC else list(self._by_cluster(seed))
+        return {need for name in names for need in make_criterion(name).needs}
 
-    def _static(self, seed: int) -> Side:
+    def _static(self, seed: int, needs: set[str]) -> Side:
         network, classes = self.network, self.base.spec.classes
         scoring = self.train.sample(SCORED * classes, seed)
-        found = self._collect(
-            network.graph, scoring.batches(self.base.spec.preprocessing), self.needs - MAPS, None, seed
-        )
-        if self.needs & MAPS:
+        found = self._collect(network.graph, scoring.batches(self.base.spec.preprocessing), needs - MAPS, None, seed)
+        if needs & MAPS:
             # Sums of single maps are over fewer images: criteria compare channels of a layer, never with the others.
             few = scoring.sample(COSTLY * classes, seed).batches(self.base.spec.preprocessing)
             maps = self._collect(network.graph, few, {*MAPS, "map_positions"}, None, seed)
@@ -208,7 +209,7 @@ class Sides:
             tensors(scoring.sample(FITTED * classes, seed), self.base)[0], tensors(self.test, self.base),
         )  # fmt: skip
 
-    def _by_cluster(self, seed: int) -> Iterator[Side]:
+    def _by_cluster(self, seed: int, needs: set[str]) -> Iterator[Side]:
         network = self.network
         scoring = self.train.sample(CLUSTER_SCORED * self.base.spec.classes, seed)
         train, test = self._features(scoring), self._features(self.test)
@@ -216,7 +217,7 @@ class Sides:
             mine, theirs = (isin(labels, members) for labels in (scoring.labels, self.test.labels))
             x, y = train[mine], scoring.labels[mine]
             batches = zip(x.split(BATCH), y.split(BATCH), strict=True)
-            found = self._collect(network.parts.tail, batches, self.needs, list(members), seed)
+            found = self._collect(network.parts.tail, batches, needs, list(members), seed)
             keep = network.with_classes(network.coupling.keep_all(), list(members))
             answers = torch.searchsorted(torch.tensor(members), self.test.labels[theirs])
             yield Side(

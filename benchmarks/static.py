@@ -140,7 +140,8 @@ def main(
             continue
         begin = time.monotonic()
         if criterion in (OURS, RANKS, RANKS_MORE, RANKS_TIME):
-            cost, count = WEIGHT_COST if criterion == RANKS_TIME else 0.0, SCORED * (1 + (criterion == RANKS_MORE))
+            cost = WEIGHT_COST if criterion == RANKS_TIME else 0.0
+            count = 2 * SCORED if criterion == RANKS_MORE else SCORED
             config = PruneConfig(Budget(budget, cost), criterion != OURS, images=count, round_to=ROUND_TO)
             pruned = prune(base, images, config, work / "steps")
         else:

@@ -29,9 +29,10 @@ def start_by_importance(network: GatedNetwork) -> None:
     owners = Counter(id(p) for _, p in network.model.named_parameters(remove_duplicate=False))
     importances = [network.importance(index) for index in range(len(network.sites))]  # all before any weight changes
     for index, (site, importance) in enumerate(zip(network.sites, importances, strict=True)):
-        gate, levels = network.gate(index), spread(importance)
+        gate = network.gate(index)
         if not isinstance(gate, SaliencyGate):
             continue
+        levels = spread(importance)
         made = _branch_end(network, index) if site.branch else _readers(network, index)
         if not gate.binary:  # whose masks are 1, whatever the saliency
             if made is None or any(owners[id(tensor)] > 1 for tensor, _, _ in made):
