@@ -21,7 +21,7 @@ from sinf.data import BATCH, LabelledImages
 from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError, VerificationError
 from sinf.files import hash_tensors
-from sinf.low_rank import NEEDS, assemble, choose_ranks, factor, metrics, reconstruct_ranks
+from sinf.low_rank import NEEDS, Rank, assemble, choose_ranks, factor, metrics, reconstruct_ranks
 from sinf.models import BaseModel, ModelSpec, load_spec
 from sinf.models.load import PLAIN
 from sinf.models.to_plain import to_plain
@@ -215,7 +215,7 @@ class _Pruning:
         found = collect(network.graph, network.coupling, seen, classes=classes, needs=NEEDS, seed=config.seed)
         known = metrics(found)
 
-        def within(budget: Budget) -> tuple[dict[str, int], Tensors]:
+        def within(budget: Budget) -> tuple[dict[str, Rank], Tensors]:
             ranks = choose_ranks(budget, network.macs, known, config.round_to)
             return ranks, factor(network.graph, ranks, found, known)
 

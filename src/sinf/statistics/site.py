@@ -50,7 +50,7 @@ class SiteStatistics:
     images: int = 0
     sums: dict[str, Any] = field(default_factory=dict)
 
-    def __getattr__(self, name: str) -> Tensor:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "sums" or name not in self.sums:
             raise AttributeError(f"{name!r} was not collected: name it in what the criterion needs")
         return self.sums[name]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sinf.statistics.site import Sample
+from sinf.statistics.strips import strips_of
 from sinf.subgraph.coupling import positions_of
 
 #: Costly sums of single images (ranks, independence) look at so many of each class: they change little from image to
@@ -129,6 +130,7 @@ READ: dict[str, Callable[[Visit], Any]] = {
     "class_counts": lambda v: torch.bincount(v.batch.labels, minlength=v.batch.classes).float(),  # (classes,) images
     "class_moments": _class_moments,
     "sample": _sample,
+    "strips": lambda v: strips_of(v.module, v.x),  # Strips of what rows of the kernel read
 }
 
 #: From the feature maps (B, C, H, W) of a site.

@@ -1,0 +1,95 @@
+"""Ranks within a budget: one price of a MAC for all layers, and each takes what loses least at that price."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sinf.errors import ConfigError
+from sinf.low_rank.assemble import can_factor
+from sinf.low_rank.metric import Metric
+from sinf.subgraph.select import Budget, MacCount
+
+_HALVINGS = 60
+
+
+class Rank(NamedTuple):
+    """How many channels are between two layers, and whether they are separable."""
+
+    channels: int
+    separable: bool = False
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What stands for a layer (None: the layer as it is), the nats that it loses, and what it costs."""
+
+    rank: Rank | None
+    loss: float
+    cost: float
+
+
+def choose_ranks(budget: Budget, count: MacCount, known: dict[str, Metric], round_to: int = 8) -> dict[str, Rank]:
+    """Ranks by target, of the layers that become two, within a budget of MACs.
+
+    Raises:
+        ConfigError: no ranks are within the budget.
+    """
+    if round_to < 1:
+        raise ConfigError("round_to must be at least 1", got=round_to, remedy="take 8")
+    options = {target: _options(target, count, known, round_to, budget.weight_cost) for target in _targets(count)}
+    whole = sum(choices[0].cost for choices in options.values())
+    least = sum(min(choice.cost for choice in choices) for choices in options.values())
+    if least > budget.macs * whole:
+        got = f"{budget.macs:g}; at least {least / whole:.3f} must stay"
+        raise ConfigError("the MAC budget must be within reach of ranks", got=got, remedy="raise the budget")
+
+    def at(price: float) -> dict[str, _Choice]:
+        return {
+            target: min(choices, key=lambda choice: choice.loss + price * choice.cost / whole)
+            for target, choices in options.items()
+        }
+
+    low, high = 0.0, 1e-6
+    while sum(choice.cost for choice in at(high).values()) > budget.macs * whole:
+        high *= 4
+    for _ in range(_HALVINGS):
+        price = (low + high) / 2
+        spent = sum(choice.cost for choice in at(price).values())
+        low, high = (price, high) if spent > budget.macs * whole else (low, price)
+    return {target: choice.rank for target, choice in at(high).items() if choice.rank}
+
+
+def _targets(count: MacCount) -> list[str]:
+    return list(dict.fromkeys(target for target, _, _ in count.nodes))
+
+
+def _options(
+    target: str, count: MacCount, known: dict[str, Metric], round_to: int, weight_cost: float
+) -> list[_Choice]:
+    calls = [(module, positions) for name, module, positions in count.nodes if name == target]
+    module = calls[0][0]
+    out, into = module.weight.shape[:2]
+    kernel = module.weight[0, 0].numel()
+    weights = weight_cost * len(calls)
+    places = sum(positions // kernel for _, positions in calls) + weights  # positions of outputs
+    whole = places * out * into * kernel
+    choices = [_Choice(None, 0.0, whole)]
+    if target not in known or not can_factor(module):
+        return choices
+    metric = known[target]
+
+    def offer(values: Tensor, each: float, most: int, separable: bool) -> None:
+        dropped = values.sum() - values.cumsum(0)
+        for rank in range(round_to, most + 1, round_to):
+            if each * rank < whole:
+                choices.append(_Choice(Rank(rank, separable), 0.5 * float(dropped[rank - 1]), each * rank))
+
+    offer(metric.values, places * (into * kernel + out), out, separable=False)
+    if len(metric.strips):
+        rows, columns = module.weight.shape[2:]
+        each = (metric.strip_places + weights) * into * columns + places * out * rows
+        offer(metric.strips, each, min(into * columns, out * rows), separable=True)
+    return choices

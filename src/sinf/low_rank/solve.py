@@ -1,0 +1,137 @@
+"""The two layers in the place of one, in closed form: each on its own, or in sequence.
+
+In sequence, every layer is first fitted whole, by least squares, to what the base network's layer answers, from what
+the network so far makes. The channels between two layers are then chosen in the same metric as their number was; where
+the second layer reads several of their rows, it is fitted again from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx, nn
+
+from sinf.low_rank.assemble import can_factor, layer, side_by_name
+from sinf.low_rank.choose import Rank
+from sinf.low_rank.metric import Metric, covariance_made
+from sinf.statistics import Statistics
+from sinf.subgraph.coupling import Coupling
+from sinf.subgraph.least_squares import NormalEquations
+from sinf.subgraph.reconstruct import Solved, kernel_equations
+from sinf.subgraph.side_by_side import SideBySide
+
+
+@torch.no_grad()
+def factor(graph: fx.GraphModule, ranks: dict[str, Rank], found: Statistics, known: dict[str, Metric]) -> Solved:
+    """Every layer on its own, from what the network reads and writes as it is."""
+    solved: Solved = {}
+    for target, rank in ranks.items():
+        own, site, metric = graph.get_submodule(target), found[target], known[target]
+        weight = own.weight.double()
+        bias = weight.new_zeros(len(weight)) if own.bias is None else own.bias.double()
+        if rank.separable:
+            strips = site.strips
+            expand, reduce = metric.separable(weight, strips.covariance(), strips.alike(), rank.channels)
+            mean = strips.total / strips.count
+            lost = weight.sum(2).flatten(1) @ mean - expand.sum(2) @ (reduce @ mean)
+            solved |= _separable(target, own, expand, reduce, bias + lost)
+        else:
+            expand, reduce = metric.channels(covariance_made(site), rank.channels)
+            mean = site.made_sum / float(site.made_count)
+            bias = mean - expand @ (reduce @ (mean - bias))
+            solved |= _channels(target, own, expand, reduce @ weight.flatten(1), bias)
+    return solved
+
+
+@torch.no_grad()
+def reconstruct_ranks(
+    graph: fx.GraphModule,
+    coupling: Coupling,
+    start: Solved,
+    ranks: dict[str, Rank],
+    known: dict[str, Metric],
+    inputs: Tensor,
+    *,
+    memory: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Solved:
+    """Solve again for all layers from the first that became two, each from what the others make by then; ``start`` is
+    what :func:`factor` found, and ``memory`` as in :func:`sinf.subgraph.reconstruct.reconstruct`."""
+    smaller, solved = side_by_name(graph, start), Solved()
+    targets, seen = set(coupling.mixers.values()), set[str]()
+    pair = SideBySide(graph, smaller, inputs, inputs, memory)
+    for node, twin in pair:
+        target = str(node.target)
+        if node.op != "call_module" or target not in targets or target in seen or not (seen or target in ranks):
+            continue
+        seen.add(target)
+        own = graph.get_submodule(target)
+        if can_factor(own):
+            constant = own.bias is not None or target in ranks
+            sums = kernel_equations(own, torch.arange(len(own.weight)), list(pair.answers_of(node, twin)), constant)
+            found = _fit(target, own, sums, constant, ranks.get(target), known)
+            smaller.set_submodule(target, layer(own, target, found))
+            solved |= found
+        if progress is not None:
+            progress(target)
+    return solved
+
+
+def _fit(
+    target: str, own: nn.Module, sums: NormalEquations, constant: bool, rank: Rank | None, known: dict[str, Metric]
+) -> Solved:
+    """What stands in the place of ``own``, at full rank or less, from the sums of its kernel."""
+    prior = own.weight.detach().flatten(1)
+    if constant:
+        bias = prior.new_zeros(len(prior)) if own.bias is None else own.bias.detach()
+        prior = torch.cat([prior, bias[:, None]], 1)
+    fit = sums.solve(prior).double()
+    weight = fit[:, : own.weight[0].numel()]
+    if rank is None:
+        whole = {f"whole.{target}.weight": weight.reshape(own.weight.shape).float()}
+        return whole | ({f"whole.{target}.bias": fit[:, -1].float()} if constant else {})
+    moments = sums.moments()
+    mean = moments[-1, :-1]
+    covariance = moments[:-1, :-1] - torch.outer(mean, mean)
+    if rank.separable:
+        return _fit_separable(target, own, sums, fit, covariance, rank.channels, known[target])
+    expand, reduce = known[target].channels(weight @ covariance @ weight.T, rank.channels)
+    before = weight @ mean
+    return _channels(target, own, expand, reduce @ weight, before + fit[:, -1] - expand @ (reduce @ before))
+
+
+def _fit_separable(
+    target: str, own: nn.Module, sums: NormalEquations, fit: Tensor, covariance: Tensor, rank: int, metric: Metric
+) -> Solved:
+    """``fit`` (O, C kh kw + 1) and ``covariance`` (C kh kw, C kh kw) of the whole kernel."""
+    channels, rows, columns = own.weight.shape[1:]
+    between = covariance.view(channels, rows, columns, channels, rows, columns).permute(1, 4, 0, 2, 3, 5)
+    strips = torch.einsum("iiclmn->clmn", between).reshape(channels * columns, -1) / rows
+    alike = torch.einsum("ijclcl->ij", between) / torch.diagonal(strips).sum().clamp(min=1e-30)
+    weight = fit[:, :-1].reshape(own.weight.shape)
+    expand, reduce = metric.separable(weight, strips, alike, rank)
+    # What the second layer reads, (r kh + 1) from (C kh kw + 1): its own order of inputs, and the constant.
+    reads = reduce.new_zeros(rank, rows, channels, rows, columns)
+    for row in range(rows):
+        reads[:, row, :, row] = reduce.view(rank, channels, columns)
+    reads = torch.block_diag(reads.reshape(rank * rows, -1), torch.ones(1, 1, dtype=reads.dtype))
+    again = sums.through(reads).solve(torch.cat([expand.flatten(1), fit[:, -1:]], 1)).double()
+    return _separable(target, own, again[:, :-1].view_as(expand), reduce, again[:, -1])
+
+
+def _channels(target: str, own: nn.Module, expand: Tensor, reduce: Tensor, bias: Tensor) -> Solved:
+    """``(O, r)``, ``(r, C kh kw)`` and ``(O,)``."""
+    ones = own.weight.ndim - 2
+    return _tensors(target, reduce.reshape(-1, *own.weight.shape[1:]), expand[(..., *[None] * ones)], bias)
+
+
+def _separable(target: str, own: nn.Module, expand: Tensor, reduce: Tensor, bias: Tensor) -> Solved:
+    """``(O, r, kh)``, ``(r, C kw)`` and ``(O,)``."""
+    _, channels, _, columns = own.weight.shape
+    return _tensors(target, reduce.view(-1, channels, 1, columns), expand[..., None], bias)
+
+
+def _tensors(target: str, reduce: Tensor, expand: Tensor, bias: Tensor) -> Solved:
+    found = {f"reduce.{target}": reduce, f"expand.{target}": expand, f"bias.{target}": bias}
+    return {name: tensor.float().contiguous() for name, tensor in found.items()}

@@ -1,0 +1,90 @@
+"""Strips: what one row of a convolution's kernel reads, C x kw inputs side by side, and how rows are alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_CHUNK = 1 << 24  # numbers of strips that are in memory at once
+
+
+@dataclass
+class Strips:
+    """Sums over images and all strips of their inputs: every row of the input, every position of an output's column.
+
+    Attributes:
+        gram: ``(C kw, C kw)`` float64, of u u'.
+        total: ``(C kw,)`` float64, of u.
+        products: ``(kh,)`` float64: sums of u . v for strips in the same column whose rows are as far apart as those of
+            the kernel, 0 to kh - 1 times its dilation.
+        counts: ``(kh,)`` how many pairs these are; the first is the number of strips.
+    """
+
+    gram: Tensor
+    total: Tensor
+    products: Tensor
+    counts: Tensor
+
+    def __add__(self, other: Strips) -> Strips:
+        return Strips(
+            self.gram + other.gram, self.total + other.total, self.products + other.products, self.counts + other.counts
+        )
+
+    @property
+    def present(self) -> bool:
+        """Whether the layer has rows: a full convolution with a kernel of more than one row and column."""
+        return len(self.counts) > 0
+
+    @property
+    def count(self) -> float:
+        return float(self.counts[0])
+
+    def covariance(self) -> Tensor:
+        """``(C kw, C kw)``: S."""
+        mean = self.total / self.count
+        return self.gram / self.count - torch.outer(mean, mean)
+
+    def alike(self) -> Tensor:
+        """``(kh, kh)``: T, how rows of a patch are correlated, with ones on its diagonal."""
+        level = (self.total / self.count).square().sum()
+        lags = self.products / self.counts.clamp(min=1) - level
+        near = lags / lags[0].clamp(min=1e-30)
+        rows = torch.arange(len(lags))
+        return near[(rows[:, None] - rows[None, :]).abs()]
+
+    def as_kernel(self, weight: Tensor) -> Tensor:
+        """``(O, C, kh, kw)`` from ``(O, C, kh * kw)``."""
+        return weight.unflatten(2, (len(self.counts), -1))
+
+
+def strips_of(layer: nn.Module, x: Tensor) -> Strips:
+    """Of what ``layer`` reads; empty for one that has none."""
+    if not isinstance(layer, nn.Conv2d) or not has_strips(layer):
+        none = torch.zeros(0, dtype=torch.float64)
+        return Strips(torch.zeros(0, 0, dtype=torch.float64), none, none, none)
+    rows, columns = layer.kernel_size
+    size = x.shape[1] * columns
+    gram = torch.zeros(size, size, dtype=torch.float64)
+    total = torch.zeros(size, dtype=torch.float64)
+    products, counts = torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
+    options = ((1, columns), (1, layer.dilation[1]), (0, int(layer.padding[1])), (1, layer.stride[1]))
+    for part in x.split(max(1, _CHUNK // (columns * x[0].numel()))):
+        strips = F.unfold(part, *options).unflatten(2, (part.shape[2], -1))  # (B, C kw, H, columns of outputs)
+        flat = strips.transpose(0, 1).flatten(1)
+        gram += flat @ flat.T
+        total += flat.sum(1)
+        for row in range(rows):
+            apart = row * layer.dilation[0]
+            above, below = strips[:, :, : strips.shape[2] - apart], strips[:, :, apart:]
+            products[row] += (above * below).sum() if apart < strips.shape[2] else 0.0
+            counts[row] += above[:, 0].numel() if apart < strips.shape[2] else 0
+    return Strips(gram, total, products, counts)
+
+
+def has_strips(layer: nn.Module) -> bool:
+    """A full convolution in two dimensions, with a kernel of several rows and columns, padded by zeros."""
+    plain = isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
+    return plain and not isinstance(layer.padding, str) and min(layer.kernel_size) > 1
