@@ -149,7 +149,9 @@ def static(
     base: Any, images: Images, test: Any, config: BuildConfig, budgets: list[float], work: Path, table: Points
 ) -> None:
     network = Network(trace(base.module, base.spec.preprocessing), config.cut)
-    compactor = Compactor(base, network, images.scoring, make_criterion(config.criterion), config, say, StepStore(work))
+    compactor = Compactor(
+        base, network, images.scoring, make_criterion(config.criterion_name), config, say, StepStore(work)
+    )
     x = test.pixels(base.spec.preprocessing, 0, 2000)
     x = base.spec.preprocessing.normalise(x)
     for budget in budgets:
@@ -161,7 +163,7 @@ def static(
                 base_right += int((network.graph(images_).argmax(1) == labels).sum())
                 ours_right += int((ours(images_).argmax(1) == labels).sum())
         table.add(
-            prepare(network.graph), prepare(ours), x, method="static", criterion=config.criterion, reconstruct=True,
+            prepare(network.graph), prepare(ours), x, method="static", criterion=config.criterion_name, reconstruct=True,
             base_top1=base_right / len(test), top1=ours_right / len(test),
             loss=100 * (base_right - ours_right) / len(test),
             macs_saved=1 - network.macs.total(part.keep) / network.macs.total(),
@@ -191,7 +193,7 @@ def semantic(base: Any, images: Images, test: Any, config: BuildConfig, method: 
         losses = outcome.losses(threshold.value)
         base_top1 = float(on_test.base_right.double().mean())
         table.add(
-            model.engine.base, model, x, method=method, criterion=config.criterion, reconstruct=config.reconstruct,
+            model.engine.base, model, x, method=method, criterion=config.criterion_name, reconstruct=config.reconstruct,
             base_top1=base_top1, top1=base_top1 - float(losses.double().mean()),
             loss=100 * float(losses.double().mean()),
             macs_saved=1 - on_test.mean_cost(costs.macs, outcome, threshold.value) / costs.base_macs,

@@ -18,7 +18,7 @@ from sinf.bundle import Bundle
 from sinf.calibration import part_images, set_thresholds, tail_costs
 from sinf.clusters import Clusters
 from sinf.compact import Compactor, Progress, Rule, batches, importances
-from sinf.criteria import make_criterion
+from sinf.criteria import best_criterion, make_criterion
 from sinf.data import BATCH, LabelledImages, augment, join_pairs
 from sinf.deferral import Deferral
 from sinf.engine.prepare import prepare, prepare_teacher
@@ -51,6 +51,7 @@ class BuildConfig:
 
     Attributes:
         cut: name of the cut point, or None for the one nearest to ``cut_at`` of the MACs.
+        criterion: what says which channels go; None for the one that loses least with, or without, reconstruction.
         subgraph: rule for the subgraphs of the clusters: a ``Schedule`` of ratios or a ``Budget`` of MACs.
         extractor: fraction of the feature extractor's MACs that stay, for all classes; 1 leaves it as it is.
         fallback: the same for the full tail.
@@ -69,7 +70,7 @@ class BuildConfig:
 
     cut: str | None = None
     cut_at: float = 0.6
-    criterion: str = "residual"
+    criterion: str | None = None
     subgraph: Schedule | Budget = field(default_factory=lambda: Budget(0.3, WEIGHT_COST))
     extractor: float = 1.0
     fallback: float = 1.0
@@ -95,7 +96,7 @@ class BuildConfig:
                 got=f"common {self.common:g}, extractor {self.extractor:g}, fallback {self.fallback:g}",
                 remedy="leave it, or the other two, at 1",
             )
-        make_criterion(self.criterion)
+        make_criterion(self.criterion_name)
         for name in ("route_draws", "common_images", "reconstruct_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(
@@ -105,6 +106,10 @@ class BuildConfig:
             raise ConfigError("round_to must be at least 1", got=self.round_to, remedy="take 8")
         if not 0 < self.cut_at < 1:
             raise ConfigError("cut_at must be in (0, 1)", got=self.cut_at, remedy="take 0.6")
+
+    @property
+    def criterion_name(self) -> str:
+        return self.criterion or best_criterion(self.reconstruct)
 
 
 @dataclass(frozen=True)
@@ -184,7 +189,7 @@ class _Build:
         self.base, self.images, self.clusters, self.config = base, images, clusters, config
         self.store, self.progress = store, progress
         self.network = Network(trace(base.module, base.spec.preprocessing), config.cut, config.cut_at)
-        self.criterion = make_criterion(config.criterion)
+        self.criterion = make_criterion(config.criterion_name)
         # What every step depends on. Steps add to it what they use, and nothing else.
         self.origin = {
             "sinf": __version__,
@@ -197,7 +202,7 @@ class _Build:
         self.compaction = self.origin | {
             name: getattr(config, name)
             for name in (
-                "criterion",
+                "criterion_name",
                 "extractor",
                 "common",
                 "weight_cost",
@@ -223,7 +228,7 @@ class _Build:
             base_state=dict(self.base.module.state_dict()),
             router=router,
             router_config=self.config.router,
-            provenance=provenance | {"criterion": self.config.criterion, "seed": str(self.config.seed)},
+            provenance=provenance | {"criterion": self.config.criterion_name, "seed": str(self.config.seed)},
         )
         return self._calibrate(bundle)
 

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from sinf.compact import Compactor, Rule, batches, counted
-from sinf.criteria import make_criterion
+from sinf.criteria import best_criterion, make_criterion
 from sinf.data import BATCH, LabelledImages
 from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError, VerificationError
@@ -69,7 +69,7 @@ class PruneConfig:
         rule: how much goes: a schedule of ratios, a budget of MACs, or of time.
         low_rank: whether convolutions are split in two through fewer channels (:mod:`sinf.low_rank`), instead of
             channels being removed.
-        criterion: what says which channels go.
+        criterion: what says which channels go; None for the one that loses least with, or without, reconstruction.
         images: how many of the scoring images are looked at, equally many of every class.
         reconstruct: whether the weights that stay make up for the others, in closed form.
         recalibrate: whether batch norms take their statistics from the scoring images.
@@ -80,7 +80,7 @@ class PruneConfig:
 
     rule: Schedule | Budget | LatencyBudget = field(default_factory=lambda: Budget(0.5))
     low_rank: bool = False
-    criterion: str = "residual"
+    criterion: str | None = None
     images: int = 4000
     reconstruct: bool = True
     recalibrate: bool = False
@@ -90,13 +90,17 @@ class PruneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        make_criterion(self.criterion)
+        make_criterion(self.criterion_name)
         for name in ("images", "round_to", "reconstruct_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1", got=getattr(self, name), remedy="leave it out")
-        if self.low_rank and (isinstance(self.rule, Schedule) or self.criterion != PruneConfig.criterion):
+        if self.low_rank and (isinstance(self.rule, Schedule) or self.criterion is not None):
             got = "a ratio" if isinstance(self.rule, Schedule) else f"the criterion {self.criterion}"
             raise ConfigError("low rank removes no channels, and takes a budget", got=got, remedy="leave it out")
+
+    @property
+    def criterion_name(self) -> str:
+        return self.criterion or best_criterion(self.reconstruct)
 
 
 def prune(
@@ -189,14 +193,14 @@ class _Pruning:
             "rule": {"kind": type(config.rule).__name__, **asdict(config.rule)},
             "options": {
                 name: getattr(config, name)
-                for name in ("low_rank", "criterion", "reconstruct", "round_to", "reconstruct_bytes", "seed")
+                for name in ("low_rank", "criterion_name", "reconstruct", "round_to", "reconstruct_bytes", "seed")
             },
         }
 
     def _compactor(self, reconstruct: bool) -> Compactor:
         config = self.config
         options = _Options(reconstruct, config.reconstruct_bytes, config.images, config.round_to, config.seed)
-        criterion = make_criterion(config.criterion)
+        criterion = make_criterion(config.criterion_name)
         return Compactor(self.base, self.network, self.images, criterion, options, self.progress, self.store)
 
     def _part(self) -> Part:

@@ -45,6 +45,7 @@ class Law:
 LAWS = {
     # Its damping, of the whole layer, is as if a silent channel made a little noise; its directions are drawn by batch.
     "residual": Law(tolerance=0.05, dead="unread", split=None),
+    "joint": Law(split=None),  # the same directions
     "dcs": Law(split=0.03),  # a channel that hardly ever fires is blown up, with the rounding of its sums
     "energy": Law(),
     "taylor": Law(),

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sinf.cli import dynamic, options
-from sinf.criteria import NAMES
 from sinf.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,9 +31,7 @@ def build(
     cut: Annotated[
         str | None, typer.Option(help="Cut point (see sinf profile) [default: nearest to 60 % of MACs].")
     ] = None,
-    criterion: Annotated[
-        str, typer.Option(help=f"Rule that gives channels an importance: {', '.join(NAMES)}.")
-    ] = "residual",
+    criterion: options.Criterion = None,
     macs: Annotated[float, typer.Option(help="Fraction of the tail's MACs that a subgraph keeps.")] = 0.3,
     weight_cost: Annotated[
         float, typer.Option(help="MACs that loading a weight counts for in budgets; 0 for plain MACs.")

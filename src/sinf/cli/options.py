@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sinf import files
+from sinf.criteria import NAMES
 from sinf.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ Data = Annotated[str, typer.Option(help="Images: a hub id, a folder of parquet s
 ImageColumn = Annotated[str | None, typer.Option(help="Column with the images [default: found].")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column with the classes [default: the one with most classes].")]
 ClusterColumn = Annotated[str | None, typer.Option(help="Column with the semantic clusters [default: found].")]
+Criterion = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Rule that gives channels an importance: {', '.join(NAMES)}. [default: residual, with "
+        "--no-reconstruct joint]"
+    ),
+]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the processor [default: all].")]
 Bundle = Annotated[Path, typer.Argument(help="A bundle: a folder made by sinf build, or a hub id.")]

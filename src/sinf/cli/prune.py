@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sinf.cli import options
-from sinf.criteria import NAMES
 from sinf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,9 +33,7 @@ def prune(
         bool,
         typer.Option("--low-rank", help="Split convolutions in two through fewer channels, instead of removing any."),
     ] = False,
-    criterion: Annotated[
-        str, typer.Option(help=f"Rule that gives channels an importance: {', '.join(NAMES)}.")
-    ] = "residual",
+    criterion: options.Criterion = None,
     score: Annotated[str, typer.Option(help="Images that decide which channels go.")] = "train",
     images: Annotated[int, typer.Option(min=1, help="How many of them, equally many of every class.")] = 4000,
     test: Annotated[str, typer.Option(help="Images to report on, which nothing else has seen.")] = "test[50%:]",
@@ -101,7 +98,7 @@ def prune(
         smaller = run(base, scoring, config, work, training=training, report=report, progress=steps)
         compared = saved.compare(base, smaller, tested, pairs=pairs, threads=pinned, progress=steps)
     made_by = {
-        **({"method": "low rank"} if low_rank else {"criterion": criterion}),
+        **({"method": "low rank"} if low_rank else {"criterion": config.criterion_name}),
         "budget": _said(ratio, macs, latency),
         "scoring images": f"{len(scoring.sample(images))} of {score}",
         "reconstructed": "yes" if reconstruct else "no",

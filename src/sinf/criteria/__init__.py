@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sinf.criteria.fisher import FisherRatio
     from sinf.criteria.fpgm import FPGM
     from sinf.criteria.hrank import HRank
+    from sinf.criteria.joint import JointEnergy
     from sinf.criteria.l1 import L1
     from sinf.criteria.l2 import L2
     from sinf.criteria.lamp import LAMP
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 #: The class of every criterion, by the name that options and tables use.
 _CLASSES = {
     "residual": "ResidualEnergy",
+    "joint": "JointEnergy",
     "dcs": "DCS",
     "energy": "Energy",
     "taylor": "Taylor",
@@ -68,6 +70,7 @@ _HOMES = {
     "FisherRatio": "fisher",
     "GroupStatistics": "base",
     "HRank": "hrank",
+    "JointEnergy": "joint",
     "L1": "l1",
     "L2": "l2",
     "LAMP": "lamp",
@@ -98,15 +101,22 @@ __all__ = [
     "FisherRatio",
     "GroupStatistics",
     "HRank",
+    "JointEnergy",
     "Random",
     "ResidualEnergy",
     "SiteCriterion",
     "SquaredTaylor",
     "TVSeparation",
     "Taylor",
+    "best_criterion",
     "group_statistics",
     "make_criterion",
 ]
+
+
+def best_criterion(reconstruct: bool) -> str:
+    """The name of the criterion that loses least, where the weights that stay make up for what goes or do not."""
+    return "residual" if reconstruct else "joint"
 
 
 def make_criterion(name: str, **options: Any) -> Criterion:
