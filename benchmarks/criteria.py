@@ -77,7 +77,7 @@ class Job(NamedTuple):
 
 def plan() -> list[Job]:
     """All rows, the most telling first."""
-    leading = ("residual", "dcs", "energy", "taylor", "l1", "random")
+    leading = ("residual", "joint", "dcs", "energy", "taylor", "l1", "random")
     both, one, two = ("uniform", "budget"), (0,), (1, 2)
     middle, ends, others = (0.5, 0.7, 0.3), (0.9, 0.1), (0.6, 0.4, 0.8, 0.2)
     tiers: list[Iterable[tuple]] = [

@@ -17,8 +17,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parent / "benchmarks" / "results"
 DOCS = HERE.parent / "docs"
 COLOURS = {
-    "residual": "#0b7285", "dcs": "#c92a2a", "energy": "#74b816", "taylor": "#e8590c", "l1": "#868e96",
-    "random": "#adb5bd", "tvs": "#7048e8", "fisher": "#d6336c",
+    "residual": "#0b7285", "joint": "#15aabf", "dcs": "#c92a2a", "energy": "#74b816", "taylor": "#e8590c",
+    "l1": "#868e96", "random": "#adb5bd", "tvs": "#7048e8", "fisher": "#d6336c",
 }  # fmt: skip
 OTHER = "#dee2e6"
 

@@ -20,9 +20,9 @@ def section() -> Section:
     head = ["network", "by", "times fewer MACs", "epochs of fine-tuning", "loss", "time saved", "minutes"]
     text = (
         "Loss in points on `test[50%:]`; time of a batch of one, one thread; minutes are all that it took. `residual` "
-        "removes channels by that criterion and reconstructs; `low-rank` writes convolutions as two through fewer "
-        "channels, `low-rank-20000` with twice the images (timed beside other work), `low-rank-time` with a budget "
-        "that counts loading a weight as 32 MACs. torch-pruning's pruners take the same share of every layer, as is "
+        "removes channels by that criterion and reconstructs; `low-rank` writes convolutions as two, "
+        "through fewer channels or separable, `low-rank-time` with a budget that counts loading a weight as 32 MACs. "
+        "torch-pruning's pruners take the same share of every layer, as is "
         "their default; all are fine-tuned alike, "
         f"with the base model as the teacher. Published without fine-tuning: {known['network']} loses {known['value']} "
         f"{known['note']} ({known['source']}).\n\n"

@@ -31,7 +31,7 @@ def prune(
     ] = None,
     low_rank: Annotated[
         bool,
-        typer.Option("--low-rank", help="Split convolutions in two through fewer channels, instead of removing any."),
+        typer.Option("--low-rank", help="Write convolutions as two smaller ones, instead of removing channels."),
     ] = False,
     criterion: options.Criterion = None,
     score: Annotated[str, typer.Option(help="Images that decide which channels go.")] = "train",

@@ -6,8 +6,7 @@
 Layers read and write far fewer directions than channels, even where no channel can go, because any channel may be a mix
 of a few. Which directions matter is said by both sides of the layer: by the covariance of its values there, and by the
 Fisher information F of the softened answer of what it writes. So what a rank loses is known in nats, to second order,
-layers and forms compare, and a budget is spent by one price for all: every layer takes the form and the rank with the
-least loss + price * MACs.
+layers and forms compare, and a budget buys the forms and ranks that lose least all together.
 
     metric.py      what a rank of either form loses
     choose.py      ranks within a budget

@@ -1,10 +1,12 @@
-"""Ranks within a budget: one price of a MAC for all layers, and each takes what loses least at that price."""
+"""Ranks within a budget: those that lose least all together."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sinf.errors import ConfigError
@@ -12,7 +14,7 @@ from sinf.low_rank.assemble import can_factor
 from sinf.low_rank.metric import Metric
 from sinf.subgraph.select import Budget, MacCount
 
-_HALVINGS = 60
+_PARTS = 1 << 14  # of what a budget has above the least that must stay
 
 
 class Rank(NamedTuple):
@@ -46,20 +48,38 @@ def choose_ranks(budget: Budget, count: MacCount, known: dict[str, Metric], roun
         got = f"{budget.macs:g}; at least {least / whole:.3f} must stay"
         raise ConfigError("the MAC budget must be within reach of ranks", got=got, remedy="raise the budget")
 
-    def at(price: float) -> dict[str, _Choice]:
-        return {
-            target: min(choices, key=lambda choice: choice.loss + price * choice.cost / whole)
-            for target, choices in options.items()
-        }
+    chosen = _cheapest(list(options.values()), budget.macs * whole)
+    return {target: choice.rank for target, choice in zip(options, chosen, strict=True) if choice.rank}
 
-    low, high = 0.0, 1e-6
-    while sum(choice.cost for choice in at(high).values()) > budget.macs * whole:
-        high *= 4
-    for _ in range(_HALVINGS):
-        price = (low + high) / 2
-        spent = sum(choice.cost for choice in at(price).values())
-        low, high = (price, high) if spent > budget.macs * whole else (low, price)
-    return {target: choice.rank for target, choice in at(high).items() if choice.rank}
+
+def _cheapest(options: list[list[_Choice]], most: float) -> list[_Choice]:
+    """One choice of each list, of least loss within ``most``: a knapsack, filled list by list. Costs are rounded up to
+    parts of it, all together by at most ``len(options) / _PARTS``."""
+    least = [min(choice.cost for choice in choices) for choices in options]
+    part = (most - sum(least)) / _PARTS
+    loss = torch.zeros(_PARTS + 1, dtype=torch.float64)  # by how many parts may be spent above the least
+    taken: list[Tensor] = []
+    steps = [
+        [0 if choice.cost <= low else math.ceil((choice.cost - low) / part) if part > 0 else _PARTS + 1
+         for choice in choices]
+        for choices, low in zip(options, least, strict=True)
+    ]  # fmt: skip
+    for choices, parts in zip(options, steps, strict=True):
+        best, which = torch.full_like(loss, torch.inf), torch.zeros(len(loss), dtype=torch.int64)
+        for index, (choice, spent) in enumerate(zip(choices, parts, strict=True)):
+            if spent > _PARTS:
+                continue
+            found = loss[: len(loss) - spent] + choice.loss
+            better = found < best[spent:]
+            best[spent:][better], which[spent:][better] = found[better], index
+        loss = best
+        taken.append(which)
+    left, chosen = _PARTS, []
+    for choices, parts, which in zip(reversed(options), reversed(steps), reversed(taken), strict=True):
+        index = int(which[left])
+        chosen.append(choices[index])
+        left -= parts[index]
+    return chosen[::-1]
 
 
 def _targets(count: MacCount) -> list[str]:

@@ -36,15 +36,6 @@ class NormalEquations:
         """``(k, k)``: mean of x x' over all rows."""
         return _mirrored(self.gram.sum(0)) / max(1, sum(self.rows))
 
-    def through(self, first: Tensor) -> NormalEquations:
-        """The sums for ``first`` x in the place of x, from ``first`` (j, k)."""
-        new = NormalEquations(len(first), self.cross.shape[1])
-        for part in range(2):
-            new.gram[part] = first @ _mirrored(self.gram[part]) @ first.T
-            new.cross[part] = self.cross[part] @ first.T
-        new.rows = list(self.rows)
-        return new
-
     def solve(self, prior: Tensor, damping: float | None = None) -> Tensor:
         """``(o, k)`` from all rows, near ``prior`` (o, k). ``damping`` None: the one with the least error on held-out
         rows, when the others alone are fitted."""
