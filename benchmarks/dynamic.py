@@ -178,7 +178,7 @@ RECIPES: dict[tuple[str, str], list[Recipe]] = {
     ("cifar10", "resnet20"): [*ablations(3, 0.458), Recipe("manidp", 12, 0.458)],
     ("cifar10", "resnet32"): [Recipe("manidp", 3, 0.368)],
     ("cifar10", "resnet56"): [Recipe("manidp", 3, 0.376)],
-    ("cifar100", "resnet56"): [Recipe("manidp", 2, 0.5)],
+    ("cifar100", "resnet56"): [Recipe("manidp", 3, 0.5, options=(("similarity", 0.1),))],
     ("cifar100", "vgg16"): [Recipe("manidp", 2, 0.5)],
 }
 

@@ -163,7 +163,8 @@ def static(
                 base_right += int((network.graph(images_).argmax(1) == labels).sum())
                 ours_right += int((ours(images_).argmax(1) == labels).sum())
         table.add(
-            prepare(network.graph), prepare(ours), x, method="static", criterion=config.criterion_name, reconstruct=True,
+            prepare(network.graph), prepare(ours), x, method="static", criterion=config.criterion_name,
+            reconstruct=True,
             base_top1=base_right / len(test), top1=ours_right / len(test),
             loss=100 * (base_right - ours_right) / len(test),
             macs_saved=1 - network.macs.total(part.keep) / network.macs.total(),
