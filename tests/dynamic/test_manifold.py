@@ -81,3 +81,14 @@ def test_the_picture(images: LabelledImages, tmp_path: Path) -> None:
     for kind in ("manidp", "static"):
         path = dynamic_figure.draw(explore(model(kind), images), names, tmp_path / "new" / f"{kind}.png")
         assert Image.open(path).size[0] >= 1000
+
+
+def test_classes_without_images_are_left_out_of_the_picture(images: LabelledImages) -> None:
+    from matplotlib import pyplot as plt
+
+    some = images.select(torch.nonzero(images.labels < 2).flatten().tolist())
+    figure, axis = plt.subplots()
+    dynamic_figure._use(figure, axis, explore(model("manidp"), some), [f"class {i}" for i in range(CLASSES)])
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["class 0", "class 1"]
+    assert torch.as_tensor(axis.images[0].get_array().filled(torch.nan)).isfinite().all()
+    plt.close(figure)

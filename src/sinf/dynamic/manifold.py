@@ -32,7 +32,8 @@ class Similarity:
 @dataclass(frozen=True)
 class Manifold:
     """``cross_entropy`` (N,) of the base model, ``macs`` (N,) as shares of the base model's, ``remaining`` (classes,
-    sites) the share of channels that stays on average; similarities before and after training."""
+    sites) the share of channels that stays on average, NaN for a class without images; similarities before and after
+    training."""
 
     cross_entropy: Tensor
     macs: Tensor
