@@ -67,7 +67,7 @@ class PruneConfig:
 
     Attributes:
         rule: how much goes: a schedule of ratios, a budget of MACs, or of time.
-        low_rank: whether convolutions are split in two through fewer channels (:mod:`sinf.low_rank`), instead of
+        low_rank: whether convolutions are written as two smaller ones (:mod:`sinf.low_rank`), instead of
             channels being removed.
         criterion: what says which channels go; None for the one that loses least with, or without, reconstruction.
         images: how many of the scoring images are looked at, equally many of every class.
