@@ -43,7 +43,7 @@ SMALL = 0.25
 #: Criterion, budget of MACs, whether it is fine-tuned as well.
 PLAN = [
     *((way, budget, False) for way in (RANKS, OURS) for budget in (1 / 1.5, 1 / 2)),
-    *((RANKS_TIME, budget, False) for budget in (0.7, 0.6, 0.5, 0.4)),
+    *((RANKS_TIME, budget, False) for budget in (0.5, 0.35)),
     *((way, SMALL, True) for way in (RANKS, OURS, "l1", "taylor")),
 ]
 ROUND_TO = 8
