@@ -109,7 +109,7 @@ class BuildConfig:
 
     @property
     def criterion_name(self) -> str:
-        return self.criterion or best_criterion(self.reconstruct)
+        return best_criterion(self.reconstruct) if self.criterion is None else self.criterion
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class PruneConfig:
 
     @property
     def criterion_name(self) -> str:
-        return self.criterion or best_criterion(self.reconstruct)
+        return best_criterion(self.reconstruct) if self.criterion is None else self.criterion
 
 
 def prune(

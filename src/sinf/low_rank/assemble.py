@@ -12,6 +12,7 @@ from typing import cast
 
 from torch import Tensor, fx, nn
 
+from sinf.subgraph.coupling import unfolds
 from sinf.subgraph.reconstruct import Solved
 from sinf.subgraph.slice import copy_graph
 
@@ -20,8 +21,7 @@ def can_factor(module: nn.Module) -> bool:
     """Whether a layer can be written as two: a full convolution in two dimensions, or a linear layer."""
     if isinstance(module, nn.Linear):
         return True
-    plain = isinstance(module, nn.Conv2d) and module.groups == 1
-    return plain and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return unfolds(module) and module.groups == 1
 
 
 def assemble(graph: fx.GraphModule, solved: Solved) -> fx.GraphModule:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sinf.subgraph.coupling import unfolds
+
 _CHUNK = 1 << 24  # numbers of strips that are in memory at once
 
 
@@ -86,5 +88,4 @@ def strips_of(layer: nn.Module, x: Tensor) -> Strips:
 
 def has_strips(layer: nn.Module) -> bool:
     """A full convolution in two dimensions, with a kernel of several rows and columns, padded by zeros."""
-    plain = isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
-    return plain and not isinstance(layer.padding, str) and min(layer.kernel_size) > 1
+    return unfolds(layer) and layer.groups == 1 and min(layer.kernel_size) > 1

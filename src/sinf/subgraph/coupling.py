@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -163,3 +164,8 @@ def positions_of(module: nn.Module, x: Tensor, repeat: int) -> Tensor:
     if isinstance(module, nn.Linear):
         return x.unflatten(-1, (-1, repeat)).transpose(-1, -2).flatten(0, -2) if repeat > 1 else x.flatten(0, -2)
     return x.movedim(1, -1).flatten(0, -2)
+
+
+def unfolds(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether ``F.unfold`` gives what the layer reads: a convolution in two dimensions, padded by zeros."""
+    return isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from sinf.subgraph.coupling import Coupling, Slot, positions_of
+from sinf.subgraph.coupling import Coupling, Slot, positions_of, unfolds
 from sinf.subgraph.least_squares import NormalEquations
 from sinf.subgraph.side_by_side import SideBySide
 from sinf.subgraph.slice import Override
@@ -145,8 +145,7 @@ def _reads_patches(layer: nn.Module, repeat: int) -> bool:
     """Whether a fit of the whole kernel can do more than a mix: an output is made of several positions."""
     if isinstance(layer, nn.Linear):
         return repeat > 1
-    plain = isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return plain and layer.weight[0, 0].numel() > 1
+    return unfolds(layer) and layer.weight[0, 0].numel() > 1
 
 
 def _kernel(
