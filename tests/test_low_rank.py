@@ -15,6 +15,7 @@ from sinf import low_rank
 from sinf.data import LabelledImages
 from sinf.errors import ConfigError
 from sinf.low_rank import Rank, choose
+from sinf.low_rank import metric as metric_module
 from sinf.models import BaseModel, load_model
 from sinf.network import Network
 from sinf.pruned import Size
@@ -88,12 +89,13 @@ def test_what_separable_layers_lose_is_what_was_said() -> None:
     site.sums |= {"fisher": torch.eye(7), "strips": strips}
     metric = low_rank.metrics(Statistics({"layer": site}))["layer"]
     graph = fx.symbolic_trace(nn.Sequential(OrderedDict(layer=layer)))
+    raised = 1 + metric_module._FLOOR  # the Fisher information of one for all, and its floor
     for rank in (2, 4, 8):
         ranks, known = {"layer": Rank(rank, True)}, {"layer": metric}
         two = low_rank.assemble(graph, low_rank.factor(graph, ranks, Statistics({"layer": site}), known))
         lost = two(x).movedim(1, -1).flatten(0, -2).double() - y
         said = float(metric.strips[rank:].sum())
-        assert float(lost.square().sum(1).mean()) * (1 + 1e-2) == pytest.approx(said, rel=0.05)
+        assert float(lost.square().sum(1).mean()) * raised == pytest.approx(said, rel=0.05)
 
 
 @torch.no_grad()
@@ -154,7 +156,7 @@ def test_layers_that_cannot_be_two(layer: nn.Module) -> None:
 def test_solving_in_sequence_comes_nearer(module: nn.Module) -> None:
     network, found, x = seen(module, 200)
     known = low_rank.metrics(found)
-    ranks = low_rank.choose_ranks(Budget(0.72), network.macs, known, 1)
+    ranks = low_rank.choose_ranks(Budget(0.75), network.macs, known, 1)
     if isinstance(module, Strided):
         ranks = {"first": Rank(3, True), "second": Rank(6, True)}
     assert any(rank.separable for rank in ranks.values()) or not isinstance(module, (Chain, Strided))
