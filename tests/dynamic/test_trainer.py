@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sinf.data import LabelledImages
-from sinf.dynamic import latency, targets
+from sinf.dynamic import calibrate, latency
 from sinf.dynamic.network import GateConfig, GatedNetwork
 from sinf.dynamic.targets import Target, expected_macs, rate_for
 from sinf.dynamic.trainer import EpochReport, TrainConfig, train
@@ -65,7 +65,7 @@ VARIANTS = {
     "fbs": {"gates": GateConfig("fbs"), "complexity": 1e-4},
     "bf16": {"bf16": True},
     "static": {"gates": GateConfig("static")},
-    "binary": {"gates": GateConfig(mask="binary", block=2), "detach_weights": False, "detach_features": False},
+    "binary": {"gates": GateConfig(mask="binary", block=2), "detach_weights": True, "detach_features": True},
 }
 
 
@@ -168,7 +168,7 @@ def test_a_share_of_time_becomes_one_of_channels(
         return float(network.macs_of(network.keep(network.observe(x)[1])).mean()) / network.base_macs
 
     monkeypatch.setattr(latency, "time_share", share)
-    monkeypatch.setattr(targets, "time_share", share)
+    monkeypatch.setattr(calibrate, "time_share", share)
     reports: list[EpochReport] = []
     config = replace(CONFIG, target=Target(latency=0.75), epochs=6, updates=3, ramp=0.5)
     network = train(small(), images, tmp_path, config, report=reports.append)

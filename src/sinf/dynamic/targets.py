@@ -2,7 +2,7 @@
 
 A share of MACs becomes a share of channels, the same in every layer, by counting; because inputs do not all keep the
 same channels the count is corrected by what is observed. A share of time becomes one by measuring, before the training
-begins. At the end thresholds are set on training images.
+begins. At the end thresholds are set on training images (:mod:`sinf.dynamic.calibrate`).
 """
 
 from __future__ import annotations
@@ -12,17 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinf.data import LabelledImages, Preprocessing
 from sinf.dynamic.distributed import Group
-from sinf.dynamic.latency import rate_for_latency, time_share
+from sinf.dynamic.latency import rate_for_latency
 from sinf.dynamic.network import GatedNetwork
 from sinf.dynamic.schedule import remaining_rate
 from sinf.errors import ConfigError
 
 _STEPS = 30
 _GAIN = 0.5
-_CALIBRATION_IMAGES, _TIMED_IMAGES, _TRIES = 2000, 64, 8
-_FARTHEST = 4.0  # that thresholds move
 
 
 @dataclass(frozen=True)
@@ -98,61 +95,3 @@ def rate_for(network: GatedNetwork, macs: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if expected_macs(network, middle) < macs else (low, middle)
     return high
-
-
-@torch.no_grad()
-def calibrate(
-    network: GatedNetwork, preprocessing: Preprocessing, images: LabelledImages, target: Target, seed: int = 0
-) -> float:
-    """Set the thresholds for good, on about 2000 of ``images``: the mean share of MACs that they cost. A target of MACs
-    or of time is met from below, as near as thresholds allow.
-
-    Thresholds of ManiDP are all multiplied by one number, so that layers and inputs keep what training gave them;
-    where there is none to multiply, those of a common share of channels are tried.
-    """
-    network.eval()
-    gates = [network.gate(index) for index in range(len(network.sites))]
-    sample = images.sample(_CALIBRATION_IMAGES, seed)
-    macs, saliencies = _measure(network, preprocessing, sample)
-    if target.channels is not None:
-        return macs
-    timed: Tensor | None = None
-    if target.latency is not None:
-        timed = torch.cat([x for x, _ in sample.sample(_TIMED_IMAGES, seed).batches(preprocessing)])
-    goal = target.macs or target.latency or 1.0
-    start = [gate.threshold.clone() for gate in gates]
-    scaled = network.config.kind == "manidp" and all(float(xi) > 0 for xi in start)
-    low, high = (1 / _FARTHEST, _FARTHEST) if scaled else (0.0, 1.0)
-    amount = 1.0 if scaled else rate_for(network, goal) if target.macs is not None else 0.5  # more of it, more MACs
-    best: tuple[float, float, dict[str, Tensor]] | None = None
-    for attempt in range(_TRIES + 1):
-        if attempt:  # first as training left them
-            for gate, xi, saliency in zip(gates, start, saliencies, strict=True):
-                if scaled:
-                    gate.threshold.copy_(xi / amount)
-                else:
-                    gate.set_remaining(amount, saliency)
-            macs, saliencies = _measure(network, preprocessing, sample)
-        spent = macs if timed is None else time_share(network, timed)
-        if spent <= goal and (best is None or spent > best[0]):
-            best = spent, macs, {key: value.clone() for key, value in network.gates.state_dict().items()}
-        if attempt or scaled:
-            low, high = (amount, high) if spent <= goal else (low, amount)
-            amount = (low * high) ** 0.5 if scaled else (low + high) / 2
-    if best is None:
-        got = f"{spent:.3f}, instead of {target}"
-        raise ConfigError("thresholds must reach the target", got=got, remedy="train longer, or aim at more")
-    network.gates.load_state_dict(best[2])
-    return best[1]
-
-
-def _measure(network: GatedNetwork, preprocessing: Preprocessing, images: LabelledImages) -> tuple[float, list[Tensor]]:
-    """Mean share of MACs of the images, and mean saliency of every site (U,)."""
-    macs = 0.0
-    sums: list[Tensor] = []
-    for x, _ in images.batches(preprocessing, 250):
-        _, seen = network.observe(x)
-        macs += float(network.macs_of(network.keep(seen)).sum())
-        parts = [s.double().sum(0) for s in seen.saliencies]
-        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
-    return macs / len(images) / network.base_macs, [(s / len(images)).float() for s in sums]

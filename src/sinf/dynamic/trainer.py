@@ -30,10 +30,11 @@ from sinf.checkpoint import (
 )
 from sinf.data import LabelledImages
 from sinf.dynamic import losses
+from sinf.dynamic.calibrate import finish
 from sinf.dynamic.distributed import Group, joined, shared_statistics
 from sinf.dynamic.network import GateConfig, GatedNetwork, Observed, attach
 from sinf.dynamic.start import start_by_importance
-from sinf.dynamic.targets import Controller, Target, calibrate
+from sinf.dynamic.targets import Controller, Target
 from sinf.errors import ConfigError
 from sinf.files import hash_tensors
 from sinf.models import BaseModel
@@ -62,8 +63,8 @@ class TrainConfig:
     complexity: float = 0.005
     similarity: float = 1.0
     hardness: float = 0.5
-    detach_weights: bool = True
-    detach_features: bool = True
+    detach_weights: bool = False
+    detach_features: bool = False
     ramp: float = 1.0
     updates: int = 1
     start: str = "importance"
@@ -161,7 +162,7 @@ def train(
                 if report is not None and group.rank == 0:
                     report(EpochReport(epoch + 1, config.epochs, *means, top1, time.perf_counter() - start))
         network.to("cpu", memory_format=torch.contiguous_format).eval()
-        calibrate(network, base.spec.preprocessing, images, config.target, config.seed)
+        finish(network, base.spec.preprocessing, images, config.target, config.seed)
     return network
 
 
