@@ -172,13 +172,15 @@ def published(side: Side, job: Job) -> dict[str, Tensor]:
 
 
 class Sides:
-    """The sides of each method and seed, made when first asked for, with what the criteria of the jobs need."""
+    """The sides of each method and seed, made when first asked for, with what the criteria of the jobs need and
+    ``needs``; those of clusters score and fit on ``scored`` images of a class."""
 
     def __init__(
         self, base: BaseModel, network: Network, train: LabelledImages, test: LabelledImages, rows: int,
-        jobs: list[Job],
+        jobs: list[Job], scored: int = CLUSTER_SCORED, needs: Iterable[str] = (),
     ) -> None:  # fmt: skip
         self.base, self.network, self.train, self.jobs = base, network, train, jobs
+        self.scored, self.needs = scored, needs
         self.test = test.select(list(range(min(rows, len(test)))))
         self.clusters: Clusters = from_column(train)
         self.of = cache(self._of)
@@ -192,7 +194,7 @@ class Sides:
         criteria = {job.criterion for job in self.jobs if (job.method, job.seed) == (method, seed)}
         # criteria that are not published are made of those that are
         names = [name for criterion in criteria for name in ((criterion,) if criterion in NAMES else NAMES)]
-        return {need for name in names for need in make_criterion(name).needs}
+        return {*self.needs, *(need for name in names for need in make_criterion(name).needs)}
 
     def _static(self, seed: int, needs: set[str]) -> Side:
         network, classes = self.network, self.base.spec.classes
@@ -211,7 +213,7 @@ class Sides:
 
     def _by_cluster(self, seed: int, needs: set[str]) -> Iterator[Side]:
         network = self.network
-        scoring = self.train.sample(CLUSTER_SCORED * self.base.spec.classes, seed)
+        scoring = self.train.sample(self.scored * self.base.spec.classes, seed)
         train, test = self._features(scoring), self._features(self.test)
         for members in self.clusters.members:
             mine, theirs = (isin(labels, members) for labels in (scoring.labels, self.test.labels))

@@ -1,63 +1,107 @@
 """Accuracy within clusters at half of the tail's MACs, cut by cut, on CIFAR-100: how early may the network be cut?
 
     python benchmarks/cuts.py vgg16 WEIGHTS CIFAR100
+    python benchmarks/cuts.py resnet56 WEIGHTS CIFAR100 --scored 200 --only reconstructed,low-rank
 
-The true cluster is given. Scored and fitted on 40 train images of every class, reported on the first ``rows`` of
-test[50%:]; criterion residual. ``base_top1`` is the base model's, limited to the classes of the image's cluster;
-``tail_share`` is the part of the base model's MACs that comes after the cut.
+The true cluster is given. Scored and fitted on ``scored`` train images of every class, reported on the first ``rows``
+of test[50%:]. Channels go by the criterion residual, and the weights that stay are treated in three ways; or none goes,
+and every cluster's tail is written in low rank (sinf.low_rank). ``base_top1`` is the base model's, limited to the
+classes of the image's cluster; ``tail_share`` is the part of the base model's MACs that comes after the cut.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import typer
 from table import Table
+from torch import Tensor, fx
+from torch.utils.flop_counter import FlopCounterMode
 
-from criteria import CLUSTER, WEIGHTS, Job, Sides, measure, say
+from criteria import CLUSTER, CLUSTER_SCORED, WEIGHTS, Job, Side, Sides, measure, say
 from sinf import load_images, load_model
+from sinf.low_rank import NEEDS, assemble, choose_ranks, factor, metrics, reconstruct_ranks
 from sinf.models.trace import trace
 from sinf.network import Network
+from sinf.subgraph.select import Budget
+from sinf.subgraph.slice import parameters_of
 
 CUTS = {
     "vgg16": ("features.6", "features.13", "features.23", "features.33"),
     "vgg19": ("features.6", "features.13", "features.26", "features.39"),
     "resnet50": ("layer1", "layer2", "layer3"),
-    "resnet56": ("layer1", "layer2", "layer3.4"),
+    "resnet56": ("layer2", "layer3.4", "layer1"),
 }
-CRITERION, BUDGET = "residual", 0.5
+CRITERION, RANKS, BUDGET = "residual", "low-rank", 0.5
 COLUMNS = (
     "model", "dataset", "method", "criterion", "reconstruct", "engine", "precision", "device", "cut", "tail_share",
-    "budget", "weights", "base_top1", "top1", "loss", "macs_saved", "params_active", "images", "seed", "date",
-    "versions",
+    "budget", "weights", "base_top1", "top1", "loss", "macs_saved", "params_active", "images", "scored_on", "seed",
+    "date", "versions",
 )  # fmt: skip
 
 
+def by_ranks(sides: list[Side]) -> dict[str, Any]:
+    """One row, as ``measure`` makes it of channels. The head keeps all classes here; those of others are not looked
+    at."""
+    right = base = images = parameters = 0
+    macs = whole = 0
+    for side in sides:
+        tail, members = side.graph, side.network.coupling.output.index(side.start)
+        known = metrics(side.sites)
+        ranks = choose_ranks(Budget(BUDGET), side.macs, known)
+        solved = factor(tail, ranks, side.sites, known)
+        solved = reconstruct_ranks(tail, side.network.coupling, solved, ranks, known, side.fit)
+        smaller = assemble(tail, solved)
+        x, y = side.test
+        answers = torch.cat([smaller(each)[:, members].argmax(1) for each in x.split(250)])
+        right, base, images = right + int((answers == y).sum()), base + side.base_right, images + len(y)
+        macs, whole = macs + macs_of(smaller, x[:1]), whole + macs_of(tail, x[:1])
+        parameters += parameters_of(smaller)
+    return {
+        "base_top1": base / images, "top1": right / images, "loss": 100 * (base - right) / images,
+        "macs_saved": 1 - macs / whole, "params_active": parameters / len(sides), "images": images,
+        "reconstruct": True, "criterion": RANKS,
+    }  # fmt: skip
+
+
+def macs_of(graph: fx.GraphModule, x: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter:
+        graph(x)
+    return counter.get_total_flops() // 2
+
+
+@torch.no_grad()
 def main(
     name: str,
     weights: Path,
     data: Path,
     rows: Annotated[int, typer.Option(help="How many images of test[50%:] to report on.")] = 5000,
+    scored: Annotated[int, typer.Option(help="Images of a class to score and fit on.")] = CLUSTER_SCORED,
+    only: Annotated[str, typer.Option(help="What is done, with commas between.")] = ",".join(WEIGHTS),
+    threads: int = 1,
 ) -> None:
+    torch.set_num_threads(threads)
     table = Table(
-        f"cuts_{name}.csv", COLUMNS, ("cut", "weights"), model=name, dataset="cifar100", method=CLUSTER,
-        criterion=CRITERION, engine="torch", precision="float32", budget=BUDGET, seed=0,
+        f"cuts_{name}.csv", COLUMNS, ("cut", "weights", "scored_on"), model=name, dataset="cifar100", method=CLUSTER,
+        criterion=CRITERION, engine="torch", precision="float32", budget=BUDGET, scored_on=scored, seed=0,
     )  # fmt: skip
     base = load_model(name, weights=weights)
     graph = trace(base.module, base.spec.preprocessing)
     train, test = load_images(data, "train"), load_images(data, "test[50%:]")
     for cut in CUTS[name]:
+        ways = [way for way in only.split(",") if not table.has(cut=cut, weights=way, scored_on=scored)]
+        jobs = [Job(CLUSTER, CRITERION, "budget", BUDGET, way, 0) for way in ways if way != RANKS]
         network = Network(graph, cut)
-        jobs = [Job(CLUSTER, CRITERION, "budget", BUDGET, kind, 0) for kind in WEIGHTS]
-        sides = Sides(base, network, train, test, rows, jobs)
+        sides = Sides(base, network, train, test, rows, jobs, scored, NEEDS if RANKS in ways else ())
         share = network.tail_macs.total() / network.macs.total()
-        for job in jobs:
-            if table.has(cut=cut, weights=job.weights):
-                continue
-            row = measure(job, sides.of(CLUSTER, 0))
-            table.add(**row, cut=cut, tail_share=share, weights=job.weights)
-            say(f"{cut} {job.weights}: loss {row['loss']:.2f}, MACs of the tail saved {row['macs_saved']:.3f}")
+        for way in ways:
+            of_way = [job for job in jobs if job.weights == way]
+            found = sides.of(CLUSTER, 0)
+            row = measure(of_way[0], found) if of_way else by_ranks(found)
+            table.add(**{**row, "scored_on": scored}, cut=cut, tail_share=share, weights=way)
+            say(f"{cut} {way}: loss {row['loss']:.2f}, MACs of the tail saved {row['macs_saved']:.3f}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from common import Row, Section, kept, networks, number, published, read, shown, table
 
 SHOWN = (("dcs", "plain"), ("dcs", "reconstructed"), ("residual", "reconstructed"))
-WEIGHTS = ("plain", "recalibrated", "reconstructed")
+WEIGHTS = ("plain", "recalibrated", "reconstructed", "low-rank")
 
 
 def accuracies(rows: list[Row], base: float) -> list[list[str]]:
@@ -30,20 +30,23 @@ def accuracies(rows: list[Row], base: float) -> list[list[str]]:
 
 
 def by_cut(rows: list[Row]) -> str:
-    """One line a cut: what half of the tail answers, beside the base model limited to the cluster's classes."""
+    """One line a cut and number of images: what half of the tail answers, beside the base model limited to the
+    cluster's classes."""
     lines = []
-    for cut in dict.fromkeys(r["cut"] for r in rows):
-        mine = {r["weights"]: r for r in rows if r["cut"] == cut}
+    ways = [kind for kind in WEIGHTS if any(r["weights"] == kind for r in rows)]
+    for cut, scored in dict.fromkeys((r["cut"], r["scored_on"]) for r in rows):
+        mine = {r["weights"]: r for r in rows if (r["cut"], r["scored_on"]) == (cut, scored)}
         first = next(iter(mine.values()))
         limited = 100 * float(first["base_top1"])
         cells = [
             f"{100 * float(mine[kind]['top1']):.2f} ({100 * float(mine[kind]['top1']) - limited:+.2f})"
             if kind in mine
             else ""
-            for kind in WEIGHTS
+            for kind in ways
         ]
-        lines.append([f"`{cut}`", f"{100 * float(first['tail_share']):.0f} %", f"{limited:.2f}", *cells])
-    return table(["cut after", "MACs after it", "base, limited", *WEIGHTS], lines)
+        tail = f"{100 * float(first['tail_share']):.0f} %"
+        lines.append([f"`{cut}`", tail, scored, f"{limited:.2f}", *cells])
+    return table(["cut after", "MACs after it", "images of a class", "base, limited", *ways], lines)
 
 
 def section() -> Section:
@@ -63,8 +66,9 @@ def section() -> Section:
         parts.append(f"{name}, subgraphs:\n\n" + table(head, accuracies(within, base)))
     for name in networks("cuts_"):
         parts.append(
-            f"{name}, half of the tail's MACs, criterion residual, cut by cut (in brackets: over the base model "
-            "limited to the cluster's classes):\n\n" + by_cut(read(f"cuts_{name}.csv"))
+            f"{name}, half of the tail's MACs, cut by cut (in brackets: over the base model limited to the cluster's "
+            "classes); channels removed by the criterion residual, or `low-rank`, where none is:\n\n"
+            + by_cut(read(f"cuts_{name}.csv"))
         )
     head = ["network", "paper: gain over the base", "base, all classes", "base, limited to the cluster"]
     text = (

@@ -111,10 +111,15 @@ def test_gains_within_clusters_are_over_the_whole_base_model(reproduce: dict[str
 
 def test_clusters_cut_by_cut(reproduce: dict[str, ModuleType], tmp_path: Path) -> None:
     cut = {"cut": "features.23", "tail_share": 0.392, "base_top1": 0.8}
-    rows = [cut | {"weights": "plain", "top1": 0.6}, cut | {"weights": "reconstructed", "top1": 0.81}]
+    rows = [
+        cut | {"scored_on": scored, "weights": weights, "top1": top1}
+        for scored, weights, top1 in ((40, "plain", 0.6), (40, "reconstructed", 0.81), (200, "low-rank", 0.82))
+    ]
     write(tmp_path / "results" / "cuts_vgg16.csv", rows)
     text = reproduce["clusters"].section().text
-    assert "| `features.23` | 39 % | 80.00 | 60.00 (-20.00) |  | 81.00 (+1.00) |" in text
+    assert "| base, limited | plain | reconstructed | low-rank |" in text
+    assert "| `features.23` | 39 % | 40 | 80.00 | 60.00 (-20.00) | 81.00 (+1.00) |  |" in text
+    assert "| `features.23` | 39 % | 200 | 80.00 |  |  | 82.00 (+2.00) |" in text
 
 
 def test_one_smaller_network(reproduce: dict[str, ModuleType], tmp_path: Path) -> None:
