@@ -155,27 +155,34 @@ class Recipe(NamedTuple):
     macs: float
     gates: GateConfig = GateConfig()
     options: tuple[tuple[str, Any], ...] = ()
+    seed: int = 0
 
 
-def ablations(epochs: int, macs: float) -> list[Recipe]:
+def ablations(epochs: int, macs: float, seed: int = 0) -> list[Recipe]:
     """Each loss taken away, each choice that the paper's text leaves open taken the other way, and the baselines."""
+    detached = {"detach_weights": True, "detach_features": True}
     changes: dict[str, tuple[GateConfig, dict[str, Any]]] = {
         "manidp": (GateConfig(), {}),
         "static": (GateConfig("static"), {}),
+        "fbs": (GateConfig("fbs"), {"complexity": 1e-8}),
         "without-similarity": (GateConfig(), {"similarity": 0.0}),
         "without-complexity": (GateConfig(), {"complexity": 0.0}),
         "without-both": (GateConfig(), {"complexity": 0.0, "similarity": 0.0}),
-        "equal-start": (GateConfig(), {"start": "equal"}),
-        "binary-mask": (GateConfig(mask="binary"), {}),
-        "fbs": (GateConfig("fbs"), {"complexity": 1e-8}),
-        "attached": (GateConfig(), {"detach_weights": False, "detach_features": False}),
+        "detached": (GateConfig(), detached),
+        "detached-equal-start": (GateConfig(), detached | {"start": "equal"}),
+        "detached-binary-mask": (GateConfig(mask="binary"), detached),
     }
-    return [Recipe(name, epochs, macs, gates, tuple(o.items())) for name, (gates, o) in changes.items()]
+    return [Recipe(name, epochs, macs, gates, tuple(o.items()), seed) for name, (gates, o) in changes.items()]
 
 
 #: By data and network. Shares of MACs are those of the paper on CIFAR-10.
 RECIPES: dict[tuple[str, str], list[Recipe]] = {
-    ("cifar10", "resnet20"): [*ablations(3, 0.458), Recipe("manidp", 12, 0.458)],
+    ("cifar10", "resnet20"): [
+        *ablations(3, 0.458),
+        *ablations(3, 0.458, seed=1),
+        Recipe("manidp", 12, 0.458),
+        Recipe("static", 12, 0.458, GateConfig("static")),
+    ],
     ("cifar10", "resnet32"): [Recipe("manidp", 3, 0.368)],
     ("cifar10", "resnet56"): [Recipe("manidp", 3, 0.376)],
     ("cifar100", "resnet56"): [Recipe("manidp", 3, 0.5, options=(("similarity", 0.1),))],
@@ -195,19 +202,19 @@ def train(
 ) -> None:
     torch.set_num_threads(threads)
     images, test = load_images(data, "train"), load_images(data, "test")
-    identity = ("variant", "epochs", "target_macs")
-    common = {"model": name, "dataset": dataset, "method": "dynamic", "seed": 0, "threads": threads}
+    identity = ("variant", "epochs", "target_macs", "seed")
+    common = {"model": name, "dataset": dataset, "method": "dynamic", "threads": threads}
     table = Table(f"dynamic_train_{name}_{dataset}.csv", TRAIN_COLUMNS, identity, **common)
     curve = Table(f"dynamic_curve_{name}_{dataset}.csv", CURVE_COLUMNS, (*identity, "epoch"), **common)
     for recipe in RECIPES[dataset, name]:
-        known = {"variant": recipe.variant, "epochs": recipe.epochs, "target_macs": recipe.macs}
+        known = {"variant": recipe.variant, "epochs": recipe.epochs, "target_macs": recipe.macs, "seed": recipe.seed}
         if table.has(**known) or (only and recipe.variant not in only.split(",")):
             continue
         base = network_of(dataset, name, weights)
         before = {key: value.clone() for key, value in base.module.state_dict().items()}
         options = {"ramp": 0.6, "updates": 20, "bf16": True} | dict(recipe.options)
-        config = TrainConfig(Target(macs=recipe.macs), recipe.gates, epochs=recipe.epochs, **options)
-        place = work / f"{name}_{dataset}" / f"{recipe.variant}-{recipe.epochs}"
+        config = TrainConfig(Target(macs=recipe.macs), recipe.gates, epochs=recipe.epochs, seed=recipe.seed, **options)
+        place = work / f"{name}_{dataset}" / f"{recipe.variant}-{recipe.epochs}-{recipe.seed}"
 
         def report(r: EpochReport, known: dict[str, Any] = known) -> None:
             curve.add(
