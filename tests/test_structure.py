@@ -38,7 +38,7 @@ HOUSE = [
     {"edge"},
     {"stages", "energy"},
     {"measure"},
-    {"calibration"},
+    {"calibration", "specialise"},
     {"pipeline"},
     {"pruned"},
     {"pruning"},

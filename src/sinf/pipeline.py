@@ -17,11 +17,11 @@ from torch import Tensor
 from sinf.bundle import Bundle
 from sinf.calibration import part_images, set_thresholds, tail_costs
 from sinf.clusters import Clusters
-from sinf.compact import Compactor, Progress, Rule, batches, importances
+from sinf.compact import Compactor, Progress, Rule
 from sinf.criteria import best_criterion, make_criterion
 from sinf.data import BATCH, LabelledImages, augment, join_pairs
 from sinf.deferral import Deferral
-from sinf.engine.prepare import prepare, prepare_teacher
+from sinf.engine.prepare import prepare_teacher
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError, DataError
 from sinf.files import hash_tensors
@@ -30,13 +30,9 @@ from sinf.models import BaseModel
 from sinf.models.trace import trace
 from sinf.network import Network, Part
 from sinf.router import RoutePredictor, RouterConfig, calibrate, train_router
-from sinf.routing import part_name
-from sinf.statistics import collect
+from sinf.specialise import Specialiser
 from sinf.steps import StepStore, Tensors
-from sinf.subgraph.reconstruct import reconstruct
-from sinf.subgraph.select import Budget, Schedule, select
-from sinf.subgraph.slice import slice_graph
-from sinf.subgraph.verify import verify
+from sinf.subgraph.select import Budget, Schedule
 from sinf.version import __version__
 
 WEIGHT_COST = 32.0  # what a weight costs beside a MAC on one thread of a server processor, measured on VGG16 at batch 1
@@ -53,6 +49,8 @@ class BuildConfig:
         cut: name of the cut point, or None for the one nearest to ``cut_at`` of the MACs.
         criterion: what says which channels go; None for the one that loses least with, or without, reconstruction.
         subgraph: rule for the subgraphs of the clusters: a ``Schedule`` of ratios or a ``Budget`` of MACs.
+        across_clusters: whether that budget is the mean of all subgraphs, spent in the cluster where it costs least,
+            instead of each one's.
         extractor: fraction of the feature extractor's MACs that stay, for all classes; 1 leaves it as it is.
         fallback: the same for the full tail.
         common: instead of those two, one budget for both together, spent where it costs least.
@@ -72,6 +70,7 @@ class BuildConfig:
     cut_at: float = 0.6
     criterion: str | None = None
     subgraph: Schedule | Budget = field(default_factory=lambda: Budget(0.3, WEIGHT_COST))
+    across_clusters: bool = False
     extractor: float = 1.0
     fallback: float = 1.0
     common: float = 1.0
@@ -95,6 +94,10 @@ class BuildConfig:
                 "a common budget stands instead of those of extractor and fallback",
                 got=f"common {self.common:g}, extractor {self.extractor:g}, fallback {self.fallback:g}",
                 remedy="leave it, or the other two, at 1",
+            )
+        if self.across_clusters and isinstance(self.subgraph, Schedule):
+            raise ConfigError(
+                "only a budget can be spent across clusters", got="ratios", remedy="give a budget of MACs, or leave it"
             )
         make_criterion(self.criterion_name)
         for name in ("route_draws", "common_images", "reconstruct_bytes"):
@@ -216,7 +219,7 @@ class _Build:
     def run(self, provenance: dict[str, str]) -> Bundle:
         common, fallback = self._common()
         router = self._router(common)
-        parts = {"common": common, "fallback": fallback, **self._subgraphs(common)}
+        parts = {"common": common, "fallback": fallback, **self._specialiser().specialise(common)}
         bundle = Bundle(
             spec=self.base.spec,
             class_names=tuple(self.images.scoring.class_names),
@@ -257,62 +260,11 @@ class _Build:
         tensors = self.store.get("common", self.compaction | {"fallback": config.fallback}, compute)
         return network.split(Part.from_tensors(tensors, network.coupling, ""))
 
-    def _subgraphs(self, common: Part) -> dict[str, Part]:
-        """Every cluster's part. Features are computed when the first of them is missing, and forgotten after the
-        last."""
-        features: list[tuple[Tensor, Tensor]] = []
-        parts = {}
-        rule = {"rule": type(self.config.subgraph).__name__, **asdict(self.config.subgraph)}
-        for cluster, members in enumerate(self.clusters.members):
-            self.progress("subgraphs", cluster, len(self.clusters))
-
-            def compute(cluster: int = cluster) -> Tensors:
-                if not features:
-                    features.append(self._features(common))
-                return self._subgraph(cluster, common, *features[0]).to_tensors(self.network.coupling, "")
-
-            name = part_name(cluster)
-            tensors = self.store.get(name, self.compaction | rule | {"classes": members}, compute)
-            parts[name] = Part.from_tensors(tensors, self.network.coupling, "")
-        self.progress("subgraphs", len(self.clusters), len(self.clusters))
-        return parts
-
-    def _features(self, common: Part) -> tuple[Tensor, Tensor]:
-        """Features of all scoring images, of the base extractor and of the one that will run."""
-        network = self.network
-        base, smaller = prepare(network.parts.extractor), prepare(network.extractor(common))
-        whole, small = [], []
-        with torch.no_grad():
-            for x, _ in batches(self.images.scoring, self.base, "features", self.progress):
-                whole.append(base(x).contiguous())
-                small.append(smaller(x).contiguous() if common.changes else whole[-1])
-        base_features = torch.cat(whole)
-        return base_features, torch.cat(small) if common.changes else base_features
-
-    def _subgraph(self, cluster: int, common: Part, base_features: Tensor, small_features: Tensor) -> Part:
-        """Score, select, check against the masked tail, reconstruct."""
-        network, config = self.network, self.config
-        coupling, tail, groups = network.coupling, network.parts.tail, network.groups_after()
-        members = list(self.clusters.members[cluster])
-        labels = self.images.scoring.labels
-        mine = torch.nonzero(torch.isin(labels, torch.tensor(members))).flatten()
-        whole, small = base_features[mine], small_features[mine]
-        sites = collect(
-            tail,
-            coupling,
-            zip(whole.split(BATCH), labels[mine].split(BATCH), strict=True),
-            classes=self.base.spec.classes,
-            answer=members,
-            needs=self.criterion.needs,
-            pool=self.criterion.pool,
-            seed=config.seed + cluster,
-        )
-        importance = importances(self.criterion, network, groups, sites)
-        keep = network.with_classes(common.keep, members)
-        keep = select(config.subgraph, groups, importance, network.tail_macs, keep, config.round_to)
-        smaller = slice_graph(tail, coupling, keep)
-        verify(tail, coupling, keep, smaller, whole[:4], network.features_slot)
-        return Part(keep, reconstruct(tail, coupling, keep, smaller, whole, small) if config.reconstruct else {})
+    def _specialiser(self) -> Specialiser:
+        return Specialiser(
+            self.base, self.network, self.images.scoring, self.clusters, self.criterion, self.config, self.progress,
+            self.store, self.origin, self.compaction,
+        )  # fmt: skip
 
     def _router(self, common: Part) -> RoutePredictor:
         """The route predictor, before its calibration."""

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from sinf.errors import ConfigError
 from sinf.models.trace import trace
 from sinf.subgraph.coupling import CoupledGroup, Coupling, couple
-from sinf.subgraph.select import Budget, MacCount, Schedule, select
+from sinf.subgraph.select import Budget, Candidates, MacCount, Schedule, select, select_together
 from sinf.subgraph.slice import slice_graph
 from tiny import CLASSES, COLOUR, NETWORKS, Chain, ChannelsLast, Depthwise, Grouped, Shared, conv, random_keep, traced
 
@@ -275,6 +275,51 @@ def test_budget_out_of_reach_says_what_is_within() -> None:
     within = float(str(error.value).split("at least ")[1].split()[0])
     keep = select(Budget(within + 0.001), groups, random_importance(groups), macs, coupling.keep_all(), 8)
     assert [int(keep[group.units].sum()) for group in groups] == [8, 8, 8]
+
+
+# ---- one budget for several parts
+
+
+def test_one_part_alone_has_the_budget_for_itself() -> None:
+    _, coupling, groups, macs = funnel()
+    importance = random_importance(groups)
+    alone = select(Budget(0.5), groups, importance, macs, coupling.keep_all(), 1)
+    (together,) = select_together(Budget(0.5), [Candidates(groups, importance, macs, coupling.keep_all())], [0.3], 1)
+    assert torch.equal(alone, together)
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1)])
+def test_a_common_budget_is_a_mean_over_inputs(shares: tuple[float, float]) -> None:
+    _, coupling, groups, macs = funnel()
+    parts = [Candidates(groups, random_importance(groups, seed), macs, coupling.keep_all()) for seed in (1, 2)]
+    kept = select_together(Budget(0.6), parts, shares, 1)
+    mean = sum(share * macs.total(keep) for share, keep in zip(shares, kept, strict=True)) / macs.total()
+    assert 0.55 < mean <= 0.6
+
+
+def test_a_common_budget_is_spent_in_the_part_where_it_costs_least() -> None:
+    _, coupling, groups, macs = funnel()
+    cheap = random_importance(groups)
+    dear = {name: 1000 + values for name, values in cheap.items()}
+    parts = [Candidates(groups, importance, macs, coupling.keep_all()) for importance in (dear, cheap)]
+    first, second = select_together(Budget(0.8), parts, (0.5, 0.5), 1)
+    assert bool(first.all())
+    assert macs.total(second) <= 0.6 * macs.total()
+
+
+def test_parts_that_are_equal_end_equal() -> None:
+    _, coupling, groups, macs = funnel()
+    part = Candidates(groups, random_importance(groups), macs, coupling.keep_all())
+    first, second = select_together(Budget(0.5), [part, part], (0.5, 0.5), 1)
+    assert abs(macs.total(first) - macs.total(second)) < 0.1 * macs.total()
+    assert int((first ^ second).sum()) <= 2  # one of them may be a step ahead
+
+
+def test_a_common_budget_out_of_reach_is_refused() -> None:
+    _, coupling, groups, macs = funnel()
+    part = Candidates(groups, random_importance(groups), macs, coupling.keep_all())
+    with pytest.raises(ConfigError, match="within reach"):
+        select_together(Budget(0.01), [part, part], (0.5, 0.5), 8)
 
 
 # ---- MACs

@@ -33,6 +33,9 @@ def build(
     ] = None,
     criterion: options.Criterion = None,
     macs: Annotated[float, typer.Option(help="Fraction of the tail's MACs that a subgraph keeps.")] = 0.3,
+    across_clusters: Annotated[
+        bool, typer.Option("--across-clusters", help="--macs is the mean of all subgraphs, spent where it costs least.")
+    ] = False,
     weight_cost: Annotated[
         float, typer.Option(help="MACs that loading a weight counts for in budgets; 0 for plain MACs.")
     ] = 32.0,
@@ -85,6 +88,7 @@ def build(
         cut=cut,
         criterion=criterion,
         subgraph=_rule(macs, weight_cost, ratios),
+        across_clusters=across_clusters,
         weight_cost=weight_cost,
         route_draws=route_draws,
         round_to=round_to,

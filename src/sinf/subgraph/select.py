@@ -1,10 +1,12 @@
-"""Which units go: by the paper's schedule of ratios, or by a budget of MACs spent where it costs least."""
+"""Which units go: by the paper's schedule of ratios, or by a budget of MACs spent where it costs least, across layers
+and, where several subgraphs share one, across those."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -94,31 +96,74 @@ def select(
     Widths are rounded up to a multiple of ``round_to`` (other widths are often slower than the full layer); a group
     never loses its last units.
     """
+    part = Candidates(groups, importance, macs, keep)
+    if isinstance(rule, Budget):
+        return select_together(rule, [part], [1.0], round_to)[0]
+    _require_round_to(round_to)
+    widths = {}
+    for depth, group in enumerate(groups):
+        ratio = rule.first + (rule.last - rule.first) * depth / max(1, len(groups) - 1)
+        widths[group.name] = _round_up(group.size * (1 - ratio), round_to, group.size)
+    return _chosen(part, widths)
+
+
+class Candidates(NamedTuple):
+    """What may go from one part: ``groups`` with the importance of their units by name, how its MACs are counted, and
+    ``keep`` (units,) bool, what is there to begin with."""
+
+    groups: list[CoupledGroup]
+    importance: dict[str, Tensor]
+    macs: MacCount
+    keep: Tensor
+
+
+def select_together(
+    budget: Budget, parts: Sequence[Candidates], shares: Sequence[float], round_to: int = 8
+) -> list[Tensor]:
+    """What :func:`select` finds, for several parts under one budget: of their mean MACs, each part counting by its
+    share of the inputs. It is spent in the layer and part that loses least importance per MAC, so that importances must
+    compare between parts; parts end with different MACs.
+
+    Raises:
+        ConfigError: no widths are within the budget.
+    """
+    _require_round_to(round_to)
+    descents = [_Descent(part, round_to, budget.weight_cost) for part in parts]
+    start = sum(share * descent.cost for share, descent in zip(shares, descents, strict=True))
+    now = start
+    while now > budget.macs * start:
+        able = [descent for descent in descents if descent.can_go_down]
+        if not able:
+            raise ConfigError(
+                "the MAC budget must be within reach",
+                got=f"{budget.macs:g} of the part's MACs; at least {now / start:.3f} must stay",
+                remedy="raise the budget, or cut earlier",
+            )
+        min(able, key=lambda descent: descent.price).go_down()
+        now = sum(share * descent.cost for share, descent in zip(shares, descents, strict=True))
+    return [_chosen(part, descent.widths) for part, descent in zip(parts, descents, strict=True)]
+
+
+def _require_round_to(round_to: int) -> None:
     if round_to < 1:
         raise ConfigError("round_to must be at least 1", got=round_to, remedy="take 8")
-    widths = {group.name: group.size for group in groups}
-    if isinstance(rule, Schedule):
-        for depth, group in enumerate(groups):
-            ratio = rule.first + (rule.last - rule.first) * depth / max(1, len(groups) - 1)
-            widths[group.name] = _round_up(group.size * (1 - ratio), round_to, group.size)
-    else:
-        widths = _spend(rule, groups, importance, macs, keep, round_to)
-    chosen = keep.clone()
-    for group in groups:
-        chosen[_least(group, importance[group.name], widths[group.name])] = False
-    return _never_empty(chosen, keep, groups, importance, macs.coupling)
 
 
-def _never_empty(
-    chosen: Tensor, keep: Tensor, groups: list[CoupledGroup], importance: dict[str, Tensor], coupling: Coupling
-) -> Tensor:
+def _chosen(part: Candidates, widths: dict[str, int]) -> Tensor:
+    chosen = part.keep.clone()
+    for group in part.groups:
+        chosen[_least(group, part.importance[group.name], widths[group.name])] = False
+    return _never_empty(chosen, part)
+
+
+def _never_empty(chosen: Tensor, part: Candidates) -> Tensor:
     """Give a layer that would lose everything its most important unit back: where a group joins layers with different
     channels (a sum after a concatenation), the group's width says nothing of a single layer's."""
-    score = torch.zeros(len(chosen))
-    for group in groups:
-        score[group.units] = importance[group.name].float()
+    score, coupling = torch.zeros(len(chosen)), part.macs.coupling
+    for group in part.groups:
+        score[group.units] = part.importance[group.name].float()
     for slot in (*coupling.reads.values(), *coupling.writes.values()):
-        there = slot.units[keep[slot.units]]
+        there = slot.units[part.keep[slot.units]]
         if len(there) and not bool(chosen[there].any()):
             chosen[there[score[there].argmax()]] = True
     return chosen
@@ -134,68 +179,63 @@ def _least(group: CoupledGroup, importance: Tensor, width: int) -> Tensor:
     return group.units[order[width:]]
 
 
-def _spend(
-    budget: Budget,
-    groups: list[CoupledGroup],
-    importance: dict[str, Tensor],
-    macs: MacCount,
-    keep: Tensor,
-    round_to: int,
-) -> dict[str, int]:
-    """Take steps of ``round_to`` units, each from the group that loses least importance per MAC saved."""
-    widths = {group.name: group.size for group in groups}
-    sorted_importance = {name: torch.sort(value.double()).values for name, value in importance.items()}
-    lost = {
-        name: torch.cat([torch.zeros(1, dtype=torch.float64), v.cumsum(0)]) for name, v in sorted_importance.items()
-    }
-    now, start = keep.clone(), macs.total(keep, budget.weight_cost)
-    current, target = start, budget.macs * start
+class _Step(NamedTuple):
+    """A group made narrower: its width then, the units of the part that stay, and their cost."""
 
-    def give_back(chosen: Tensor) -> Tensor:
-        return _never_empty(chosen, keep, groups, importance, macs.coupling)
+    group: CoupledGroup
+    width: int
+    keep: Tensor
+    cost: int
 
-    while current > target:
-        best: tuple[float, CoupledGroup, int, Tensor, int] | None = None
-        for group in groups:
-            width = widths[group.name]
-            step = _next_step(group, importance[group.name], width, round_to, now, macs, budget, current, give_back)
+
+class _Descent:
+    """A part on its way down, in steps of ``round_to`` units, each from the group that loses least importance per MAC
+    saved. ``price`` is that of the next step."""
+
+    def __init__(self, part: Candidates, round_to: int, weight_cost: float) -> None:
+        self._part, self._round_to, self._weight_cost = part, round_to, weight_cost
+        self.widths = {group.name: group.size for group in part.groups}
+        self._keep = part.keep.clone()
+        self.cost = part.macs.total(self._keep, weight_cost)
+        self._lost = {
+            name: torch.nn.functional.pad(torch.sort(value.double()).values.cumsum(0), (1, 0))
+            for name, value in part.importance.items()
+        }
+        self.price, self._next = 0.0, self._narrower_by_least()
+
+    @property
+    def can_go_down(self) -> bool:
+        return self._next is not None
+
+    def go_down(self) -> None:
+        if self._next is not None:
+            self.widths[self._next.group.name] = self._next.width
+            self._keep, self.cost = self._next.keep, self._next.cost
+            self._next = self._narrower_by_least()
+
+    def _narrower_by_least(self) -> _Step | None:
+        """The cheapest step; ``price`` becomes its."""
+        best = None
+        for group in self._part.groups:
+            step = self._narrower(group)
             if step is None:
                 continue
-            smaller, trial, after = step
-            curve = lost[group.name]
-            price = float(curve[group.size - smaller] - curve[group.size - width]) / (current - after)
-            if best is None or price < best[0]:
-                best = (price, group, smaller, trial, after)
-        if best is None:
-            raise ConfigError(
-                "the MAC budget must be within reach",
-                got=f"{budget.macs:g} of the part's MACs; at least {current / start:.3f} must stay",
-                remedy="raise the budget, or cut earlier",
-            )
-        _, group, width, now, current = best
-        widths[group.name] = width
-    return widths
+            curve = self._lost[group.name]
+            lost = float(curve[group.size - step.width] - curve[group.size - self.widths[group.name]])
+            price = lost / (self.cost - step.cost)
+            if best is None or price < self.price:
+                self.price, best = price, step
+        return best
 
-
-def _next_step(
-    group: CoupledGroup,
-    importance: Tensor,
-    width: int,
-    round_to: int,
-    now: Tensor,
-    macs: MacCount,
-    budget: Budget,
-    current: int,
-    give_back: Callable[[Tensor], Tensor],
-) -> tuple[int, Tensor, int] | None:
-    """The next smaller width of a group that saves anything, the units that then stay, and their cost."""
-    smaller = (math.ceil(width / round_to) - 1) * round_to
-    while smaller >= 1:
-        trial = now.clone()
-        trial[_least(group, importance, smaller)] = False
-        trial = give_back(trial)
-        after = macs.total(trial, budget.weight_cost)
-        if after < current:
-            return smaller, trial, after
-        smaller -= round_to
-    return None
+    def _narrower(self, group: CoupledGroup) -> _Step | None:
+        """The next smaller width of a group that saves anything."""
+        width = (math.ceil(self.widths[group.name] / self._round_to) - 1) * self._round_to
+        while width >= 1:
+            trial = self._keep.clone()
+            trial[_least(group, self._part.importance[group.name], width)] = False
+            trial = _never_empty(trial, self._part)
+            cost = self._part.macs.total(trial, self._weight_cost)
+            if cost < self.cost:
+                return _Step(group, width, trial, cost)
+            width -= self._round_to
+        return None

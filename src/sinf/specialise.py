@@ -1,0 +1,152 @@
+"""Subgraphs: the tail made smaller for every cluster, from features of the cluster's own images.
+
+Score, select, check against the masked tail, reconstruct. A budget is each subgraph's own, or one for all of them,
+spent in the layer and cluster where it costs least.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from sinf import compact
+from sinf.clusters import Clusters
+from sinf.compact import Progress, batches, importances
+from sinf.criteria import Criterion
+from sinf.data import BATCH, LabelledImages
+from sinf.engine.prepare import prepare
+from sinf.models import BaseModel
+from sinf.network import Network, Part
+from sinf.routing import part_name
+from sinf.statistics import collect
+from sinf.steps import StepStore, Tensors
+from sinf.subgraph.reconstruct import reconstruct
+from sinf.subgraph.select import Budget, Candidates, Schedule, select, select_together
+from sinf.subgraph.slice import slice_graph
+from sinf.subgraph.verify import verify
+
+
+class Options(compact.Options, Protocol):
+    """What of a build's configuration matters here."""
+
+    @property
+    def subgraph(self) -> Schedule | Budget: ...
+    @property
+    def across_clusters(self) -> bool: ...
+
+
+class Specialiser:
+    """Makes the subgraphs, one step each, stored.
+
+    Scores depend on ``origin`` (model, images, cut), subgraphs on ``compaction`` as well: what else says how the
+    network is made smaller, up to the tail.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        network: Network,
+        scoring: LabelledImages,
+        clusters: Clusters,
+        criterion: Criterion,
+        options: Options,
+        progress: Progress,
+        store: StepStore,
+        origin: dict[str, Any],
+        compaction: dict[str, Any],
+    ) -> None:
+        self.base, self.network, self.scoring, self.clusters = base, network, scoring, clusters
+        self.criterion, self.options, self.progress, self.store = criterion, options, progress, store
+        self.origin, self.compaction = origin, compaction
+        self._features: tuple[Tensor, Tensor] | None = None
+
+    def specialise(self, common: Part) -> dict[str, Part]:
+        """Every cluster's part, by name. Features are computed when the first of them is missing, and forgotten after
+        the last."""
+        depends = self.compaction | {"rule": type(self.options.subgraph).__name__, **asdict(self.options.subgraph)}
+        together: list[Tensor] | None = None
+        if self.options.across_clusters:
+            together = self._select_together(common)
+            depends |= {"clusters": self.clusters.members}
+        parts = {}
+        for cluster, members in enumerate(self.clusters.members):
+            self.progress("subgraphs", cluster, len(self.clusters))
+
+            def compute(cluster: int = cluster) -> Tensors:
+                keep = self._select(cluster, common) if together is None else together[cluster]
+                return self._subgraph(cluster, common, keep).to_tensors(self.network.coupling, "")
+
+            name = part_name(cluster)
+            tensors = self.store.get(name, depends | {"classes": members}, compute)
+            parts[name] = Part.from_tensors(tensors, self.network.coupling, "")
+        self.progress("subgraphs", len(self.clusters), len(self.clusters))
+        self._features = None
+        return parts
+
+    def _select(self, cluster: int, common: Part) -> Tensor:
+        return select(self.options.subgraph, *self._candidates(cluster, common), self.options.round_to)
+
+    def _select_together(self, common: Part) -> list[Tensor]:
+        """The units of every cluster that stay within one budget; a cluster counts by its scoring images."""
+        candidates = []
+        for cluster in range(len(self.clusters)):
+            self.progress("importance", cluster, len(self.clusters))
+            candidates.append(self._candidates(cluster, common))
+        self.progress("importance", len(self.clusters), len(self.clusters))
+        count = torch.bincount(self.clusters.of_class()[self.scoring.labels], minlength=len(self.clusters))
+        budget = cast(Budget, self.options.subgraph)  # a configuration allows no schedule here
+        return select_together(budget, candidates, (count / count.sum()).tolist(), self.options.round_to)
+
+    def _candidates(self, cluster: int, common: Part) -> Candidates:
+        """What may go from a cluster's tail, scored on its images."""
+        network, members = self.network, list(self.clusters.members[cluster])
+        groups, seed = network.groups_after(), self.options.seed + cluster
+
+        def compute() -> Tensors:
+            mine = self._images_of(cluster)
+            whole, labels = self._features_of_all(common)[0][mine], self.scoring.labels[mine]
+            sites = collect(
+                network.parts.tail,
+                network.coupling,
+                zip(whole.split(BATCH), labels.split(BATCH), strict=True),
+                classes=self.base.spec.classes,
+                answer=members,
+                needs=self.criterion.needs,
+                pool=self.criterion.pool,
+                seed=seed,
+            )
+            return importances(self.criterion, network, groups, sites)
+
+        depends = {"criterion": self.criterion.name, "options": self.criterion.options(), "seed": seed}
+        name = f"importance-{part_name(cluster)}"
+        importance = self.store.get(name, self.origin | depends | {"classes": members}, compute)
+        return Candidates(groups, importance, network.tail_macs, network.with_classes(common.keep, members))
+
+    def _subgraph(self, cluster: int, common: Part, keep: Tensor) -> Part:
+        """Check against the masked tail, and reconstruct."""
+        coupling, tail = self.network.coupling, self.network.parts.tail
+        mine = self._images_of(cluster)
+        whole, small = (features[mine] for features in self._features_of_all(common))
+        smaller = slice_graph(tail, coupling, keep)
+        verify(tail, coupling, keep, smaller, whole[:4], self.network.features_slot)
+        return Part(keep, reconstruct(tail, coupling, keep, smaller, whole, small) if self.options.reconstruct else {})
+
+    def _images_of(self, cluster: int) -> Tensor:
+        return torch.nonzero(torch.isin(self.scoring.labels, torch.tensor(self.clusters.members[cluster]))).flatten()
+
+    def _features_of_all(self, common: Part) -> tuple[Tensor, Tensor]:
+        """Features of all scoring images, of the base extractor and of the one that will run."""
+        if self._features is None:
+            network = self.network
+            base, smaller = prepare(network.parts.extractor), prepare(network.extractor(common))
+            whole, small = [], []
+            with torch.no_grad():
+                for x, _ in batches(self.scoring, self.base, "features", self.progress):
+                    whole.append(base(x).contiguous())
+                    small.append(smaller(x).contiguous() if common.changes else whole[-1])
+            features = torch.cat(whole)
+            self._features = features, torch.cat(small) if common.changes else features
+        return self._features
