@@ -180,12 +180,14 @@ def _least(group: CoupledGroup, importance: Tensor, width: int) -> Tensor:
 
 
 class _Step(NamedTuple):
-    """A group made narrower: its width then, the units of the part that stay, and their cost."""
+    """A group made narrower: its width then, the units of the part that stay, their cost, and the importance that is
+    lost for every MAC saved."""
 
     group: CoupledGroup
     width: int
     keep: Tensor
     cost: int
+    price: float
 
 
 class _Descent:
@@ -201,31 +203,25 @@ class _Descent:
             name: torch.nn.functional.pad(torch.sort(value.double()).values.cumsum(0), (1, 0))
             for name, value in part.importance.items()
         }
-        self.price, self._next = 0.0, self._narrower_by_least()
+        self._next = self._cheapest()
 
     @property
     def can_go_down(self) -> bool:
         return self._next is not None
 
+    @property
+    def price(self) -> float:
+        return math.inf if self._next is None else self._next.price
+
     def go_down(self) -> None:
         if self._next is not None:
             self.widths[self._next.group.name] = self._next.width
             self._keep, self.cost = self._next.keep, self._next.cost
-            self._next = self._narrower_by_least()
+            self._next = self._cheapest()
 
-    def _narrower_by_least(self) -> _Step | None:
-        """The cheapest step; ``price`` becomes its."""
-        best = None
-        for group in self._part.groups:
-            step = self._narrower(group)
-            if step is None:
-                continue
-            curve = self._lost[group.name]
-            lost = float(curve[group.size - step.width] - curve[group.size - self.widths[group.name]])
-            price = lost / (self.cost - step.cost)
-            if best is None or price < self.price:
-                self.price, best = price, step
-        return best
+    def _cheapest(self) -> _Step | None:
+        steps = [step for step in map(self._narrower, self._part.groups) if step is not None]
+        return min(steps, key=lambda step: step.price, default=None)
 
     def _narrower(self, group: CoupledGroup) -> _Step | None:
         """The next smaller width of a group that saves anything."""
@@ -236,6 +232,8 @@ class _Descent:
             trial = _never_empty(trial, self._part)
             cost = self._part.macs.total(trial, self._weight_cost)
             if cost < self.cost:
-                return _Step(group, width, trial, cost)
+                curve = self._lost[group.name]
+                lost = float(curve[group.size - width] - curve[group.size - self.widths[group.name]])
+                return _Step(group, width, trial, cost, lost / (self.cost - cost))
             width -= self._round_to
         return None
