@@ -5,7 +5,8 @@
 Scored on 20 train images of every class (40 for a cluster), the same for all criteria, in one pass; reported on the
 first ``images`` of test[50%:]. Every row is one network: a criterion, a budget of MACs, how the budget is spent
 (``uniform``: the same share of channels in every layer, so that criteria only choose which; ``budget``: where a channel
-costs least by the criterion's own scores), and what is done to the weights that stay:
+costs least by the criterion's own scores; ``clusters``: the same, one budget for all clusters together), and what is
+done to the weights that stay:
 
     plain           nothing
     recalibrated    batch-norm statistics from the fitting images
@@ -45,7 +46,7 @@ from sinf.statistics import Statistics, collect
 from sinf.subgraph.coupling import CoupledGroup
 from sinf.subgraph.recalibrate import recalibrate
 from sinf.subgraph.reconstruct import reconstruct
-from sinf.subgraph.select import Budget, MacCount, Schedule, select
+from sinf.subgraph.select import Budget, Candidates, MacCount, Schedule, select, select_together
 from sinf.subgraph.slice import parameters_of, slice_graph
 from sinf.subgraph.verify import verify
 
@@ -78,7 +79,7 @@ class Job(NamedTuple):
 def plan() -> list[Job]:
     """All rows, the most telling first."""
     leading = ("residual", "joint", "dcs", "energy", "taylor", "l1", "random")
-    both, one, two = ("uniform", "budget"), (0,), (1, 2)
+    both, spent, one, two = ("uniform", "budget"), ("budget", "clusters"), (0,), (1, 2)
     middle, ends, others = (0.5, 0.7, 0.3), (0.9, 0.1), (0.6, 0.4, 0.8, 0.2)
     tiers: list[Iterable[tuple]] = [
         product((STATIC,), NAMES, ("uniform",), middle, WEIGHTS, one),
@@ -88,6 +89,7 @@ def plan() -> list[Job]:
         product((CLUSTER,), NAMES, ("uniform",), ends, WEIGHTS, one),
         product((CLUSTER,), ("random",), ("uniform",), middle + ends, WEIGHTS, two),
         product((STATIC,), leading, ("budget",), middle, WEIGHTS, one),
+        product((CLUSTER,), ("residual", "joint"), spent, middle, WEIGHTS, one),
         product((CLUSTER,), leading, ("budget",), middle, WEIGHTS, one),
         product((STATIC, CLUSTER), NAMES, ("uniform",), others, WEIGHTS, one),
         product((STATIC, CLUSTER), leading, ("uniform",), middle, WEIGHTS, two),
@@ -111,16 +113,24 @@ class Side:
         self.network, self.graph, self.groups, self.macs, self.start = network, graph, groups, macs, start
         self.sites, self.fit, self.test, self.slot = sites, fit, test, slot
         self.round_to = ROUND_TO if max(group.size for group in groups) >= WIDE else 1
-        self.last: tuple[Any, Tensor] | None = None
+        self.last: tuple[Job | None, Tensor] = None, start
 
     def keep(self, job: Job) -> Tensor:
         """The units that stay; the rows of one selection come one after the other."""
-        key = job._replace(weights="")
-        if self.last is None or self.last[0] != key:
-            scores = SCORES.get(job.criterion, published)(self, job)
+        if not self.has(job):
             rule = Budget(job.budget) if job.allocation == "budget" else self.uniform(job.budget)
-            self.last = key, select(rule, self.groups, scores, self.macs, self.start, self.round_to)
+            self.remember(job, select(rule, *self.candidates(job), self.round_to))
         return self.last[1]
+
+    def has(self, job: Job) -> bool:
+        return self.last[0] == job._replace(weights="")
+
+    def remember(self, job: Job, keep: Tensor) -> None:
+        self.last = job._replace(weights=""), keep
+
+    def candidates(self, job: Job) -> Candidates:
+        scores = SCORES.get(job.criterion, published)(self, job)
+        return Candidates(self.groups, scores, self.macs, self.start)
 
     def uniform(self, budget: float) -> Schedule:
         """The smallest ratio, the same in every layer, that stays within a budget of MACs."""
@@ -252,6 +262,12 @@ def say(text: str) -> None:
 def measure(job: Job, sides: list[Side]) -> dict[str, Any]:
     """One row: images and MACs are added up over sides, parameters are their mean; ``narrowest`` is the share of
     channels that stays in the layer that loses most."""
+    if job.allocation == "clusters" and not sides[0].has(job):
+        parts, images = [side.candidates(job) for side in sides], sum(len(side.fit) for side in sides)
+        shares = [len(side.fit) / images for side in sides]
+        found = select_together(Budget(job.budget), parts, shares, sides[0].round_to)
+        for side, keep in zip(sides, found, strict=True):
+            side.remember(job, keep)
     right = base = images = 0
     macs, whole, parameters, narrowest = 0, 0, 0, 1.0
     for side in sides:

@@ -89,6 +89,27 @@ def test_dcs_against_the_best_other_in_every_setting(reproduce: dict[str, Module
     assert "| random | **1.0** |" in text
 
 
+def test_ours_beside_each_over_all_settings(reproduce: dict[str, ModuleType], tmp_path: Path) -> None:
+    """Settings in which a criterion is missing do not count."""
+    rows = []
+    for weights, losses in (
+        ("plain", {"joint": 5.0, "residual": 9.0, "l1": 4.5}),
+        ("reconstructed", {"joint": 4.0, "residual": 2.0, "l1": 6.0}),
+        ("recalibrated", {"joint": 90.0, "l1": 1.0}),
+    ):
+        rows += [row(name, loss, weights=weights) for name, loss in losses.items()]
+    write(tmp_path / "results" / "criteria_vgg16.csv", rows)
+    text = reproduce["criteria"].section().text
+    assert "over 2 settings" in text
+    lines = (
+        "| ours | 3.50 |  |  |",
+        "| joint | 4.50 | 1 | 0 |",
+        "| l1 | 5.25 | 1 | 0 |",
+        "| residual | 5.50 | 1 | 0 |",
+    )
+    assert "\n".join(lines) in text
+
+
 def test_means_over_seeds(reproduce: dict[str, ModuleType], tmp_path: Path) -> None:
     write(
         tmp_path / "results" / "criteria_vgg16.csv", [row("random", 4.0), row("random", 8.0, seed=1), row("dcs", 7.0)]
