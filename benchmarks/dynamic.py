@@ -158,9 +158,12 @@ class Recipe(NamedTuple):
     seed: int = 0
 
 
+#: Losses without gradients through features and weights of images.
+DETACHED = {"detach_weights": True, "detach_features": True}
+
+
 def ablations(epochs: int, macs: float, seed: int = 0) -> list[Recipe]:
     """Each loss taken away, each choice that the paper's text leaves open taken the other way, and the baselines."""
-    detached = {"detach_weights": True, "detach_features": True}
     changes: dict[str, tuple[GateConfig, dict[str, Any]]] = {
         "manidp": (GateConfig(), {}),
         "static": (GateConfig("static"), {}),
@@ -168,9 +171,9 @@ def ablations(epochs: int, macs: float, seed: int = 0) -> list[Recipe]:
         "without-similarity": (GateConfig(), {"similarity": 0.0}),
         "without-complexity": (GateConfig(), {"complexity": 0.0}),
         "without-both": (GateConfig(), {"complexity": 0.0, "similarity": 0.0}),
-        "detached": (GateConfig(), detached),
-        "detached-equal-start": (GateConfig(), detached | {"start": "equal"}),
-        "detached-binary-mask": (GateConfig(mask="binary"), detached),
+        "detached": (GateConfig(), DETACHED),
+        "detached-equal-start": (GateConfig(), DETACHED | {"start": "equal"}),
+        "detached-binary-mask": (GateConfig(mask="binary"), DETACHED),
     }
     return [Recipe(name, epochs, macs, gates, tuple(o.items()), seed) for name, (gates, o) in changes.items()]
 
@@ -185,7 +188,7 @@ RECIPES: dict[tuple[str, str], list[Recipe]] = {
     ],
     ("cifar10", "resnet32"): [Recipe("manidp", 3, 0.368)],
     ("cifar10", "resnet56"): [Recipe("manidp", 3, 0.376)],
-    ("cifar100", "resnet56"): [Recipe("manidp", 3, 0.5, options=(("similarity", 0.1),))],
+    ("cifar100", "resnet56"): [Recipe("detached", 3, 0.5, options=(("similarity", 0.1), *DETACHED.items()))],
     ("cifar100", "vgg16"): [Recipe("manidp", 2, 0.5)],
 }
 

@@ -182,18 +182,33 @@ MANIDP = {"resnet20": (7.78, 7.95, 54.2), "resnet32": (7.34, 7.85, 63.2), "resne
 
 def dynamic_train() -> str:
     """Networks at the paper's shares of MACs, beside it."""
-    head = ("network", "epochs", "error, base", "error", "loss", "MACs saved", "5th to 95th percentile", "paper (400)")
+    head = ("network", "variant", "epochs", "seed", "error, base", "error", "loss", "MACs saved",
+            "5th to 95th percentile", "paper (400)")  # fmt: skip
     lines = []
     for row in (row for path in sorted((HERE / "results").glob("dynamic_train_*.csv")) for row in read(path.name)):
-        if row["variant"] != "manidp":
+        if row["variant"] not in ("manidp", "detached"):
             continue
         paper = MANIDP.get(row["model"]) if row["dataset"] == "cifar10" else None
+        errors = [percent(str(1 - float(row[key]))) for key in ("base_top1", "top1")]
         spread = " .. ".join(f"{100 * (1 - float(row[key])):.0f}" for key in ("macs_p95", "macs_p5"))
         lines.append(
-            [f"{row['model']}, {row['dataset']}", row["epochs"], *(percent(str(1 - float(row[key]))) for key in
-             ("base_top1", "top1")), f"{float(row['loss']):+.2f}", percent(row["macs_saved"]), f"{spread} %",
+            [f"{row['model']}, {row['dataset']}", row["variant"], row["epochs"], row["seed"], *errors,
+             f"{float(row['loss']):+.2f}", percent(row["macs_saved"]), f"{spread} %",
              "" if paper is None else f"{paper[0]:.2f} -> {paper[1]:.2f} % at {paper[2]} %"]
         )  # fmt: skip
+    return markdown(head, lines)
+
+
+def dynamic_curve() -> str:
+    """The longest training of ResNet-20, epoch by epoch; thresholds are still those of the training."""
+    rows = [row for row in read("dynamic_curve_resnet20_cifar10.csv") if row["variant"] == "manidp"]
+    longest = max((int(row["epochs"]) for row in rows), default=0)
+    lines = [
+        [row["epoch"], percent(row["macs"]), percent(row["channels"]), f"{float(row['cross_entropy']):.2f}",
+         percent(row["top1"]), f"{float(row['seconds']):.0f}"]
+        for row in sorted(rows, key=lambda row: int(row["epoch"])) if int(row["epochs"]) == longest
+    ]  # fmt: skip
+    head = ("epoch", "MACs", "channels", "cross entropy, training", "accuracy, test", "seconds")
     return markdown(head, lines)
 
 
@@ -228,6 +243,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "exports vgg16": lambda: exports("vgg16"),
     "dynamic time": dynamic_time,
     "dynamic train": dynamic_train,
+    "dynamic curve": dynamic_curve,
     "dynamic ablation": dynamic_ablation,
 }
 
