@@ -270,6 +270,13 @@ def test_bad_options_of_build(
     assert not (tmp_path / "out").exists()
 
 
+def test_one_budget_across_clusters(sinf: Program, data: Path, weights: Path, tmp_path: Path) -> None:
+    words = build_words(data, weights, tmp_path / "out")
+    assert "across clusters" in sinf.refused(*words, "--across-clusters", "--ratios", "0.1,0.5")
+    sinf(*words, "--across-clusters", "--macs", "0.5")
+    assert "Budget(macs=0.5, weight_cost=32.0), one budget for all" in (tmp_path / "out" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("threshold", ["-0.5", "3"])
 def test_a_threshold_out_of_range(sinf: Program, bundle: Path, data: Path, threshold: str) -> None:
     assert "threshold" in sinf.refused("eval", bundle, "--data", data, "--split", "test", "--threshold", threshold)

@@ -231,9 +231,14 @@ class _Build:
             base_state=dict(self.base.module.state_dict()),
             router=router,
             router_config=self.config.router,
-            provenance=provenance | {"criterion": self.config.criterion_name, "seed": str(self.config.seed)},
+            provenance=provenance | self._provenance(),
         )
         return self._calibrate(bundle)
+
+    def _provenance(self) -> dict[str, str]:
+        config = self.config
+        rule = f"{config.subgraph}{', one budget for all' if config.across_clusters else ''}"
+        return {"criterion": config.criterion_name, "seed": str(config.seed), "subgraphs": rule}
 
     # ---- steps
 
