@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sinf.data import LabelledImages
-from sinf.dynamic import calibrate, latency
+from sinf.dynamic import calibrate, latency, trainer
 from sinf.dynamic.network import GateConfig, GatedNetwork
 from sinf.dynamic.targets import Target, expected_macs, rate_for
 from sinf.dynamic.trainer import EpochReport, TrainConfig, train
@@ -127,6 +127,29 @@ def test_two_processes_are_one(tmp_path: Path, images: LabelledImages, variant: 
 def test_a_finished_run_is_not_repeated(tmp_path: Path, images: LabelledImages) -> None:
     whole = train(small(), images, tmp_path, CONFIG)
     assert differing(whole, train(small(), images, tmp_path, CONFIG, progress=interrupt_at(1))) == []
+
+
+def test_a_finished_run_is_finished_whatever_reads_it(
+    tmp_path: Path, images: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thresholds and statistics of norms are not set again: another number of threads would round them differently."""
+    whole = train(small(), images, tmp_path, CONFIG)
+    monkeypatch.setattr(trainer, "finish", lambda *words: pytest.fail("set again"))
+    assert differing(whole, train(small(), images, tmp_path, CONFIG)) == []
+
+
+def test_a_run_killed_before_its_end_is_finished(
+    tmp_path: Path, images: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*words: object) -> None:
+        raise Interrupted
+
+    whole = train(small(), images, tmp_path / "whole", CONFIG)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "finish", killed)
+        with pytest.raises(Interrupted):
+            train(small(), images, tmp_path / "parts", CONFIG)
+    assert differing(whole, train(small(), images, tmp_path / "parts", CONFIG)) == []
 
 
 @pytest.mark.parametrize("change", [{"epochs": 4}, {"similarity": 0.0}, {"gates": GateConfig("fbs")}, {"seed": 1}])

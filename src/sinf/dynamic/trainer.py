@@ -162,7 +162,13 @@ def train(
                 if report is not None and group.rank == 0:
                     report(EpochReport(epoch + 1, config.epochs, *means, top1, time.perf_counter() - start))
         network.to("cpu", memory_format=torch.contiguous_format).eval()
-        finish(network, base.spec.preprocessing, images, config.target, config.seed)
+        if not run.finished:
+            finish(network, base.spec.preprocessing, images, config.target, config.seed)
+            run.finished.fill_(True)
+            # Stored too: with another number of threads the statistics of norms would round differently.
+            if group.rank == 0:
+                write_checkpoint(folder, run.tensors(), fingerprint, config.epochs)
+            group.wait()
     return network
 
 
@@ -188,6 +194,7 @@ class _Run:
         )
         self.target = Controller(config.target, network)
         self.mean_before = torch.full((), math.inf, dtype=torch.float64)
+        self.finished = torch.tensor(False)
         self._sums = _Sums(network)
 
     def step(self, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -242,12 +249,14 @@ class _Run:
         """Everything a checkpoint must hold."""
         tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
         tensors |= {"state.mean_before": self.mean_before, "state.target": self.target.state()}
+        tensors["state.finished"] = self.finished
         return tensors | momenta(self.network, self.optimizer)
 
     def load(self, tensors: dict[str, Tensor], epochs_done: int) -> int:
         self.network.load_state_dict(with_prefix(tensors, "network."))
         self.mean_before.copy_(tensors["state.mean_before"])
         self.target.load(tensors["state.target"])
+        self.finished.copy_(tensors["state.finished"])
         load_momenta(self.network, self.optimizer, tensors)
         return epochs_done
 
