@@ -32,7 +32,7 @@ CUTS = {
     "vgg16": ("features.6", "features.13", "features.23", "features.33"),
     "vgg19": ("features.6", "features.13", "features.26", "features.39"),
     "resnet50": ("layer1", "layer2", "layer3"),
-    "resnet56": ("layer2", "layer3.4", "layer1"),
+    "resnet56": ("layer1", "layer2", "layer3.4"),
 }
 CRITERION, RANKS, BUDGET = "residual", "low-rank", 0.5
 COLUMNS = (
@@ -42,6 +42,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
+@torch.no_grad()
 def by_ranks(sides: list[Side]) -> dict[str, Any]:
     """One row, as ``measure`` makes it of channels. The head keeps all classes here; those of others are not looked
     at."""
@@ -72,7 +73,6 @@ def macs_of(graph: fx.GraphModule, x: Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
-@torch.no_grad()
 def main(
     name: str,
     weights: Path,
@@ -82,25 +82,27 @@ def main(
     only: Annotated[str, typer.Option(help="What is done, with commas between.")] = ",".join(WEIGHTS),
     threads: int = 1,
 ) -> None:
+    unknown = set(only.split(",")) - {*WEIGHTS, RANKS}
+    if unknown:
+        raise typer.BadParameter(f"--only knows {', '.join((*WEIGHTS, RANKS))}; got {', '.join(sorted(unknown))}")
     torch.set_num_threads(threads)
     table = Table(
         f"cuts_{name}.csv", COLUMNS, ("cut", "weights", "scored_on"), model=name, dataset="cifar100", method=CLUSTER,
-        criterion=CRITERION, engine="torch", precision="float32", budget=BUDGET, scored_on=scored, seed=0,
+        criterion=CRITERION, engine="torch", precision="float32", budget=BUDGET, seed=0,
     )  # fmt: skip
     base = load_model(name, weights=weights)
     graph = trace(base.module, base.spec.preprocessing)
     train, test = load_images(data, "train"), load_images(data, "test[50%:]")
     for cut in CUTS[name]:
         ways = [way for way in only.split(",") if not table.has(cut=cut, weights=way, scored_on=scored)]
-        jobs = [Job(CLUSTER, CRITERION, "budget", BUDGET, way, 0) for way in ways if way != RANKS]
+        jobs = {way: Job(CLUSTER, CRITERION, "budget", BUDGET, way, 0) for way in ways if way != RANKS}
         network = Network(graph, cut)
-        sides = Sides(base, network, train, test, rows, jobs, scored, NEEDS if RANKS in ways else ())
+        sides = Sides(base, network, train, test, rows, [*jobs.values()], scored, NEEDS if RANKS in ways else ())
         share = network.tail_macs.total() / network.macs.total()
         for way in ways:
-            of_way = [job for job in jobs if job.weights == way]
             found = sides.of(CLUSTER, 0)
-            row = measure(of_way[0], found) if of_way else by_ranks(found)
-            table.add(**{**row, "scored_on": scored}, cut=cut, tail_share=share, weights=way)
+            row = by_ranks(found) if way == RANKS else measure(jobs[way], found)
+            table.add(**row | {"scored_on": scored}, cut=cut, tail_share=share, weights=way)
             say(f"{cut} {way}: loss {row['loss']:.2f}, MACs of the tail saved {row['macs_saved']:.3f}")
 
 

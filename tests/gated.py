@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from sinf.data import LabelledImages
 from sinf.dynamic.gates import SaliencyGate
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach
 from sinf.models import BaseModel, ModelSpec
@@ -17,6 +18,13 @@ def gated(module: nn.Module, **options: object) -> GatedNetwork:
 
 def gated_as_it_is(module: nn.Module, **options: object) -> GatedNetwork:
     return attach(BaseModel(module, ModelSpec("tiny", CLASSES, COLOUR)), GateConfig(**options)).eval()
+
+
+@torch.no_grad()
+def mean_macs(network: GatedNetwork, images: LabelledImages) -> float:
+    """As a share of the base model's."""
+    parts = [network.macs_of(network.keep(network.observe(x)[1])) for x, _ in images.batches(COLOUR)]
+    return float(torch.cat(parts).mean()) / network.base_macs
 
 
 def stir(network: GatedNetwork, spread: float = 0.02, seed: int = 0) -> GatedNetwork:

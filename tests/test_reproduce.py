@@ -12,6 +12,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from sinf.criteria import best_criterion
+
 ROOT = Path(__file__).parents[1]
 PAPER = ("tradeoff", "criteria", "static", "clusters", "overlap")
 NAMES = (*PAPER, "peers", "variants", "compaction")
@@ -108,6 +110,11 @@ def test_ours_beside_each_over_all_settings(reproduce: dict[str, ModuleType], tm
         "| residual | 5.50 | 1 | 0 |",
     )
     assert "\n".join(lines) in text
+
+
+def test_ours_is_what_is_taken_where_no_criterion_is_named(reproduce: dict[str, ModuleType]) -> None:
+    ours = reproduce["criteria"].OURS
+    assert ours == {weights: best_criterion(weights == "reconstructed") for weights in ours}
 
 
 def test_means_over_seeds(reproduce: dict[str, ModuleType], tmp_path: Path) -> None:

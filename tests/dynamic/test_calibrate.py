@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gated import mean_macs
 from sinf.data import LabelledImages
 from sinf.dynamic.calibrate import calibrate, finish
 from sinf.dynamic.gates import KINDS
@@ -38,12 +39,6 @@ def two_kinds_of_channels(network: GatedNetwork) -> None:
         gate.excite.weight.zero_()
         bias.copy_(1 + (torch.arange(len(bias)) % 2))
         gate.threshold.fill_(1)
-
-
-@torch.no_grad()
-def mean_macs(network: GatedNetwork, images: LabelledImages) -> float:
-    parts = [network.macs_of(network.keep(network.observe(x)[1])) for x, _ in images.batches(COLOUR)]
-    return float(torch.cat(parts).mean()) / network.base_macs
 
 
 @pytest.mark.parametrize("goal", [0.5, 0.7, 0.9])

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from gated import mean_macs
 from sinf.data import LabelledImages
 from sinf.dynamic import calibrate, latency, trainer
 from sinf.dynamic.network import GateConfig, GatedNetwork
@@ -218,12 +219,6 @@ def test_as_many_channels_stay_as_were_asked_for(tmp_path: Path, images: Labelle
     with torch.no_grad():
         _, seen = network.observe(next(images.batches(COLOUR))[0])
     assert [float((mask > 0).float().mean()) for mask in seen.masks] == [0.5] * 18
-
-
-@torch.no_grad()
-def mean_macs(network: GatedNetwork, images: LabelledImages) -> float:
-    _, seen = network.observe(next(images.batches(COLOUR))[0])
-    return float(network.macs_of(network.keep(seen)).mean()) / network.base_macs
 
 
 def test_counting_macs_backwards(tmp_path: Path, images: LabelledImages) -> None:

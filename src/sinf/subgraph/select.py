@@ -129,18 +129,20 @@ def select_together(
     """
     _require_round_to(round_to)
     descents = [_Descent(part, round_to, budget.weight_cost) for part in parts]
-    start = sum(share * descent.cost for share, descent in zip(shares, descents, strict=True))
-    now = start
-    while now > budget.macs * start:
+
+    def mean() -> float:
+        return sum(share * descent.cost for share, descent in zip(shares, descents, strict=True))
+
+    start = mean()
+    while mean() > budget.macs * start:
         able = [descent for descent in descents if descent.can_go_down]
         if not able:
             raise ConfigError(
                 "the MAC budget must be within reach",
-                got=f"{budget.macs:g} of the part's MACs; at least {now / start:.3f} must stay",
+                got=f"{budget.macs:g} of the part's MACs; at least {mean() / start:.3f} must stay",
                 remedy="raise the budget, or cut earlier",
             )
         min(able, key=lambda descent: descent.price).go_down()
-        now = sum(share * descent.cost for share, descent in zip(shares, descents, strict=True))
     return [_chosen(part, descent.widths) for part, descent in zip(parts, descents, strict=True)]
 
 
