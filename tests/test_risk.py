@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from promise import LIMIT, SHAPES, broken_promises
+from sinf import risk
 from sinf.errors import ConfigError
-from sinf.risk import NEVER, Calibration, choose_early_threshold, choose_threshold, p_value
+from sinf.risk import (
+    NEVER,
+    Calibration,
+    Threshold,
+    candidate_thresholds,
+    choose_early_threshold,
+    images_needed,
+    p_value,
+)
 
 
 def random_calibration(seed: int, count: int = 101, skill: float = 0.7) -> Calibration:
@@ -21,6 +32,12 @@ def random_calibration(seed: int, count: int = 101, skill: float = 0.7) -> Calib
     fallback = torch.where(torch.rand(count, generator=draw) < 0.02, ~base, base)
     routed = torch.rand(count, generator=draw) < skill + (1 - skill) * confidence
     return Calibration(confidence, routed, fallback, base)
+
+
+def choose_threshold(calibration: Calibration, max_loss: float, *rest: Any, **options: Any) -> Threshold:
+    """Every threshold that routes other images is a candidate."""
+    candidates = calibration.confidence.unique().flip(0).tolist()
+    return risk.choose_threshold(calibration, candidates, max_loss, *rest, **options)
 
 
 def losses_with_mean(mean: float, count: int, draw: torch.Generator, gains: float = 0.03) -> torch.Tensor:
@@ -129,7 +146,7 @@ def test_a_guarantee_from_a_handful_of_images_is_refused() -> None:
     right = torch.ones(5, dtype=torch.bool)
     calibration = Calibration(torch.rand(5), right, right, right)
     assert choose_threshold(calibration, 0.01).fallback == 0
-    with pytest.raises(ConfigError, match=r"with confidence 0\.95.*more calibration images"):
+    with pytest.raises(ConfigError, match=r"with confidence 0\.95 .*on 5 images.*some \d+ such images would do"):
         choose_threshold(calibration, 0.01, 0.95)
 
 
@@ -144,7 +161,7 @@ def test_a_guarantee_routes_no_more_than_the_calibration_allows(seed: int, confi
     assert sure.value >= plain.value
     assert sure.fallback >= plain.fallback
     assert sure.confidence == confidence
-    assert p_value(calibration.losses(sure.value), 0.04) <= 1 - confidence
+    assert p_value(calibration.shuffled(0).losses(sure.value), 0.04) <= 1 - confidence
 
 
 def test_testing_stops_at_the_first_threshold_that_fails() -> None:
@@ -164,6 +181,154 @@ def test_more_confidence_routes_less() -> None:
     fallbacks = [choose_threshold(calibration, 0.04, confidence).fallback for confidence in (0.5, 0.8, 0.99)]
     assert fallbacks == sorted(fallbacks)
     assert fallbacks[0] < fallbacks[-1]
+
+
+# ---- what the guarantee assumes: random order, candidates that the tested images did not choose
+
+
+def test_images_in_the_order_of_their_classes_are_shuffled() -> None:
+    """All losses are in the last classes: read in that order, a betting martingale has won before it meets them. The
+    expected loss is above the limit, so accepting anything but NEVER breaks the promise."""
+    limit, count, trials = 0.01, 2000, 60
+    broken = in_order = 0
+    base = torch.ones(count, dtype=torch.bool)
+    for seed in range(trials):
+        draw = torch.Generator().manual_seed(seed)
+        lost = torch.sort((torch.rand(count, generator=draw) < 0.02).float()).values.bool()
+        calibration = Calibration(torch.full((count,), 0.5), ~lost, base, base)
+        in_order += p_value(calibration.losses(0.5), limit) <= 0.1
+        broken += risk.choose_threshold(calibration, [0.5], limit, 0.9, seed=seed).value == 0.5
+    assert in_order == trials  # so the order does matter
+    assert broken <= trials * 0.1 + 3 * (trials * 0.1 * 0.9) ** 0.5
+
+
+def test_the_order_of_the_images_does_not_matter() -> None:
+    """Shuffling is of the images' rows together: the early confidence goes with its image."""
+    looks = two_looks(early_threshold=0.4)
+    shuffled = looks.shuffled(3)
+    assert not torch.equal(shuffled.confidence, looks.confidence)
+    back = {round(c, 6): i for i, c in enumerate(looks.confidence.tolist())}
+    rows = torch.tensor([back[round(c, 6)] for c in shuffled.confidence.tolist()])
+    for name in ("confidence", "routed_right", "fallback_right", "base_right", "early"):
+        assert torch.equal(getattr(shuffled, name), getattr(looks, name)[rows])
+    assert shuffled.early_threshold == 0.4
+
+
+def test_candidates_come_from_other_images_and_fall() -> None:
+    fitting = torch.rand(500, generator=torch.Generator().manual_seed(0))
+    candidates = candidate_thresholds(fitting, 10)
+    assert len(candidates) == 12
+    assert candidates[0] == pytest.approx(float(fitting.max()))
+    assert candidates[-1] == 0
+    assert list(candidates) == sorted(set(candidates), reverse=True)
+    shares = [float((fitting >= c).float().mean()) for c in candidates[:-1]]
+    assert shares == pytest.approx([i / 10 for i in range(11)], abs=0.01)
+    assert candidate_thresholds(torch.full((7,), 0.25)) == (0.25, 0.0)
+
+
+def test_nothing_but_the_candidates_is_chosen() -> None:
+    calibration = random_calibration(0, 900)
+    for confidence in (None, 0.9):
+        chosen = risk.choose_threshold(calibration, [0.9, 0.55, 0.5], 0.06, confidence)
+        assert chosen.value in (NEVER, 0.9, 0.55, 0.5)
+
+
+@pytest.mark.parametrize("candidates", [[0.5, 0.6], [0.5, 0.5], [1.5, 0.5], [0.5, -0.1], [float("nan")]])
+def test_candidates_that_do_not_fall_are_refused(candidates: list[float]) -> None:
+    with pytest.raises(ConfigError, match="candidate thresholds must fall"):
+        risk.choose_threshold(random_calibration(0), candidates, 0.1, 0.9)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("trials", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_the_promise_breaks_no_more_often_than_stated(name: str, trials: int) -> None:
+    """At most the stated share, and three standard errors of so many trials."""
+    for confidence, broken in broken_promises(SHAPES[name], trials).items():
+        stated = 1 - confidence
+        assert broken <= trials * stated + 3 * (trials * stated * confidence) ** 0.5
+
+
+def test_the_simulation_has_thresholds_that_break_the_promise() -> None:
+    assert SHAPES["on the limit"].expected(0.0) > LIMIT  # and at every threshold above it, until too little is routed
+    assert SHAPES["cliff"].expected(0.0) > LIMIT > SHAPES["cliff"].expected(0.6)
+
+
+# ---- choosing among several, and too few images
+
+
+def test_choosing_among_several_is_tested_more_strictly() -> None:
+    calibration = random_calibration(0, 1500, skill=0.5)
+    one, five = (choose_threshold(calibration, 0.04, 0.9, choices=n) for n in (1, 5))
+    assert one.value < five.value
+    assert five == replace(choose_threshold(calibration, 0.04, 0.98), confidence=0.9, choices=5)
+
+
+def test_the_best_of_many_keeps_the_limit_only_when_corrected() -> None:
+    """Twenty bundles whose expected loss is just above the limit; who takes the one that passes breaks the promise."""
+    limit, trials, broken = 0.02, 40, {1: 0, 20: 0}
+    base = torch.ones(800, dtype=torch.bool)
+    for seed in range(trials):
+        for choices in broken:
+            passed = []
+            for bundle in range(20):
+                draw = torch.Generator().manual_seed(1000 * seed + bundle)
+                lost = torch.rand(800, generator=draw) < 0.0205
+                calibration = Calibration(torch.full((800,), 0.5), ~lost, base, base)
+                chosen = risk.choose_threshold(calibration, [0.5], limit, 0.8, choices=choices, seed=seed)
+                passed.append(chosen.value == 0.5)
+            broken[choices] += any(passed)
+    assert broken[1] > 0.5 * trials
+    assert broken[20] <= 0.2 * trials + 3 * (trials * 0.2 * 0.8) ** 0.5
+
+
+@pytest.mark.parametrize("choices", [0, -1])
+def test_choices_out_of_range_are_refused(choices: int) -> None:
+    with pytest.raises(ConfigError, match="choices must be at least 1"):
+        choose_threshold(random_calibration(0), 0.1, 0.9, choices=choices)
+
+
+def test_the_number_of_images_that_would_do_does() -> None:
+    nothing_lost = torch.zeros(10)
+    enough = images_needed(nothing_lost, 0.01, 0.05)
+    assert enough is not None
+    assert p_value(torch.zeros(enough), 0.01) <= 0.05 < p_value(torch.zeros(enough - 10), 0.01)
+    right = torch.ones(enough, dtype=torch.bool)
+    assert choose_threshold(Calibration(torch.rand(enough), right, right, right), 0.01, 0.95).fallback == 0
+
+
+def test_no_number_of_images_keeps_a_limit_that_the_full_tail_breaks() -> None:
+    base = torch.ones(100, dtype=torch.bool)
+    calibration = Calibration(torch.rand(100), base, torch.arange(100) >= 5, base)
+    assert images_needed(calibration.losses(NEVER), 0.04, 0.05) is None
+    with pytest.raises(ConfigError, match="no number of such images would do"):
+        choose_threshold(calibration, 0.04, 0.95)
+
+
+# ---- what is promised
+
+
+def test_a_promise_says_all_that_it_depends_on() -> None:
+    sure = choose_threshold(random_calibration(0, 1500, skill=0.5), 0.04, 0.9, choices=3)
+    said = sure.promise()
+    for part in ("confidence 0.9", "expected loss", "at most 4 points", "this bundle", "one of 3 bundles or limits",
+                 "torch f32", "image by image", "1,500", "betting martingale"):  # fmt: skip
+        assert part in said
+    assert sure.promise(sure.value) == said
+
+
+def test_without_confidence_nothing_is_promised_of_new_images() -> None:
+    plain = choose_threshold(random_calibration(0), 0.04)
+    assert plain.promise().startswith("No promise for new images: on the 101 images that set the threshold")
+
+
+def test_another_threshold_engine_or_precision_has_no_promise() -> None:
+    sure = choose_threshold(random_calibration(0, 1500, skill=0.5), 0.04, 0.9)
+    assert sure.promise(sure.value - 0.01).startswith("No promise: the threshold is")
+    assert sure.promise(None, "onnxruntime", "f32").startswith("No promise in onnxruntime f32")
+    assert sure.promise(None, "torch", "int8").startswith("No promise in torch int8")
+
+
+# ---- the p-value
 
 
 @pytest.mark.parametrize(("limit", "gains"), [(0.0, 0.1), (0.02, 0.03), (0.02, 0.0), (0.2, 0.05)])

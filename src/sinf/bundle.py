@@ -122,15 +122,14 @@ class Bundle:
         ]
         if self.threshold is not None:
             t = self.threshold
-            promise = (
-                "" if t.confidence is None else f", with confidence {t.confidence:g} for new images of the same kind"
-            )
             lines += [
                 "| on the calibration images | |",
                 "|---|---|",
-                f"| loss against the base model | {100 * t.loss:.2f} points (limit {100 * t.max_loss:g}{promise}) |",
+                f"| loss against the base model | {100 * t.loss:.2f} points (limit {100 * t.max_loss:g}) |",
                 f"| a subgraph runs | {100 * t.tried:.1f} % |",
                 f"| fallback to the full tail | {100 * t.fallback:.1f} % |",
+                "",
+                t.promise(),
                 "",
             ]
         lines += [f"- {key}: {value}" for key, value in sorted(self.provenance.items())]

@@ -1,7 +1,7 @@
 """From what a bundle does with calibration images to its deferral and thresholds.
 
-The images are parted: some fit the temperature, the deferral and the early threshold; the threshold that carries the
-limit of the loss is set on the others, which none of these has seen.
+The images are parted at random: some fit the temperature, the deferral, the early threshold and the candidates of the
+threshold; the threshold that carries the limit of the loss is set on the others, which nothing else reads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sinf.deferral import Deferral, fit_deferral
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import DataError
 from sinf.measure import Observation
-from sinf.risk import Threshold, choose_early_threshold, choose_threshold
+from sinf.risk import Threshold, candidate_thresholds, choose_early_threshold, choose_threshold
 from sinf.routing import FALLBACK
 
 FITTING = 0.25  # share of the calibration images that fits
@@ -23,14 +23,17 @@ CALL_COST = 1e6  # MACs that calling an operation counts for: some 15 microsecon
 
 
 def part_images(images: LabelledImages, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows of the images that fit, and of those that set the threshold."""
+    """Rows of the images that fit, and of those that set the threshold.
+
+    The share is drawn at random, not equally per class: what sets the threshold must be drawn as the images were, or a
+    rare class is missing there.
+    """
     if len(images) < LEAST:
         raise DataError(
             f"calibration needs at least {LEAST} images", got=f"{len(images)} in {images.name}", remedy="name more"
         )
-    fitting = torch.zeros(len(images), dtype=torch.bool)
-    fitting[images.sample_rows(max(1, round(FITTING * len(images))), seed)] = True
-    return torch.nonzero(fitting).flatten(), torch.nonzero(~fitting).flatten()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return order.tensor_split([max(1, round(FITTING * len(images)))])  # type: ignore[return-value]
 
 
 def set_thresholds(
@@ -39,14 +42,22 @@ def set_thresholds(
     max_loss: float,
     confidence: float | None,
     tail_costs: tuple[float, float],
+    *,
+    choices: int = 1,
+    seed: int = 0,
 ) -> tuple[Deferral, Threshold]:
     """Deferral and thresholds for one limit of the loss (a fraction). ``tail_costs`` are those of a subgraph and of the
-    full tail."""
+    full tail; ``choices`` and ``seed`` are those of :func:`sinf.risk.choose_threshold`."""
     routes = fitting.routes
     harmless = routes.right | ~fitting.base_right
     deferral = fit_deferral(routes.log_route, routes.energy, routes.log_within, harmless)
-    early = choose_early_threshold(fitting.calibration(deferral), max_loss, *tail_costs)
-    return deferral, choose_threshold(rest.calibration(deferral, early), max_loss, confidence)
+    fitted = fitting.calibration(deferral)
+    early = choose_early_threshold(fitted, max_loss, *tail_costs)
+    candidates = candidate_thresholds(fitted.confidence)
+    chosen = choose_threshold(
+        rest.calibration(deferral, early), candidates, max_loss, confidence, choices=choices, seed=seed
+    )
+    return deferral, chosen
 
 
 def tail_costs(model: SemanticModel, weight_cost: float) -> tuple[float, float]:

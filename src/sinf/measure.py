@@ -56,6 +56,7 @@ class Evaluation:
     fallback: float
     tried: float
     threshold: float
+    promise: str
     base_macs: int
     macs: float
     macs_saved: float
@@ -257,6 +258,7 @@ def _summary(model: SemanticModel, rows: dict[str, Tensor]) -> Evaluation:
         fallback=mean("fell_back"),
         tried=mean("tried"),
         threshold=model.threshold,
+        promise=promise(model),
         base_macs=costs.base_macs,
         macs=macs,
         macs_saved=1 - macs / costs.base_macs,
@@ -264,6 +266,14 @@ def _summary(model: SemanticModel, rows: dict[str, Tensor]) -> Evaluation:
         parameters_active=_mean_cost(costs.parameters, *went),
         clusters=reports,
     )
+
+
+def promise(model: SemanticModel, engine: str = "torch", precision: str = "f32") -> str:
+    """What is promised of a bundle's loss in an engine, with the threshold that it has now."""
+    calibrated = model.bundle.threshold
+    if calibrated is None:
+        return "No promise: the bundle is not calibrated."
+    return calibrated.promise(model.threshold, engine, precision)
 
 
 def first_images(images: LabelledImages, model: SemanticModel, count: int) -> Tensor:

@@ -58,6 +58,8 @@ class BuildConfig:
         reconstruct: whether weights make up for removed channels.
         max_loss: limit of the loss against the base model, as a fraction (0.01 is one point).
         confidence: probability with which the limit holds for new images, or None for no guarantee.
+        choices: among how many bundles or limits one will be taken for its results on the same calibration images; the
+            guarantee of each is corrected for it (see :func:`sinf.risk.choose_threshold`).
         round_to: widths of layers are multiples of this.
         route_draws: how many augmented images the route predictor learns from (at most ten views of each; above five
             parts of images are exchanged too).
@@ -79,6 +81,7 @@ class BuildConfig:
     router: RouterConfig = field(default_factory=RouterConfig)
     max_loss: float = 0.01
     confidence: float | None = None
+    choices: int = 1
     round_to: int = 8
     seed: int = 0
     common_images: int = 4000
@@ -100,7 +103,7 @@ class BuildConfig:
                 "only a budget can be spent across clusters", got="ratios", remedy="give a budget of MACs, or leave it"
             )
         make_criterion(self.criterion_name)
-        for name in ("route_draws", "common_images", "reconstruct_bytes"):
+        for name in ("route_draws", "common_images", "reconstruct_bytes", "choices"):
             if getattr(self, name) < 1:
                 raise ConfigError(
                     f"{name} must be at least 1", got=getattr(self, name), remedy="leave it at its default"
@@ -333,5 +336,7 @@ class _Build:
             config.max_loss,
             config.confidence,
             tail_costs(model, config.weight_cost),
+            choices=config.choices,
+            seed=config.seed,
         )
         return replace(bundle, deferral=deferral, threshold=threshold)

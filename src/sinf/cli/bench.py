@@ -81,6 +81,7 @@ def bench(
         "model": model.bundle.spec.name,
         "precision": precision,
         "threshold": router.threshold,
+        "promise": measure.promise(model, engine, precision),
         "data": str(data),
         "split": split,
         "threads": pinned,
@@ -99,6 +100,7 @@ def bench(
             )
     tables.show_bench(rows, facts)
     tables.show_precision(precision, right)
+    tables.show_promise(record["promise"])
     tables.show_stages(parts, joules, why)
     record |= {
         "top1": right,

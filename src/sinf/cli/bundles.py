@@ -61,6 +61,9 @@ def build(
     confidence: Annotated[
         float | None, typer.Option(help="Probability with which that holds for new images, e.g. 0.95.")
     ] = None,
+    choices: Annotated[
+        int, typer.Option(min=1, help="Bundles or limits that you will choose from by these images; corrects for it.")
+    ] = 1,
     classes: options.Classes = None,
     size: options.Size = None,
     mean: options.Mean = None,
@@ -98,6 +101,7 @@ def build(
         reconstruct=reconstruct,
         max_loss=max_loss / 100,
         confidence=confidence,
+        choices=choices,
         seed=seed,
     )
     columns = (image_column, label_column, cluster_column)

@@ -89,12 +89,12 @@ def show_build(bundle: Bundle, folder: Path, seconds: float) -> None:
     t = bundle.threshold
     if t is None:
         return
-    promise = "on the calibration images" if t.confidence is None else f"with confidence {t.confidence:g}"
     shown = "every input falls back" if t.value > 1 else f"threshold {t.value:.3f}"
     console.print(
         f"{shown}: loss {100 * t.loss:.2f} points on the calibration images "
-        f"(limit {100 * t.max_loss:g}, {promise}), {_share(t.tried)} run a subgraph, {_share(t.fallback)} fall back"
+        f"(limit {100 * t.max_loss:g}), {_share(t.tried)} run a subgraph, {_share(t.fallback)} fall back"
     )
+    show_promise(t.promise())
 
 
 def show_evaluation(result: Evaluation) -> None:
@@ -115,6 +115,7 @@ def show_evaluation(result: Evaluation) -> None:
     table.add_row("subgraph runs", "", _share(result.tried), "")
     table.add_row("fallback", "", _share(result.fallback), "")
     console.print(table)
+    show_promise(result.promise)
     clusters = _table(
         "Semantic clusters", "cluster", "images", "base", "ours", "base within", "ours within", "route", "fallback",
         "tail MACs", "tail parameters",
@@ -125,6 +126,10 @@ def show_evaluation(result: Evaluation) -> None:
             _share(c.route_accuracy), _share(c.fallback), _count(c.tail_macs), _count(c.tail_parameters),
         )  # fmt: skip
     console.print(clusters)
+
+
+def show_promise(promise: str) -> None:
+    _console().print(promise)
 
 
 def show_dynamic(result: DynamicEvaluation) -> None:
