@@ -21,6 +21,7 @@ LINES = 450
 HOUSE = [
     {"errors", "version"},
     {"files", "precision", "grouping", "routing", "timing"},
+    {"splits", "preprocessing"},
     {"data"},
     {"models"},
     {"partition", "checkpoint", "train", "subgraph.coupling", "subgraph.propagation"},

@@ -1,27 +1,25 @@
 """Labelled images: from a hub id, a folder of parquet shards, or an image folder, to normalised batches of tensors.
 
-``datasets`` finds the files, reads the splits (``train``, ``test[:50%]``, ``train[:5000]+test``) and the class names;
-this module finds the columns, checks labels, decodes images and normalises them as the model wants.
+``splits`` finds the files and reads what a split names (``train``, ``test[:50%]``, ``train[:5000]+test``); this module
+finds the columns, checks labels, and gives the images in batches as ``preprocessing`` decodes and normalises them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import re
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from sinf.errors import DataError
+from sinf.errors import DataError, DataWarning
+from sinf.preprocessing import Preprocessing
+from sinf.splits import open_splits, select_rows
 
-_COLOUR_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
 _DECODE_CHUNK = 512
 _CACHE_BYTES = 1 << 30  # decoded images are kept when the whole split fits in this
 
@@ -29,48 +27,11 @@ _CACHE_BYTES = 1 << 30  # decoded images are kept when the whole split fits in t
 BATCH = 50
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a model wants its images: ``size`` (channels, height, width), ``mean`` and ``std`` of values in 0..1."""
-
-    size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def decode(self, source: bytes | str | Path, name: str) -> np.ndarray:
-        """One image file as ``(H, W, C)`` uint8: shorter side resized to the model's size, then centre-cropped."""
-        try:
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-                if file.mode not in _COLOUR_MODES:
-                    raise DataError(
-                        f"{name}: images must have 8 bits a channel",
-                        got=f"mode {file.mode}",
-                        remedy="convert it to 8-bit RGB or grey",
-                    )
-                image: Image.Image = file.convert("L" if self.size[0] == 1 else "RGB")
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-            reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
-            raise DataError(f"{name}: the image cannot be decoded", got=reason, remedy="repair or remove it") from error
-        height, width = self.size[1:]
-        if image.size != (width, height):
-            scale = max(width / image.width, height / image.height)
-            size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-            left, top = (size[0] - width) // 2, (size[1] - height) // 2
-            image = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + width, top + height))
-        pixels = np.asarray(image, dtype=np.uint8)
-        return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """``(B, H, W, C)`` uint8 to ``(B, C, H, W)`` float32, contiguous."""
-        mean = torch.tensor(self.mean, device=pixels.device) * 255
-        std = torch.tensor(self.std, device=pixels.device) * 255
-        return ((pixels.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
-
-
 class LabelledImages:
     """Images with labels, decoded when asked for. Make it with :func:`load_images`.
 
     ``labels`` is ``(N,)`` int64; ``cluster_of_class`` is ``(classes,)`` int64 when a cluster column is there.
+    ``shuffled`` says why rows were put into a random order before the split was taken from them, or is None.
     """
 
     def __init__(
@@ -84,9 +45,11 @@ class LabelledImages:
         cluster_of_class: Tensor | None = None,
         cluster_names: list[str] | None = None,
         rows: Tensor | None = None,
+        shuffled: str | None = None,
     ) -> None:
         self.name, self.labels, self.class_names = name, labels, class_names
-        self._rows = torch.arange(len(labels)) if rows is None else rows  # as they are numbered in the split
+        self._rows = torch.arange(len(labels)) if rows is None else rows  # as they are numbered in the named split
+        self.shuffled = shuffled
         self.cluster_of_class, self.cluster_names = cluster_of_class, cluster_names
         self._table, self._image_column = table, image_column
         self._cache: tuple[Preprocessing, Tensor] | None = None
@@ -111,6 +74,7 @@ class LabelledImages:
             cluster_of_class=self.cluster_of_class,
             cluster_names=self.cluster_names,
             rows=self._rows[index],
+            shuffled=self.shuffled,
         )
         if self._cache is not None:
             part._cache = self._cache[0], self._cache[1][index]
@@ -140,17 +104,30 @@ class LabelledImages:
             self._fingerprint = hashlib.sha256(b"".join(self.digests()) + labels).hexdigest()
         return self._fingerprint
 
+    def empty_classes(self) -> list[str]:
+        """Names of the classes without an image."""
+        counts = torch.bincount(self.labels, minlength=self.classes)
+        return [self.class_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
+
     def require_every_class(self, purpose: str) -> None:
         """Refuse a split in which a class has no image."""
-        counts = torch.bincount(self.labels, minlength=self.classes)
-        empty = [self.class_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
-        if empty:
-            shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+        if empty := self.empty_classes():
             raise DataError(
                 f"{self.name}: {purpose} needs images of every class",
-                got=f"no image of {len(empty)} of {self.classes} classes: {shown}",
+                got=f"no image of {self._count(empty)}",
                 remedy="take a larger or another split",
             )
+
+    def warn_of_empty_classes(self, purpose: str) -> list[str]:
+        """Names of the classes without an image, with a :class:`DataWarning` that names them if there are any."""
+        if empty := self.empty_classes():
+            text = f"{self.name}: {purpose} says nothing of {self._count(empty)}, which have no image"
+            warnings.warn(text, DataWarning, stacklevel=2)
+        return empty
+
+    def _count(self, empty: list[str]) -> str:
+        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+        return f"{len(empty)} of {self.classes} classes: {shown}"
 
     def pixels(self, preprocessing: Preprocessing, start: int = 0, stop: int | None = None) -> Tensor:
         """Decoded rows ``start..stop`` as ``(n, H, W, C)`` uint8."""
@@ -224,20 +201,25 @@ def load_images(
 ) -> LabelledImages:
     """Open one split of a data set.
 
-    ``source`` is a folder of parquet shards, a folder of images (``split/class/file``) or a hub id; ``split`` uses the
-    syntax of ``datasets``. Columns are found by their type when not named: the image column holds images, the label
-    column is the one with most classes, the cluster column another one that is a function of the label.
+    ``source`` is a folder of parquet shards, a folder of images (``split/class/file`` or ``class/file``) or a hub id;
+    ``split`` uses the syntax of ``datasets``. Rows that are stored class by class are shuffled by a fixed seed before
+    the split is taken from them (see :mod:`sinf.splits`); ``shuffled`` of the result says so. Columns are found by
+    their type when not named: the image column holds images, the label column is the one with most classes, the
+    cluster column another one that is a function of the label.
 
     Raises:
         DataError: the data cannot be opened, the split is empty, a column is missing, or a label is out of range.
     """
-    table = _open(str(source), split)
+    splits = open_splits(str(source))
     name = f"{source} {split}"
+    whole = next(iter(splits.values()))
+    columns = list(whole.features)
+    image_column = _find_image_column(whole, image_column, name)
+    label_column = _find_label_column(whole, label_column, name, columns)
+    selected = select_rows(splits, split, label_column, str(source))
+    table = selected.table
     if len(table) == 0:
         raise DataError(f"{name}: a split must hold images", got="0 images", remedy="widen the split")
-    columns = list(table.features)
-    image_column = _find_image_column(table, image_column, name)
-    label_column = _find_label_column(table, label_column, name, columns)
     labels, class_names = _read_classes(table, label_column, name)
     cluster_of_class = cluster_names = None
     candidates = [cluster_column] if cluster_column else _class_columns(table, without=label_column)
@@ -267,6 +249,8 @@ def load_images(
         class_names=class_names,
         cluster_of_class=cluster_of_class,
         cluster_names=cluster_names,
+        rows=selected.numbers,
+        shuffled=selected.shuffled,
     )
 
 
@@ -277,39 +261,6 @@ def _encoded(row: dict[str, Any] | None, name: str) -> bytes:
         return row["bytes"] if row["bytes"] is not None else Path(row["path"]).read_bytes()
     except OSError as error:
         raise DataError(f"{name}: the image cannot be read", got=error, remedy="repair or remove it") from error
-
-
-def _open(source: str, split: str) -> Any:
-    import datasets
-
-    datasets.disable_progress_bars()
-    folder = Path(source)
-    if folder.is_file():
-        raise DataError("data must be a folder or a hub id", got=source, remedy="give the folder that holds the file")
-    if not folder.is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
-        raise DataError("the data folder must exist", got=source, remedy="check the path")
-    shards = _shards(folder)
-    try:
-        if shards:
-            return datasets.load_dataset("parquet", data_files=shards, split=split)
-        return datasets.load_dataset(str(folder.resolve()) if folder.is_dir() else source, split=split)
-    except Exception as error:  # datasets raises many unrelated types for one cause: data that it cannot open
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"the split {split!r} of {source} cannot be opened",
-            got=reason,
-            remedy="give a hub id, a folder of parquet shards or an image folder, and one of its splits",
-        ) from error
-
-
-def _shards(folder: Path) -> dict[str, list[str]]:
-    """Parquet files by split: ``train-00000-of-00003.parquet``, ``train.parquet``, in the folder or in its ``data``."""
-    shards: dict[str, list[str]] = {}
-    if folder.is_dir():
-        for path in sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]):
-            split = re.sub(r"-\d+(-of-\d+)?$", "", path.stem)
-            shards.setdefault(split, []).append(str(path.resolve()))
-    return shards
 
 
 def _undecoded(table: Any, image_column: str) -> Any:

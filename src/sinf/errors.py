@@ -12,7 +12,7 @@
     └── DependencyError      an optional package is missing
 
 Each message states the rule, the value that broke it, and the remedy. The command line prints it on one line and
-exits with code 2.
+exits with code 2. What is allowed but weakens a result is a warning: ``DataWarning``.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ class ConfigError(SinfError):
 
 class DataError(SinfError):
     """Images, labels, columns or splits are not what they must be."""
+
+
+class DataWarning(UserWarning):
+    """A result says less than it seems, because of the images that it rests on."""
 
 
 class ClusterError(SinfError):

@@ -42,6 +42,7 @@ class Evaluation:
 
     ``tried`` is the share that runs a subgraph; some of them fall back after it. ``within`` is the accuracy when the
     true cluster is given: of the base model limited to the cluster's classes, and of the cluster's subgraph.
+    ``empty_classes`` names the classes of which there was no image.
     """
 
     images: int
@@ -63,6 +64,7 @@ class Evaluation:
     base_parameters: int
     parameters_active: float
     clusters: list[ClusterReport] = field(default_factory=list)
+    empty_classes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -169,6 +171,7 @@ def evaluate(
     model: SemanticModel, images: LabelledImages, *, batch: int = BATCH, progress: Progress | None = None
 ) -> Evaluation:
     """Run base and bundle over labelled images; what is said of an image does not depend on its batch."""
+    empty = images.warn_of_empty_classes("the evaluation")
     clusters = model.bundle.clusters
     router = model.feature_router.one_by_one()
     of_class = clusters.of_class()
@@ -200,7 +203,7 @@ def evaluate(
         done += len(y)
         if progress is not None:
             progress(done, len(images))
-    return _summary(model, {name: torch.cat(parts) for name, parts in rows.items()})
+    return _summary(model, {name: torch.cat(parts) for name, parts in rows.items()}, empty)
 
 
 def _in_top5(logits: Tensor, y: Tensor) -> Tensor:
@@ -218,7 +221,7 @@ def _within(model: SemanticModel, x: Tensor, y: Tensor, true: Tensor) -> Tensor:
     return right
 
 
-def _summary(model: SemanticModel, rows: dict[str, Tensor]) -> Evaluation:
+def _summary(model: SemanticModel, rows: dict[str, Tensor], empty: list[str]) -> Evaluation:
     costs = Costs.of(model)
     went = (rows["route"], rows["tried"], rows["fell_back"])
 
@@ -265,6 +268,7 @@ def _summary(model: SemanticModel, rows: dict[str, Tensor]) -> Evaluation:
         base_parameters=costs.base_parameters,
         parameters_active=_mean_cost(costs.parameters, *went),
         clusters=reports,
+        empty_classes=empty,
     )
 
 

@@ -167,7 +167,9 @@ def _check(base: BaseModel, images: Images, clusters: Clusters) -> None:
                 got=f"{part.classes} instead of {base.spec.classes}",
                 remedy="name another label column, or another model",
             )
-        if purpose != "calibration":
+        if purpose == "calibration":
+            part.warn_of_empty_classes(purpose)
+        else:
             part.require_every_class(purpose)
     calibration = set(images.calibration.digests())
     for purpose, part in (("scoring", images.scoring), ("routing", images.routing)):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from typing import Any
 
 import typer
 
 from sinf.cli import bench, bundles, demo, dynamic, export, models, prune
-from sinf.errors import SinfError
+from sinf.errors import DataWarning, SinfError
 
 app = typer.Typer(
     name="sinf",
@@ -35,10 +37,21 @@ app.add_typer(dynamic.app, name="dynamic")
 def main() -> None:
     """Run the program; an error made on purpose becomes one line and exit code 2."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", DataWarning)
+            warnings.showwarning = _show_warning
+            app()
     except SinfError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """What sinf warns of is one line, without the place in its code."""
+    if issubclass(category, DataWarning):
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, *place[:2]), file=sys.stderr, end="")

@@ -67,6 +67,7 @@ def bench(
     start = time.perf_counter()
     model = options.bundle(bundle, threshold, allow_factory)
     options.require_classes(model, images.classes)
+    empty = images.warn_of_empty_classes("the benchmark")
     router = open_engine(model, engine, threads=pinned, precision=precision, calibration=_ranges(model, held_out))
     load_seconds = time.perf_counter() - start
     sizes = batch or [1, 32]
@@ -84,6 +85,7 @@ def bench(
         "promise": measure.promise(model, engine, precision),
         "data": str(data),
         "split": split,
+        "empty_classes": empty,
         "threads": pinned,
     }
     with options.Steps() as steps:

@@ -91,6 +91,8 @@ def train(
     images = options.images(data, split, image_column, label_column, None)
     images.require_every_class("training")
     checked = None if validation is None else options.images(data, validation, image_column, label_column, None)
+    if checked is not None:
+        checked.warn_of_empty_classes("the validation")
     base = options.base_model(model, weights, classes or images.classes, size, mean, std, width)
     before = {key: value.detach().clone() for key, value in base.module.state_dict().items()}
     console = Console()
@@ -227,6 +229,7 @@ def bench(
     load_seconds = time.perf_counter() - start
     images = options.images(data, split, image_column, label_column, None)
     options.require_classes(model, images.classes)
+    empty = images.warn_of_empty_classes("the benchmark")
     sizes = batch or ([1, 32] if engine == "torch" else [1])
     for size in sizes:
         if not 1 <= size <= len(images) or (size > 1 and engine != "torch"):
@@ -250,7 +253,7 @@ def bench(
             )
     facts = measure.facts(bundle, load_seconds, engine)
     tables.show_bench(rows, facts)
-    options.write_json(json, {"latency": [row.to_json() for row in rows], **facts})
+    options.write_json(json, {"latency": [row.to_json() for row in rows], "empty_classes": empty, **facts})
 
 
 @app.command()

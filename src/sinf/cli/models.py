@@ -87,6 +87,8 @@ def train(
     images = options.images(data, split, image_column, label_column, None)
     images.require_every_class("training")
     checked = None if validation is None else options.images(data, validation, image_column, label_column, None)
+    if checked is not None:
+        checked.warn_of_empty_classes("the validation")
     base = load_model(
         model,
         classes=images.classes,

@@ -111,8 +111,12 @@ def images(
 ) -> LabelledImages:
     """One split of the data that the options describe."""
     from sinf.data import load_images
+    from sinf.splits import SEED
 
-    return load_images(data, split, image_column=image_column, label_column=label_column, cluster_column=cluster_column)
+    part = load_images(data, split, image_column=image_column, label_column=label_column, cluster_column=cluster_column)
+    if part.shuffled:
+        print(f"{part.name}: rows are shuffled by seed {SEED} first ({part.shuffled})", file=sys.stderr)
+    return part
 
 
 def numbers(option: str, text: str, kind: type, count: int | None) -> tuple[Any, ...]:

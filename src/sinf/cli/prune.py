@@ -87,6 +87,7 @@ def prune(
     )
     columns = (image_column, label_column, None)
     scoring, tested = options.images(data, score, *columns), options.images(data, test, *columns)
+    empty = tested.warn_of_empty_classes("the comparison")
     training = None if not finetune else scoring if train == score else options.images(data, train, *columns)
     base = options.base_model(model, weights, classes or scoring.classes, size, mean, std, width)
     console, work = Console(), out.with_name(out.name + ".prune")
@@ -110,7 +111,7 @@ def prune(
     saved.save(smaller, out, scoring.class_names, made_by=made_by, comparison=compared)
     shutil.rmtree(work, ignore_errors=True)
     tables.show_pruned(compared, out, pinned)
-    options.write_json(json, {"folder": str(out), **made_by, **compared.to_json()})
+    options.write_json(json, {"folder": str(out), **made_by, **compared.to_json(), "empty_classes": empty})
 
 
 def _rule(

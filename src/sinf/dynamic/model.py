@@ -79,7 +79,7 @@ class DynamicEvaluation:
 
     ``macs`` is how the MACs of an input are spread; ``macs_by_difficulty`` their mean over the quarters of the images
     from the easiest to the hardest for the base model (by its cross entropy); ``remaining`` the mean share of channels
-    that stays, by site.
+    that stays, by site; ``empty_classes`` the classes of which there was no image.
     """
 
     images: int
@@ -94,6 +94,7 @@ class DynamicEvaluation:
     macs_saved: float
     macs_by_difficulty: list[float]
     remaining: dict[str, float]
+    empty_classes: list[str]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -108,6 +109,7 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
 ) -> DynamicEvaluation:
     """Run base and bundle over labelled images."""
+    empty = images.warn_of_empty_classes("the evaluation")
     rows: dict[str, list[Tensor]] = {}
     done = 0
     for x, y in images.batches(model.bundle.spec.preprocessing, batch):
@@ -143,6 +145,7 @@ def evaluate(
         macs_saved=1 - mean["macs"] / network.base_macs,
         macs_by_difficulty=[float(part.mean()) for part in quarters],
         remaining={s.name: float(seen["remaining"][:, i].mean()) for i, s in enumerate(network.sites)},
+        empty_classes=empty,
     )
 
 

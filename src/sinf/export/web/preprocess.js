@@ -3,17 +3,19 @@
 
 const BITS = 22; // of a weight in Pillow's fixed point
 
-/** A file or blob as {data (RGBA bytes), width, height}, upright where a camera noted how it was held. */
+/** A file or blob as {data (RGBA bytes), width, height}, upright where a camera noted how it was held, on white. */
 export async function decode(blob) {
   const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" });
   const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
   const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.fillStyle = "white"; // under what is transparent, as in Python
+  context.fillRect(0, 0, canvas.width, canvas.height);
   context.drawImage(bitmap, 0, 0);
   bitmap.close();
   return context.getImageData(0, 0, canvas.width, canvas.height);
 }
 
-/** RGBA of any size to bytes (H, W, C) of the model's size [C, H, W]; transparency is left out. */
+/** RGBA of any size to bytes (H, W, C) of the model's size [C, H, W]; alpha is not read: decode lays images on white. */
 export function fit(image, [channels, height, width]) {
   let pixels = planes(image, channels);
   const { width: w, height: h } = image;
