@@ -83,10 +83,32 @@ def select_rows(splits: dict[str, Any], expression: str, label_column: str, sour
     """
     import datasets
 
-    names = list(splits)
+    parts = read_expression(expression, {name: len(table) for name, table in splits.items()}, source)
+    reasons = {name: _why_shuffled(splits[name], label_column) for name, _ in parts}
+    orders = {name: row_order(len(splits[name]), shuffled=bool(why)) for name, why in reasons.items()}
+    numbers = [orders[name][part.start : part.stop] for name, part in parts]
+    tables = [
+        splits[name].select(rows.tolist() if reasons[name] else part)
+        for (name, part), rows in zip(parts, numbers, strict=True)
+        if part
+    ]
+    table = datasets.concatenate_datasets(tables) if tables else splits[parts[0][0]].select([])
+    shuffled = ", ".join(f"{name}: {why}" for name, why in reasons.items() if why)
+    return Rows(table, torch.cat(numbers), shuffled or None)
+
+
+def read_expression(expression: str, lengths: dict[str, int], source: str) -> list[tuple[str, range]]:
+    """The parts that are added up, each a split and a range of places in its order.
+
+    Raises:
+        DataError: the expression cannot be read, or names a split that is not there.
+    """
+    import datasets
+
+    names = list(lengths)
     try:
         spec = "+".join(names) if expression == "all" and "all" not in names else expression
-        pieces = datasets.ReadInstruction.from_spec(spec).to_absolute({name: len(splits[name]) for name in names})
+        pieces = datasets.ReadInstruction.from_spec(spec).to_absolute(lengths)
     except Exception as error:  # ValueError or AssertionError, by the part of the expression that is wrong
         remedy = "name one of them" if len(names) > 1 else f"name parts of it, as {names[0]}[:80%] and {names[0]}[80%:]"
         raise DataError(
@@ -94,25 +116,17 @@ def select_rows(splits: dict[str, Any], expression: str, label_column: str, sour
             got=_reason(error),
             remedy=f"its splits are: {', '.join(names)}; {remedy}",
         ) from error
-    reasons = {piece.splitname: _why_shuffled(splits[piece.splitname], label_column) for piece in pieces}
-    tables, numbers = [], []
-    for piece in pieces:
-        table, name = splits[piece.splitname], piece.splitname
-        order = random_order(len(table)) if reasons[name] else torch.arange(len(table))
-        numbers.append(order[piece.from_ : piece.to])
-        tables.append(
-            table.select(numbers[-1].tolist() if reasons[name] else range(piece.from_, max(piece.from_, piece.to)))
-        )
-    shuffled = ", ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
-    return Rows(datasets.concatenate_datasets(tables), torch.cat(numbers), shuffled or None)
+    return [(piece.splitname, range(piece.from_, max(piece.from_, piece.to))) for piece in pieces]
 
 
-def random_order(count: int) -> Tensor:
-    """The (count,) int64 order in which rows of a shuffled split are read.
+def row_order(count: int, *, shuffled: bool) -> Tensor:
+    """The (count,) int64 numbers of the rows of a split in the order in which parts of it are taken.
 
-    Numbers of a generator whose stream numpy keeps for good are sorted: permutations of numpy and torch may change
-    from version to version.
+    A shuffled order sorts numbers of a generator whose stream numpy keeps for good: permutations of numpy and torch may
+    change from version to version.
     """
+    if not shuffled:
+        return torch.arange(count)
     return torch.from_numpy(np.argsort(np.random.PCG64(SEED).random_raw(count), kind="stable"))
 
 
