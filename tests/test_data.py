@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from sinf.data import LabelledImages, Preprocessing, load_images
-from sinf.errors import DataError
+from sinf.errors import DataError, DataWarning
 from tiny import COLOUR, GREY, picture, tiny_data, write_parquet
 
 NAMES = ["ant", "bee", "cat"]
@@ -197,7 +197,18 @@ def test_empty_class(tmp_path: Path) -> None:
     images = load_images(shards(tmp_path, label=([0, 0, 2, 2, 0, 2], NAMES)), "train")
     with pytest.raises(DataError, match=r"scoring needs images of every class.*bee"):
         images.require_every_class("scoring")
-    load_images(shards(tmp_path / "full"), "train").require_every_class("scoring")
+    with pytest.warns(DataWarning, match="train: calibration says nothing of 1 of 3 classes: bee, which have no"):
+        assert images.warn_of_empty_classes("calibration") == images.empty_classes() == ["bee"]
+    full = load_images(shards(tmp_path / "full"), "train")
+    full.require_every_class("scoring")
+    assert full.warn_of_empty_classes("calibration") == []  # a warning would be a failure here
+
+
+def test_many_empty_classes_are_counted(tmp_path: Path) -> None:
+    names = [f"class{i}" for i in range(40)]
+    images = load_images(shards(tmp_path, label=([0, 1, 2, 0, 1, 2], names)), "train")
+    with pytest.warns(DataWarning, match=r"37 of 40 classes: class3, class4, class5, class6, class7, \.\.\., which"):
+        assert len(images.warn_of_empty_classes("the evaluation")) == 37
 
 
 # ---- pixels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 from pathlib import Path
@@ -15,8 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from program import Program
+from sinf.clusters import from_column
 from sinf.data import LabelledImages, load_images
-from sinf.errors import DataError
+from sinf.errors import DataError, DataWarning
+from sinf.models import load_model
+from sinf.pipeline import BuildConfig, Images, build
 from sinf.splits import in_class_order, open_splits, read_expression, row_order, select_rows
 from tiny import picture, write_parquet
 
@@ -123,7 +127,7 @@ LENGTHS = {"train": 300, "test": 77}
 
 
 def numbers(expression: str, shuffled: bool) -> list[int]:
-    """Rows of a table of 300 or 77 that an expression names."""
+    """Rows that an expression names, of splits of 300 and 77."""
     parts = read_expression(expression, LENGTHS, "tables")
     return [
         row
@@ -278,8 +282,27 @@ def test_metadata_is_left_to_datasets(tmp_path: Path) -> None:
 # ---- what is said of it
 
 
-def test_the_program_says_that_rows_were_shuffled(sinf: Program, built: Path, tmp_path: Path) -> None:
-    folder = image_folder(tmp_path, "test", classes=("red", "orange", "green", "teal", "blue", "violet"))
-    code, _, err = sinf.call("eval", built, "--data", folder, "--split", "test[:50%]", "--threads", 1)
-    assert code == 0
-    assert f"{folder} test[:50%]: rows are shuffled by seed 0 first (test: an image folder)" in err
+def test_the_program_says_what_was_shuffled_and_which_classes_are_empty(
+    sinf: Program, built: Path, tmp_path: Path
+) -> None:
+    """On the screen, each in one line, and the classes in the result."""
+    folder = image_folder(tmp_path / "images", "test", classes=("red", "orange", "green", "teal", "blue", "violet"))
+    shutil.rmtree(folder / "test" / "teal")
+    (folder / "test" / "teal").mkdir()
+    words = ("--data", folder, "--split", "test[:90%]", "--threads", 1, "--json", tmp_path / "result.json")
+    for verb in (("eval",), ("bench", "--pairs", 2, "--batch", 1, "--no-stages", "--no-energy")):
+        code, _, err = sinf.call(verb[0], built, *verb[1:], *words)
+        assert code == 0
+        assert f"{folder} test[:90%]: rows are shuffled by seed 0 first (test: an image folder)" in err.splitlines()
+        lines = [line for line in err.splitlines() if line.startswith("warning: ")]
+        assert len(lines) == 1
+        assert "says nothing of 1 of 6 classes: teal, which have no image" in lines[0]
+        assert json.loads((tmp_path / "result.json").read_text())["empty_classes"] == ["teal"]
+
+
+def test_a_build_warns_of_classes_that_it_was_not_calibrated_on(tiny_images: LabelledImages) -> None:
+    base = load_model("vgg11", classes=6, options={"width": 0.125})
+    calibration = tiny_images.select([row for row in range(30) if tiny_images.labels[row] != 2])
+    images = Images(tiny_images, tiny_images, calibration)
+    with pytest.warns(DataWarning, match="calibration says nothing of 1 of 6 classes: green"), pytest.raises(DataError):
+        build(base, images, from_column(tiny_images), BuildConfig(), "never written")  # the images are shared
