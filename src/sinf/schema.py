@@ -114,7 +114,7 @@ def _bounded(hint: Any) -> Any:
     if origin in (Union, UnionType):
         return reduce(or_, map(_bounded, inner))
     if origin is tuple and inner[-1] is ...:
-        return Annotated[tuple[_bounded(inner[0]), ...], Field(max_length=100_000)]
+        return Annotated[GenericAlias(tuple, (_bounded(inner[0]), ...)), Field(max_length=100_000)]
     if origin is tuple:
         return GenericAlias(tuple, tuple(_bounded(each) for each in inner))
     bounds = {int: Field(ge=-(2**53), le=2**53), float: Field(ge=-1e12, le=1e12), str: Field(max_length=1000)}
