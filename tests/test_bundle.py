@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from sealed import rewrite
 from sinf.bundle import Bundle
 from sinf.calibration import CALL_COST, tail_costs
 from sinf.deferral import Deferral
 from sinf.engine.torch_engine import SemanticModel
-from sinf.errors import BundleError, ConfigError, DataError, SinfError
+from sinf.errors import BundleError, ConfigError, CutError, DataError
 from sinf.measure import Costs, evaluate, observe
 from sinf.routing import FALLBACK, part_name
 
@@ -180,20 +181,23 @@ def test_a_damaged_file_is_refused_by_name(built: Path, tmp_path: Path, name: st
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"sinf_format": 99}, "99"),
+        ({"sinf_format": 99}, "99.*install the version"),
+        ({"sinf_format": 5}, "5.*build the bundle again with this version"),
+        ({"sinf_format": "6"}, "format 6"),
         ({"cut": "nowhere"}, "nowhere"),
-        ({"clusters": {"a": [0], "b": [0, 1]}}, "one cluster"),
-        ({"model": None}, "contradicts"),
-        ({"sha256": None}, "incomplete"),
-        ({"router": {"side": -1}}, "side"),
+        ({"clusters": [{"name": "a", "classes": [0]}, {"name": "b", "classes": [0, 1]}]}, "one cluster"),
+        ({"clusters": {"a": [0], "b": [1]}}, "clusters"),
+        ({"model": None}, "model"),
+        ({"sha256": None}, "sha256"),
+        ({"sha256": {}}, "all its files"),
+        ({"router": {"side": -1}}, "router"),
     ],
 )
 def test_a_contradictory_config_is_refused(built: Path, tmp_path: Path, change: dict, says: str) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(built, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(SinfError, match=says):
+    rewrite(folder / "config.json", change)
+    with pytest.raises(BundleError if "cut" not in change else CutError, match=says):
         SemanticModel.from_pretrained(folder)
 
 
@@ -211,9 +215,8 @@ def test_foreign_folders_and_broken_json_are_refused(built: Path, tmp_path: Path
 def test_code_of_ones_own_runs_only_when_allowed(built: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(built, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["model"]["name"] = "os:getcwd"
-    (folder / "config.json").write_text(json.dumps(config))
+    model = json.loads((folder / "config.json").read_text())["model"]
+    rewrite(folder / "config.json", {"model": model | {"name": "os:getcwd"}})
     with pytest.raises(BundleError, match="allow_factory"):
         SemanticModel.from_pretrained(folder)
 

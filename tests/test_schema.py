@@ -93,7 +93,7 @@ def test_brackets_in_strings_have_no_depth() -> None:
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.json"):
-        with pytest.raises(BundleError, match="must be there"):
+        with pytest.raises(BundleError, match="no such file"):
             read_json(path, SAMPLE, BundleError)
 
 

@@ -20,8 +20,8 @@ LINES = 450
 # than its room is named in full ("room.module").
 HOUSE = [
     {"errors", "version"},
-    {"files", "schema", "precision", "grouping", "routing", "timing"},
-    {"splits", "preprocessing"},
+    {"files", "schema", "seal", "precision", "grouping", "routing", "timing"},
+    {"splits", "preprocessing", "records"},
     {"data"},
     {"models"},
     {"partition", "checkpoint", "train", "subgraph.coupling", "subgraph.propagation"},
@@ -32,6 +32,7 @@ HOUSE = [
     {"network"},
     {"router", "deferral"},
     {"risk"},
+    {"bundle_files"},
     {"bundle", "steps", "compact", "low_rank"},
     {"engine"},
     {"dynamic"},

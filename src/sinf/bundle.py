@@ -1,6 +1,7 @@
 """What is saved and loaded: a folder with the base weights once, and for every subgraph only what differs.
 
-    config.json             format, model, classes, clusters, cut point, deferral, thresholds, provenance, sha256s
+    config.json             format, model, classes, clusters, cut point, deferral, thresholds, provenance, sha256 of
+                            the others, digest
     model.safetensors       the base model's weights
     subgraphs.safetensors   PART.kept.GROUP (kept channels, base coordinates) and PART.mix.LAYER (C, k) for every part;
                             PART.whole.PARAMETER where whole weights differ
@@ -13,36 +14,72 @@ It is written to a temporary folder and renamed, so that a kill or a full disk l
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
-from safetensors import safe_open
+from pydantic import Field
 from torch import Tensor
 
+from sinf.bundle_files import (
+    ConfigRecord,
+    config_digest,
+    consistent,
+    map_tensors,
+    read_config,
+    replace_bundle,
+    require_fit,
+    require_tensor,
+    spec_of,
+    write_config,
+)
 from sinf.clusters import Clusters
 from sinf.deferral import Deferral
-from sinf.errors import BundleError, DataError, StorageError
-from sinf.files import replacing_folder, sha256, write_json, write_tensors
+from sinf.errors import BundleError
+from sinf.files import write_json, write_tensors
 from sinf.grouping import TailTimes
 from sinf.models import ModelSpec, load_spec
-from sinf.models.load import PLAIN, REFERENCE_NAMES
-from sinf.models.plain import FORMAT as PLAIN_FORMAT
 from sinf.models.trace import trace
 from sinf.network import Network, Part
+from sinf.records import ClusterList, ThresholdValue, TimesList, Weight, cluster_list
 from sinf.risk import Threshold
 from sinf.router import RoutePredictor, RouterConfig
 from sinf.routing import part_name
+from sinf.schema import Digest, Name, Record, Share, parse_file, record_of, validated
+from sinf.seal import sealed, unsealed
 
-FORMAT = 5
 _FILES = ("model.safetensors", "subgraphs.safetensors", "router.safetensors", "README.md")
 _TIMES = "times.json"
-_LIBRARIES = ("timm:", "torchvision:", "hf:", PLAIN)
-_NEEDED = {"model", "classes", "clusters", "cut", "deferral", "threshold", "router", "provenance", "sha256"}
+_NOTHING = "common.kept.none"  # a file of tensors must hold one
+
+#: Fields without a line here have the bounds of :func:`sinf.schema.record_of`.
+_DEFERRAL = record_of(Deferral, intercept=Weight, route=Weight, energy=Weight, within=Weight)
+_THRESHOLD = record_of(
+    Threshold,
+    value=ThresholdValue,
+    early=Share,
+    max_loss=Share,
+    loss=Annotated[float, Field(ge=-1, le=1)],
+    fallback=Share,
+    tried=Share,
+    confidence=Share | None,
+)
+
+
+class _Config(ConfigRecord):
+    method: str = "semantic"
+    clusters: ClusterList
+    cut: Name
+    deferral: _DEFERRAL  # type: ignore[valid-type]
+    threshold: _THRESHOLD | None  # type: ignore[valid-type]
+    router: record_of(RouterConfig)  # type: ignore[valid-type]
+
+
+class _Times(Record):
+    bundle: Digest
+    tails: TimesList
 
 
 @dataclass(frozen=True)
@@ -68,50 +105,44 @@ class Bundle:
 
     def network(self) -> Network:
         """The base model taken apart, with this bundle's weights (not copied)."""
-        with torch.device("meta"):
-            module = load_spec(self.spec)
-        module.load_state_dict(self.base_state, strict=True, assign=True)
-        for name, buffer in module.named_buffers():
-            if buffer.is_meta:
-                raise BundleError("every buffer of the model must be in its weights", got=name)
-        return Network(trace(module.requires_grad_(False), self.spec.preprocessing), self.cut)
+        return _network(self.spec, self.base_state, self.cut)
 
     # ---- saving
 
-    def save(self, folder: str | Path) -> None:
-        """Write the bundle; an existing bundle in ``folder`` is replaced, anything else is refused.
+    def save(self, folder: str | Path, *, key: bytes | None = None) -> None:
+        """Write the bundle; an existing bundle in ``folder`` is replaced, anything else is refused. With a ``key`` (16
+        bytes at least) it is signed.
 
         Raises:
             BundleError: the folder holds something else, or cannot be written; what was there stays.
         """
-        replace_bundle(Path(folder), self._write)
+        replace_bundle(Path(folder), lambda partial: self._write(partial, key))
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, key: bytes | None) -> None:
         network_coupling = self.network().coupling
         tensors: dict[str, Tensor] = {}
         for name, part in self.parts.items():
             tensors |= part.to_tensors(network_coupling, f"{name}.")
         if not tensors:
-            tensors = {"common.kept.none": torch.zeros(0, dtype=torch.int32)}
+            tensors = {_NOTHING: torch.zeros(0, dtype=torch.int32)}
         write_tensors(self.base_state, folder / "model.safetensors")
         write_tensors(tensors, folder / "subgraphs.safetensors")
         write_tensors(self.router.state_dict(), folder / "router.safetensors")
         (folder / "README.md").write_text(self._card())
-        if self.times:
-            write_times(self.times, folder)
-        config = {
-            "sinf_format": FORMAT,
+        record = {
+            "method": "semantic",
             "model": self.spec.to_json(),
             "classes": list(self.class_names),
-            "clusters": {n: list(m) for n, m in zip(self.clusters.names, self.clusters.members, strict=True)},
+            "clusters": cluster_list(self.clusters.names, self.clusters.members),
             "cut": self.cut,
             "deferral": asdict(self.deferral),
             "threshold": None if self.threshold is None else asdict(self.threshold),
             "router": asdict(self.router_config),
             "provenance": self.provenance,
-            "sha256": {name: sha256(folder / name) for name in _FILES},
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_config(folder, record, _Config, _FILES, key)
+        if self.times:
+            write_times(self.times, folder, key)
 
     def _card(self) -> str:
         lines = ["---", "library_name: sinf", "pipeline_tag: image-classification", "---", ""]
@@ -141,179 +172,154 @@ class Bundle:
     # ---- loading
 
     @staticmethod
-    def load(folder: str | Path, *, allow_factory: bool = False) -> Bundle:
+    def load(folder: str | Path, *, allow_factory: bool = False, key: bytes | None = None) -> Bundle:
         """Read a bundle; tensors are memory-mapped.
 
         ``allow_factory`` permits a model of the user's own code (``package.module:factory``), which is imported and
-        run.
+        run, or one that is read from elsewhere (``hf:``). With a ``key``, what is not signed with it is refused.
 
         Raises:
-            BundleError: not a bundle, another format, or a file that is missing, damaged or changed.
+            BundleError: not a bundle, another format, or a file that is missing, damaged, changed or contradicts the
+                others.
         """
         folder = Path(folder)
-        config = read_config(folder, _NEEDED)
-        check_files(folder, config, _FILES)
-        try:
-            spec = ModelSpec.from_json(config["model"])
-            check_origin(spec, allow_factory)
-            router_config = RouterConfig(**config["router"])
-            clusters = Clusters(tuple(config["clusters"]), tuple(tuple(m) for m in config["clusters"].values()))
-            bundle = Bundle(
+        config = read_config(folder, _Config, _FILES, key)
+        with consistent(f"in {folder}"):
+            spec = spec_of(config, allow_factory)
+            clusters = Clusters(
+                tuple(each.name for each in config.clusters), tuple(each.classes for each in config.clusters)
+            )
+            if clusters.classes != spec.classes:
+                raise BundleError("clusters must cover the model's classes", got=f"{clusters.classes} classes")
+            base_state = map_tensors(folder / "model.safetensors")
+            network = _network(spec, base_state, config.cut)
+            parts = _read_parts(folder / "subgraphs.safetensors", network, clusters)
+            return Bundle(
                 spec=spec,
-                class_names=tuple(config["classes"]),
+                class_names=config.classes,
                 clusters=clusters,
-                cut=config["cut"],
-                deferral=Deferral(**config["deferral"]),
-                threshold=None if config["threshold"] is None else Threshold(**config["threshold"]),
-                parts={},
-                base_state=map_tensors(folder / "model.safetensors"),
-                router=RoutePredictor((1, 1, 1), len(clusters), router_config),
-                router_config=router_config,
-                provenance=config["provenance"],
-                times=read_times(folder),
+                cut=config.cut,
+                deferral=config.deferral,
+                threshold=config.threshold,
+                parts=parts,
+                base_state=base_state,
+                router=_read_router(folder, network.feature_shape(parts["common"]), len(clusters), config.router),
+                router_config=config.router,
+                provenance=config.provenance,
+                times=read_times(folder, key),
             )
-            return bundle._with_parts(folder)
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-            raise BundleError(
-                f"the bundle in {folder} contradicts itself", got=error, remedy="build it again"
-            ) from error
-
-    def _with_parts(self, folder: Path) -> Bundle:
-        network = self.network()
-        tensors = map_tensors(folder / "subgraphs.safetensors")
-        names = ["common", "fallback", *(part_name(cluster) for cluster in range(len(self.clusters)))]
-        by_part: dict[str, dict[str, Tensor]] = {name: {} for name in names}
-        for key, tensor in tensors.items():
-            name, _, rest = key.partition(".")
-            if rest != "kept.none":
-                by_part[name][rest] = tensor
-        parts = {name: Part.from_tensors(part, network.coupling, "") for name, part in by_part.items()}
-        router = RoutePredictor(network.feature_shape(parts["common"]), len(self.clusters), self.router_config)
-        router.load_state_dict(map_tensors(folder / "router.safetensors"))
-        return replace(self, parts=parts, router=router.eval().requires_grad_(False))
 
 
-def read_times(folder: Path) -> tuple[TailTimes, ...]:
-    """What ``sinf tune`` has measured; nothing where it has not."""
-    path = folder / _TIMES
-    if not path.is_file():
+def _network(spec: ModelSpec, state: dict[str, Tensor], cut: str) -> Network:
+    """A model of a spec with weights that are not copied. Nothing is allocated before it is known that they fit."""
+    with torch.device("meta"):
+        module = load_spec(spec)
+    require_fit(state, module.state_dict(), "model.safetensors")
+    module.load_state_dict(state, strict=True, assign=True)
+    for name, buffer in module.named_buffers():
+        if buffer.is_meta:
+            raise BundleError("every buffer of the model must be in its weights", got=name)
+    return Network(trace(module.requires_grad_(False), spec.preprocessing), cut)
+
+
+def _read_parts(path: Path, network: Network, clusters: Clusters) -> dict[str, Part]:
+    names = ["common", "fallback", *(part_name(cluster) for cluster in range(len(clusters)))]
+    by_part: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    for key, tensor in map_tensors(path).items():
+        name, _, rest = key.partition(".")
+        if key == _NOTHING:
+            continue
+        if name not in by_part:
+            raise BundleError("tensors must be those of the bundle's parts", got=key[:100], remedy="build it again")
+        by_part[name][rest] = tensor
+    parts = {name: _read_part(name, tensors, network) for name, tensors in by_part.items()}
+    features, output = network.features_slot, network.coupling.output
+    for cluster, (name, part) in enumerate(parts.items(), -2):
+        classes = list(range(clusters.classes)) if cluster < 0 else list(clusters.members[cluster])
+        if output is None or output.index(part.keep).tolist() != classes:
+            raise BundleError("a part must answer with the classes of its cluster", got=name, remedy="build it again")
+        if not torch.equal(features.index(part.keep), features.index(parts["common"].keep)):
+            raise BundleError("a part must read the features that are extracted", got=name, remedy="build it again")
+    return parts
+
+
+def _read_part(name: str, tensors: dict[str, Tensor], network: Network) -> Part:
+    """A part whose kept channels are some of their groups', and whose tensors have the shapes that these ask for."""
+    groups = network.coupling.groups
+    for key, tensor in tensors.items():
+        kind, _, group = key.partition(".")
+        if kind == "kept":
+            require_tensor(tensor, torch.int32, (tensor.numel(),), f"{name}.{key}")
+            size = groups[group].size if group in groups and groups[group].blocked is None else 0
+            kept = tensor.long()
+            if not len(kept) or not bool((kept.diff() > 0).all()) or kept[0] < 0 or kept[-1] >= size:
+                got = f"{name}.{key}"[:200]
+                raise BundleError(
+                    "kept channels must be some of a group's, ascending", got=got, remedy="build it again"
+                )
+    part = Part.from_tensors(tensors, network.coupling, "")
+    for key, tensor in tensors.items():
+        kind, _, target = key.partition(".")
+        if kind != "kept":
+            require_tensor(tensor, torch.float16, _shape(kind, target, part, network), f"{name}.{key}")
+    return part
+
+
+def _shape(kind: str, target: str, part: Part, network: Network) -> tuple[int, ...]:
+    """Of a mix (C, k) of a layer, or of a whole parameter without the channels that went."""
+    layer, _, parameter = target.rpartition(".")
+    mixers, reads = set(network.coupling.mixers.values()), network.coupling.reads
+    if kind == "mix" and target in mixers:
+        kept = part.keep[reads[target].units]
+        return len(kept), int(kept.sum())
+    if kind != "whole" or layer not in mixers or parameter not in ("weight", "bias"):
+        raise BundleError("a tensor must be of a layer where channels meet", got=f"{kind}.{target}"[:200])
+    shape = list(getattr(network.graph.get_submodule(layer), parameter).shape)
+    shape[0] = len(network.coupling.writes[layer].index(part.keep))
+    if parameter == "weight":
+        shape[1] = len(reads[layer].index(part.keep))
+    return tuple(shape)
+
+
+def _read_router(folder: Path, shape: tuple[int, ...], clusters: int, config: RouterConfig) -> RoutePredictor:
+    with torch.device("meta"):
+        router = RoutePredictor(shape, clusters, config)
+    state = map_tensors(folder / "router.safetensors")
+    require_fit(state, router.state_dict(), "router.safetensors")
+    if not state["temperature"] > 0 or any((t < 0).any() for name, t in state.items() if name.endswith("running_var")):
+        raise BundleError(
+            "temperature and variances must be positive", got="router.safetensors", remedy="build it again"
+        )
+    router.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
+    return router.eval().requires_grad_(False)
+
+
+def read_times(folder: Path, key: bytes | None = None) -> tuple[TailTimes, ...]:
+    """What ``sinf tune`` has measured of a bundle; nothing where it has not.
+
+    Raises:
+        BundleError: the file is damaged, was changed or is that of another bundle; see :meth:`Bundle.load` for keys.
+    """
+    path, remedy = folder / _TIMES, "remove it, or tune again"
+    if not path.exists():
         return ()
-    try:
-        return tuple(TailTimes.from_json(each) for each in json.loads(path.read_text())["tails"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BundleError(
-            f"{path} must be as sinf tune writes it", got=error, remedy="remove it, or tune again"
-        ) from error
+    record = parse_file(path, BundleError, remedy=remedy)
+    if not isinstance(record, dict):
+        raise BundleError(f"{path} must be as sinf tune writes it", got=type(record).__name__, remedy=remedy)
+    content, _ = unsealed(record, BundleError, str(path), key)
+    times = validated(content, _Times, BundleError, str(path), remedy=remedy)
+    if times.bundle != config_digest(folder, key):
+        raise BundleError("times must be those of their bundle", got=f"{path} of another one", remedy=remedy)
+    return times.tails
 
 
-def replace_times(folder: Path, new: TailTimes) -> None:
+def replace_times(folder: Path, new: TailTimes, key: bytes | None = None) -> None:
     """Store what was measured in a bundle, in the place of earlier times of the same setting."""
-    kept = (each for each in read_times(folder) if each.setting != new.setting)
-    write_times((*kept, new), folder)
+    kept = (each for each in read_times(folder, key) if each.setting != new.setting)
+    write_times((*kept, new), folder, key)
 
 
-def write_times(times: tuple[TailTimes, ...], folder: Path) -> None:
+def write_times(times: tuple[TailTimes, ...], folder: Path, key: bytes | None = None) -> None:
     """Put what was measured beside the rest of a bundle."""
-    write_json({"tails": [asdict(each) for each in times]}, folder / _TIMES)
-
-
-def folder_of(source: str | Path) -> Path:
-    """The folder of a bundle, from the hub when there is no such folder here."""
-    folder = Path(source)
-    if not folder.exists() and str(source).count("/") == 1 and not str(source).startswith((".", "/", "~")):
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(str(source)))
-        except Exception as error:  # the hub client raises many types for "cannot be had"
-            raise DataError(f"no bundle {source}, in a folder or on the hub", got=type(error).__name__) from error
-    return folder
-
-
-def check_files(folder: Path, config: dict[str, Any], names: tuple[str, ...]) -> None:
-    """Refuse a bundle whose files are not those that were written."""
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            raise BundleError("a bundle must be whole", got=f"{name} is missing in {folder}", remedy="copy it again")
-        if sha256(path) != config["sha256"].get(name):
-            raise BundleError(
-                "a bundle must be as it was written",
-                got=f"{name} in {folder} is damaged or was changed",
-                remedy="copy or build it again",
-            )
-
-
-def read_config(folder: Path, needed: set[str], method: str = "semantic") -> dict[str, Any]:
-    """The ``config.json`` of a bundle of this method; one without a method is semantic."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise BundleError("a bundle must be a folder with a config.json", got=folder, remedy="name the bundle's folder")
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} must be JSON", got=error, remedy="copy or build the bundle again") from error
-    if isinstance(config, dict) and config.get("format") == PLAIN_FORMAT:
-        raise BundleError(
-            "a bundle must have been written by sinf build",
-            got=f"{folder}, a pruned model",
-            remedy="give it as MODEL to sinf build, or load it with its load.py",
-        )
-    if not isinstance(config, dict) or "sinf_format" not in config:
-        raise BundleError("a bundle must have been written by sinf", got=f"{path} of something else")
-    if config["sinf_format"] != FORMAT:
-        raise BundleError(
-            f"this version of sinf reads format {FORMAT}",
-            got=config["sinf_format"],
-            remedy="install the version that wrote it",
-        )
-    found = config.get("method", "semantic")
-    if found != method:
-        remedy = "open it with sinf.from_pretrained"
-        raise BundleError(f"a bundle of the method {method} is needed", got=f"one of the method {found}", remedy=remedy)
-    missing = needed - config.keys()
-    if missing or not isinstance(config["sha256"], dict):
-        raise BundleError(f"{path} is incomplete", got=", ".join(sorted(missing)) or "sha256", remedy="build it again")
-    return config
-
-
-def check_origin(spec: ModelSpec, allow_factory: bool) -> None:
-    known = spec.name in REFERENCE_NAMES or spec.name.startswith(_LIBRARIES)
-    if not known and not allow_factory:
-        raise BundleError(
-            "a bundle with a model of your own code runs that code",
-            got=spec.name,
-            remedy="pass allow_factory=True (--allow-factory) if you trust it",
-        )
-
-
-def is_bundle(folder: Path) -> bool:
-    try:
-        return "sinf_format" in json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return False
-
-
-def map_tensors(path: Path) -> dict[str, Tensor]:
-    with safe_open(str(path), framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-
-
-def require_place(folder: Path) -> None:
-    """Refuse a folder that holds anything but a bundle."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_bundle(folder))):
-        raise BundleError("only a bundle may be replaced", got=f"{folder} holds other files", remedy="name another")
-
-
-def replace_bundle(folder: Path, write: Callable[[Path], None]) -> None:
-    """Put what ``write`` writes in the place of a bundle, or of nothing; :meth:`Bundle.save` says what it raises."""
-    require_place(folder)
-    try:
-        with replacing_folder(folder) as partial:
-            write(partial)
-    except StorageError as error:
-        raise BundleError(
-            f"the bundle cannot be written to {folder}",
-            got=error.got,
-            remedy="free space or name a writable folder; what was there is unchanged",
-        ) from error
+    record = {"bundle": config_digest(folder, key), "tails": [asdict(each) for each in times]}
+    write_json(sealed(record, key), folder / _TIMES)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sinf.data import LabelledImages
 from sinf.errors import ClusterError
+from sinf.schema import parse_file
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,15 @@ class Clusters:
             raise ClusterError("a cluster must have classes", got=f"none in {empty[0]}", remedy="remove it")
         if len(self.names) < 2:
             raise ClusterError("routing needs at least two clusters", got=len(self.names), remedy="split the classes")
-        flat = [c for classes in self.members for c in classes]
-        repeated = sorted({c for c in flat if flat.count(c) > 1})
+        unordered = [name for name, classes in zip(self.names, self.members, strict=True) if not _ascends(classes)]
+        if unordered:
+            raise ClusterError("classes of a cluster must ascend", got=unordered[0], remedy="sort them, each once")
+        flat = sorted(c for classes in self.members for c in classes)
+        repeated = [c for c, after in pairwise(flat) if c == after]
         if repeated:
             raise ClusterError("a class must be in one cluster only", got=f"class {repeated[0]} in several")
-        if set(flat) != set(range(len(flat))):
-            missing = min(set(range(max(flat) + 1)) - set(flat), default=-1)
+        missing = next((place for place, c in enumerate(flat) if place != c), None)
+        if missing is not None:
             raise ClusterError("clusters must cover all classes", got=f"class {missing} in none", remedy="add it")
 
     def __len__(self) -> int:
@@ -50,6 +54,10 @@ class Clusters:
         for cluster, classes in enumerate(self.members):
             mapping[list(classes)] = cluster
         return mapping
+
+
+def _ascends(classes: tuple[int, ...]) -> bool:
+    return all(a <= b for a, b in pairwise(classes))
 
 
 def from_column(images: LabelledImages) -> Clusters:
@@ -74,25 +82,13 @@ def from_column(images: LabelledImages) -> Clusters:
     )
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON lets a later key replace an earlier one without a word."""
-    names = [name for name, _ in pairs]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"the cluster {twice[0]!r} stands there twice")
-    return dict(pairs)
-
-
 def from_file(path: str | Path, class_names: list[str]) -> Clusters:
     """Clusters from a JSON file ``{"cluster name": ["class name" or number, ...], ...}``.
 
     Raises:
         ClusterError: the file cannot be read, names an unknown class, or misses or repeats a class.
     """
-    try:
-        record: Any = json.loads(Path(path).read_text(), object_pairs_hook=_once)
-    except (OSError, ValueError) as error:
-        raise ClusterError(f"the cluster file must be readable JSON: {path}", got=error) from error
+    record = parse_file(Path(path), ClusterError, remedy='{"fruit": ["apple", "pear"]}')
     if not isinstance(record, dict) or not all(isinstance(v, list) for v in record.values()):
         raise ClusterError(f"{path}: a cluster file must be an object of lists", remedy='{"fruit": ["apple", "pear"]}')
     number = {name: i for i, name in enumerate(class_names)}
@@ -107,9 +103,9 @@ def from_file(path: str | Path, class_names: list[str]) -> Clusters:
             if not known:
                 raise ClusterError(f"{path}: no such class in cluster {cluster!r}", got=repr(c), remedy="correct it")
         members.append([number[c] if isinstance(c, str) else c for c in classes])
-    seen = [c for classes in members for c in classes]
-    missing = [name for i, name in enumerate(class_names) if i not in seen]
-    repeated = [name for i, name in enumerate(class_names) if seen.count(i) > 1]
+    times = Counter(c for classes in members for c in classes)
+    missing = [name for i, name in enumerate(class_names) if not times[i]]
+    repeated = [name for i, name in enumerate(class_names) if times[i] > 1]
     if missing:
         raise ClusterError(f"{path}: clusters must cover all classes", got=f"{missing[0]} in none", remedy="add it")
     if repeated:

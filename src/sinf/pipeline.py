@@ -138,8 +138,9 @@ def build(
     work: str | Path | None = None,
     provenance: dict[str, str] | None = None,
     progress: Progress | None = None,
+    key: bytes | None = None,
 ) -> Bundle:
-    """Build a bundle and save it to ``folder``.
+    """Build a bundle and save it to ``folder``, signed where there is a ``key``.
 
     Results of steps are kept in ``work`` (by default ``folder`` + ``.build``, removed at the end), where other builds
     of the same base model find what they have in common.
@@ -149,7 +150,7 @@ def build(
     store = StepStore(folder.with_name(folder.name + ".build") if work is None else Path(work))
     progress = progress or (lambda step, done, total: None)
     bundle = _Build(base, images, clusters, config, store, progress).run(provenance or {})
-    bundle.save(folder)
+    bundle.save(folder, key=key)
     if work is None:
         shutil.rmtree(store.folder, ignore_errors=True)
     return bundle

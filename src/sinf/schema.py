@@ -31,7 +31,8 @@ MAX_DEPTH = 40
 
 Text = Annotated[str, Field(max_length=1000)]
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
-Classes = Annotated[int, Field(ge=1, le=100_000)]
+MAX_CLASSES = 100_000
+Classes = Annotated[int, Field(ge=1, le=MAX_CLASSES)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -59,12 +60,12 @@ def parse_file(path: Path, error: type[SinfError], *, remedy: str = "copy it aga
         error: see :func:`read_json`.
     """
     try:
-        if not path.is_file():
-            raise error("a file must be there", got=f"no {path}", remedy=remedy)
+        if not path.is_file():  # a pipe would be waited for
+            raise OSError("no such file")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as problem:
-        raise error(f"{path} must be readable", got=problem, remedy=remedy) from problem
+        raise error(f"{path} must be readable JSON", got=problem, remedy=remedy) from problem
     return parse(content, error, str(path), remedy=remedy)
 
 
@@ -74,11 +75,11 @@ def parse(content: bytes, error: type[SinfError], where: str, *, remedy: str = "
         if len(content) > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES >> 20} MB")
         text = content.decode()
-        if _depth(text) > MAX_DEPTH:
+        if _too_deep(text):
             raise ValueError(f"more than {MAX_DEPTH} levels")
         return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
     except ValueError as problem:
-        raise error(f"{where} must be JSON", got=shortened(problem), remedy=remedy) from problem
+        raise error(f"{where} must be readable JSON", got=shortened(problem), remedy=remedy) from problem
 
 
 def validated(value: Any, schema: Any, error: type[SinfError], where: str, *, remedy: str = "copy it again") -> Any:
@@ -131,20 +132,21 @@ def shortened(problem: object, length: int = 200) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
+_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 
 
-def _depth(text: str) -> int:
-    """Of lists and objects; brackets in strings do not count."""
-    depth = deepest = 0
+def _too_deep(text: str) -> bool:
+    """Whether lists and objects are nested more than :data:`MAX_DEPTH` deep; brackets in strings do not count."""
+    depth = 0
     for match in _BRACKETS.finditer(text):
         kind = match.group()
         if kind in "[{":
             depth += 1
-            deepest = max(deepest, depth)
         elif kind in "]}":
             depth -= 1
-    return deepest
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

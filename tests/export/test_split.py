@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 
+from sealed import rewrite
 from sinf import edge
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import BundleError, VerificationError
@@ -83,6 +84,9 @@ def test_the_manifest_says_what_another_program_needs(model: SemanticModel, expo
     assert manifest["classes"] == list(model.bundle.class_names)
     assert manifest["thresholds"] == {"value": model.threshold, "early": model.feature_router.early_threshold}
     assert manifest["deferral"]["energy"] == model.bundle.deferral.energy
+    clusters = model.bundle.clusters
+    assert [each["name"] for each in manifest["clusters"]] == list(clusters.names)
+    assert [tuple(each["classes"]) for each in manifest["clusters"]] == list(clusters.members)
     assert set(manifest["sha256"]) == {path.name for path in exported.iterdir()} - {edge.MANIFEST}
 
 
@@ -143,14 +147,16 @@ def test_foreign_folders_and_manifests_are_refused(exported: Path, tmp_path: Pat
     with pytest.raises(BundleError, match="manifest"):
         edge.load(tmp_path)
     shutil.copytree(exported, tmp_path / "split")
-    manifest = json.loads((exported / edge.MANIFEST).read_text())
     for change, says in (
         ({"sinf_export": 99}, "99"),
-        ({"format": "tflite"}, "incomplete"),
-        ({"thresholds": None}, "incomplete"),
-        ({"sha256": None}, "incomplete"),
+        ({"format": "tflite"}, "format"),
+        ({"thresholds": None}, "thresholds"),
+        ({"sha256": None}, "sha256"),
+        ({"sha256": {}}, "all parts"),
+        ({"sha256": {"../manifest.json": "0" * 64}}, "all parts"),
     ):
-        (tmp_path / "split" / edge.MANIFEST).write_text(json.dumps(manifest | change))
+        shutil.copy(exported / edge.MANIFEST, tmp_path / "split" / edge.MANIFEST)
+        rewrite(tmp_path / "split" / edge.MANIFEST, change)
         with pytest.raises(BundleError, match=says):
             edge.load(tmp_path / "split")
 

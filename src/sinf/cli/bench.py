@@ -203,7 +203,7 @@ def tune(
         found = measure_tails(
             model, router, engine, precision, pinned, turns=turns, progress=lambda done, all: steps("tails", done, all)
         )
-    replace_times(Path(bundle), found)
+    replace_times(Path(bundle), found, options.key())
     tables.show_times(found)
 
 

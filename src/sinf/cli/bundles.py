@@ -122,6 +122,7 @@ def build(
             work=work,
             provenance={"scoring images": score, "routing images": route, "calibration images": calibrate},
             progress=steps,
+            key=options.key(),
         )
     tables.show_build(bundle, out, time.perf_counter() - start)
     options.write_json(json, {"folder": str(out), "threshold": vars(bundle.threshold), "cut": bundle.cut})

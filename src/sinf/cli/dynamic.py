@@ -64,7 +64,7 @@ def train(
     """Put gates on a pretrained network and train both. Resumes after a kill; torchrun makes several processes one."""
     from rich.console import Console
 
-    from sinf.bundle import require_place
+    from sinf.bundle_files import require_place
     from sinf.dynamic.bundle import DynamicBundle
     from sinf.dynamic.network import GateConfig
     from sinf.dynamic.targets import Target
@@ -122,7 +122,7 @@ def train(
             "target": str(config.target),
             "seed": str(seed),
         }
-        DynamicBundle.of(network, base.spec, before, images.class_names, provenance).save(out)
+        DynamicBundle.of(network, base.spec, before, images.class_names, provenance).save(out, key=options.key())
         console.print(f"bundle: {out} (checkpoint: {work})")
 
 
@@ -273,4 +273,4 @@ def export(
 def _load(folder: Path, allow_factory: bool) -> DynamicModel:
     from sinf.dynamic.model import DynamicModel
 
-    return DynamicModel.from_pretrained(folder, allow_factory=allow_factory)
+    return DynamicModel.from_pretrained(folder, allow_factory=allow_factory, key=options.key())

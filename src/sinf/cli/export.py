@@ -60,7 +60,9 @@ def export(
         elif layout == "single":
             export_single(model, out, lambda done, total: steps("exporting", done, total))
         else:
-            export_split(model, out, file_format, lambda done, total: steps("exporting", done, total))
+            export_split(
+                model, out, file_format, lambda done, total: steps("exporting", done, total), key=options.key()
+            )
     tables.show_export(out, folder_bytes(out) if out.is_dir() else out.stat().st_size)
     if files is not None:
         print(f"python3 -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(out))}    # serves it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,6 +54,21 @@ AllowFactory = Annotated[
 ]
 
 
+#: Names the file whose bytes sign the bundles that are written, and without whose signature none is read.
+KEY_FILE = "SINF_KEY_FILE"
+
+
+def key() -> bytes | None:
+    """The key that bundles are signed with, where :data:`KEY_FILE` names one."""
+    path = os.environ.get(KEY_FILE)
+    if not path:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{KEY_FILE} must name a readable file", got=error, remedy="correct or unset it") from error
+
+
 def is_dynamic(bundle: Path, threshold: float | None) -> bool:
     """Whether a bundle is that of dynamic pruning, which has no threshold to change."""
     from sinf.load import method_of
@@ -90,7 +106,7 @@ def bundle(folder: Path, threshold: float | None, allow_factory: bool) -> Semant
     """A bundle in torch, with another threshold if one is given."""
     from sinf.engine.torch_engine import SemanticModel
 
-    model = SemanticModel.from_pretrained(folder, allow_factory=allow_factory)
+    model = SemanticModel.from_pretrained(folder, allow_factory=allow_factory, key=key())
     if threshold is not None:
         model.threshold = threshold
     return model

@@ -1,6 +1,6 @@
 """What is saved and loaded of a dynamically pruned network: a folder like that of semantic inference.
 
-config.json          format, method, model, classes, gates, sites, provenance, sha256s
+config.json          format, method, model, classes, gates, sites, provenance, sha256s, digest
 model.safetensors    the base model's weights
 dynamic.safetensors  weights and gates as they were trained together, thresholds included
 README.md            a model card
@@ -8,22 +8,41 @@ README.md            a model card
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from sinf.bundle import FORMAT, check_files, check_origin, map_tensors, read_config, replace_bundle
+from sinf.bundle_files import (
+    ConfigRecord,
+    consistent,
+    is_ours,
+    map_tensors,
+    read_config,
+    replace_bundle,
+    require_fit,
+    spec_of,
+    write_config,
+)
+from sinf.dynamic.gates import BoostingGate
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach
 from sinf.errors import BundleError
-from sinf.files import sha256, write_tensors
+from sinf.files import write_tensors
 from sinf.models import BaseModel, ModelSpec, load_spec
+from sinf.schema import Name, record_of
 
 _FILES = ("model.safetensors", "dynamic.safetensors", "README.md")
-_NEEDED = {"model", "classes", "gates", "sites", "provenance", "sha256"}
+_Sites = Annotated[tuple[Name, ...], Field(min_length=1, max_length=10_000)]
+
+
+class _Config(ConfigRecord):
+    method: str = "dynamic"
+    gates: record_of(GateConfig, sites=_Sites | None)  # type: ignore[valid-type]
+    sites: _Sites
 
 
 @dataclass(frozen=True)
@@ -56,43 +75,52 @@ class DynamicBundle:
 
     def network(self) -> GatedNetwork:
         """The trained network with its gates, in eval mode; its tensors are a copy."""
-        network = attach(BaseModel(load_spec(self.spec), self.spec), self.gates)
-        found = tuple(site.name for site in network.sites)
-        if found != self.sites:
-            got = f"{len(found)} sites instead of {len(self.sites)}"
-            raise BundleError("gates must stand where they were trained", got=got, remedy="install the same versions")
-        network.load_state_dict(self.state)
-        return network.requires_grad_(False).eval()
+        with consistent(f"of {self.spec.name}"):
+            network = attach(BaseModel(load_spec(self.spec), self.spec), self.gates)
+            found = tuple(site.name for site in network.sites)
+            if found != self.sites:
+                got = f"{len(found)} sites instead of {len(self.sites)}"
+                raise BundleError(
+                    "gates must stand where they were trained", got=got, remedy="install the same versions"
+                )
+            require_fit(self.state, network.state_dict(), "dynamic.safetensors")
+            network.load_state_dict(self.state)
+            for index, site in enumerate(network.sites):
+                gate = network.gate(index)
+                if isinstance(gate, BoostingGate) and not 1 <= int(gate.remaining) <= gate.excite.out_features:
+                    got = f"{int(gate.remaining)} at {site.name}"
+                    raise BundleError("a gate must leave some of its channels", got=got, remedy="train it again")
+            return network.requires_grad_(False).eval()
 
     def base(self) -> BaseModel:
         """The base model, as it was before gates were trained."""
-        module = load_spec(self.spec)
-        module.load_state_dict(self.base_state)
+        with consistent(f"of {self.spec.name}"):
+            module = load_spec(self.spec)
+            module.load_state_dict(self.base_state)
         return BaseModel(module.requires_grad_(False).eval(), self.spec)
 
-    def save(self, folder: str | Path) -> None:
-        """Write the bundle; an existing bundle in ``folder`` is replaced, anything else is refused.
+    def save(self, folder: str | Path, *, key: bytes | None = None) -> None:
+        """Write the bundle; an existing bundle in ``folder`` is replaced, anything else is refused. With a ``key`` (16
+        bytes at least) it is signed.
 
         Raises:
             BundleError: the folder holds something else, or cannot be written; what was there stays.
         """
-        replace_bundle(Path(folder), self._write)
+        replace_bundle(Path(folder), lambda partial: self._write(partial, key))
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, key: bytes | None) -> None:
         write_tensors(self.base_state, folder / "model.safetensors")
         write_tensors(self.state, folder / "dynamic.safetensors")
         (folder / "README.md").write_text(self._card())
-        config = {
-            "sinf_format": FORMAT,
+        record = {
             "method": "dynamic",
             "model": self.spec.to_json(),
             "classes": list(self.class_names),
             "gates": asdict(self.gates),
             "sites": list(self.sites),
             "provenance": self.provenance,
-            "sha256": {name: sha256(folder / name) for name in _FILES},
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_config(folder, record, _Config, _FILES, key)
 
     def _card(self) -> str:
         lines = ["---", "library_name: sinf", "pipeline_tag: image-classification", "---", ""]
@@ -108,30 +136,27 @@ class DynamicBundle:
         return "\n".join(lines)
 
     @staticmethod
-    def load(folder: str | Path, *, allow_factory: bool = False) -> DynamicBundle:
-        """Read a bundle; tensors are memory-mapped.
+    def load(folder: str | Path, *, allow_factory: bool = False, key: bytes | None = None) -> DynamicBundle:
+        """Read a bundle; tensors are memory-mapped. The options are those of :meth:`sinf.bundle.Bundle.load`.
 
         Raises:
-            BundleError: not a dynamic bundle, another format, or a file that is missing, damaged or changed.
+            BundleError: not a dynamic bundle, another format, or a file that is missing, damaged, changed or
+                contradicts the others.
         """
         folder = Path(folder)
-        config = read_config(folder, _NEEDED, "dynamic")
-        check_files(folder, config, _FILES)
-        try:
-            spec = ModelSpec.from_json(config["model"])
-            check_origin(spec, allow_factory)
-            gates = dict(config["gates"])
-            gates["sites"] = None if gates["sites"] is None else tuple(gates["sites"])
-            return DynamicBundle(
+        config = read_config(folder, _Config, _FILES, key)
+        with consistent(f"in {folder}"):
+            spec = spec_of(config, allow_factory)
+            bundle = DynamicBundle(
                 spec=spec,
-                class_names=tuple(config["classes"]),
-                gates=GateConfig(**gates),
-                sites=tuple(config["sites"]),
+                class_names=config.classes,
+                gates=config.gates,
+                sites=config.sites,
                 base_state=map_tensors(folder / "model.safetensors"),
                 state=map_tensors(folder / "dynamic.safetensors"),
-                provenance=config["provenance"],
+                provenance=config.provenance,
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise BundleError(
-                f"the bundle in {folder} contradicts itself", got=error, remedy="train it again"
-            ) from error
+            if is_ours(spec.name):  # nothing is allocated before it is known that weights are there for it
+                with torch.device("meta"):
+                    require_fit(bundle.base_state, load_spec(spec).state_dict(), "model.safetensors")
+            return bundle

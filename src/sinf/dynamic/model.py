@@ -12,14 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from sinf.bundle import folder_of
+from sinf.bundle_files import folder_of
 from sinf.data import BATCH, LabelledImages
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.cost import Spread
 from sinf.dynamic.network import GatedNetwork
 from sinf.dynamic.sparse import SparseNetwork
 from sinf.engine.prepare import prepare
-from sinf.errors import BundleError
 from sinf.models.trace import trace
 
 
@@ -38,22 +37,20 @@ class DynamicModel(nn.Module):
     def __init__(self, bundle: DynamicBundle, *, batches: str = "auto") -> None:
         super().__init__()
         self.bundle = bundle
-        try:
-            self.network: GatedNetwork = bundle.network()
-        except RuntimeError as error:
-            got = str(error).splitlines()[0]
-            raise BundleError("the bundle's tensors must fit its model", got=got, remedy="train it again") from error
+        self.network: GatedNetwork = bundle.network()
         self.sparse = SparseNetwork(self.network, batches=batches)
         self.eval()
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, batches: str = "auto", allow_factory: bool = False) -> DynamicModel:
-        """Load a bundle from a folder, or from the hub when there is no such folder."""
-        return cls(DynamicBundle.load(folder_of(source), allow_factory=allow_factory), batches=batches)
+    def from_pretrained(
+        cls, source: str | Path, *, batches: str = "auto", allow_factory: bool = False, key: bytes | None = None
+    ) -> DynamicModel:
+        """Load a bundle from a folder, or from the hub when there is no such folder; see :meth:`DynamicBundle.load`."""
+        return cls(DynamicBundle.load(folder_of(source), allow_factory=allow_factory, key=key), batches=batches)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the bundle to a folder."""
-        self.bundle.save(folder)
+    def save_pretrained(self, folder: str | Path, *, key: bytes | None = None) -> None:
+        """Write the bundle to a folder, signed where there is a key."""
+        self.bundle.save(folder, key=key)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.sparse(images)

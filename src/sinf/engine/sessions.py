@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sinf.errors import ConfigError
+from sinf.errors import BundleError, ConfigError, SinfError
 
 #: Where a part is: the path of its file, or the bytes of its ONNX graph.
 Source = Callable[[str], Path | bytes]
@@ -37,8 +37,21 @@ class SessionEngine(ABC):
     def run(self, part: str, *inputs: Any) -> tuple[np.ndarray, ...]:
         session = self._sessions.get(part)
         if session is None:
-            session = self._sessions[part] = self._open(self._source(part))
+            session = self._sessions[part] = self._opened(part)
         return session([np.ascontiguousarray(x, dtype=np.float32) for x in inputs])
+
+    def _opened(self, part: str) -> Session:
+        """A session of a part; what the runtime says of a file that it cannot read becomes one line."""
+        source = self._source(part)
+        try:
+            return self._open(source)
+        except SinfError:
+            raise
+        except Exception as error:  # runtimes have types of their own
+            got = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise BundleError(
+                f"{self.name} cannot open the part {part}", got=got, remedy="export it again, or take another engine"
+            ) from error
 
     def array(self, values: list[float] | list[bool]) -> np.ndarray:
         return np.array(values, np.float32 if isinstance(values[0], float) else np.bool_)

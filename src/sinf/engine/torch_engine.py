@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from sinf.bundle import Bundle, folder_of
+from sinf.bundle import Bundle
+from sinf.bundle_files import folder_of
 from sinf.data import BATCH
 from sinf.engine.memory import release
 from sinf.engine.parts import Front, Judge, Specialist
@@ -117,14 +118,19 @@ class SemanticModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, memory_budget: int | None = None, allow_factory: bool = False
+        cls,
+        source: str | Path,
+        *,
+        memory_budget: int | None = None,
+        allow_factory: bool = False,
+        key: bytes | None = None,
     ) -> SemanticModel:
-        """Load a bundle from a folder, or from the hub when there is no such folder."""
-        return cls(Bundle.load(folder_of(source), allow_factory=allow_factory), memory_budget)
+        """Load a bundle from a folder, or from the hub when there is no such folder; see :meth:`Bundle.load`."""
+        return cls(Bundle.load(folder_of(source), allow_factory=allow_factory, key=key), memory_budget)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the bundle to a folder."""
-        self.bundle.save(folder)
+    def save_pretrained(self, folder: str | Path, *, key: bytes | None = None) -> None:
+        """Write the bundle to a folder, signed where there is a key."""
+        self.bundle.save(folder, key=key)
 
     @property
     def threshold(self) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 from sinf.edge import FORMAT
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import VerificationError
+from sinf.records import cluster_list
 
 _TOLERANCE = 1e-3  # of logits; the arithmetic is the same, its order is not
 
@@ -23,7 +24,7 @@ def description(model: SemanticModel) -> dict[str, Any]:
         "sinf_export": FORMAT,
         "model": bundle.spec.name,
         "classes": list(bundle.class_names),
-        "clusters": {n: list(m) for n, m in zip(bundle.clusters.names, bundle.clusters.members, strict=True)},
+        "clusters": cluster_list(bundle.clusters.names, bundle.clusters.members),
         "preprocessing": asdict(bundle.spec.preprocessing),
         "deferral": asdict(bundle.deferral),
         "thresholds": {"value": routing.threshold, "early": routing.early_threshold},

@@ -30,6 +30,7 @@ from sinf.export.single import export_single
 from sinf.files import replacing_folder, sha256, write_json
 from sinf.measure import Progress
 from sinf.routing import BASE
+from sinf.seal import sealed
 
 PAGE = Path(__file__).parent / "web"
 PACKAGE = Path("node_modules", "onnxruntime-web")
@@ -98,7 +99,7 @@ def export_page(
     channels = model.bundle.spec.preprocessing.size[0]
     if channels not in (1, 3):
         raise ConfigError("a page shows pictures of 1 or 3 channels", got=channels, remedy="export onnx")
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and edge.read_manifest(folder) is None)):
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not edge.is_export(folder))):
         raise BundleError("only an export may be replaced", got=f"{folder} holds other files", remedy="name another")
     with replacing_folder(folder) as partial:
         for path in sorted(PAGE.iterdir()):
@@ -116,7 +117,7 @@ def export_page(
             "bytes": {"ours": (partial / "model.onnx").stat().st_size, "base": (partial / "base.onnx").stat().st_size},
             "sha256": {name: sha256(partial / name) for name in ("model.onnx", "base.onnx")},
         }
-        write_json(record, partial / edge.MANIFEST)
+        write_json(sealed(record), partial / edge.MANIFEST)
 
 
 def _write_base(model: SemanticModel, path: Path) -> None:

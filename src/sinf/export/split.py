@@ -13,15 +13,22 @@ from sinf.errors import BundleError, DependencyError
 from sinf.export.describe import description, require_same, samples
 from sinf.files import replacing_folder, sha256, write_json
 from sinf.measure import Progress
-from sinf.routing import FALLBACK, FRONT, part_name
+from sinf.routing import FALLBACK, FRONT
+from sinf.seal import sealed
 
 _SAMPLES = 3
 
 
 def export_split(
-    model: SemanticModel, folder: str | Path, file_format: str = "onnx", progress: Progress | None = None
+    model: SemanticModel,
+    folder: str | Path,
+    file_format: str = "onnx",
+    progress: Progress | None = None,
+    *,
+    key: bytes | None = None,
 ) -> None:
-    """Write the parts of a bundle; an existing export in ``folder`` is replaced, anything else is refused.
+    """Write the parts of a bundle; an existing export in ``folder`` is replaced, anything else is refused. With a
+    ``key`` (16 bytes at least) the manifest is signed.
 
     Raises:
         BundleError: the folder holds something else.
@@ -29,9 +36,9 @@ def export_split(
         StorageError: it cannot be written; what was there stays.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and edge.read_manifest(folder) is None)):
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not edge.is_export(folder))):
         raise BundleError("only an export may be replaced", got=f"{folder} holds other files", remedy="name another")
-    parts = [FRONT, *(part_name(cluster) for cluster in range(len(model.bundle.clusters))), FALLBACK]
+    parts = edge.part_names(len(model.bundle.clusters))
     with replacing_folder(folder) as partial:
         for done, part in enumerate(parts):
             _write(part_to_onnx(model.engine, part), partial / f"{part}{edge.SUFFIXES[file_format]}")
@@ -41,7 +48,7 @@ def export_split(
         engine = edge.ENGINES[file_format]
         tails = [asdict(each) for each in model.bundle.times if (each.engine, each.precision) == (engine, "f32")]
         manifest = {**description(model), "format": file_format, "tails": tails, "sha256": files}
-        write_json(manifest, partial / edge.MANIFEST)
+        write_json(sealed(manifest, key), partial / edge.MANIFEST)
         _verify(model, edge.load(partial), parts)
 
 

@@ -22,7 +22,7 @@ export class Model {
   }
 
   constructor(ort, manifest, ours, base) {
-    Object.assign(this, { ort, manifest, ours, base, clusters: Object.keys(manifest.clusters) });
+    Object.assign(this, { ort, manifest, ours, base, clusters: manifest.clusters.map(({ name }) => name) });
   }
 
   /** RGBA pixels to {pixels, x}: bytes (H, W, C) of the model's size, and the normalised tensor (1, C, H, W). */
