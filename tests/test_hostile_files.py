@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from program import Program
 from sealed import EDITS, TIMES, Place, answers, edited, forge, places, rewrite, rewrite_digests, same, tiny_bundle
 from sinf.bundle import Bundle, read_times, replace_times
 from sinf.clusters import Clusters
@@ -32,7 +33,7 @@ from sinf.errors import BundleError, ClusterError, ConfigError, SinfError
 from sinf.files import write_json
 from sinf.models import load_model
 from sinf.seal import sealed, unsealed
-from tiny import CLASSES
+from tiny import CLASSES, picture
 
 KEY, OTHER_KEY = bytes(range(32)), bytes(32)
 
@@ -195,6 +196,23 @@ def test_times_are_signed_too(semantic: Path, tmp_path: Path) -> None:
     (folder / "times.json").unlink()
     replace_times(folder, TIMES, KEY)
     assert Bundle.load(folder, key=KEY).times == (TIMES,)
+
+
+def test_the_key_file_is_that_of_all_verbs(
+    sinf: Program, semantic: Path, dynamic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_bytes(KEY)
+    (tmp_path / "image.png").write_bytes(picture())
+    SemanticModel.from_pretrained(semantic).save_pretrained(tmp_path / "signed", key=KEY)
+    monkeypatch.setenv("SINF_KEY_FILE", str(tmp_path / "key"))
+    for unsigned in (semantic, dynamic):
+        assert "is not signed" in sinf.refused("predict", unsigned, tmp_path / "image.png")
+        assert "is not signed" in sinf.refused("export", unsigned, tmp_path / "out.onnx", "--layout", "single")
+    sinf("predict", tmp_path / "signed", tmp_path / "image.png")
+    sinf("tune", tmp_path / "signed", "--turns", 1)
+    sinf("predict", tmp_path / "signed", tmp_path / "image.png")  # its times are signed
+    monkeypatch.setenv("SINF_KEY_FILE", str(tmp_path / "nowhere"))
+    assert "SINF_KEY_FILE" in sinf.refused("predict", tmp_path / "signed", tmp_path / "image.png")
 
 
 def test_a_short_key_is_refused_before_anything_is_written(semantic: Path, tmp_path: Path) -> None:
