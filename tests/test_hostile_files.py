@@ -330,6 +330,24 @@ def test_a_wide_network_without_its_weights_takes_no_memory(kind: str, bundle: P
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB; it has 20 GB of weights
 
 
+def test_clusters_that_ask_for_gigabytes_are_refused(tmp_path: Path) -> None:
+    made = tiny_bundle()
+    for sizes in ((20_000, 20_000), (1,) * 700):
+        starts = [sum(sizes[:place]) for place in range(len(sizes))]
+        members = tuple(tuple(range(a, a + size)) for a, size in zip(starts, sizes, strict=True))
+        clusters = Clusters(tuple(map(str, range(len(sizes)))), members)
+        with pytest.raises(BundleError, match="must fit in"):
+            replace(made, clusters=clusters).save(tmp_path / "bundle")
+
+
+def test_an_image_that_asks_for_gigabytes_is_refused(kind: str, bundle: Path) -> None:
+    model = json.loads((bundle / "config.json").read_text())["model"]
+    for change in ({"size": [3, 16_000, 16_000]}, {"mean": [0.5]}, {"std": [0.5, 0.5, 0.0]}):
+        rewrite(bundle / "config.json", {"model": model | {"preprocessing": model["preprocessing"] | change}})
+        with pytest.raises(BundleError, match="preprocessing"):
+            SAY[kind](bundle)
+
+
 # ---- tensors
 
 

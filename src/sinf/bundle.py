@@ -52,6 +52,7 @@ from sinf.seal import sealed, unsealed
 
 _FILES = ("model.safetensors", "subgraphs.safetensors", "router.safetensors", "README.md")
 _TIMES = "times.json"
+_MOST_ROOM = 1 << 30  # bytes
 _NOTHING = "common.kept.none"  # a file of tensors must hold one
 
 #: Fields without a line here have the bounds of :func:`sinf.schema.record_of`.
@@ -119,6 +120,7 @@ class Bundle:
         replace_bundle(Path(folder), lambda partial: self._write(partial, key))
 
     def _write(self, folder: Path, key: bytes | None) -> None:
+        _require_room(self.clusters)
         network_coupling = self.network().coupling
         tensors: dict[str, Tensor] = {}
         for name, part in self.parts.items():
@@ -189,6 +191,7 @@ class Bundle:
             clusters = Clusters(
                 tuple(each.name for each in config.clusters), tuple(each.classes for each in config.clusters)
             )
+            _require_room(clusters)
             if clusters.classes != spec.classes:
                 raise BundleError("clusters must cover the model's classes", got=f"{clusters.classes} classes")
             base_state = map_tensors(folder / "model.safetensors")
@@ -208,6 +211,18 @@ class Bundle:
                 provenance=config.provenance,
                 times=read_times(folder, key),
             )
+
+
+def _require_room(clusters: Clusters) -> None:
+    """Refuse clusters whose answers (:class:`sinf.engine.parts.Judge`, a matrix each) would take gigabytes, which a
+    file of some megabytes could ask for."""
+    count, sizes = len(clusters), [len(classes) for classes in clusters.members]
+    room = sum(4 * (count + 2 * size + 1) * (count + size + 1) for size in sizes)
+    if room > _MOST_ROOM:
+        got = f"{room >> 20} MB for {count} clusters of up to {max(sizes)} classes"
+        raise BundleError(
+            f"answers of clusters must fit in {_MOST_ROOM >> 20} MB", got=got, remedy="take fewer, or smaller"
+        )
 
 
 def _network(spec: ModelSpec, state: dict[str, Tensor], cut: str) -> Network:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from sinf.grouping import TailTimes
 from sinf.schema import MAX_CLASSES, Name, Record, Share, Text, record_of
+
+_MOST_PIXELS = 1 << 24
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -73,6 +76,14 @@ class PreprocessingRecord(Record):
     ]
     mean: Annotated[tuple[Annotated[float, Field(ge=-1e4, le=1e4)], ...], Field(min_length=1, max_length=1024)]
     std: Annotated[tuple[Annotated[float, Field(gt=1e-6, le=1e4)], ...], Field(min_length=1, max_length=1024)]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> PreprocessingRecord:
+        if not len(self.mean) == len(self.std) == self.size[0]:
+            raise ValueError("every channel must have a mean and a standard deviation")
+        if math.prod(self.size) > _MOST_PIXELS:  # tracing runs the model on an image of this size
+            raise ValueError(f"an image must have at most {_MOST_PIXELS} values")
+        return self
 
 
 _Milliseconds = Annotated[tuple[Annotated[float, Field(gt=0, le=1e9)], ...], Field(max_length=1000)]

@@ -75,6 +75,9 @@ def test_operators_are_plain_and_metadata_is_there(built: Path, tmp_path: Path) 
     assert not graph.functions
     properties = {item.key: item.value for item in graph.metadata_props}
     assert json.loads(properties["sinf"])["classes"] == list(model.bundle.class_names)
+    clusters = model.bundle.clusters
+    stored = [(each["name"], tuple(each["classes"])) for each in json.loads(properties["sinf"])["clusters"]]
+    assert stored == list(zip(clusters.names, clusters.members, strict=True))
 
 
 def test_base_weights_are_stored_once(built_whole: Path, tmp_path: Path) -> None:
