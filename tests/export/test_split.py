@@ -62,10 +62,10 @@ import sys
 for name in ("torch", "onnx", "onnxscript", "openvino", "safetensors", "datasets", "PIL"):
     sys.modules[name] = None
 import time
-start = time.perf_counter()
+start = time.process_time()
 import numpy as np
 from sinf import edge
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 model = edge.load({str(exported)!r})
 routed = model.route(model.normalise(np.load({str(tmp_path / "pixels.npy")!r})))
 np.savez({str(tmp_path / "out.npz")!r}, seconds=seconds, **routed._asdict())
@@ -76,7 +76,7 @@ np.savez({str(tmp_path / "out.npz")!r}, seconds=seconds, **routed._asdict())
     x = model.bundle.spec.preprocessing.normalise(torch.from_numpy(pixels))
     for name, expected in model.route(x)._asdict().items():
         np.testing.assert_allclose(ours[name], expected, rtol=1e-4, atol=1e-4)
-    assert ours["seconds"] < 2.0  # half a second is the aim; a busy machine is slower
+    assert ours["seconds"] < 2.0  # of the processor; a fifth of that is usual
 
 
 def test_the_manifest_says_what_another_program_needs(model: SemanticModel, exported: Path) -> None:
