@@ -40,7 +40,7 @@ from sinf.deferral import Deferral
 from sinf.errors import BundleError
 from sinf.files import write_json, write_tensors
 from sinf.grouping import TailTimes
-from sinf.models import ModelSpec, load_spec
+from sinf.models import ModelSpec, fit_state, load_spec
 from sinf.models.trace import trace
 from sinf.network import Network, Part
 from sinf.records import ClusterList, ThresholdValue, TimesList, Weight, cluster_list
@@ -230,7 +230,7 @@ def _network(spec: ModelSpec, state: dict[str, Tensor], cut: str) -> Network:
     with torch.device("meta"):
         module = load_spec(spec)
     require_fit(state, module.state_dict(), "model.safetensors")
-    module.load_state_dict(state, strict=True, assign=True)
+    fit_state(module, state, spec.name, assign=True)
     for name, buffer in module.named_buffers():
         if buffer.is_meta:
             raise BundleError("every buffer of the model must be in its weights", got=name)

@@ -30,7 +30,7 @@ from sinf.seal import sealed, unsealed
 
 FORMAT = 6
 CONFIG = "config.json"
-_LIBRARY_MODEL = re.compile(r"(timm|torchvision):[A-Za-z0-9_.-]+")
+_LIBRARY_MODEL = re.compile(r"(timm|torchvision):[A-Za-z0-9_.-]+|hf:[A-Za-z0-9_./-]+")
 
 
 class ModelRecord(Record):

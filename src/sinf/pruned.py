@@ -27,6 +27,7 @@ from sinf.measure import machine
 from sinf.models import BaseModel, ModelSpec, plain
 from sinf.models.load import PLAIN
 from sinf.models.trace import trace
+from sinf.schema import parse_file
 from sinf.subgraph.coupling import couple
 from sinf.subgraph.select import MacCount
 from sinf.timing import Latency, latency
@@ -142,14 +143,18 @@ def save(
             "sha256": {"model.safetensors": sha256(partial / "model.safetensors")},
             "network": spec.options,
         }
-        (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        text = json.dumps(config | {"digest": plain.digest(config)}, indent=1) + "\n"
+        (partial / "config.json").write_text(text)
+        plain.load(partial)  # what is written can be read, or the old folder stays
 
 
 def _is_plain(folder: Path) -> bool:
+    """Of any version, so that a folder of an earlier one can be written again."""
     try:
-        return json.loads((folder / "config.json").read_text()).get("format") == plain.FORMAT
-    except (OSError, ValueError, AttributeError):
+        config = parse_file(folder / "config.json", StorageError)
+    except StorageError:
         return False
+    return isinstance(config, dict) and str(config.get("format")).startswith(plain.FORMAT.rstrip("0123456789"))
 
 
 def _card(spec: ModelSpec, made_by: dict[str, Any], comparison: Comparison | None) -> str:
@@ -164,6 +169,11 @@ def _card(spec: ModelSpec, made_by: dict[str, Any], comparison: Comparison | Non
     lines += [f"- images: {'x'.join(map(str, p.size))}, values of 0..1 minus {p.mean}, divided by {p.std}", ""]
     lines += ["```python", "from load import load  # torch and safetensors, nothing else", ""]
     lines += ['model = load("FOLDER")', "logits = model(images)  # (B, classes)", "```", ""]
+    lines += [
+        "Importing a `load.py` that you downloaded runs its code, whatever it is by then. With sinf installed,",
+        '`sinf.load_model("FOLDER").module` is the same network, and nothing in the folder is run.',
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -187,7 +187,7 @@ class _Pruning:
         config = self.config
         return {
             "sinf": __version__,
-            "spec": self.base.spec.to_json(),
+            "spec": asdict(self.base.spec),
             "weights": hash_tensors(self.base.module.state_dict()),
             "images": self.images.fingerprint(),
             "rule": {"kind": type(config.rule).__name__, **asdict(config.rule)},

@@ -32,7 +32,7 @@ from sinf.checkpoint import (
 from sinf.data import LabelledImages
 from sinf.errors import ConfigError
 from sinf.files import hash_tensors, write_tensors
-from sinf.models import BaseModel, ModelSpec, load_spec
+from sinf.models import BaseModel, ModelSpec, fit_state, load_spec
 
 
 @dataclass(frozen=True)
@@ -214,9 +214,9 @@ class _Run:
         return tensors | momenta(self.model, self.optimizer)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        self.model.load_state_dict(with_prefix(tensors, "model."))
+        fit_state(self.model, with_prefix(tensors, "model."), "the checkpoint")
         if self.averaged is not None:
-            self.averaged.load_state_dict(with_prefix(tensors, "average."))
+            fit_state(self.averaged, with_prefix(tensors, "average."), "the checkpoint")
         load_momenta(self.model, self.optimizer, tensors)
 
 

@@ -32,7 +32,7 @@ from sinf.dynamic.gates import BoostingGate
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach
 from sinf.errors import BundleError
 from sinf.files import write_tensors
-from sinf.models import BaseModel, ModelSpec, load_spec
+from sinf.models import BaseModel, ModelSpec, fit_state, load_spec
 from sinf.schema import Name, record_of
 
 _FILES = ("model.safetensors", "dynamic.safetensors", "README.md")
@@ -76,7 +76,7 @@ class DynamicBundle:
     def network(self) -> GatedNetwork:
         """The trained network with its gates, in eval mode; its tensors are a copy."""
         with consistent(f"of {self.spec.name}"):
-            network = attach(BaseModel(load_spec(self.spec), self.spec), self.gates)
+            network = attach(BaseModel(load_spec(self.spec, self.base_state), self.spec), self.gates)
             found = tuple(site.name for site in network.sites)
             if found != self.sites:
                 got = f"{len(found)} sites instead of {len(self.sites)}"
@@ -84,7 +84,7 @@ class DynamicBundle:
                     "gates must stand where they were trained", got=got, remedy="install the same versions"
                 )
             require_fit(self.state, network.state_dict(), "dynamic.safetensors")
-            network.load_state_dict(self.state)
+            fit_state(network, self.state, "the gated network")
             for index, site in enumerate(network.sites):
                 gate = network.gate(index)
                 if isinstance(gate, BoostingGate) and not 1 <= int(gate.remaining) <= gate.excite.out_features:
@@ -95,8 +95,8 @@ class DynamicBundle:
     def base(self) -> BaseModel:
         """The base model, as it was before gates were trained."""
         with consistent(f"of {self.spec.name}"):
-            module = load_spec(self.spec)
-            module.load_state_dict(self.base_state)
+            module = load_spec(self.spec, self.base_state)
+            fit_state(module, self.base_state, self.spec.name)
         return BaseModel(module.requires_grad_(False).eval(), self.spec)
 
     def save(self, folder: str | Path, *, key: bytes | None = None) -> None:

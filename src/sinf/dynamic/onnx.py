@@ -22,7 +22,7 @@ from sinf.engine.onnx_parts import graph_to_onnx
 from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError, DependencyError, ModelError, VerificationError
 from sinf.files import replacing
-from sinf.models import load_spec
+from sinf.models import fit_state, load_spec
 from sinf.models.trace import trace
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def export(model: DynamicModel, path: str | Path) -> None:
 def to_onnx(model: DynamicModel) -> onnx.ModelProto:
     """The graph of :func:`export`."""
     module = load_spec(model.bundle.spec)
-    module.load_state_dict({k[6:]: v for k, v in model.bundle.state.items() if k.startswith("model.")})
+    state = {key[6:]: value for key, value in model.bundle.state.items() if key.startswith("model.")}
+    fit_state(module, state, model.bundle.spec.name)
     size = model.bundle.spec.preprocessing.size
     graph = prepare(trace(module.requires_grad_(False), model.bundle.spec.preprocessing))
     followers = _followers(model, graph)

@@ -37,7 +37,7 @@ from sinf.dynamic.start import start_by_importance
 from sinf.dynamic.targets import Controller, Target
 from sinf.errors import ConfigError
 from sinf.files import hash_tensors
-from sinf.models import BaseModel
+from sinf.models import BaseModel, fit_state
 
 STARTS = ("importance", "equal")
 _TIMED = 32  # images, for a target in time
@@ -253,7 +253,7 @@ class _Run:
         return tensors | momenta(self.network, self.optimizer)
 
     def load(self, tensors: dict[str, Tensor], epochs_done: int) -> int:
-        self.network.load_state_dict(with_prefix(tensors, "network."))
+        fit_state(self.network, with_prefix(tensors, "network."), "the checkpoint")
         self.mean_before.copy_(tensors["state.mean_before"])
         self.target.load(tensors["state.target"])
         self.finished.copy_(tensors["state.finished"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from sinf.errors import ModelError
-from sinf.models.plain import Plain, function
+from sinf.models.plain import FUNCTIONS, LAYERS, METHODS, Plain, checked
 from sinf.models.trace import EXAMPLES, ShapeTracer, Tracer, attribute, forget_looks
 
-_FUNCTION_HOMES = {"torch": torch, "torch.nn.functional": nn.functional, "operator": operator, "math": math}
 _PLACEMENT = ("self", "device", "dtype")
 
 
@@ -45,6 +43,8 @@ def to_plain(graph: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
             continue
         if node.op == "call_module":
             module = graph.get_submodule(target)
+            if type(module).__name__ not in LAYERS:
+                raise _unknown("layers", f"{type(module).__name__} at {target}")
             layers[target] = {"type": type(module).__name__, "args": _arguments(module, target)}
             state |= {f"{target}.{name}": value for name, value in module.state_dict().items()}
             step |= {"do": "layer", "of": target}
@@ -56,26 +56,38 @@ def to_plain(graph: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
             step |= {"do": "tensor", "of": target}
         elif node.op == "call_function":
             step |= {"do": "function", "of": _name_of(node.target)}
+        elif node.op == "call_method":
+            if target not in METHODS:
+                raise _unknown("methods of tensors", f"{target} at {node.name}")
+            step |= {"do": "method", "of": target}
         else:
-            step |= {"do": "output"} if node.op == "output" else {"do": "method", "of": target}
+            step |= {"do": "output"}
         step["args"] = [_encode(a, node, constants) for a in node.args]
         if node.kwargs:
             step["kwargs"] = {name: _encode(a, node, constants) for name, a in node.kwargs.items()}
         steps.append(step)
     description = {"layers": layers, "tensors": tensors, "steps": steps}
+    _checked(description, shape[1:], "replace this step before pruning, or make a bundle (sinf build)")
     return description, {name: value.detach().clone() for name, value in state.items()}
 
 
-def make_plain(description: dict[str, Any]) -> Plain:
-    """The network that a description holds, in eval mode.
+def make_plain(description: dict[str, Any], size: tuple[int, ...], classes: int | None = None) -> Plain:
+    """The network that a description holds, in eval mode, for images of ``size`` (channels, height, width).
 
     Raises:
         ModelError: the description is damaged, or names what is not allowed.
     """
+    _checked(description, size, None, classes)
+    return Plain(description).eval()
+
+
+def _checked(
+    description: dict[str, Any], size: tuple[int, ...], remedy: str | None, classes: int | None = None
+) -> None:
     try:
-        return Plain(description).eval()
+        checked(description, size, classes)
     except ValueError as error:
-        raise ModelError("the network must be described by known layers and steps", got=error) from error
+        raise ModelError("the network must be described by known layers and steps", got=error, remedy=remedy) from error
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -170,32 +182,27 @@ def _arguments(module: nn.Module, target: str) -> dict[str, Any]:
 def _name_of(target: Callable[..., Any]) -> str:
     name = _known_name(target)
     if name is None:
-        raise ModelError(
-            "a plain model consists of torch's own functions of tensors",
-            got=getattr(target, "__qualname__", target),
-            remedy="replace this function before pruning, or make a bundle (sinf build)",
-        )
+        raise _unknown("functions of tensors", getattr(target, "__qualname__", target))
     return name
+
+
+def _unknown(what: str, got: object) -> ModelError:
+    return ModelError(
+        f"a plain model consists of torch's own {what}, those that sinf/models/plain.py lists",
+        got=got,
+        remedy="replace it before pruning, or make a bundle (sinf build)",
+    )
 
 
 def _known_name(target: Callable[..., Any]) -> str | None:
     """The name by which a plain model finds a function, often not the function's own."""
     if target is getattr:
         return "builtins.getattr"
-    own = getattr(target, "__name__", "")
-    for home, library in _FUNCTION_HOMES.items():
-        for name in (own, own.lstrip("_"), *(n for n, value in vars(library).items() if value is target)):
-            if name and getattr(library, name, None) is target and _is_allowed(f"{home}.{name}"):
+    for home, (library, names) in FUNCTIONS.items():
+        for name in (getattr(target, "__name__", ""), *sorted(names)):
+            if name in names and getattr(library, name, None) is target:
                 return f"{home}.{name}"
     return None
-
-
-def _is_allowed(name: str) -> bool:
-    try:
-        function(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _encode(value: Any, where: fx.Node | str, constants: dict[fx.Node, Any]) -> Any:
