@@ -15,7 +15,7 @@ from pydantic import Field, create_model
 from sinf.data import Preprocessing
 from sinf.errors import ModelError
 from sinf.models import plain, resnet, vgg
-from sinf.schema import Classes, Name, Record, validated
+from sinf.schema import Classes, Name, Record, shortened, validated
 
 REFERENCE_NAMES = vgg.NAMES + resnet.NAMES
 #: Names of specs whose options describe the whole network, with that of the model that it comes from.
@@ -25,7 +25,8 @@ PLAIN = "plain:"
 HF_TYPES = frozenset([
     "beit", "bit", "convnext", "convnextv2", "cvt", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers",
     "efficientnet", "focalnet", "hgnet_v2", "hiera", "levit", "mobilenet_v1", "mobilenet_v2", "mobilevit",
-    "mobilevitv2", "poolformer", "pvt", "pvt_v2", "regnet", "resnet", "segformer", "swiftformer", "swin", "swinv2", "vit", "vit_msn",
+    "mobilevitv2", "poolformer", "pvt", "pvt_v2", "regnet", "resnet", "segformer", "swiftformer", "swin", "swinv2",
+    "vit", "vit_msn",
 ])  # fmt: skip
 
 _Channels = Annotated[int, Field(ge=1, le=plain.MAX_CHANNELS)]
@@ -136,12 +137,12 @@ class ModelSpec:
         library = "reference" if spec.name in REFERENCE_NAMES else library
         if library in _NAMES and not _NAMES[library].fullmatch(name):
             raise ModelError(
-                f"a file names a model of {library} by its own name there", got=spec.name[:200], remedy=remedy
+                f"a file names a model of {library} by its own name there", got=repr(spec.name[:200]), remedy=remedy
             )
         if library in OPTIONS:
-            validated(spec.options, OPTIONS[library], ModelError, f"options of {spec.name}", remedy=remedy)
+            validated(spec.options, OPTIONS[library], ModelError, f"options of {shortened(spec.name)}", remedy=remedy)
         elif library != PLAIN[:-1] and not _FACTORY.fullmatch(spec.name):
-            raise ModelError("a file names a model that sinf can make", got=spec.name[:200], remedy=remedy)
+            raise ModelError("a file names a model that sinf can make", got=repr(spec.name[:200]), remedy=remedy)
         if library == "hf":
             _require_known(spec.options["config"], remedy)
         preprocessing = Preprocessing(tuple(shape.size), tuple(shape.mean), tuple(shape.std))
