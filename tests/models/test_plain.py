@@ -259,12 +259,12 @@ def test_the_frame_of_these_tests_is_a_network() -> None:
 FUNCTIONS = """
     zeros ones empty full arange linspace logspace eye randn load save from_file compile set_num_threads frombuffer
     from_numpy asarray tensor hub jit ops classes _C manual_seed set_default_device tril_indices cartesian_prod
-    block_diag kron outer cdist bincount nonzero empty_strided fft linalg special overrides utils cuda distributed multiprocessing
+    block_diag kron outer cdist bincount nonzero empty_strided fft linalg special overrides utils cuda distributed
 """
 METHODS = """
     resize_ resize_as_ set_ share_memory_ numpy tolist item data_ptr storage untyped_storage new_zeros new_empty
-    new_full new_ones register_hook requires_grad_ backward apply_ map_ cuda cpu pin_memory to_sparse as_strided as_strided_
-    put_ index_put_ __class__ __reduce_ex__ __setstate__ _make_subclass detach_
+    new_full new_ones register_hook requires_grad_ backward apply_ map_ cuda cpu pin_memory to_sparse as_strided
+    as_strided_ put_ index_put_ __class__ __reduce_ex__ __setstate__ _make_subclass detach_
 """
 
 

@@ -180,7 +180,8 @@ class _Refused(ValueError):
 
 def _refusal(rule: str, got: object, remedy: str = REMEDY) -> _Refused:
     text = f"{type(got).__name__}: {got}" if isinstance(got, Exception) else str(got)
-    return _Refused(f"{rule} (got {' '.join(text[:1000].split())[:200]}): {remedy}")
+    rule, text = (" ".join(part[:1000].split())[:300] for part in (rule, text))
+    return _Refused(f"{rule} (got {text}): {remedy}")
 
 
 @contextmanager
@@ -242,7 +243,7 @@ class Plain(nn.Module):
                 after(value)
             for name in self._last.get(step.name, ()):
                 del values[name]
-        raise ValueError("no output")  # never reached: see _last_uses
+        raise ValueError("no output")  # see _last_uses
 
 
 def checked(network: dict[str, Any], size: Iterable[int], classes: int | None = None) -> Plain:
