@@ -536,7 +536,7 @@ def test_nothing_of_another_folder_runs_and_nothing_is_fetched(
     model = json.loads((bundle / "config.json").read_text())["model"]
     named = {"name": name.format(folder=tmp_path / "hostile"), "options": options}
     rewrite(bundle / "config.json", {"model": model | named})
-    with pytest.raises(BundleError, match="allow_factory"):
+    with pytest.raises(BundleError):
         SAY[kind](bundle)
     assert not mark.exists()
     assert no_network == []

@@ -66,6 +66,8 @@ _THRESHOLD = record_of(
     fallback=Share,
     tried=Share,
     confidence=Share | None,
+    images=Annotated[int, Field(ge=1, le=1 << 40)],
+    choices=Annotated[int, Field(ge=1, le=1 << 40)],
 )
 
 
@@ -178,7 +180,7 @@ class Bundle:
         """Read a bundle; tensors are memory-mapped.
 
         ``allow_factory`` permits a model of the user's own code (``package.module:factory``), which is imported and
-        run, or one that is read from elsewhere (``hf:``). With a ``key``, what is not signed with it is refused.
+        run. With a ``key``, what is not signed with it is refused.
 
         Raises:
             BundleError: not a bundle, another format, or a file that is missing, damaged, changed or contradicts the

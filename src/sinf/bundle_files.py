@@ -8,38 +8,26 @@ installed; what would run or fetch anything else is refused unless the caller al
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sinf.errors import BundleError, DataError, SinfError, StorageError
+from sinf.errors import BundleError, DataError, ModelError, SinfError, StorageError
 from sinf.files import replacing_folder, sha256
 from sinf.models import ModelSpec
-from sinf.models.load import PLAIN, REFERENCE_NAMES
 from sinf.models.plain import FORMAT as PLAIN_FORMAT
-from sinf.records import ClassNames, Options, PreprocessingRecord, Provenance
-from sinf.schema import Classes, Digest, Name, Record, parse_file, shortened, validated
+from sinf.records import ClassNames, Provenance
+from sinf.schema import Digest, Name, Record, parse_file, shortened, validated
 from sinf.seal import sealed, unsealed
 
 FORMAT = 6
 CONFIG = "config.json"
-_LIBRARY_MODEL = re.compile(r"(timm|torchvision):[A-Za-z0-9_.-]+|hf:[A-Za-z0-9_./-]+")
-
-
-class ModelRecord(Record):
-    """See :class:`sinf.models.ModelSpec`, which checks the options."""
-
-    name: Name
-    classes: Classes
-    preprocessing: PreprocessingRecord
-    options: Options
 
 
 class ConfigRecord(Record):
@@ -47,7 +35,7 @@ class ConfigRecord(Record):
 
     sinf_format: Literal[6]
     method: str
-    model: ModelRecord
+    model: dict[Name, JsonValue]  # ModelSpec.from_json reads it
     classes: ClassNames
     provenance: Provenance
     sha256: dict[Name, Digest]
@@ -159,31 +147,23 @@ def spec_of(config: ConfigRecord, allow_factory: bool) -> ModelSpec:
     """The model that a bundle names.
 
     Raises:
-        BundleError: it runs code of its own or fetches something and ``allow_factory`` does not permit that, or it has
-            other classes than the bundle.
+        BundleError: it is none that a file may name, it runs code of the user's own and ``allow_factory`` does not
+            permit that, or it has other classes than the bundle.
     """
-    name = config.model.name
-    if not is_ours(name) and not allow_factory:
-        library = name.partition(":")[0] in ("hf", "timm", "torchvision")
+    spec = ModelSpec.from_json(config.model)
+    if spec.is_factory and not allow_factory:
         raise BundleError(
-            "a bundle whose model is read from a folder or the hub reads what its author named"
-            if library
-            else "a bundle with a model of your own code runs that code",
-            got=shortened(name, 100),
+            "a bundle with a model of your own code runs that code",
+            got=shortened(spec.name, 100),
             remedy="pass allow_factory=True (--allow-factory) if you trust it",
         )
-    if len(config.classes) != config.model.classes:
+    if len(config.classes) != spec.classes:
         raise BundleError(
             "a bundle's classes must be those of its model",
-            got=f"{len(config.classes)} names, {config.model.classes} classes",
+            got=f"{len(config.classes)} names, {spec.classes} classes",
             remedy="build it again",
         )
-    return ModelSpec.from_json(config.model.model_dump(mode="json"))
-
-
-def is_ours(name: str) -> bool:
-    """Whether a model of this name is made by sinf or an installed library alone, from nothing but plain options."""
-    return name in REFERENCE_NAMES or name.startswith(PLAIN) or _LIBRARY_MODEL.fullmatch(name) is not None
+    return spec
 
 
 @contextmanager
@@ -191,6 +171,8 @@ def consistent(which: str) -> Iterator[None]:
     """Where what a bundle says is put together: what does not fit becomes one line. ``which`` names the bundle."""
     try:
         yield
+    except ModelError as error:
+        raise BundleError(f"the bundle {which} contradicts itself", got=error, remedy="build it again") from error
     except SinfError:
         raise
     except Exception as error:  # torch and libraries raise many types for values that do not fit

@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, JsonValue, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sinf.grouping import TailTimes
 from sinf.schema import MAX_CLASSES, Name, Record, Share, Text, record_of
@@ -38,7 +38,6 @@ ClassNames = Annotated[tuple[Text, ...], Field(min_length=1, max_length=MAX_CLAS
 ThresholdValue = Annotated[float, AfterValidator(_threshold)]
 Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
 Provenance = Annotated[dict[Name, Annotated[str, Field(max_length=10_000)]], Field(max_length=1000)]
-Options = Annotated[dict[Name, JsonValue], Field(max_length=1000)]
 
 
 class ClusterRecord(Record):

@@ -20,7 +20,6 @@ from torch import Tensor
 from sinf.bundle_files import (
     ConfigRecord,
     consistent,
-    is_ours,
     map_tensors,
     read_config,
     replace_bundle,
@@ -156,7 +155,7 @@ class DynamicBundle:
                 state=map_tensors(folder / "dynamic.safetensors"),
                 provenance=config.provenance,
             )
-            if is_ours(spec.name):  # nothing is allocated before it is known that weights are there for it
+            if not spec.is_factory:  # nothing is allocated before it is known that weights are there for it
                 with torch.device("meta"):
                     require_fit(bundle.base_state, load_spec(spec).state_dict(), "model.safetensors")
             return bundle

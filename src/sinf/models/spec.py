@@ -15,6 +15,7 @@ from pydantic import Field, create_model
 from sinf.data import Preprocessing
 from sinf.errors import ModelError
 from sinf.models import plain, resnet, vgg
+from sinf.records import PreprocessingRecord
 from sinf.schema import Classes, Name, Record, shortened, validated
 
 REFERENCE_NAMES = vgg.NAMES + resnet.NAMES
@@ -31,8 +32,6 @@ HF_TYPES = frozenset([
 
 _Channels = Annotated[int, Field(ge=1, le=plain.MAX_CHANNELS)]
 _Side = Annotated[int, Field(ge=1, le=plain.MAX_SIDE)]
-_Means = Annotated[tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...], Field(max_length=plain.MAX_CHANNELS)]
-_Stds = Annotated[tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...], Field(max_length=plain.MAX_CHANNELS)]
 
 _Rate = Annotated[float, Field(ge=0, lt=1)]
 _Scale = Annotated[float, Field(gt=0, le=16)]
@@ -50,16 +49,10 @@ _Values = Annotated[tuple[_Value | Annotated[tuple[_Value, ...], Field(max_lengt
 _ALL_DEPTHS = re.compile(r"depth|layers|blocks|stages")
 
 
-class _Shape(Record):
-    size: tuple[_Channels, _Side, _Side]
-    mean: _Means
-    std: _Stds
-
-
 class _Spec(Record):
     name: Name
     classes: Classes
-    preprocessing: _Shape
+    preprocessing: PreprocessingRecord
     options: dict[str, Any]
 
 
@@ -111,6 +104,11 @@ class ModelSpec:
     preprocessing: Preprocessing
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_factory(self) -> bool:
+        """Whether making the model imports and runs code of the user's own (``package.module:factory``)."""
+        return self.name not in REFERENCE_NAMES and self.name.partition(":")[0] not in {*OPTIONS, PLAIN[:-1]}
+
     def to_json(self) -> dict[str, Any]:
         """What :meth:`from_json` reads.
 
@@ -132,7 +130,6 @@ class ModelSpec:
         where, remedy = "the model of a file", "take a file that sinf wrote, or make the model with sinf.load_model"
         spec = validated(record, _Spec, ModelError, where, remedy=remedy)
         shape = spec.preprocessing
-        require_channels(shape.size, shape.mean, shape.std)
         library, _, name = spec.name.partition(":")
         library = "reference" if spec.name in REFERENCE_NAMES else library
         if library in _NAMES and not _NAMES[library].fullmatch(name):
