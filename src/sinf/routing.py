@@ -66,6 +66,8 @@ class FeatureRouter:
     ``threshold`` is the confidence below which an input falls back to the full tail, ``early_threshold`` the one below
     which its subgraph does not even run. With ``times``, groups of a batch that are not worth their subgraphs go to the
     full tail too; without (None), an answer does not depend on what else is in the batch.
+
+    Many threads may call one router. What is changed meanwhile counts from the next call on.
     """
 
     def __init__(
@@ -120,54 +122,52 @@ class FeatureRouter:
     def _run(self, images: Array) -> tuple[Array, Array, list[float], list[int], set[int]]:
         """Logits, routes, confidence, the rows that fall back and those that run a subgraph."""
         self._check(images)
-        return self._run_one(images) if len(images) == 1 else self._run_groups(images)
+        # Read once: another thread may change them while this one runs.
+        threshold, times = self._threshold, self.times
+        floor = early_floor(self.early_threshold, threshold)
+        run = self._run_one if len(images) == 1 else self._run_groups
+        return run(images, threshold, floor, times)
 
-    def _run_one(self, image: Array) -> tuple[Array, Array, list[float], list[int], set[int]]:
+    def _run_one(
+        self, image: Array, threshold: float, floor: float, times: TailTimes | None
+    ) -> tuple[Array, Array, list[float], list[int], set[int]]:
         """What :meth:`_run_groups` comes to for one image, in as few steps as can be: they count at batch 1."""
         run = self.engine.run
         features, log_clusters, route, early = run(FRONT, image)
         confidence = early.item()
         tried: set[int] = set()
-        likely = confidence >= early_floor(self.early_threshold, self.threshold)
-        if likely and (self.times is None or self.times.worth_alone):
+        if confidence >= floor and (times is None or times.worth_alone):
             tried = {0}
             logits, judged = run(part_name(route.item()), features, log_clusters)
             confidence = judged.item()
-            if confidence >= self.threshold:
+            if confidence >= threshold:
                 return logits, route, [confidence], [], tried
         (logits,) = run(FALLBACK, features)
         return logits, route, [confidence], [0], tried
 
-    def _run_groups(self, images: Array) -> tuple[Array, Array, list[float], list[int], set[int]]:
+    def _run_groups(
+        self, images: Array, threshold: float, floor: float, times: TailTimes | None
+    ) -> tuple[Array, Array, list[float], list[int], set[int]]:
         run = self.engine.run
         features, log_clusters, route, early = run(FRONT, images)
         confidence = early.tolist()
-        floor = early_floor(self.early_threshold, self.threshold)
         groups: dict[int, list[int]] = {}
         for row, cluster in enumerate(route.tolist()):
             if confidence[row] >= floor:
                 groups.setdefault(cluster, []).append(row)
         logits = None
-        groups = self._worth(groups, len(images))
+        groups = _worth(groups, len(images), times)
         for cluster, rows in groups.items():
             answer, judged = run(part_name(cluster), *_take(rows, features, log_clusters))
             logits = _put(logits, rows, answer, len(images))
             for row, value in zip(rows, judged.tolist(), strict=True):
                 confidence[row] = value
         tried = {row for rows in groups.values() for row in rows}
-        falling = [row for row, value in enumerate(confidence) if row not in tried or value < self.threshold]
+        falling = [row for row, value in enumerate(confidence) if row not in tried or value < threshold]
         if falling:
             (answer,) = run(FALLBACK, *_take(falling, features))
             logits = _put(logits, falling, answer, len(images))
         return logits, route, confidence, falling, tried
-
-    def _worth(self, groups: dict[int, list[int]], batch: int) -> dict[int, list[int]]:
-        """The groups whose subgraphs run."""
-        if self.times is None or not groups:
-            return groups
-        largest = sorted(groups, key=lambda cluster: -len(groups[cluster]))
-        sizes = [len(groups[cluster]) for cluster in largest]
-        return {cluster: groups[cluster] for cluster in largest[: self.times.worth(sizes, batch - sum(sizes))]}
 
     def close(self) -> None:
         """Let go of what the engine holds."""
@@ -189,6 +189,15 @@ class FeatureRouter:
             self._floats.add(images.dtype)  # a type takes as long to print as an image to add up
         if not math.isfinite(images.sum()):
             raise DataError("images must be finite", got="NaN or infinity", remedy="check the image's decoding")
+
+
+def _worth(groups: dict[int, list[int]], batch: int, times: TailTimes | None) -> dict[int, list[int]]:
+    """The groups whose subgraphs run."""
+    if times is None or not groups:
+        return groups
+    largest = sorted(groups, key=lambda cluster: -len(groups[cluster]))
+    sizes = [len(groups[cluster]) for cluster in largest]
+    return {cluster: groups[cluster] for cluster in largest[: times.worth(sizes, batch - sum(sizes))]}
 
 
 def _take(rows: list[int], *arrays: Array) -> tuple[Array, ...]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from sinf.bundle_files import folder_of
 from sinf.data import BATCH, LabelledImages
@@ -18,8 +17,10 @@ from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.cost import Spread
 from sinf.dynamic.network import GatedNetwork
 from sinf.dynamic.sparse import SparseNetwork
+from sinf.engine.constant import ConstantModule
 from sinf.engine.prepare import prepare
 from sinf.models.trace import trace
+from sinf.once import Lock, Once
 
 
 class Chosen(NamedTuple):
@@ -31,15 +32,21 @@ class Chosen(NamedTuple):
     remaining: Tensor
 
 
-class DynamicModel(nn.Module):
-    """``(B, C, H, W)`` normalised images -> ``(B, classes)`` logits; every input runs the channels that it needs."""
+class DynamicModel(ConstantModule):
+    """``(B, C, H, W)`` normalised images -> ``(B, classes)`` logits; every input runs the channels that it needs.
+
+    Many threads may call one model; :meth:`choose` has one of them wait for the other. A copy, by ``copy.deepcopy`` or
+    in another process, opens the bundle anew.
+    """
 
     def __init__(self, bundle: DynamicBundle, *, batches: str = "auto") -> None:
         super().__init__()
         self.bundle = bundle
         self.network: GatedNetwork = bundle.network()
         self.sparse = SparseNetwork(self.network, batches=batches)
-        self.eval()
+        self.training = False
+        self._observing = Lock()  # gates note what they did to the one batch that is running
+        self._base: Once[None, fx.GraphModule] = Once(self._make_base)
 
     @classmethod
     def from_pretrained(
@@ -58,16 +65,31 @@ class DynamicModel(nn.Module):
     @torch.no_grad()
     def choose(self, images: Tensor) -> Chosen:
         """Logits, and what every input costs."""
-        logits, seen = self.network.observe(images)
+        with self._observing:
+            logits, seen = self.network.observe(images)
         keep = self.network.keep(seen)
         remaining = torch.stack([keep[:, site.units].double().mean(1) for site in self.network.sites], 1)
         return Chosen(logits, self.network.macs_of(keep), remaining)
 
-    @cached_property
+    @property
     def base(self) -> fx.GraphModule:
         """The base model, prepared as it is measured."""
+        return self._base[None]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (type(self), self.bundle, self.sparse.batches)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DynamicModel:
+        return _reopened(type(self), self.bundle, self.sparse.batches)  # the bundle itself never changes
+
+    def _make_base(self, key: None) -> fx.GraphModule:
         base = self.bundle.base()
         return prepare(trace(base.module, base.spec.preprocessing))
+
+
+def _reopened(kind: type[DynamicModel], bundle: DynamicBundle, batches: str) -> DynamicModel:
+    """A copy of a model."""
+    return kind(bundle, batches=batches)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,8 @@ class SparseNetwork(nn.Module):
         if self.batches != "auto":
             return self._run(self.batches, images)
         taken = self._seconds.setdefault(len(images), {"mask": [], "each": []})
-        # Each way in turn at first; a first run may still allocate, so the least time counts.
+        # Each way in turn at first; a first run may still allocate, so the least time counts. Threads may take a turn
+        # more than there are: which way is taken changes no answer.
         way = min(taken, key=lambda name: (min(len(taken[name]), _TURNS), min(taken[name], default=0.0)))
         start = time.perf_counter()
         logits = self._run(way, images)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,7 +12,9 @@ from sinf.engine.onnx_parts import bare
 from sinf.engine.parts import Specialist
 from sinf.engine.prepare import prepare
 from sinf.engine.torch_engine import TorchEngine, as_tensors
-from sinf.errors import DependencyError, ModelError
+from sinf.errors import ConfigError, DependencyError, ModelError
+from sinf.models.trace import TRACING, Tracer
+from sinf.once import Once
 from sinf.routing import BASE, FALLBACK, FRONT
 
 
@@ -19,30 +22,39 @@ class CompiledTorchEngine:
     """Implements :class:`sinf.routing.Engine` over the parts of a bundle, and runs bare parts; torch tensors come out.
 
     A part is compiled for one input and for larger batches apart. A memory budget does not hold here: what is compiled
-    stays.
+    stays. Calls of many threads wait for each other, because torch compiles, and compiles again for other shapes, in
+    whatever call needs it, and nothing else may run then.
+
+    Raises:
+        ConfigError: it is run after a fork, or copied, or pickled: compiled code has threads, those of one process.
     """
 
     def __init__(self, parts: TorchEngine) -> None:
         self.parts = parts
-        self._compiled: dict[tuple[str, bool], Any] = {}
+        self._compiled: Once[tuple[str, bool], Any] = Once(self._compile)
+        self._process = os.getpid()
 
     @torch.no_grad()
     def run(self, part: str, *inputs: Any) -> tuple[Tensor, ...]:
+        if os.getpid() != self._process:
+            self._refuse("one that was opened before a fork")
         given = as_tensors(inputs)
-        alone = len(given[0]) == 1
-        compiled = self._compiled.get((part, alone))
-        if compiled is None:
-            # Traced as a whole: torch.compile counts what it makes of one function, and gives up after some.
-            traced = fx.symbolic_trace(self._module(part).eval().requires_grad_(False))
-            compiled = self._compiled[part, alone] = torch.compile(traced, dynamic=not alone)
         try:
-            outputs = compiled(*given)
+            with TRACING:
+                outputs = self._compiled[part, len(given[0]) == 1](*given)
         except torch._inductor.exc.InductorError as error:
             reason = str(error).strip().splitlines()[0]
             if "InvalidCxxCompiler" in reason:
                 raise DependencyError("torch.compile needs a C++ compiler", got=reason, remedy="install g++") from error
             raise ModelError(f"the part {part} cannot be compiled", got=reason, remedy="take another engine") from error
         return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def _compile(self, key: tuple[str, bool]) -> Any:
+        part, alone = key
+        # Traced as a whole: torch.compile counts what it makes of one function, and gives up after some.
+        tracer = Tracer()
+        graph = tracer.trace(self._module(part).eval().requires_grad_(False))
+        return torch.compile(fx.GraphModule(tracer.root, graph), dynamic=not alone)
 
     def _module(self, part: str) -> nn.Module:
         engine = self.parts
@@ -64,3 +76,13 @@ class CompiledTorchEngine:
 
     def close(self) -> None:
         self._compiled.clear()
+
+    def __reduce__(self) -> NoReturn:
+        self._refuse("a copy of one")
+
+    def _refuse(self, got: str) -> NoReturn:
+        raise ConfigError(
+            "an engine of torch-compile runs in the process that opened it",
+            got=got,
+            remedy="open the engine in the worker itself, or use torch there",
+        )

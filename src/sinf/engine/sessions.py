@@ -5,14 +5,16 @@ Nothing here needs torch.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from sinf.errors import BundleError, ConfigError, SinfError
+from sinf.once import Once
 
 #: Where a part is: the path of its file, or the bytes of its ONNX graph.
 Source = Callable[[str], Path | bytes]
@@ -20,7 +22,14 @@ Session = Callable[[list[np.ndarray]], tuple[np.ndarray, ...]]
 
 
 class SessionEngine(ABC):
-    """Implements :class:`sinf.routing.Engine`; torch tensors are taken too, numpy arrays come out."""
+    """Implements :class:`sinf.routing.Engine`; torch tensors are taken too, numpy arrays come out.
+
+    Many threads may run one engine. It belongs to the process that opened it: the runtime's own threads are not there
+    after a fork, and its sessions cannot be copied.
+
+    Raises:
+        ConfigError: it is run after a fork, or copied, or pickled.
+    """
 
     name: str
 
@@ -28,17 +37,17 @@ class SessionEngine(ABC):
         if threads < 1:
             raise ConfigError("threads must be at least 1", got=threads, remedy="give the cores it may use")
         self._source, self.threads = source, threads
-        self._sessions: dict[str, Session] = {}
+        self._sessions: Once[str, Session] = Once(self._opened)
+        self._process = os.getpid()
 
     @abstractmethod
     def _open(self, model: Path | bytes) -> Session:
         """A session that runs one part."""
 
     def run(self, part: str, *inputs: Any) -> tuple[np.ndarray, ...]:
-        session = self._sessions.get(part)
-        if session is None:
-            session = self._sessions[part] = self._opened(part)
-        return session([np.ascontiguousarray(x, dtype=np.float32) for x in inputs])
+        if os.getpid() != self._process:
+            self._refuse("one that was opened before a fork")
+        return self._sessions[part]([np.ascontiguousarray(x, dtype=np.float32) for x in inputs])
 
     def _opened(self, part: str) -> Session:
         """A session of a part; what the runtime says of a file that it cannot read becomes one line."""
@@ -58,3 +67,13 @@ class SessionEngine(ABC):
 
     def close(self) -> None:
         self._sessions.clear()
+
+    def __reduce__(self) -> NoReturn:
+        self._refuse("a copy of one")
+
+    def _refuse(self, got: str) -> NoReturn:
+        raise ConfigError(
+            f"an engine of {self.name} runs in the process that opened it",
+            got=got,
+            remedy="open the engine in the worker itself, or use torch there",
+        )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+import itertools
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +14,14 @@ from torch import Tensor, fx, nn
 from sinf.bundle import Bundle
 from sinf.bundle_files import folder_of
 from sinf.data import BATCH
+from sinf.engine.constant import ConstantModule
 from sinf.engine.memory import release
 from sinf.engine.parts import Front, Judge, Specialist
 from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError
+from sinf.grouping import TailTimes
 from sinf.network import Network, Part
+from sinf.once import Lock, Once
 from sinf.routing import BASE, FALLBACK, FRONT, Engine, FeatureRouter, Routed, part_name
 
 
@@ -38,13 +40,14 @@ class TorchEngine:
     """The parts of a bundle as torch runs them; numpy arrays are taken too, tensors come out.
 
     Subgraphs are made when first needed and forgotten, least recently used first, beyond ``memory_budget`` bytes (None:
-    none is forgotten).
+    none is forgotten). Many threads may run one engine; a subgraph that a thread runs stays until it is done, beyond
+    the budget if need be.
     """
 
     def __init__(self, bundle: Bundle, memory_budget: int | None = None) -> None:
         if memory_budget is not None and memory_budget < 0:
             raise ConfigError("memory_budget must not be negative", got=memory_budget, remedy="give a number of bytes")
-        self.bundle = bundle
+        self.bundle, self.memory_budget = bundle, memory_budget
         self.network = bundle.network()
         self.tails = TailStore(self.network, bundle.parts, memory_budget)
         self.extractor = self.tails.ready(self.network.extractor(bundle.parts["common"]))
@@ -52,21 +55,27 @@ class TorchEngine:
             part_name(cluster): Judge(bundle.clusters, cluster, bundle.deferral)
             for cluster in range(len(bundle.clusters))
         }
+        self._whole: Once[str, Any] = Once(self._make)
 
-    @cached_property
+    @property
     def front(self) -> Front:
         """Extractor and route predictor; made when first used, because a build calibrates the predictor before that."""
+        return self._whole[FRONT]
+
+    @property
+    def base(self) -> fx.GraphModule:
+        """The base model, prepared as the parts are."""
+        return self._whole[BASE]
+
+    def _make(self, part: str) -> nn.Module:
+        if part == BASE:
+            return prepare(self.network.graph)
         front = self._front(self.extractor)
         front.router.to(memory_format=torch.channels_last)  # the router alone: an extractor may share the base's layers
         return front
 
     def _front(self, extractor: nn.Module) -> Front:
         return Front(extractor, copy.deepcopy(self.bundle.router).folded())
-
-    @cached_property
-    def base(self) -> fx.GraphModule:
-        """The base model, prepared as the parts are."""
-        return prepare(self.network.graph)
 
     @torch.no_grad()
     def run(self, part: str, *inputs: Any) -> tuple[Tensor, ...]:
@@ -95,16 +104,26 @@ class TorchEngine:
     def close(self) -> None:
         self.tails.clear()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TorchEngine, (self.bundle, self.memory_budget)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TorchEngine:
+        return TorchEngine(self.bundle, self.memory_budget)
+
 
 def as_tensors(arrays: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """Tensors as they are, numpy arrays shared where they may be written to."""
-    return tuple(torch.as_tensor(x if isinstance(x, Tensor) or x.flags.writeable else x.copy()) for x in arrays)
+    """Tensors in float32: as they are where they can be, numpy arrays shared where they may be written to."""
+    return tuple(
+        torch.as_tensor(x if isinstance(x, Tensor) or x.flags.writeable else x.copy(), dtype=torch.float32)
+        for x in arrays
+    )
 
 
-class SemanticModel(nn.Module):
+class SemanticModel(ConstantModule):
     """A semantic-inference bundle as a plain classifier: ``(B, C, H, W)`` normalised images -> ``(B, classes)`` logits.
 
-    ``threshold`` may be changed at any time; ``memory_budget`` is that of :class:`TorchEngine`.
+    ``threshold`` may be changed at any time; ``memory_budget`` is that of :class:`TorchEngine`. Many threads may call
+    one model. A copy, by ``copy.deepcopy`` or in another process, opens the bundle anew, with the thresholds of now.
     """
 
     def __init__(self, bundle: Bundle, memory_budget: int | None = None) -> None:
@@ -114,7 +133,16 @@ class SemanticModel(nn.Module):
         self.network, self.tails = self.engine.network, self.engine.tails
         self.extractor, self.router = self.engine.extractor, bundle.router
         self.feature_router = calibrated_router(bundle, self.engine)
-        self.eval()
+        self.training = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        router = self.feature_router
+        state = (router.threshold, router.early_threshold, router.times)
+        return _reopened, (type(self), self.bundle, self.engine.memory_budget, *state)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SemanticModel:
+        reopen, arguments = self.__reduce__()
+        return reopen(*arguments)  # the bundle itself never changes
 
     @classmethod
     def from_pretrained(
@@ -175,6 +203,21 @@ class SemanticModel(nn.Module):
         return Routes(route, log_route, energy, log_within, right)
 
 
+def _reopened(
+    kind: type[SemanticModel],
+    bundle: Bundle,
+    memory_budget: int | None,
+    threshold: float,
+    early_threshold: float,
+    times: TailTimes | None,
+) -> SemanticModel:
+    """A copy of a model."""
+    model = kind(bundle, memory_budget)
+    router = model.feature_router
+    router.threshold, router.early_threshold, router.times = threshold, early_threshold, times
+    return model
+
+
 def calibrated_router(bundle: Bundle, engine: Engine) -> FeatureRouter:
     """The bundle's calibrated routing over an engine; what is not calibrated never falls back."""
     calibrated = bundle.threshold
@@ -183,37 +226,50 @@ def calibrated_router(bundle: Bundle, engine: Engine) -> FeatureRouter:
     return FeatureRouter(engine, bundle.spec.preprocessing.size, value, early, times)
 
 
+class _Tail:
+    """A tail in memory, the bytes that it owns, and when it was used last."""
+
+    def __init__(self, graph: fx.GraphModule, size: int) -> None:
+        self.graph, self.bytes, self.used = graph, size, 0
+
+
 class TailStore:
     """Tails by name, made when first needed; beyond ``budget`` bytes the least recently used is forgotten.
 
-    Only the tensors that a tail owns count: those it shares with the base model are memory-mapped.
+    Only the tensors that a tail owns count: those it shares with the base model are memory-mapped. One tail is made at
+    a time, which bounds the memory that making takes; a tail that is there is taken without a lock.
     """
 
     def __init__(self, network: Network, parts: dict[str, Part], budget: int | None) -> None:
         self.network, self.parts, self.budget = network, parts, budget
         self.made = 0
-        self._tails: OrderedDict[str, fx.GraphModule] = OrderedDict()
-        self._bytes: dict[str, int] = {}
+        self._tails: dict[str, _Tail] = {}
+        self._clock = itertools.count()
+        self._lock = Lock()
         self._shared = {t.data_ptr() for t in network.graph.state_dict().values()}
 
     def get(self, name: str) -> fx.GraphModule:
         tail = self._tails.get(name)
         if tail is None:
-            sliced = self.network.tail(self.parts[name])
-            tail = self.ready(sliced)
-            # A graph refers to itself in circles, which would keep a forgotten tail until the collector runs.
-            for made in (sliced, tail):
-                if made is not self.network.parts.tail:
-                    made.__dict__.pop("_graph", None)
-            size = sum(
-                t.numel() * t.element_size() for t in tail.state_dict().values() if t.data_ptr() not in self._shared
-            )
-            self._make_room(size)
-            self._tails[name], self._bytes[name] = tail, size
-            self.made += 1
-            if self.budget is not None:
-                release(self._mapped())
-        self._tails.move_to_end(name)
+            with self._lock:
+                tail = self._tails.get(name) or self._add(name)
+        tail.used = next(self._clock)
+        return tail.graph
+
+    def _add(self, name: str) -> _Tail:
+        sliced = self.network.tail(self.parts[name])
+        graph = self.ready(sliced)
+        # A graph refers to itself in circles, which would keep a forgotten tail until the collector runs.
+        for made in (sliced, graph):
+            if made is not self.network.parts.tail:
+                made.__dict__.pop("_graph", None)
+        owned = (t for t in graph.state_dict().values() if t.data_ptr() not in self._shared)
+        tail = _Tail(graph, sum(t.numel() * t.element_size() for t in owned))
+        self._make_room(tail.bytes)
+        self._tails[name] = tail
+        self.made += 1
+        if self.budget is not None:
+            release(self._mapped())
         return tail
 
     def ready(self, graph: fx.GraphModule) -> fx.GraphModule:
@@ -223,8 +279,8 @@ class TailStore:
 
     def clear(self) -> None:
         """Forget all tails."""
-        self._tails.clear()
-        self._bytes.clear()
+        with self._lock:
+            self._tails.clear()
 
     def _mapped(self) -> Iterator[Tensor]:
         """What tails are made from, in files when the bundle was loaded from a folder."""
@@ -235,9 +291,9 @@ class TailStore:
     @property
     def bytes(self) -> int:
         """Bytes that the tails in memory own."""
-        return sum(self._bytes.values())
+        return sum(tail.bytes for tail in list(self._tails.values()))
 
     def _make_room(self, size: int) -> None:
         while self.budget is not None and self._tails and self.bytes + size > self.budget:
-            name, _ = self._tails.popitem(last=False)
-            del self._bytes[name]
+            oldest = min(self._tails, key=lambda name: self._tails[name].used)
+            del self._tails[oldest]

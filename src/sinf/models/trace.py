@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,10 @@ from torch import Tensor, fx, nn
 
 from sinf.data import Preprocessing
 from sinf.errors import CutError
+from sinf.once import Lock
+
+#: Held by whatever lets torch trace: it changes nn.Module itself meanwhile, for all threads.
+TRACING = Lock()
 
 EXAMPLES = 3  # images with which shapes are found
 
@@ -29,6 +34,7 @@ class Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self._path = ""
+        self._thread = threading.get_ident()  # a module that another thread runs meanwhile is none of the graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # A batch norm with an activation inside (timm) is opened, so that both are seen, when it does more than its
@@ -40,11 +46,18 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
         outer, self._path = self._path, self.path_of_module(m)
         try:
             return super().call_module(m, forward, args, kwargs)
         finally:
             self._path = outer
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
@@ -145,6 +158,11 @@ def trace(module: nn.Module, preprocessing: Preprocessing, device: str = "cpu") 
     Raises:
         CutError: Python control flow depends on the data, or the model does not take one image tensor.
     """
+    with TRACING:
+        return _trace(module, preprocessing, device)
+
+
+def _trace(module: nn.Module, preprocessing: Preprocessing, device: str) -> fx.GraphModule:
     module.eval()
     tracer: Tracer = Tracer()
     try:
