@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from sinf.cli import main
+
+#: What long work says where there is no terminal.
+PROGRESS = re.compile(r".+ (\.\.\.|\d+ % \(\d+ of \d+\)(, .+ left)?|done, .+)")
 
 
 class Program:
@@ -23,7 +28,7 @@ class Program:
         """The one line of a call that must be refused."""
         code, _, err = self.call(*words)
         assert code == 2, err
-        lines = [line for line in err.splitlines() if line.strip() and not line.endswith(" ...")]
+        lines = [line for line in err.splitlines() if line.strip() and not PROGRESS.fullmatch(line)]
         assert len(lines) == 1
         assert lines[0].startswith("error: ")
         return lines[0]

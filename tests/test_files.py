@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sinf import files
 from sinf.errors import StorageError
 from sinf.files import replacing, sha256, write_json, write_tensors
 
@@ -44,9 +45,10 @@ def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
-def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    (tmp_path / ".file.partial").symlink_to("/dev/full")  # what is written beside goes there
+def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, beside = tmp_path / "file", tmp_path / ".file.partial"
+    beside.symlink_to("/dev/full")
+    monkeypatch.setattr(files, "_beside", lambda path: beside)
     with pytest.raises(StorageError, match="No space left"):
         write_json({"a": 1}, path)
     assert list(tmp_path.iterdir()) == []

@@ -3,17 +3,26 @@ disk leaves what was there."""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sinf.errors import StorageError
+
+_PARTIAL, _OLD = ".partial", ".old"
+
+
+def _beside(path: Path) -> Path:
+    """A name beside ``path`` that no other process or thread has."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
 
 
 @contextmanager
@@ -23,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: it cannot be written; what was there stays.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -48,7 +57,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     partial: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        partial = _beside(folder)
+        partial.mkdir()
         yield partial
         partial.chmod(0o755)
         _swap(partial, folder)
@@ -65,14 +75,81 @@ def _swap(new: Path, target: Path) -> None:
     if not target.exists():
         os.replace(new, target)
         return
-    old = new.with_name(new.name + ".old")
-    os.replace(target, old)
+    old = new.with_name(new.name + _OLD)
     try:
+        os.replace(target, old)
         os.replace(new, target)
-    except OSError:
-        os.replace(old, target)
+    except BaseException:  # an interrupt too
+        if not target.exists():
+            os.replace(old, target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def exclusive(target: Path, *work: Path) -> Iterator[None]:
+    """While this lasts, no other process that asks for it too writes ``target``, a file or a folder.
+
+    The system holds the lock (``flock``), on a file beside the target, and lets go of it when the process ends in any
+    way. What killed processes left is removed, beside the target and in it and in the folders ``work``; what one had
+    moved away to put something else in its place is put back.
+
+    Raises:
+        StorageError: another process writes it now, or no file can be made or locked beside it.
+    """
+    from filelock import FileLock, Timeout
+
+    real = Path(os.path.realpath(target))
+    lock = FileLock(real.parent / f".{real.name}.lock", timeout=0, fallback_to_soft=False)
+    try:
+        real.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise StorageError(
+            f"only one command at a time may write {target}",
+            got="another one that runs now",
+            remedy="wait until it has ended, or name another place",
+        ) from None
+    except OSError as error:
+        raise StorageError(
+            f"{target} cannot be written", got=error, remedy="free space or name a writable place"
+        ) from error
+    try:
+        _clear(target, *work)
+        yield
+    finally:
+        _clear(target, *work)
+        with suppress(OSError):
+            os.unlink(lock.lock_file)  # while it is held: who waits for it sees that it is gone, and makes another
+        lock.release()
+
+
+def _clear(target: Path, *work: Path) -> None:
+    """Remove what was not finished."""
+    for old in target.parent.glob(f".{glob.escape(target.name)}.*{_PARTIAL}{_OLD}"):
+        if not target.exists():
+            with suppress(OSError):
+                os.replace(old, target)
+        shutil.rmtree(old, ignore_errors=True)
+    remove_partials(target.parent, target.name)
+    for folder in (target, *work):
+        remove_partials(folder)
+
+
+def remove_partials(folder: Path, name: str | None = None, older: float = 0.0) -> None:
+    """Remove from a folder what killed processes were writing, and has not changed for ``older`` seconds: of one name,
+    or all."""
+    last = time.time() - older
+    for path in folder.glob(f".{'*' if name is None else glob.escape(name)}.{'[0-9a-f]' * 16}{_PARTIAL}"):
+        with suppress(OSError):
+            if older and path.stat().st_mtime > last:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def write_json(record: dict[str, Any], path: Path) -> None:

@@ -17,13 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sinf.errors import ConfigError
-from sinf.files import write_tensors
+from sinf.files import remove_partials, write_tensors
 
 Tensors = dict[str, Tensor]
+_DAY = 24 * 3600.0  # no step takes as long to write
 
 
 class StepStore:
-    """Remembers what steps computed, in ``folder``."""
+    """Remembers what steps computed, in ``folder``, which several builds may share at the same time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -33,6 +34,7 @@ class StepStore:
             raise ConfigError(
                 f"the work folder must be writable: {folder}", got=error, remedy="name another"
             ) from error
+        remove_partials(folder, older=_DAY)  # of builds that were killed; others may be writing now
 
     def get(self, name: str, depends: Any, compute: Callable[[], Tensors]) -> Tensors:
         """The tensors of a step: read if they are there, else computed and written."""

@@ -49,7 +49,7 @@ def measure_tails(
             router.engine.run(part, *given)
             return 1000 * (time.perf_counter() - start)
 
-        for done, count in enumerate(batches):
+        for place, count in enumerate(batches):
             for part in (*names, FALLBACK):
                 milliseconds(part, count)  # makes the part, and what an engine keeps for this batch size
             ours: list[float] = []
@@ -59,10 +59,10 @@ def measure_tails(
                     ours.append(milliseconds(name, count))
                     if number % 2 == turn % 2 or len(names) == 1:
                         theirs.append(milliseconds(FALLBACK, count))
+                if progress is not None:
+                    progress(place * turns + turn + 1, len(batches) * turns)
             subgraph.append(median(ours))
             fallback.append(median(theirs))
-            if progress is not None:
-                progress(done + 1, len(batches))
     processor = machine()["processor"]
     return TailTimes(
         engine, precision, threads, processor, batches, tuple(subgraph), tuple(fallback), _returning(model)

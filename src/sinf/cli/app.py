@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import warnings
 from typing import Any
@@ -9,7 +11,10 @@ from typing import Any
 import typer
 
 from sinf.cli import bench, bundles, demo, dynamic, export, models, prune
+from sinf.cli.signals import Interrupts
 from sinf.errors import DataWarning, SinfError
+
+_INTERRUPTED = 128 + signal.SIGINT
 
 app = typer.Typer(
     name="sinf",
@@ -35,7 +40,20 @@ app.add_typer(dynamic.app, name="dynamic")
 
 
 def main() -> None:
-    """Run the program; an error made on purpose becomes one line and exit code 2."""
+    """Run the program, and exit: 2 and one line where an error was made on purpose; 130 or 143 and one line where
+    SIGINT or SIGTERM ended it; 1 where nobody reads what it prints."""
+    with Interrupts() as interrupts:
+        try:
+            code = _run()
+        except KeyboardInterrupt:
+            code = _INTERRUPTED
+        if code == _INTERRUPTED:
+            print("interrupted; the same command goes on from the last step that was finished", file=sys.stderr)
+            code = 128 + (interrupts.number or signal.SIGINT)
+    raise SystemExit(code)
+
+
+def _run() -> int | str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", DataWarning)
@@ -43,10 +61,19 @@ def main() -> None:
             app()
     except SinfError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        return 2
+    except SystemExit as end:  # typer ends with one, for KeyboardInterrupt too
+        return _flushed(end.code)
+    return _flushed(None)
+
+
+def _flushed(code: int | str | None) -> int | str | None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of `sinf results | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes again, and complains
+        return 1
+    return code
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

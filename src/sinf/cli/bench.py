@@ -168,6 +168,7 @@ def _energy(
 
 
 def tune(
+    context: typer.Context,
     bundle: options.Bundle,
     engine: Annotated[str, typer.Option(help="torch, torch-compile, onnxruntime or openvino.")] = "torch",
     precision: Annotated[str, typer.Option(help="f32, bf16 (openvino) or int8.")] = "f32",
@@ -195,6 +196,7 @@ def tune(
         raise ConfigError("only a bundle in a folder can be tuned", got=bundle, remedy="save it to a folder first")
     if options.is_dynamic(bundle, None):
         raise ConfigError("a dynamic bundle has no groups to tune", got=bundle, remedy="leave it as it is")
+    options.write_alone(context, Path(bundle))
     pinned = options.set_threads(threads)
     held_out = None if data is None else options.images(data, calibrate, image_column, label_column, None)
     model = options.bundle(bundle, None, allow_factory)

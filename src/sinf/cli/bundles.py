@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def build(
+    context: typer.Context,
     model: options.Model,
     data: options.Data,
     out: Annotated[Path, typer.Option(help="Folder for the bundle; the same command resumes.")],
@@ -104,6 +105,7 @@ def build(
         choices=choices,
         seed=seed,
     )
+    options.write_alone(context, out)
     columns = (image_column, label_column, cluster_column)
     scoring, calibration = options.images(data, score, *columns), options.images(data, calibrate, *columns)
     routing = scoring if route == score else options.images(data, route, *columns)

@@ -15,6 +15,7 @@ MODEL = "vgg13"
 
 
 def demo(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for bundle, results and figure.")] = Path("sinf-demo"),
     threads: options.Threads = None,
     web: Annotated[
@@ -26,6 +27,7 @@ def demo(
     ] = None,
 ) -> None:
     """Build, evaluate and bench a bundle of the embedded network, and draw the result; or serve it as a page."""
+    options.write_alone(context, out)
     if web:
         _serve(out, threads, port, runtime)
     else:

@@ -23,6 +23,7 @@ Bundle = Annotated[Path, typer.Argument(help="A bundle: a folder made by sinf dy
 
 @app.command()
 def train(
+    context: typer.Context,
     model: options.Model,
     data: options.Data,
     out: Annotated[Path, typer.Option(help="Folder for the bundle; the same command resumes.")],
@@ -88,6 +89,9 @@ def train(
         device=device,
     )
     require_place(out)
+    work, first = out.with_name(out.name + ".train"), int(os.environ.get("RANK", "0")) == 0
+    if first:
+        options.write_alone(context, out, work)
     images = options.images(data, split, image_column, label_column, None)
     images.require_every_class("training")
     checked = None if validation is None else options.images(data, validation, image_column, label_column, None)
@@ -104,7 +108,6 @@ def train(
             f"  MACs {100 * r.macs:.1f} %{accuracy}  {r.seconds:.0f} s"
         )
 
-    work = out.with_name(out.name + ".train")
     with options.Steps() as steps:
         network = run(
             base,
@@ -114,8 +117,9 @@ def train(
             validation=checked,
             report=report,
             progress=lambda done, total: steps("training", done, total),
+            finishing=lambda done, total: steps("thresholds", done, total),
         )
-    if int(os.environ.get("RANK", "0")) == 0:
+    if first:
         provenance = {
             "training images": split,
             "epochs": str(epochs),
@@ -258,6 +262,7 @@ def bench(
 
 @app.command()
 def export(
+    context: typer.Context,
     bundle: Bundle,
     out: Annotated[Path, typer.Argument(help="The file, which ends in .onnx.")],
     allow_factory: options.AllowFactory = False,
@@ -266,6 +271,7 @@ def export(
     from sinf.dynamic.onnx import export as run
     from sinf.report import tables
 
+    options.write_alone(context, out)
     run(_load(bundle, allow_factory), out)
     tables.show_export(out, out.stat().st_size)
 

@@ -13,6 +13,7 @@ from sinf.errors import ConfigError
 
 
 def export(
+    context: typer.Context,
     bundle: options.Bundle,
     out: Annotated[Path, typer.Argument(help="Folder of the split layout or the page, file of the single layout.")],
     file_format: Annotated[str, typer.Option("--format", help="onnx, openvino, or web: a page for browsers.")] = "onnx",
@@ -45,7 +46,8 @@ def export(
     if options.is_dynamic(bundle, threshold):
         if file_format != "onnx":
             raise ConfigError("dynamic bundles are exported as ONNX", got=file_format, remedy="leave out --format")
-        return dynamic.export(bundle, out, allow_factory)
+        return dynamic.export(context, bundle, out, allow_factory)
+    options.write_alone(context, out)
     from sinf.export.single import export_single
     from sinf.export.split import export_split
     from sinf.measure import folder_bytes

@@ -32,6 +32,7 @@ def profile(
 
 
 def train(
+    context: typer.Context,
     model: options.Model,
     data: options.Data,
     out: Annotated[Path, typer.Option(help="Folder for checkpoint and weights; the same command resumes.")],
@@ -84,6 +85,7 @@ def train(
         seed=seed,
         device=device,
     )
+    options.write_alone(context, out)
     images = options.images(data, split, image_column, label_column, None)
     images.require_every_class("training")
     checked = None if validation is None else options.images(data, validation, image_column, label_column, None)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sinf import files
+from sinf.cli.progress import Steps as Steps  # verbs find all that they share here
 from sinf.criteria import NAMES
 from sinf.errors import ConfigError, DataError
 
@@ -155,42 +156,13 @@ def set_threads(threads: int | None) -> int:
     return torch.get_num_threads()
 
 
+def write_alone(context: typer.Context, out: Path, *work: Path) -> None:
+    """Refuse what another command writes now, and keep others from writing it until this one ends; ``work`` are folders
+    that go with it."""
+    context.with_resource(files.exclusive(out, *work))
+
+
 def write_json(path: Path | None, record: dict[str, Any]) -> None:
     """Write a result for programs, if asked for."""
     if path is not None:
         files.write_json(record, path)
-
-
-class Steps:
-    """Progress of named steps on a terminal with an estimate; one line a step elsewhere."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        self._console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description:<22}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-        )
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> Steps:
-        if self._console.is_terminal:
-            self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, step: str, done: int, total: int) -> None:
-        if step not in self._tasks:
-            self._tasks[step] = self._progress.add_task(step, total=total or None)
-            if not self._console.is_terminal:
-                print(f"{step} ...", file=sys.stderr, flush=True)
-        self._progress.update(self._tasks[step], completed=done, total=total or None)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def prune(
+    context: typer.Context,
     model: options.Model,
     data: options.Data,
     out: Annotated[Path, typer.Option(help="Folder for the pruned model; the same command resumes.")],
@@ -74,6 +75,7 @@ def prune(
 
     pinned = options.set_threads(threads)
     saved.check_target(out)
+    options.write_alone(context, out, _work(out))
     config = PruneConfig(
         rule=_rule(ratio, macs, latency, weight_cost, pinned),
         low_rank=low_rank,
@@ -90,7 +92,7 @@ def prune(
     empty = tested.warn_of_empty_classes("the comparison")
     training = None if not finetune else scoring if train == score else options.images(data, train, *columns)
     base = options.base_model(model, weights, classes or scoring.classes, size, mean, std, width)
-    console, work = Console(), out.with_name(out.name + ".prune")
+    console, work = Console(), _work(out)
 
     def report(epoch: EpochReport) -> None:
         console.print(f"epoch {epoch.epoch}/{epoch.epochs}  loss {epoch.loss:.3f}  {epoch.seconds:.0f} s")
@@ -112,6 +114,10 @@ def prune(
     shutil.rmtree(work, ignore_errors=True)
     tables.show_pruned(compared, out, pinned)
     options.write_json(json, {"folder": str(out), **made_by, **compared.to_json(), "empty_classes": empty})
+
+
+def _work(out: Path) -> Path:
+    return out.with_name(out.name + ".prune")
 
 
 def _rule(

@@ -11,6 +11,8 @@ thresholds then, which costs points of accuracy, so they are taken again.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -30,36 +32,57 @@ _FARTHEST = 4.0  # that thresholds move
 
 
 def finish(
-    network: GatedNetwork, preprocessing: Preprocessing, images: LabelledImages, target: Target, seed: int = 0
+    network: GatedNetwork,
+    preprocessing: Preprocessing,
+    images: LabelledImages,
+    target: Target,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Set thresholds and the statistics of batch norms, these on images that are cropped and flipped as in training.
+
+    ``progress`` is called with (settings tried, settings that may be tried).
 
     Raises:
         ConfigError: no threshold reaches the target.
     """
-    calibrate(network, preprocessing, images, target, seed)
+    most = 2 * (1 + _TRIES + len(network.sites).bit_length()) + 1
+    count = itertools.count(1)
+
+    def tried() -> None:
+        if progress is not None:
+            progress(min(next(count), most - 1), most)
+
+    calibrate(network, preprocessing, images, target, seed, tried)
     sample = images.sample(_NORM_IMAGES, seed)
     pixels, batch = sample.pixels(preprocessing), min(_NORM_BATCH, len(sample))
     drawn = epoch_batches(pixels, sample.labels, preprocessing, batch, seed, 0)
     if recalibrate(network, (x for x, _ in drawn)) and target.macs is not None:
-        calibrate(network, preprocessing, images, target, seed)  # what new statistics made dearer
+        calibrate(network, preprocessing, images, target, seed, tried)  # what new statistics made dearer
+    if progress is not None:
+        progress(most, most)
 
 
 @torch.no_grad()
 def calibrate(
-    network: GatedNetwork, preprocessing: Preprocessing, images: LabelledImages, target: Target, seed: int = 0
+    network: GatedNetwork,
+    preprocessing: Preprocessing,
+    images: LabelledImages,
+    target: Target,
+    seed: int = 0,
+    tried: Callable[[], None] | None = None,
 ) -> float:
     """Set the thresholds for good, on about 2000 of ``images``: the mean share of MACs that they cost. A target of MACs
     or of time is met from below, as near as thresholds allow.
 
     Thresholds of ManiDP are all multiplied by one number; where there is none to multiply, those of a common share of
-    channels are tried.
+    channels are tried. ``tried`` is called after every setting.
 
     Raises:
         ConfigError: no threshold reaches the target.
     """
     network.eval()
-    search = _Search(network, preprocessing, images.sample(_IMAGES, seed), target, seed)
+    search = _Search(network, preprocessing, images.sample(_IMAGES, seed), target, seed, tried)
     met = search.meets_goal()  # as training left them
     if target.channels is not None:
         return search.macs
@@ -97,12 +120,19 @@ class _Search:
     not. ``macs`` and ``saliencies``, the mean of every site (U,), are those of the last one tried."""
 
     def __init__(
-        self, network: GatedNetwork, preprocessing: Preprocessing, images: LabelledImages, target: Target, seed: int
+        self,
+        network: GatedNetwork,
+        preprocessing: Preprocessing,
+        images: LabelledImages,
+        target: Target,
+        seed: int,
+        tried: Callable[[], None] | None,
     ) -> None:
         self.network, self.preprocessing, self.images, self.target = network, preprocessing, images, target
         self.gates = [network.gate(index) for index in range(len(network.sites))]
         self.macs = 1.0
         self.saliencies: list[Tensor] = []
+        self._tried = tried or (lambda: None)
         self._goal = target.macs or target.latency or 1.0
         self._below: _Setting | None = None
         self._above: _Setting | None = None
@@ -112,6 +142,7 @@ class _Search:
 
     def meets_goal(self) -> bool:
         self._measure()
+        self._tried()
         spent = self.macs if self._timed is None else time_share(self.network, self._timed)
         states = [{key: value.clone() for key, value in gate.state_dict().items()} for gate in self.gates]
         found = _Setting(spent, self.macs, states)

@@ -119,10 +119,12 @@ def train(
     validation: LabelledImages | None = None,
     report: Callable[[EpochReport], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    finishing: Callable[[int, int], None] | None = None,
 ) -> GatedNetwork:
     """Attach gates to ``base`` and train both, or go on from the checkpoint in ``folder``; ``base`` is changed.
 
-    ``report`` is called after every epoch, ``progress`` after every step with (steps done, steps in all).
+    ``report`` is called after every epoch, ``progress`` after every step with (steps done, steps in all), and
+    ``finishing`` in the same way while thresholds are set for good.
 
     Raises:
         CutError: no convolution of the model can be gated.
@@ -163,7 +165,7 @@ def train(
                     report(EpochReport(epoch + 1, config.epochs, *means, top1, time.perf_counter() - start))
         network.to("cpu", memory_format=torch.contiguous_format).eval()
         if not run.finished:
-            finish(network, base.spec.preprocessing, images, config.target, config.seed)
+            finish(network, base.spec.preprocessing, images, config.target, config.seed, finishing)
             run.finished.fill_(True)
             # Stored too: with another number of threads the statistics of norms would round differently.
             if group.rank == 0:
