@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sinf.once import Lock, Once
+from sinf.once import Lock, Once, Runs
 
 
 def test_what_many_threads_ask_for_at_once_is_made_once() -> None:
@@ -43,6 +43,30 @@ def test_a_failure_is_not_remembered() -> None:
     for _ in range(2):
         with pytest.raises(KeyError):
             once["missing"]
+
+
+def test_many_run_or_one_alone() -> None:
+    runs, inside, most, alone = Runs(), [], [], []
+
+    def run(number: int) -> None:
+        for turn in range(200):
+            if number == 0 and turn % 20 == 0:
+                with runs.none(), runs.none():
+                    alone.append(len(inside))
+                    time.sleep(0.001)
+                    alone.append(len(inside))
+            else:
+                with runs:
+                    inside.append(number)
+                    most.append(len(inside))
+                    time.sleep(0)
+                    inside.pop()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(run, range(6)))
+    assert set(alone) == {0}
+    assert max(most) > 1
+    assert not runs._running
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")

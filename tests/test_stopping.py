@@ -121,6 +121,31 @@ def test_one_command_at_a_time_and_a_killed_one_leaves_no_lock(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["build", "vgg11", "--data", "none", "--out", "OUT"],
+        ["prune", "vgg11", "--data", "none", "--macs", "0.5", "--out", "OUT"],
+        ["train", "vgg11", "--data", "none", "--out", "OUT"],
+        ["dynamic", "train", "vgg11", "--data", "none", "--out", "OUT"],
+        ["tune", "OUT"],
+        ["export", "none", "OUT"],
+        ["export", "none", "OUT/model.onnx", "--layout", "single"],
+        ["dynamic", "export", "none", "OUT/model.onnx"],
+        ["demo", "--out", "OUT"],
+    ],
+    ids=" ".join,
+)
+def test_every_verb_that_writes_is_refused_at_once(sinf: Program, tmp_path: Path, words: list[str]) -> None:
+    """Before anything is read: there is no such data, nor such a bundle."""
+    out = tmp_path / "out"
+    out.mkdir()
+    given = [word.replace("OUT", str(out)) for word in words]
+    with exclusive(next(Path(word) for word in given if word.startswith(str(out)))):
+        assert "only one command at a time may write" in sinf.refused(*given)
+    assert "only one command" not in sinf.refused(*given) if words[0] != "demo" else True
+
+
 def test_what_was_moved_away_is_put_back(tmp_path: Path) -> None:
     """As after a kill between the two renames."""
     out = tmp_path / "out"

@@ -21,6 +21,7 @@ from gated import stir
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.model import DynamicModel
 from sinf.dynamic.network import GateConfig, attach
+from sinf.engine import onnx_parts
 from sinf.engine.compiled_engine import CompiledTorchEngine
 from sinf.engine.engines import open_engine
 from sinf.engine.torch_engine import SemanticModel
@@ -167,6 +168,18 @@ def test_a_model_answers_while_others_are_loaded(built: Path, semantic: Semantic
         for each in loading:
             each.result()
     assert torch.equal(copy.deepcopy(semantic)(x), expected)
+
+
+def test_a_model_answers_while_a_part_is_exported(built: Path, semantic: SemanticModel) -> None:
+    """torch exports, and compiles, with nn.Module changed for all threads: they answered wrongly, in silence."""
+    x = torch.randn(3, *SIZE, generator=torch.Generator().manual_seed(8))
+    expected, base = semantic(x), semantic.feature_router.base(x)
+    with ThreadPoolExecutor(1) as pool:
+        exporting = pool.submit(onnx_parts.part_to_onnx, SemanticModel.from_pretrained(built).engine, FRONT)
+        while not exporting.done():
+            assert torch.equal(semantic(x), expected)
+            assert torch.equal(semantic.feature_router.base(x), base)
+        exporting.result()
 
 
 # ---- other processes

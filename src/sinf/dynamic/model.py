@@ -19,7 +19,7 @@ from sinf.dynamic.network import GatedNetwork
 from sinf.dynamic.sparse import SparseNetwork
 from sinf.engine.constant import ConstantModule
 from sinf.engine.prepare import prepare
-from sinf.models.trace import trace
+from sinf.models.trace import RUNNING, trace
 from sinf.once import Lock, Once
 
 
@@ -60,12 +60,13 @@ class DynamicModel(ConstantModule):
         self.bundle.save(folder, key=key)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.sparse(images)
+        with RUNNING:
+            return self.sparse(images)
 
     @torch.no_grad()
     def choose(self, images: Tensor) -> Chosen:
         """Logits, and what every input costs."""
-        with self._observing:
+        with self._observing, RUNNING:
             logits, seen = self.network.observe(images)
         keep = self.network.keep(seen)
         remaining = torch.stack([keep[:, site.units].double().mean(1) for site in self.network.sites], 1)

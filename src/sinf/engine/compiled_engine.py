@@ -13,7 +13,7 @@ from sinf.engine.parts import Specialist
 from sinf.engine.prepare import prepare
 from sinf.engine.torch_engine import TorchEngine, as_tensors
 from sinf.errors import ConfigError, DependencyError, ModelError
-from sinf.models.trace import TRACING, Tracer
+from sinf.models.trace import RUNNING, TRACING, Tracer
 from sinf.once import Once
 from sinf.routing import BASE, FALLBACK, FRONT
 
@@ -40,7 +40,7 @@ class CompiledTorchEngine:
             self._refuse("one that was opened before a fork")
         given = as_tensors(inputs)
         try:
-            with TRACING:
+            with TRACING, RUNNING.none():
                 outputs = self._compiled[part, len(given[0]) == 1](*given)
         except torch._inductor.exc.InductorError as error:
             reason = str(error).strip().splitlines()[0]

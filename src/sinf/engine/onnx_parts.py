@@ -13,7 +13,7 @@ from torch import nn
 
 from sinf.engine.torch_engine import TorchEngine
 from sinf.errors import DependencyError, ModelError
-from sinf.models.trace import TRACING
+from sinf.models.trace import RUNNING, TRACING
 from sinf.routing import BASE, FALLBACK, FRONT
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def part_to_onnx(engine: TorchEngine, part: str) -> onnx.ModelProto:
     # In the order of channels_last torch would export the strides of its own pools, as gathers.
     example = tuple(x.contiguous() for x in given)
     try:
-        with TRACING, _quiet():
+        with TRACING, RUNNING.none(), _quiet():
             program = torch.onnx.export(
                 _module(engine, part).eval(),
                 example,
@@ -89,7 +89,7 @@ def graph_to_onnx(graph: torch.nn.Module, size: tuple[int, int, int], batch: int
     example = (torch.zeros(batch, *size),)
     names = {"input_names": ("images",), "output_names": ("logits",)}
     try:
-        with TRACING, _quiet():
+        with TRACING, RUNNING.none(), _quiet():
             program = torch.onnx.export(graph.eval(), example, dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
     except Exception as error:  # the exporter raises whatever torch, onnxscript and the model do
         reason = str(error).strip().splitlines()[0]

@@ -20,6 +20,7 @@ from sinf.engine.parts import Front, Judge, Specialist
 from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError
 from sinf.grouping import TailTimes
+from sinf.models.trace import RUNNING
 from sinf.network import Network, Part
 from sinf.once import Lock, Once
 from sinf.routing import BASE, FALLBACK, FRONT, Engine, FeatureRouter, Routed, part_name
@@ -80,14 +81,15 @@ class TorchEngine:
     @torch.no_grad()
     def run(self, part: str, *inputs: Any) -> tuple[Tensor, ...]:
         inputs = as_tensors(inputs)
-        if part == FRONT:
-            return self.front(*inputs)
-        if part == BASE:
-            return (self.base(*inputs),)
-        if part == FALLBACK:
-            return (self.tails.get(FALLBACK)(*inputs),)
-        features, log_clusters = inputs
-        return self.judges[part](self.tails.get(part)(features), log_clusters)
+        with RUNNING:
+            if part == FRONT:
+                return self.front(*inputs)
+            if part == BASE:
+                return (self.base(*inputs),)
+            if part == FALLBACK:
+                return (self.tails.get(FALLBACK)(*inputs),)
+            features, log_clusters = inputs
+            return self.judges[part](self.tails.get(part)(features), log_clusters)
 
     def array(self, values: list[float] | list[bool]) -> Tensor:
         return torch.tensor(values)
@@ -178,11 +180,13 @@ class SemanticModel(ConstantModule):
 
     def run_fallback(self, features: Tensor) -> Tensor:
         """Logits of the full tail."""
-        return self.tails.get(FALLBACK)(features)
+        with RUNNING:
+            return self.tails.get(FALLBACK)(features)
 
     def run_subgraph(self, cluster: int, features: Tensor) -> Tensor:
         """``(B, classes of the cluster)`` logits of one cluster's subgraph."""
-        return self.tails.get(part_name(cluster))(features)
+        with RUNNING:
+            return self.tails.get(part_name(cluster))(features)
 
     @torch.no_grad()
     def route_all(self, features: Tensor, labels: Tensor) -> Routes:

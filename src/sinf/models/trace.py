@@ -11,10 +11,13 @@ from torch import Tensor, fx, nn
 
 from sinf.data import Preprocessing
 from sinf.errors import CutError
-from sinf.once import Lock
+from sinf.once import Lock, Runs
 
 #: Held by whatever lets torch trace: it changes nn.Module itself meanwhile, for all threads.
 TRACING = Lock()
+#: What runs a bundle's modules is in it, and waits for what lets torch export or compile, which cannot tell other
+#: threads' modules from its own: without that they answer wrongly. (:class:`Tracer` can.)
+RUNNING = Runs()
 
 EXAMPLES = 3  # images with which shapes are found
 
