@@ -159,6 +159,19 @@ def test_what_was_moved_away_is_put_back(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_place_beside_which_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a disk is mounted: the lock lies in it."""
+    monkeypatch.setattr(os, "access", lambda *words: False)
+    with exclusive(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        with pytest.raises(StorageError, match="only one command"), exclusive(tmp_path):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"cannot be written.*writable place"), exclusive(tmp_path / "file" / "out"):
+        pass
+
+
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_an_interrupt_between_renames_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int

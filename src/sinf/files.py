@@ -92,17 +92,19 @@ def _swap(new: Path, target: Path) -> None:
 def exclusive(target: Path, *work: Path) -> Iterator[None]:
     """While this lasts, no other process that asks for it too writes ``target``, a file or a folder.
 
-    The system holds the lock (``flock``), on a file beside the target, and lets go of it when the process ends in any
-    way. What killed processes left is removed, beside the target and in it and in the folders ``work``; what one had
-    moved away to put something else in its place is put back.
+    The system holds the lock (``flock``), on a file beside the target (in it where nothing can be written beside), and
+    lets go of it when the process ends in any way. What killed processes left is removed, beside the target and in it
+    and in the folders ``work``; what one had moved away to put something else in its place is put back.
 
     Raises:
-        StorageError: another process writes it now, or no file can be made or locked beside it.
+        StorageError: another process writes it now, or no file can be made or locked there.
     """
     from filelock import FileLock, Timeout
 
     real = Path(os.path.realpath(target))
-    lock = FileLock(real.parent / f".{real.name}.lock", timeout=0, fallback_to_soft=False)
+    within = real.is_dir() and not os.access(real.parent, os.W_OK)  # such as a disk that was mounted there
+    file = real / ".lock" if within else real.parent / f".{real.name}.lock"
+    lock = FileLock(file, timeout=0, fallback_to_soft=False)
     try:
         real.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -122,7 +124,7 @@ def exclusive(target: Path, *work: Path) -> Iterator[None]:
     finally:
         _clear(target, *work)
         with suppress(OSError):
-            os.unlink(lock.lock_file)  # while it is held: who waits for it sees that it is gone, and makes another
+            file.unlink()  # while it is held: who waits for it sees that it is gone, and makes another
         lock.release()
 
 

@@ -28,7 +28,7 @@ from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError
 from sinf.models import BaseModel, load_model
 from sinf.once import Lock
-from sinf.routing import FRONT, Routed
+from sinf.routing import FRONT, FeatureRouter, Routed
 from tiny import CLASSES, ENGINES, randomise
 
 THREADS, CALLS = 8, 6
@@ -132,25 +132,23 @@ def test_engines_serve_many_threads(semantic: SemanticModel, batches: list[torch
                     np.testing.assert_allclose(ours.astype(float), theirs.astype(float), rtol=1e-3, atol=1e-4)
 
 
-def test_a_call_has_one_threshold_from_its_beginning_to_its_end(built: Path) -> None:
-    shared = SemanticModel.from_pretrained(built)
+def test_a_call_has_one_threshold_from_its_beginning_to_its_end(semantic: SemanticModel) -> None:
+    """As if another thread changed it before every part that runs."""
     x = torch.randn(6, *SIZE, generator=torch.Generator().manual_seed(1))
-    done = threading.Event()
 
-    def change() -> None:
-        while not done.is_set():
-            shared.threshold = 2.0
-            shared.threshold = 0.0
+    class Changing:
+        array, close = staticmethod(semantic.engine.array), staticmethod(semantic.engine.close)
 
-    changing = threading.Thread(target=change)
-    changing.start()
-    try:
-        for count in [1, 6] * 40:
-            fell_back = shared.route(x[:count]).fell_back
-            assert fell_back.all() or not fell_back.any()
-    finally:
-        done.set()
-        changing.join()
+        def run(self, part: str, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            router.threshold = 2.0 - router.threshold
+            return semantic.engine.run(part, *inputs)
+
+    router = FeatureRouter(Changing(), SIZE, 0.0, 0.0)
+    for threshold, falls in ((0.0, False), (2.0, True)):
+        for count in (1, 6):
+            router.threshold = threshold
+            routed = router.route(x[:count])
+            assert routed.fell_back.tolist() == routed.tried.logical_not().tolist() == [falls] * count
 
 
 def test_a_model_answers_while_others_are_loaded(built: Path, semantic: SemanticModel) -> None:

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 _PATIENCE = 3.0  # seconds for cleaning up, in which further signals change nothing; after that they interrupt again
 
@@ -20,7 +21,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.number: int | None = None
         self._last = 0.0
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():  # others may not set handlers
@@ -30,7 +31,8 @@ class Interrupts:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():  # None: one that was not set from Python
-            signal.signal(number, signal.SIG_IGN if self.number or handler is None else handler)  # type: ignore[arg-type]
+            before = signal.SIG_DFL if handler is None else handler
+            signal.signal(number, signal.SIG_IGN if self.number else before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
