@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sinf.cli import options
 
+if TYPE_CHECKING:
+    from sinf.data import LabelledImages
+    from sinf.engine.torch_engine import SemanticModel
+    from sinf.measure import Evaluation
+    from sinf.models import BaseModel
+    from sinf.report.candidates import Comparison
+
+ASSETS = Path(__file__).parent.parent / "assets"
 MODEL = "vgg13"
+LIMIT = 3.0  # points of loss that are asked for
+BUDGETS = (0.55, 0.4)  # of a network in low rank: fractions of the base model's cost
+CUT, SUBGRAPH = "features.27", 0.15  # of the bundle, and what a subgraph keeps of the tail's cost
+DRAWS = 22_000  # augmented images that its route predictor learns from
+ROUNDS = 300  # of measurements of time
+BUNDLE, PARTS = "the bundle", "its parts, not routed"
 
 
 def demo(
@@ -26,7 +42,7 @@ def demo(
         Path | None, typer.Option(help="Folder of the npm package onnxruntime-web [default: in node_modules here].")
     ] = None,
 ) -> None:
-    """Build, evaluate and bench a bundle of the embedded network, and draw the result; or serve it as a page."""
+    """Make the embedded network smaller in several ways, compare them, and draw the result; or serve it as a page."""
     options.write_alone(context, out)
     if web:
         _serve(out, threads, port, runtime)
@@ -53,54 +69,110 @@ def _serve(out: Path, threads: int | None, port: int, runtime: Path | None) -> N
 
 
 def _run(out: Path, threads: int | None) -> None:
+    """Compare networks in low rank, a bundle, and the bundle's parts without routing. The fastest within the limit on
+    the calibration images is chosen; the test images choose nothing."""
     from rich.console import Console
 
-    from sinf import measure
-    from sinf.clusters import from_column
+    from sinf import measure, pruned
     from sinf.data import load_images
     from sinf.engine.torch_engine import SemanticModel
     from sinf.models import load_model
-    from sinf.pipeline import WEIGHT_COST, BuildConfig, Images, build
-    from sinf.report import figure, tables
-    from sinf.router import RouterConfig
-    from sinf.subgraph.select import Budget
-    from sinf.timing import latency
+    from sinf.report import candidates, figure, tables
 
     figure.require()  # a missing package should not cost the minutes before the figure
+    pruned.check_target(out / "low-rank")
     console = Console()
     start = time.perf_counter()
     options.set_threads(threads)
-    assets = Path(__file__).parent.parent / "assets"
-    weights, data = assets / f"{MODEL}_cifar100.safetensors", assets / "cifar100_subset"
-    base = load_model(MODEL, weights=weights)
+    data = ASSETS / "cifar100_subset"
+    base = load_model(MODEL, weights=ASSETS / f"{MODEL}_cifar100.safetensors")
     scoring, calibration, test = (load_images(data, split) for split in ("scoring", "calibration", "test"))
-    clusters = from_column(scoring)
     console.print(
-        f"{MODEL}, width {base.spec.options['width']:g}: {scoring.classes} classes of CIFAR-100 in {len(clusters)} "
-        f"semantic clusters; {len(scoring)} scoring, {len(calibration)} calibration and {len(test)} test images"
-    )
-    config = BuildConfig(
-        cut="features.27",
-        subgraph=Budget(0.1, WEIGHT_COST),
-        common=0.75,
-        max_loss=0.03,
-        route_draws=22_000,
-        router=RouterConfig(channels=128, hidden=128, kernel=1),  # in so small a network a larger one costs its gain
+        f"{MODEL}, width {base.spec.options['width']:g}: {scoring.classes} classes of CIFAR-100; {len(scoring)} images "
+        f"score, {len(calibration)} calibrate, {len(test)} test. At most {LIMIT:g} points of top-1 may be lost."
     )
     with options.Steps() as steps:
-        build(base, Images(scoring, scoring, calibration), clusters, config, out / "bundle", progress=steps)
+        small = {f"low rank, {100 * budget:g} %": _prune(base, scoring, budget, steps) for budget in BUDGETS}
+        _build(base, scoring, calibration, out / "bundle", steps)
         begin = time.perf_counter()
         model = SemanticModel.from_pretrained(out / "bundle")
         loaded = time.perf_counter() - begin
-        result = measure.evaluate(model, test, progress=lambda done, total: steps("evaluating", done, total))
-        x = measure.first_images(test, model, len(test))
-        times = latency(
-            model.engine.base, model, x, pairs=300, progress=lambda done, total: steps("measuring time", done, total)
-        )
-        points = figure.curve(model, test, progress=lambda done, total: steps("trade-off", done, total))
-    tables.show_evaluation(result)
+        _, before = _compare({"base model": base, **small}, model, calibration, "calibration", steps)
+        result, after = _compare({"base model": base, **small}, model, test, "test", steps)
+        points = figure.curve(model, test, after.rows[0], lambda done, total: steps("trade-off", done, total))
+    chosen = before.fastest(LIMIT)
+    if chosen in small:
+        made_by = {"method": "low rank", "made by": "sinf demo", "chosen as": chosen}
+        pruned.save(small[chosen], out / "low-rank", scoring.class_names, made_by=made_by)
+    record = {"limit": LIMIT, "chosen": chosen, "calibration": before.to_json(), "test": after.to_json()}
     facts = measure.facts(out / "bundle", loaded)
-    tables.show_bench([times], facts)
-    picture = figure.draw(model, test, result, times, points, out / "result.png")
-    options.write_json(out / "result.json", {"evaluation": result.to_json(), "latency": times.to_json(), **facts})
-    console.print(f"{picture} shows it; {out / 'bundle'} is the bundle. {time.perf_counter() - start:.0f} s in all.")
+    options.write_json(out / "result.json", record | {"evaluation": result.to_json(), **facts})
+    picture = figure.draw(model, test, after, chosen, points, out / "result.png")
+    tables.show_evaluation(result)
+    tables.show_comparison(after, chosen, len(test))
+    console.print(candidates.describe_choice(before, after, LIMIT))
+    console.print(candidates.describe_routing(after, BUNDLE, PARTS))
+    where = f", {out / 'low-rank'} the chosen network" if chosen in small else ""
+    seconds = time.perf_counter() - start
+    console.print(f"{picture} shows it; {out / 'bundle'} is the bundle{where}. {seconds:.0f} s in all.")
+
+
+def _prune(base: BaseModel, scoring: LabelledImages, budget: float, steps: options.Steps) -> BaseModel:
+    """The base model in low rank, with a fraction of its cost."""
+    from sinf.pipeline import WEIGHT_COST
+    from sinf.pruning import PruneConfig, prune
+    from sinf.subgraph.select import Budget
+
+    def progress(step: str, done: int, total: int) -> None:
+        steps(f"{step}, {100 * budget:g} %", done, total)
+
+    with TemporaryDirectory() as work:
+        config = PruneConfig(rule=Budget(budget, WEIGHT_COST), low_rank=True)
+        return prune(base, scoring, config, work, progress=progress)
+
+
+def _build(
+    base: BaseModel, scoring: LabelledImages, calibration: LabelledImages, folder: Path, steps: options.Steps
+) -> None:
+    """A bundle that routes the base model. Neither extractor nor full tail is made smaller for all classes: on so small
+    a network that would spend the limit, and leave routing less to save than it costs."""
+    from sinf.clusters import from_column
+    from sinf.pipeline import WEIGHT_COST, BuildConfig, Images, build
+    from sinf.router import RouterConfig
+    from sinf.subgraph.select import Budget
+
+    config = BuildConfig(
+        cut=CUT,
+        subgraph=Budget(SUBGRAPH, WEIGHT_COST),
+        max_loss=LIMIT / 100,
+        route_draws=DRAWS,
+        router=RouterConfig(channels=128, hidden=128, kernel=1),  # in so small a network a larger one costs its gain
+    )
+    build(base, Images(scoring, scoring, calibration), from_column(scoring), config, folder, progress=steps)
+
+
+def _compare(
+    networks: dict[str, BaseModel], model: SemanticModel, images: LabelledImages, name: str, steps: options.Steps
+) -> tuple[Evaluation, Comparison]:
+    """Networks, a bundle's parts without routing, and the bundle, which is evaluated by itself too."""
+    from sinf.engine.prepare import prepare
+    from sinf.measure import Costs, evaluate
+    from sinf.models.trace import trace
+    from sinf.pruned import Size
+    from sinf.report.candidates import Candidate, compare
+    from sinf.routing import FALLBACK
+
+    def progress(step: str) -> Callable[[int, int], None]:
+        return lambda done, total: steps(f"{step}, {name}", done, total)
+
+    preprocessing = model.bundle.spec.preprocessing
+    result, macs = evaluate(model, images, progress=progress("evaluating")), Costs.of(model).macs
+    models = [
+        *(
+            Candidate(name, prepare(trace(network.module, preprocessing)), Size.of(network).macs)
+            for name, network in networks.items()
+        ),
+        Candidate(PARTS, lambda x: model.run_fallback(model.extractor(x)), macs["extractor"] + macs[FALLBACK]),
+        Candidate(BUNDLE, model, result.macs),
+    ]
+    return result, compare(models, images, preprocessing, rounds=ROUNDS, progress=progress("measuring time"))

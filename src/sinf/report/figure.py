@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,15 +13,15 @@ from torch import Tensor
 from sinf.data import LabelledImages
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import DependencyError
-from sinf.measure import Costs, Evaluation, observe
+from sinf.measure import Costs, observe
+from sinf.report.candidates import Comparison, Row
 from sinf.risk import NEVER
-from sinf.timing import Latency
 
 _BASE, _OURS, _GREY = "#9aa5b1", "#0b7285", "#495057"
 
 
 class Point(NamedTuple):
-    """The model at one threshold: loss in points, fraction of MACs saved, fallback share."""
+    """The model at one threshold: loss in points and fraction of MACs saved, against the base model; fallback share."""
 
     threshold: float
     loss: float
@@ -36,15 +36,17 @@ def require() -> None:
 
 
 def curve(
-    model: SemanticModel, images: LabelledImages, progress: Callable[[int, int], None] | None = None
+    model: SemanticModel, images: LabelledImages, base: Row, progress: Callable[[int, int], None] | None = None
 ) -> list[Point]:
-    """Loss and MACs saved at several thresholds, from always routing to never."""
+    """Loss and MACs saved at several thresholds, from always routing to never, against the row of a base model on the
+    same images (which need not be the network that the model routes)."""
     costs, seen, bundle = Costs.of(model), observe(model, images, progress), model.bundle
     calibration = seen.calibration(bundle.deferral, 0.0 if bundle.threshold is None else bundle.threshold.early)
+    before = 100 * (base.top1 - float(seen.base_right.double().mean()))  # what the routed network has lost
     points = []
     for threshold in (0.0, *torch.linspace(0.3, 0.99, 12).tolist(), NEVER):
-        loss = 100 * float(calibration.losses(threshold).mean())
-        saved = 1 - seen.mean_cost(costs.macs, calibration, threshold) / costs.base_macs
+        loss = before + 100 * float(calibration.losses(threshold).double().mean())
+        saved = 1 - seen.mean_cost(costs.macs, calibration, threshold) / base.macs
         fallback = 1 - float(calibration.routed(threshold).float().mean())
         points.append(Point(threshold, loss, saved, fallback))
     return points
@@ -53,40 +55,24 @@ def curve(
 def draw(
     model: SemanticModel,
     images: LabelledImages,
-    result: Evaluation,
-    times: Latency,
+    comparison: Comparison,
+    chosen: str,
     points: list[Point],
     path: str | Path,
 ) -> Path:
-    """Write the picture and return its path."""
+    """Write the picture of a comparison on ``images`` and return its path. ``chosen`` is shown first; ``points`` are
+    those of ``model``, whose routes the gallery shows."""
     require()
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure = plt.figure(figsize=(12, 7), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.1, 1))  # type: ignore[misc]
-    left, right = top.subplots(1, 2, width_ratios=(1, 1.2))
-    bars = left.barh(["ours", "base model"], [times.mean, times.base_mean], color=[_OURS, _BASE], height=0.6)
-    left.bar_label(bars, [f"{times.mean:.2f} ms", f"{times.base_mean:.2f} ms"], padding=4, color=_GREY)
-    left.set_xlim(0, times.base_mean * 1.25)
-    left.set_xlabel("mean time of one image")
-    left.set_title(
-        f"{100 * times.time_saved:.0f} % less time, {100 * result.macs_saved:.0f} % fewer MACs, "
-        f"{result.loss:+.2f} points lost",
-        loc="left",
-    )
-    ordered = sorted(points, key=lambda p: p.macs_saved)
-    right.plot(
-        [100 * p.macs_saved for p in ordered], [p.loss for p in ordered], "o-", color=_OURS, label="other thresholds"
-    )
-    right.plot(100 * result.macs_saved, result.loss, "D", color="#d9480f", markersize=9, label="calibrated threshold")
-    right.axhline(0, color=_BASE, linewidth=1)
-    right.set_xlabel("MACs saved, %")
-    right.set_ylabel("loss against the base model, points")
-    right.set_title(f"the trade-off on {result.images} test images", loc="left")
-    right.legend(frameon=False)
+    figure = plt.figure(figsize=(12, 6.6), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.6, 1))  # type: ignore[misc]
+    left, right = top.subplots(1, 2, width_ratios=(1.1, 1))
+    _bars(left, comparison, chosen)
+    _trade_off(right, comparison, chosen, points, len(images))
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     _gallery(bottom, model, images)
@@ -95,6 +81,45 @@ def draw(
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def _bars(axis: Any, comparison: Comparison, chosen: str) -> None:
+    """The mean time of every candidate, the base model first."""
+    rows = comparison.rows[::-1]
+    milliseconds = [row.time.mean for row in rows]
+    bars = axis.barh(
+        [row.name for row in rows], milliseconds, color=[_OURS if row.name == chosen else _BASE for row in rows],
+        height=0.6,
+    )  # fmt: skip
+    labels = [f"{row.time.mean:.2f} ms, {row.loss:.2f} points lost" for row in rows[:-1]]
+    axis.bar_label(bars, [*labels, f"{milliseconds[-1]:.2f} ms"], padding=4, color=_GREY, fontsize=9)
+    axis.set_xlim(0, max(milliseconds) * 1.55)
+    axis.set_xlabel("mean time of one image")
+    best = comparison.row(chosen)
+    saved = f"{100 * best.time.time_saved:.0f} % less time, {best.loss:.2f} points lost"
+    axis.set_title(f"{chosen}: {saved if best is not comparison.rows[0] else 'nothing is faster'}", loc="left")
+
+
+def _trade_off(axis: Any, comparison: Comparison, chosen: str, points: list[Point], images: int) -> None:
+    """Loss over MACs saved, of all candidates and of the routed one at other thresholds."""
+    whole = comparison.rows[0].macs
+    ordered = sorted(points, key=lambda p: p.macs_saved)
+    axis.plot(
+        [100 * p.macs_saved for p in ordered], [p.loss for p in ordered], "-", color=_GREY, linewidth=1,
+        label="the bundle at other thresholds",
+    )  # fmt: skip
+    for row in comparison.rows[1:]:
+        around = [[row.loss - row.loss_low], [row.loss_high - row.loss]]
+        x, colour = 100 * (1 - row.macs / whole), _OURS if row.name == chosen else _BASE
+        axis.errorbar(x, row.loss, yerr=around, fmt="D", color=colour, markersize=7, linewidth=1)
+        axis.annotate(row.name, (x, row.loss), (7, 5), textcoords="offset points", fontsize=8, color=_GREY)
+    axis.axhline(0, color=_BASE, linewidth=1)
+    places = [100 * (1 - row.macs / whole) for row in comparison.rows]
+    axis.set_xlim(min(places) - 5, max(places) + 0.4 * (max(places) - min(places)) + 5)  # with room for names
+    axis.set_xlabel("MACs saved, %")
+    axis.set_ylabel("loss against the base model, points")
+    axis.set_title(f"on {images} test images, 95 % intervals", loc="left")
+    axis.legend(frameon=False, fontsize=8, loc="upper left")
 
 
 def _gallery(figure: object, model: SemanticModel, images: LabelledImages, count: int = 8) -> None:
@@ -115,7 +140,7 @@ def _gallery(figure: object, model: SemanticModel, images: LabelledImages, count
         axis.set_title(names[int(answers[i])].replace("_", " "), fontsize=10, color=_OURS if right else "#c92a2a")
         axis.set_xlabel(f"via {route}\n{float(routed.confidence[i]):.2f}", fontsize=7, color=_GREY, wrap=True)
     figure.suptitle(  # type: ignore[attr-defined]
-        "where images go: answer (red: wrong), subgraph, confidence in the route",
+        "where the bundle sends images: answer (red: wrong), subgraph, confidence in the route",
         fontsize=10,
         x=0.01,
         ha="left",
