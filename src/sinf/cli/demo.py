@@ -134,8 +134,8 @@ def _prune(base: BaseModel, scoring: LabelledImages, budget: float, steps: optio
 def _build(
     base: BaseModel, scoring: LabelledImages, calibration: LabelledImages, folder: Path, steps: options.Steps
 ) -> None:
-    """A bundle that routes the base model. Neither extractor nor full tail is made smaller for all classes: on so small
-    a network that would spend the limit, and leave routing less to save than it costs."""
+    """A bundle that routes the base model. Neither extractor nor full tail is made smaller for all classes: that would
+    spend the limit, and routing so small a network costs about what it saves even with all of it."""
     from sinf.clusters import from_column
     from sinf.pipeline import WEIGHT_COST, BuildConfig, Images, build
     from sinf.router import RouterConfig

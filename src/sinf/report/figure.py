@@ -103,23 +103,26 @@ def _bars(axis: Any, comparison: Comparison, chosen: str) -> None:
 def _trade_off(axis: Any, comparison: Comparison, chosen: str, points: list[Point], images: int) -> None:
     """Loss over MACs saved, of all candidates and of the routed one at other thresholds."""
     whole = comparison.rows[0].macs
-    ordered = sorted(points, key=lambda p: p.macs_saved)
+    highest = 1.2 * max(1.0, *(row.loss_high for row in comparison.rows))  # what loses more hides the rest
+    ordered = sorted((p for p in points if p.loss <= highest), key=lambda p: p.macs_saved)
     axis.plot(
         [100 * p.macs_saved for p in ordered], [p.loss for p in ordered], "-", color=_GREY, linewidth=1,
         label="the bundle at other thresholds",
     )  # fmt: skip
-    for row in comparison.rows[1:]:
+    for number, row in enumerate(comparison.rows[1:]):
         around = [[row.loss - row.loss_low], [row.loss_high - row.loss]]
         x, colour = 100 * (1 - row.macs / whole), _OURS if row.name == chosen else _BASE
         axis.errorbar(x, row.loss, yerr=around, fmt="D", color=colour, markersize=7, linewidth=1)
-        axis.annotate(row.name, (x, row.loss), (7, 5), textcoords="offset points", fontsize=8, color=_GREY)
+        axis.annotate(
+            row.name, (x, row.loss), (7, 5 if number % 2 else -12), textcoords="offset points", fontsize=8, color=_GREY
+        )
     axis.axhline(0, color=_BASE, linewidth=1)
     places = [100 * (1 - row.macs / whole) for row in comparison.rows]
     axis.set_xlim(min(places) - 5, max(places) + 0.4 * (max(places) - min(places)) + 5)  # with room for names
     axis.set_xlabel("MACs saved, %")
     axis.set_ylabel("loss against the base model, points")
     axis.set_title(f"on {images} test images, 95 % intervals", loc="left")
-    axis.legend(frameon=False, fontsize=8, loc="upper left")
+    axis.legend(frameon=False, fontsize=8, loc="upper right")
 
 
 def _gallery(figure: object, model: SemanticModel, images: LabelledImages, count: int = 8) -> None:
