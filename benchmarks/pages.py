@@ -4,123 +4,174 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 PAGES = tuple(HERE.parent / name for name in ("README.md", "docs/results.md", "docs/engines.md", "docs/dynamic.md"))
-ROUTED = ("semantic", "semantic-wholeextractor", "static")
 PAPER = "VGG16 on CIFAR-100 in the paper: 29 % at 3.75 points"
+MISSING = "Not measured yet."
+IDLE = 0.3  # cores that others may take, as in table.py
+METHODS = {
+    "static": "one network, fewer channels",
+    "static-low-rank": "one network, low rank, by MACs",
+    "static-low-rank-time": "one network, low rank, by time",
+    "semantic": "routed",
+}
+Row = dict[str, str]
 
 
-def read(name: str) -> list[dict[str, str]]:
-    path = HERE / "results" / name
+def read(name: str) -> list[Row]:
+    path = RESULTS / name
     if not path.exists():
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
+def markdown(head: Iterable[str], rows: Iterable[list[str]]) -> str:
+    head = list(head)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
 def percent(value: str) -> str:
     return f"{100 * float(value):.1f} %"
 
 
-def best(rows: list[dict[str, str]], limit: float) -> dict[str, str] | None:
-    """The row with most time saved among those whose loss is within a limit."""
-    within = [row for row in rows if float(row["loss"]) <= limit]
-    return max(within, key=lambda row: float(row["time_saved"]), default=None)
+def bounds(row: Row, name: str, show: Callable[[str], str] = percent) -> str:
+    """The 95 % interval of a column, nothing where there is none."""
+    low, high = row.get(f"{name}_low", ""), row.get(f"{name}_high", "")
+    return f"{show(low)} .. {show(high)}" if low and high else ""
 
 
-MOST = 2.0  # points that a row of the headline may lose
+def points_of(value: str) -> str:
+    return f"{float(value):.2f}"
+
+
+def machine_of(row: Row) -> list[str]:
+    """How long the base model took, and what other processes took meanwhile, in cores."""
+    base = f"{float(row['base_ms']):.2f}" if row.get("base_ms") else "not recorded"
+    if not row.get("load"):
+        return [base, "not recorded"]
+    return [base, f"{float(row['load']):.2f}" + (" (loaded)" if float(row["load"]) > IDLE else "")]
+
+
+def by(row: Row) -> str:
+    name = METHODS.get(row["method"], row["method"])
+    return name if not row["confidence"] else f"{name}, `--confidence {row['confidence']}`"
+
+
+def of_the_headline() -> list[Row]:
+    """By network, engine, limit and method."""
+    rows = [row for model in ("vgg16", "resnet56") for row in read(f"headline_{model}_cpu.csv")]
+    networks, engines = (list(dict.fromkeys(row[key] for row in rows)) for key in ("model", "engine"))
+    order = [*METHODS]
+    return sorted(
+        rows,
+        key=lambda r: (networks.index(r["model"]), engines.index(r["engine"]), float(r["asked"]), bool(r["confidence"]),
+                       order.index(r["method"])),
+    )  # fmt: skip
 
 
 def headline() -> str:
-    lines = ["| CIFAR-100, batch 1, one thread | by | loss of top-1 | time saved | MACs saved |"]
-    lines += ["|---|---|---|---|---|"]
+    """What a user gets who types a limit."""
+    lines = []
+    for row in of_the_headline():
+        what = [f"{row['model']}, {row['engine']}", f"{row['asked']} points", by(row)]
+        if row["plan"] == "none":
+            lines.append([*what, "no plan keeps it", "", "", ""])
+            continue
+        slower = " (slower)" if float(row["time_saved"]) < 0 else ""
+        lines.append(
+            [*what, points_of(row["loss"]), bounds(row, "loss", points_of),
+             f"**{percent(row['time_saved'])}**{slower}", bounds(row, "time_saved")]
+        )  # fmt: skip
+    head = ("CIFAR-100, batch 1, one thread", "asked", "by", "loss of top-1", "95 %", "time saved", "95 %")
+    return f"{markdown(head, lines) if lines else MISSING}\n\n({PAPER}.)"
 
-    def add(what: str, row: dict[str, str]) -> None:
-        saved = percent(row["time_saved"]) + (" (slower)" if float(row["time_saved"]) < 0 else "")
-        cells = [what, row["method"], f"{float(row['loss']):.2f} points", f"**{saved}**", percent(row["macs_saved"])]
-        lines.append("| " + " | ".join(cells) + " |")
 
-    for model, limits in (("vgg16", (0.5, 1.0, 2.0)), ("resnet56", (1.0, 2.0))):
-        plain = [row | {"method": "one network, low rank"} for row in read(f"static_{model}_cpu.csv")
-                 if row["criterion"] in ("low-rank", "low-rank-time") and row["epochs"] == "0"]  # fmt: skip
-        for row in sorted(plain, key=lambda row: float(row["loss"])):
-            if float(row["loss"]) <= MOST:
-                add(f"{model}, torch", row)
-        rows = [row for row in read(f"tradeoff_{model}_cpu.csv") if row["method"] in ROUTED]
-        for limit in limits:
-            row = best(rows, limit)
-            if row is not None:
-                add(f"{model}, torch, most within {limit:g} points", row)
-        for row in read(f"engines_{model}_limit1.5_cpu.csv"):
-            if row["what"] == "time" and row["engine"] != "torch":
-                add(f"{model}, {row['engine']}", row)
-    return "\n".join([*lines, "", f"({PAPER}.)"])
+def headline_details() -> str:
+    """The same rows: which plan was picked, by what, and on what machine it was timed."""
+    lines = [
+        [f"{row['model']}, {row['engine']}", row["asked"], by(row), row["plan"], points_of(row["calibration_loss"]),
+         points_of(row["loss"]), percent(row["macs_saved"]), percent(row["fallback"]), percent(row["time_saved"]),
+         *machine_of(row)]
+        for row in of_the_headline() if row["plan"] != "none"
+    ]  # fmt: skip
+    head = ("network", "asked", "by", "plan", "loss, `test[:50%]`", "loss, `test[50%:]`", "MACs saved", "full tail",
+            "time saved", "base, ms", "load, cores")  # fmt: skip
+    return markdown(head, lines) if lines else MISSING
+
+
+def picked(rows: list[Row], limit: float) -> Row | None:
+    """The row that a limit (points) picks, by what it does to test[:50%] and by its predicted cost alone; rows of a
+    routed network are those of the limits that were asked for."""
+    there = [row for row in rows if row.get("cost") and row.get("calibration_loss")]
+    within = [
+        row for row in there
+        if (float(row["limit"]) == limit if row["limit"] else float(row["calibration_loss"]) <= limit)
+    ]  # fmt: skip
+    return min(within, key=lambda row: float(row["cost"]), default=None)
 
 
 def compared(model: str) -> str:
     rows = read(f"tradeoff_{model}_cpu.csv")
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    lines = ["| most time saved at a loss of at most | " + " | ".join(methods) + " |"]
-    lines += ["|---|" + "---|" * len(methods)]
-    for limit in (0.5, 1.0, 2.0, 3.0, 4.0):
+    lines = []
+    for limit in (0.5, 1.0, 2.0, 3.0):
         cells = []
         for method in methods:
-            row = best([r for r in rows if r["method"] == method], limit)
-            cells.append("none" if row is None else f"{percent(row['time_saved'])} (at {float(row['loss']):.2f})")
-        lines.append(f"| {limit:g} points | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            row = picked([r for r in rows if r["method"] == method], limit)
+            cells.append("none" if row is None else f"{percent(row['time_saved'])} (lost {float(row['loss']):.2f})")
+        lines.append([f"{limit:g} points", *cells])
+    return markdown(["asked", *methods], lines) if rows else MISSING
 
 
 def points(model: str) -> str:
     budgets = "common, extractor, fallback, subgraph"
-    head = ("method", budgets, "limit", "loss", "MACs saved", "time saved", "95 %", "fallback")
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    head = ("method", "criterion", budgets, "asked", "loss, `test[:50%]`", "loss", "95 %", "MACs saved", "time saved",
+            "95 %", "fallback", "base, ms", "load, cores")  # fmt: skip
+    lines = []
     for row in read(f"tradeoff_{model}_cpu.csv"):
         budgets = ", ".join(row[key] for key in ("common", "extractor", "fallback_budget", "subgraph") if row.get(key))
-        cells = [row["method"], budgets, row["limit"], f"{float(row['loss']):.2f}"]
-        cells += [percent(row["macs_saved"]), percent(row["time_saved"])]
-        cells += [f"{percent(row['time_saved_low'])} .. {percent(row['time_saved_high'])}", percent(row["fallback"])]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        chosen_by = points_of(row["calibration_loss"]) if row.get("calibration_loss") else ""
+        lines.append(
+            [row["method"], row["criterion"], budgets, row["limit"], chosen_by, points_of(row["loss"]),
+             bounds(row, "loss", points_of), percent(row["macs_saved"]), percent(row["time_saved"]),
+             bounds(row, "time_saved"), percent(row["fallback"]), *machine_of(row)]
+        )  # fmt: skip
+    return markdown(head, lines) if lines else MISSING
 
 
 def resources() -> str:
-    lines = ["| what | seconds | MB | of the base model's parameters |", "|---|---|---|---|"]
+    lines = []
     for row in read("resources_vgg16_cpu.csv"):
         seconds = f"{float(row['seconds']):.3g}" if row["seconds"] else ""
         size = f"{float(row['bytes']) / 1e6:.1f}" if row["bytes"] else ""
         share = f"{float(row['of_base']):.2f}" if row["of_base"] else ""
-        lines.append(f"| {row['what']} | {seconds} | {size} | {share} |")
-    return "\n".join(lines)
+        lines.append([row["what"], seconds, size, share, machine_of(row)[1] if row["seconds"] else ""])
+    head = ("what", "seconds", "MB", "of the base model's parameters", "load, cores")
+    return markdown(head, lines) if lines else MISSING
 
 
 def engines(model: str) -> str:
     rows = [row for row in read(f"engines_{model}_cpu.csv") if row["what"] == "time"]
     if not rows:
-        return "Not measured yet."
-    head = ("engine", "precision", "batch", "base", "ours", "time saved", "95 %", "of the MACs saved", "loss")
-    lines = [
-        f"{rows[0]['device']}, one thread, {percent(rows[0]['macs_saved'])} of the MACs saved; milliseconds a batch.",
-        "",
-    ]
-    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        return MISSING
+    head = ("engine", "precision", "batch", "base, ms", "ours, ms", "time saved", "95 %", "of the MACs saved", "loss",
+            "load, cores")  # fmt: skip
+    lines = []
     for row in rows:
-        cells = [
-            row["engine"],
-            row["precision"],
-            row["batch"],
-            f"{float(row['base_ms']):.2f}",
-            f"{float(row['ms']):.2f}",
-        ]
-        cells += [f"**{percent(row['time_saved'])}**"]
-        cells += [f"{percent(row['time_saved_low'])} .. {percent(row['time_saved_high'])}"]
-        cells += [f"{float(row['of_macs_saved']):.2f}" if row["of_macs_saved"] else "", f"{float(row['loss']):.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        base, load = machine_of(row)
+        of_macs = f"{float(row['of_macs_saved']):.2f}" if row["of_macs_saved"] else ""
+        lines.append(
+            [row["engine"], row["precision"], row["batch"], base, f"{float(row['ms']):.2f}",
+             f"**{percent(row['time_saved'])}**", bounds(row, "time_saved"), of_macs, points_of(row["loss"]), load]
+        )  # fmt: skip
+    about = f"{rows[0]['device']}, one thread, {percent(rows[0]['macs_saved'])} of the MACs saved."
+    return f"{about}\n\n{markdown(head, lines)}"
 
 
 STAGES = ("extractor", "predictor", "subgraph", "judge", "full_tail", "glue")
@@ -128,26 +179,20 @@ STAGES = ("extractor", "predictor", "subgraph", "judge", "full_tail", "glue")
 
 def stages(model: str) -> str:
     rows = [row for row in read(f"engines_{model}_cpu.csv") if row["what"] == "stages"]
-    if not rows:
-        return "Not measured yet."
-    head = ("engine", "precision", "base model", *(name.replace("_", " ") for name in STAGES), "routing, of the base")
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows:
-        times = [f"{float(row[name]):.2f}" for name in ("base_ms", *STAGES)]
-        lines.append("| " + " | ".join([row["engine"], row["precision"], *times, percent(row["overhead"])]) + " |")
-    return "\n".join(lines)
+    head = ("engine", "precision", "base model", *(name.replace("_", " ") for name in STAGES), "routing, of the base",
+            "load, cores")  # fmt: skip
+    lines = [
+        [row["engine"], row["precision"], *(f"{float(row[name]):.2f}" for name in ("base_ms", *STAGES)),
+         percent(row["overhead"]), machine_of(row)[1]]
+        for row in rows
+    ]  # fmt: skip
+    return markdown(head, lines) if lines else MISSING
 
 
 def exports(model: str) -> str:
     rows = [row for row in read(f"engines_{model}_cpu.csv") if row["what"] in ("file", "answers", "edge")]
-    if not rows:
-        return "Not measured yet."
     lines = [
-        "| what | MB | of the base model's file | seconds | images | largest difference |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        cells = [
+        [
             f"{row['what']}: {row['name']}",
             f"{float(row['bytes']) / 1e6:.1f}" if row["bytes"] else "",
             f"{float(row['of_base']):.2f}" if row["of_base"] else "",
@@ -155,23 +200,22 @@ def exports(model: str) -> str:
             row["count"],
             row["difference"],
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def markdown(head: tuple[str, ...], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+        for row in rows
+    ]
+    head = ("what", "MB", "of the base model's file", "seconds", "images", "largest difference")
+    return markdown(head, lines) if lines else MISSING
 
 
 def dynamic_time() -> str:
-    head = ("network", "image", "gates", "trained", "engine", "MACs saved", "time saved", "95 %", "base, ms")
+    head = ("network", "image", "method", "trained", "engine", "MACs saved", "time saved", "95 %", "base, ms",
+            "load, cores")  # fmt: skip
     lines = []
-    for row in (row for path in sorted((HERE / "results").glob("dynamic_time_*.csv")) for row in read(path.name)):
+    for row in (row for path in sorted(RESULTS.glob("dynamic_time_*.csv")) for row in read(path.name)):
         saved = [f"{100 * float(row[f'time_saved{end}']):.0f}" for end in ("", "_low", "_high")]
         lines.append(
             [row["model"], f"{row['size']}x{row['size']}", row["method"], "yes" if row["trained"] == "True" else "no",
              row["engine"], percent(row["macs_saved"]), f"{saved[0]} %", f"{saved[1]} .. {saved[2]} %",
-             f"{float(row['base_ms']):.1f}"]
+             *machine_of(row)]
         )  # fmt: skip
     return markdown(head, lines)
 
@@ -185,7 +229,7 @@ def dynamic_train() -> str:
     head = ("network", "variant", "epochs", "seed", "error, base", "error", "loss", "MACs saved",
             "5th to 95th percentile", "paper (400)")  # fmt: skip
     lines = []
-    for row in (row for path in sorted((HERE / "results").glob("dynamic_train_*.csv")) for row in read(path.name)):
+    for row in (row for path in sorted(RESULTS.glob("dynamic_train_*.csv")) for row in read(path.name)):
         if row["variant"] not in ("manidp", "detached"):
             continue
         paper = MANIDP.get(row["model"]) if row["dataset"] == "cifar10" else None
@@ -230,6 +274,7 @@ def dynamic_ablation() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
+    "headline details": headline_details,
     "compared vgg16": lambda: compared("vgg16"),
     "compared resnet56": lambda: compared("resnet56"),
     "points vgg16": lambda: points("vgg16"),
@@ -248,13 +293,17 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
+def written(text: str) -> str:
+    """A page with its tables as the results say."""
+    for name, table in TABLES.items():
+        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+        text = re.sub(pattern, lambda m, t=table: m[1] + t() + "\n" + m[2], text, flags=re.DOTALL)
+    return text
+
+
 def main() -> None:
     for page in PAGES:
-        text = page.read_text()
-        for name, table in TABLES.items():
-            pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-            text = re.sub(pattern, lambda m, t=table: m[1] + t() + "\n" + m[2], text, flags=re.DOTALL)
-        page.write_text(text)
+        page.write_text(written(page.read_text()))
         print(page.name)
 
 

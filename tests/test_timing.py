@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sinf.errors import ConfigError
-from sinf.timing import latency, pinned_threads, summary
+from sinf import timing
+from sinf.timing import OtherProcesses, interleaved, latency, pinned_threads, summary
 
 
 class Recorder(nn.Module):
@@ -122,3 +124,49 @@ def test_intervals_hold_what_they_bound() -> None:
     constant = summary(torch.tensor([[2.0] * 5, [1.0] * 5], dtype=torch.float64), 4, 2)
     assert (constant.median_low, constant.median_high, constant.low, constant.high) == (1, 1, 0.5, 0.5)
     assert (constant.batch, constant.threads, constant.pairs) == (4, 2, 5)
+
+
+def test_candidates_take_turns_with_the_base_between_them() -> None:
+    """In every round each candidate has a base run beside it, on the round's images; nobody is always first."""
+    calls: list[str] = []
+    models = {name: Recorder(name, calls) for name in ("A", "B", "C")}
+    found = interleaved(Recorder("base", calls), models, IMAGES, pairs=6, warmup=0)
+    assert list(found) == ["A", "B", "C"]
+    rounds = [calls[i : i + 6] for i in range(0, 36, 6)]
+    for number, order in enumerate(rounds):
+        halves = [order[i : i + 2] for i in range(0, 6, 2)]
+        assert all(half.count("base") == 1 for half in halves)
+        assert all((half[0] == "base") == (number % 2 == 0) for half in halves)
+        assert sorted(set(order)) == ["A", "B", "C", "base"]
+    assert {next(name for name in order if name != "base") for order in rounds} == {"A", "B", "C"}
+    for model in models.values():
+        assert [x[0, 0, 0, 0].item() for x in model.seen] == [i % 7 for i in range(6)]
+    assert all(result.pairs == 6 for result in found.values())
+
+
+def test_no_candidates_are_refused() -> None:
+    with pytest.raises(ConfigError, match="a model beside the base model"):
+        interleaved(Recorder(), {}, IMAGES)
+
+
+def test_the_load_is_what_other_processes_take(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of 1000 ticks that the processors spent in ten seconds, 300 were idle and 100 waiting; this process had 4 s."""
+    file, clock, own = tmp_path / "stat", [0.0], [1.0]
+    monkeypatch.setattr(timing, "_COUNTERS", file)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing.time, "process_time", lambda: own[0])
+    file.write_text("cpu  100 0 100 500 50 0 0 0 0 0\ncpu0 1 1 1 1\n")
+    others = OtherProcesses()
+    assert others.load() == 0
+    file.write_text("cpu  400 100 250 800 150 10 20 20 5 0\ncpu0 1 1 1 1\n")
+    clock[0], own[0] = 10.0, 5.0
+    assert others.load() == pytest.approx((6.0 - 4.0) / 10)
+    file.unlink()
+    assert others.load() is None
+    assert OtherProcesses().load() is None
+
+
+def test_the_load_is_part_of_the_result() -> None:
+    result = latency(Recorder(), Recorder(), IMAGES, pairs=2, warmup=0)
+    assert result.to_json()["load"] == result.load
+    assert result.load is None or result.load >= 0

@@ -1,12 +1,13 @@
 """Time of ours beside that of the base model, in pairs: both take turns on the same inputs in one process and one
-engine, so that whatever slows the machine slows both."""
+engine, so that whatever slows the machine slows both. What other processes take meanwhile is part of the result."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,15 @@ from sinf.errors import ConfigError
 Progress = Callable[[int, int], None]
 
 _DRAWS = 1000  # of the bootstrap
+_COUNTERS = Path("/proc/stat")  # of Linux: processor time of all processes together
+_TICKS = 100  # a second, in it
 
 
 @dataclass(frozen=True)
 class Latency:
     """Milliseconds a batch. ``time_saved`` is 1 - ours / base of the means, since it is the mean that a server's bill
     adds up; ``*_low`` and ``*_high`` bound what they follow, ``low`` and ``high`` bound ``time_saved`` (95 %, bootstrap
-    over the pairs)."""
+    over the pairs). ``load`` is what other processes took meanwhile, in cores; None where the system does not tell."""
 
     batch: int
     threads: int
@@ -42,12 +45,12 @@ class Latency:
     time_saved: float
     low: float
     high: float
+    load: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-@torch.no_grad()
 def latency(
     base: Callable[[Any], Any],
     ours: Callable[[Any], Any],
@@ -65,22 +68,78 @@ def latency(
 
     The inputs must be like those of the application: what an input costs depends on where it is sent.
     """
+    options: dict[str, Any] = {"batch": batch, "pairs": pairs, "warmup": warmup, "threads": threads}
+    return interleaved(base, {"ours": ours}, images, progress=progress, **options)["ours"]
+
+
+@torch.no_grad()
+def interleaved(
+    base: Callable[[Any], Any],
+    candidates: Mapping[str, Callable[[Any], Any]],
+    images: Tensor | np.ndarray,
+    *,
+    batch: int = 1,
+    pairs: int = 200,
+    warmup: int = 20,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, Latency]:
+    """Time several candidates in one run, by name: what is compared must be timed together.
+
+    In every round each candidate runs once beside a base model of its own (base, A, base, B, ...), all on the same
+    batch of ``images`` (N, C, H, W). Rounds begin with another candidate each, and neither half of a pair is always
+    first. ``pairs`` is the number of rounds.
+
+    Raises:
+        ConfigError: an option is out of range, or there are no images or candidates.
+    """
     require_timing(images, batch=batch, pairs=pairs, threads=threads, warmup=warmup)
-    times = torch.zeros(2, pairs, dtype=torch.float64)
+    if not candidates:
+        raise ConfigError("timing needs a model beside the base model", got="none", remedy="give at least one")
+    names = list(candidates)
+    times = torch.zeros(len(names), 2, pairs, dtype=torch.float64)
+    others = OtherProcesses()
     with pinned_threads(threads):
         for pair in range(-warmup, pairs):
+            if pair == 0:
+                others = OtherProcesses()
             x = images[[(abs(pair) * batch + i) % len(images) for i in range(batch)]]
-            turns = (0, 1) if pair % 2 == 0 else (1, 0)
-            for turn in turns:
-                model = (base, ours)[turn]
-                start = time.perf_counter()
-                model(x)
-                elapsed = time.perf_counter() - start
-                if pair >= 0:
-                    times[turn, pair] = 1000 * elapsed
+            for which in ((pair + i) % len(names) for i in range(len(names))):
+                for turn in (0, 1) if pair % 2 == 0 else (1, 0):
+                    model = (base, candidates[names[which]])[turn]
+                    start = time.perf_counter()
+                    model(x)
+                    elapsed = time.perf_counter() - start
+                    if pair >= 0:
+                        times[which, turn, pair] = 1000 * elapsed
             if progress is not None and pair >= 0:
                 progress(pair + 1, pairs)
-    return summary(times, batch, threads)
+    load = others.load()
+    return {name: replace(summary(times[i], batch, threads), load=load) for i, name in enumerate(names)}
+
+
+class OtherProcesses:
+    """Processor time of all processes but this one, from now on. Load averages lag by minutes, this does not."""
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    def load(self) -> float | None:
+        """In cores, since this was made; None where the system does not tell."""
+        now = self._read()
+        if now is None or self._start is None:
+            return None
+        clock, busy, own = (b - a for a, b in zip(self._start, now, strict=True))
+        return max(0.0, busy - own) / max(clock, 1 / _TICKS)
+
+    def _read(self) -> tuple[float, float, float] | None:
+        """Seconds: of the clock, of all processors (but idle and waiting for disks), of this process."""
+        try:
+            fields = [int(ticks) for ticks in _COUNTERS.read_text().split("\n", 1)[0].split()[1:9]]
+        except (OSError, ValueError):
+            return None
+        busy = sum(fields) - sum(fields[3:5])
+        return time.perf_counter(), busy / _TICKS, time.process_time()
 
 
 def summary(times: Tensor, batch: int, threads: int) -> Latency:
