@@ -26,7 +26,7 @@ check: $(VENV)/dev.stamp  ## style and types
 	$(BIN)/mypy
 
 bench: $(VENV)/dev.stamp  ## measure again what is in benchmarks/results
-	$(BIN)/python benchmarks/run.py $(SHARED)
+	$(BIN)/python benchmarks/run.py $(SHARED) $(if $(KEEP),--keep)
 
 # torch first: a package that asks for any torch then finds this one.
 $(VENV)/torch.stamp: constraints.txt

@@ -12,8 +12,9 @@ done to the weights that stay:
     recalibrated    batch-norm statistics from the fitting images
     reconstructed   least squares on the same images
 
-Rows that are in the file are not measured again: the same command goes on where it was stopped, the most telling rows
-first. ``base_top1`` of method semantic-truecluster is the base model's, limited to the cluster's classes.
+With ``--keep`` rows that are in the file are not measured again: the same command goes on where it was stopped, the
+most telling rows first. ``base_top1`` of method semantic-truecluster is the base model's, limited to the cluster's
+classes.
 """
 
 from __future__ import annotations
@@ -292,12 +293,22 @@ def scored_on(job: Job) -> int:
     return (COSTLY if few else SCORED) if job.method == STATIC else (10 if few else CLUSTER_SCORED)
 
 
-def run(path: str, jobs: list[Job], name: str, weights: Path, data: Path, rows: int, minutes: float) -> None:
-    """Measure the jobs that are not in the file, and write it after each."""
+def run(
+    path: str, jobs: list[Job], name: str, weights: Path, data: Path, rows: int, minutes: float, keep: bool
+) -> None:
+    """Measure the jobs (with ``keep`` those that are not in the file), and write it after each."""
     torch.set_num_threads(1)
     start = datetime.datetime.now()
     table = Table(
-        path, COLUMNS, IDENTITY, model=name, dataset="cifar100", engine="torch", precision="float32", threads=1
+        path,
+        COLUMNS,
+        IDENTITY,
+        keep=keep,
+        model=name,
+        dataset="cifar100",
+        engine="torch",
+        precision="float32",
+        threads=1,
     )
     base = load_model(name, weights=weights)
     network = Network(trace(base.module, base.spec.preprocessing), CUTS[name])
@@ -321,8 +332,9 @@ def main(
     data: Path,
     rows: Annotated[int, typer.Option(help="How many images of test[50%:] to report on.")] = 2000,
     minutes: Annotated[float, typer.Option(help="Begin no row after this time.")] = 1e9,
+    keep: Annotated[bool, typer.Option(help="Leave out rows that are in the file.")] = False,
 ) -> None:
-    run(f"criteria_{name}.csv", plan(), name, weights, data, rows, minutes)
+    run(f"criteria_{name}.csv", plan(), name, weights, data, rows, minutes, keep)
 
 
 if __name__ == "__main__":

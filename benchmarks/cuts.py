@@ -81,14 +81,15 @@ def main(
     scored: Annotated[int, typer.Option(help="Images of a class to score and fit on.")] = CLUSTER_SCORED,
     only: Annotated[str, typer.Option(help="What is done, with commas between.")] = ",".join(WEIGHTS),
     threads: int = 1,
+    keep: Annotated[bool, typer.Option(help="Leave out rows that are in the file.")] = False,
 ) -> None:
     unknown = set(only.split(",")) - {*WEIGHTS, RANKS}
     if unknown:
         raise typer.BadParameter(f"--only knows {', '.join((*WEIGHTS, RANKS))}; got {', '.join(sorted(unknown))}")
     torch.set_num_threads(threads)
     table = Table(
-        f"cuts_{name}.csv", COLUMNS, ("cut", "weights", "scored_on"), model=name, dataset="cifar100", method=CLUSTER,
-        criterion=CRITERION, engine="torch", precision="float32", budget=BUDGET, seed=0,
+        f"cuts_{name}.csv", COLUMNS, ("cut", "weights", "scored_on"), keep=keep, model=name, dataset="cifar100",
+        method=CLUSTER, criterion=CRITERION, engine="torch", precision="float32", budget=BUDGET, seed=0,
     )  # fmt: skip
     base = load_model(name, weights=weights)
     graph = trace(base.module, base.spec.preprocessing)

@@ -120,8 +120,9 @@ def main(
     data: Path,
     rows: Annotated[int, typer.Option(help="How many images of test[50%:] to report on.")] = 2000,
     minutes: Annotated[float, typer.Option(help="Begin no row after this time.")] = 1e9,
+    keep: Annotated[bool, typer.Option(help="Leave out rows that are in the file.")] = False,
 ) -> None:
-    run(f"dcs_{name}.csv", plan(), name, weights, data, rows, minutes)
+    run(f"dcs_{name}.csv", plan(), name, weights, data, rows, minutes, keep)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
 """Dynamic pruning: what skipped MACs are worth in time, and what training makes of a network.
 
-    python benchmarks/dynamic.py time vgg16 CIFAR100 --weights WEIGHTS
-    python benchmarks/dynamic.py time torchvision:resnet18 CIFAR100 --size 224
+    python benchmarks/dynamic.py time vgg16 CIFAR100 --weights WEIGHTS --work runs/dynamic
+    python benchmarks/dynamic.py time torchvision:resnet18 CIFAR100 --size 224 --work runs/dynamic
     python benchmarks/dynamic.py train cifar10 resnet20 WEIGHTS CIFAR10 runs/dynamic
 
-``time`` times batches of one, one thread, base and ours in turns: a trained bundle (``--bundle``), or gates that were
-not trained, whose thresholds leave a share of the MACs of 64 images. No accuracy comes of these, only seconds for MACs.
-Rows:
+``time`` times batches of one, one thread, all of a network in one run with the base in between: trained bundles
+(``--bundle``), gates that were not trained, whose thresholds leave a share of the MACs of 64 images, and static
+networks at the same share of the MACs. No accuracy comes of these, only seconds for MACs. Rows:
 
     manidp           a channel at a time, gates as published
     manidp-block16   16 neighbouring channels at a time, gates 16 times narrower inside
     manidp-early     the same, only where a convolution's weight is small (at most 256 x 256 x 3 x 3)
-    static           the same channels for every input, no gate
+    static           the same channels for every input: sinf prune, without reconstruction, which changes no time
+    static-low-rank  the same by sinf prune --low-rank
 
 ``train`` trains what RECIPES lists and reports on the whole test split, after every epoch (the curve) and at the end.
 Nothing is chosen by these images. Networks of CIFAR-10 are those of benchmarks/networks.py (shortcuts without
@@ -21,6 +22,7 @@ parameters, normalised as for ImageNet).
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -28,9 +30,10 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
-from table import Table, text
+from candidates import in_engine
+from table import Table, text, when_idle
 
-from sinf import DynamicModel, load_images, load_model
+from sinf import Budget, DynamicModel, LabelledImages, PruneConfig, load_images, load_model, prune
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.latency import choose_by_chance
 from sinf.dynamic.model import evaluate
@@ -42,7 +45,8 @@ from sinf.dynamic.trainer import train as run
 from sinf.models import BaseModel
 from sinf.models.load import IMAGENET_MEAN, IMAGENET_STD
 from sinf.models.trace import trace
-from sinf.timing import latency
+from sinf.pruned import Size
+from sinf.timing import interleaved
 
 SHARES = (0.75, 0.5, 0.3)
 SMALL_WEIGHT = 256 * 256 * 9
@@ -50,8 +54,9 @@ WAYS: dict[str, GateConfig] = {
     "manidp": GateConfig(),
     "manidp-block16": GateConfig(block=16, squeeze=16),
     "manidp-early": GateConfig(block=16, squeeze=16),
-    "static": GateConfig("static"),
 }
+STATIC = {"static": False, "static-low-rank": True}  # whether it is in low rank
+SCORED = 400  # images that say which channels go, where only the time of what stays is wanted
 TIME_COLUMNS = (
     "model", "dataset", "method", "engine", "precision", "device", "batch", "threads", "size", "trained", "target_macs",
     "macs_saved", "time_saved", "time_saved_low", "time_saved_high", "base_ms", "ms", "load", "seed", "date",
@@ -73,53 +78,98 @@ app = typer.Typer(add_completion=False)
 def time_(
     name: str,
     data: Path,
+    work: Annotated[Path, typer.Option(help="Folder for results of steps; may be used again.")],
     weights: Annotated[Path | None, typer.Option(help="Of the base model [default: random ones].")] = None,
     size: Annotated[int, typer.Option(help="Side of an image.")] = 32,
-    bundle: Annotated[list[Path] | None, typer.Option(help="A trained bundle to time instead.")] = None,
+    bundle: Annotated[list[Path] | None, typer.Option(help="A trained bundle to time too.")] = None,
     pairs: int = 300,
     engines: str = "torch,onnxruntime",
-    only: str = ",".join(WAYS),
+    only: str = ",".join([*WAYS, *STATIC]),
+    prepare: Annotated[bool, typer.Option(help="Make the static networks, time nothing.")] = False,
+    keep: Annotated[bool, typer.Option(help="Leave out engines that are in the file.")] = False,
+    loaded: Annotated[bool, typer.Option(help="Write rows even if other processes ran meanwhile.")] = False,
 ) -> None:
     torch.set_num_threads(1)
-    test = load_images(data, "test[50%:]")
+    test, train = load_images(data, "test[50%:]"), load_images(data, "train")
     table = Table(
         f"dynamic_time_{name.replace(':', '_')}_cpu.csv", TIME_COLUMNS,
-        ("model", "method", "engine", "size", "trained", "target_macs"),
+        ("model", "method", "engine", "size", "trained", "target_macs"), keep=keep, loaded=loaded,
         model=name, dataset="cifar100", precision="f32", batch=1, threads=1, size=size, seed=0,
     )  # fmt: skip
+    wanted = [engine for engine in engines.split(",") if not table.has(engine=engine)]
 
-    def measure(model: DynamicModel, x: torch.Tensor, macs: float, **known: Any) -> None:
-        for engine in engines.split(","):
-            theirs, ours = open_engine(model, engine, 1)
-            times = latency(theirs, ours, x if engine == "torch" else x.numpy(), pairs=pairs)
-            row = table.add(
-                engine=engine, macs_saved=1 - macs / model.network.base_macs, time_saved=times.time_saved,
-                time_saved_low=times.low, time_saved_high=times.high, base_ms=times.base_mean, ms=times.mean,
-                load=load_average(), **known,
-            )  # fmt: skip
-            print({key: row[key] for key in ("method", "engine", "trained", "target_macs", "macs_saved", "time_saved")})
-
-    for path in bundle or ():
-        model = DynamicModel.from_pretrained(path, allow_factory=True)
-        x = next(test.sample(500).batches(model.bundle.spec.preprocessing, 500))[0]
-        macs = float(model.choose(x).macs.mean())
-        gates = model.network.config
-        target = model.bundle.provenance["target"].split()[0]
-        way = gates.kind + (f"-block{gates.block}" if gates.block > 1 else "")
-        measure(model, x, macs, method=way, trained=True, target_macs=float(target))
-    for method, share in product(() if bundle else only.split(","), SHARES):
+    def base() -> BaseModel:
         torch.manual_seed(0)
         options = {} if ":" not in name else {"size": (3, size, size), "classes": test.classes, "pretrained": False}
-        base = load_model(name, weights=weights, **options)
-        before = {key: value.clone() for key, value in base.module.state_dict().items()}
-        network = attach(base, early(base, WAYS[method]) if method == "manidp-early" else WAYS[method]).eval()
-        if expected_macs(network, 0.0) >= share:
-            print(f"left out: {method} cannot come down to {share:g} of the MACs")
-            continue
-        x = next(test.batches(base.spec.preprocessing, 64))[0]
-        macs = float(settle(network, x, rate_for(network, share)).mean())
-        model = DynamicModel(DynamicBundle.of(network, base.spec, before, test.class_names, {}))
-        measure(model, x, macs, method=method, trained=False, target_macs=share)
+        return load_model(name, weights=weights, **options)
+
+    static = [
+        (base_to_static(base(), train, share, STATIC[method], work), method, share)
+        for method, share in product(only.split(","), SHARES) if method in STATIC
+    ]  # fmt: skip
+    if prepare or not wanted:
+        return
+    whole = Size.of(base()).macs
+    x = next(test.batches(base().spec.preprocessing, 64))[0]
+    dynamic = [trained(path, x) for path in bundle or ()]
+    for method, share in product(only.split(","), SHARES):
+        made = gated(base(), method, share, x, test.class_names) if method in WAYS else None
+        dynamic += [] if made is None else [made]
+    for engine in wanted:
+        running: dict[str, Callable[[Any], Any]] = {}
+        known: dict[str, dict[str, Any]] = {}
+        for model, row in dynamic:
+            key = f"{row['method']} {row['target_macs']} {row['trained']}"
+            running[key], known[key] = open_engine(model, engine, 1)[1], row
+        for model, method, share in static:
+            saved = 1 - Size.of(model).macs / whole
+            known[f"{method} {share}"] = {
+                "method": method, "target_macs": share, "trained": False, "macs_saved": saved
+            }  # fmt: skip
+            running[f"{method} {share}"] = in_engine(model, engine)
+        images, alone = x if engine == "torch" else x.numpy(), in_engine(base(), engine)
+        times = when_idle(
+            lambda alone=alone, running=running, images=images: interleaved(alone, running, images, pairs=pairs),
+            lambda found: next(iter(found.values())).load,
+        )  # fmt: skip
+        for key, taken in times.items():
+            row = table.add(
+                **known[key], engine=engine, time_saved=taken.time_saved, time_saved_low=taken.low,
+                time_saved_high=taken.high, base_ms=taken.base_mean, ms=taken.mean, load=taken.load,
+            )  # fmt: skip
+            print({key: row[key] for key in ("method", "engine", "trained", "target_macs", "macs_saved", "time_saved")})
+    table.forget_older()
+
+
+def base_to_static(base: BaseModel, train: LabelledImages, share: float, low_rank: bool, work: Path) -> BaseModel:
+    """The same network for every input, with a share of the MACs."""
+    return prune(base, train, PruneConfig(Budget(share), low_rank, images=SCORED, reconstruct=False), work)
+
+
+def trained(path: Path, x: torch.Tensor) -> tuple[DynamicModel, dict[str, Any]]:
+    """A bundle, and what its row says."""
+    model = DynamicModel.from_pretrained(path, allow_factory=True)
+    gates, macs = model.network.config, float(model.choose(x).macs.mean())
+    way = gates.kind + (f"-block{gates.block}" if gates.block > 1 else "")
+    target = float(model.bundle.provenance["target"].split()[0])
+    saved = 1 - macs / model.network.base_macs
+    return model, {"method": way, "target_macs": target, "trained": True, "macs_saved": saved}
+
+
+def gated(
+    base: BaseModel, method: str, share: float, x: torch.Tensor, class_names: list[str]
+) -> tuple[DynamicModel, dict[str, Any]] | None:
+    """Gates that were not trained, and what their row says; None where they cannot come down to the share."""
+    before = {key: value.clone() for key, value in base.module.state_dict().items()}
+    network = attach(base, early(base, WAYS[method]) if method == "manidp-early" else WAYS[method]).eval()
+    if expected_macs(network, 0.0) >= share:
+        print(f"left out: {method} cannot come down to {share:g} of the MACs")
+        return None
+    macs = float(settle(network, x, rate_for(network, share)).mean())
+    model = DynamicModel(DynamicBundle.of(network, base.spec, before, class_names, {}))
+    return model, {
+        "method": method, "target_macs": share, "trained": False, "macs_saved": 1 - macs / network.base_macs
+    }  # fmt: skip
 
 
 def early(base: BaseModel, gates: GateConfig) -> GateConfig:
@@ -142,11 +192,6 @@ def settle(network: GatedNetwork, x: torch.Tensor, rate: float) -> torch.Tensor:
     return network.macs_of(network.keep(network.observe(x)[1]))
 
 
-def load_average() -> float:
-    """How many processes wanted a core in the last minute; above 1 the times are those of a machine that is shared."""
-    return float(Path("/proc/loadavg").read_text().split()[0])
-
-
 class Recipe(NamedTuple):
     """A training to report: what it is called, how long, the share of MACs that it aims at, and what it changes."""
 
@@ -167,7 +212,6 @@ def ablations(epochs: int, macs: float, seed: int = 0) -> list[Recipe]:
     changes: dict[str, tuple[GateConfig, dict[str, Any]]] = {
         "manidp": (GateConfig(), {}),
         "static": (GateConfig("static"), {}),
-        "fbs": (GateConfig("fbs"), {"complexity": 1e-8}),
         "without-similarity": (GateConfig(), {"similarity": 0.0}),
         "without-complexity": (GateConfig(), {"complexity": 0.0}),
         "without-both": (GateConfig(), {"complexity": 0.0, "similarity": 0.0}),
@@ -202,13 +246,14 @@ def train(
     work: Annotated[Path, typer.Argument(help="Folder for checkpoints and bundles; the same command goes on.")],
     only: Annotated[str, typer.Option(help="Variants, with commas between [default: all].")] = "",
     threads: int = 1,
+    keep: Annotated[bool, typer.Option(help="Leave out what is in the file.")] = False,
 ) -> None:
     torch.set_num_threads(threads)
     images, test = load_images(data, "train"), load_images(data, "test")
     identity = ("variant", "epochs", "target_macs", "seed")
     common = {"model": name, "dataset": dataset, "method": "dynamic", "threads": threads}
-    table = Table(f"dynamic_train_{name}_{dataset}.csv", TRAIN_COLUMNS, identity, **common)
-    curve = Table(f"dynamic_curve_{name}_{dataset}.csv", CURVE_COLUMNS, (*identity, "epoch"), **common)
+    table = Table(f"dynamic_train_{name}_{dataset}.csv", TRAIN_COLUMNS, identity, keep=keep, **common)
+    curve = Table(f"dynamic_curve_{name}_{dataset}.csv", CURVE_COLUMNS, (*identity, "epoch"), keep=keep, **common)
     for recipe in RECIPES[dataset, name]:
         known = {"variant": recipe.variant, "epochs": recipe.epochs, "target_macs": recipe.macs, "seed": recipe.seed}
         if table.has(**known) or (only and recipe.variant not in only.split(",")):

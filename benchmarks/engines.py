@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from table import Table
+from table import Table, when_idle
 
 from sinf import SemanticModel, load_images
 from sinf.data import LabelledImages
@@ -37,15 +37,16 @@ from sinf.measure import Evaluation, evaluate, first_images, folder_bytes, machi
 from sinf.network import Part
 from sinf.routing import BASE, FeatureRouter
 from sinf.stages import stage_times
-from sinf.timing import latency
+from sinf.timing import OtherProcesses, latency
 
 COLUMNS = (
     "what", "model", "dataset", "method", "engine", "precision", "device", "batch", "threads", "pairs",
-    "base_top1", "top1", "loss", "base_ms", "base_ms_low", "base_ms_high", "ms", "ms_low", "ms_high",
+    "base_top1", "top1", "loss", "base_ms", "base_ms_low", "base_ms_high", "ms", "ms_low", "ms_high", "load",
     "time_saved", "time_saved_low", "time_saved_high", "macs_saved", "of_macs_saved", "fallback",
     "extractor", "predictor", "subgraph", "judge", "full_tail", "glue", "overhead",
     "name", "bytes", "of_base", "seconds", "count", "difference", "date", "versions",
 )  # fmt: skip
+IDENTITY = ("what", "engine", "precision", "batch", "name")
 EDGE = """
 import json, sys, time
 sys.modules["torch"] = None  # importing it fails
@@ -78,11 +79,14 @@ def main(
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Precisions [default: all].")] = None,
     out: Annotated[Path | None, typer.Option(help="[default: benchmarks/results/engines_MODEL_cpu.csv]")] = None,
+    keep: Annotated[bool, typer.Option(help="Leave out engines that are in the file.")] = False,
+    loaded: Annotated[bool, typer.Option(help="Write rows even if other processes ran meanwhile.")] = False,
 ) -> None:
     torch.set_num_threads(1)
     model = SemanticModel.from_pretrained(bundle)
     test, held_out = load_images(data, split), load_images(data, calibrate).sample(256)
-    table = Measured(out.absolute() if out else f"engines_{model.bundle.spec.name}_cpu.csv", model, data)
+    path = out.absolute() if out else f"engines_{model.bundle.spec.name.replace(':', '_')}_cpu.csv"
+    table = Measured(path, model, data, keep, loaded)
     print(f"{len(test)} images in torch ...", flush=True)
     whole = evaluate(model, test)
     x = first_images(test.sample(images), model, images)
@@ -90,6 +94,8 @@ def main(
     for engine in engines or [name for name in PRECISIONS if name != "torch-compile"]:
         for precision in PRECISIONS[engine]:
             if only and precision not in only:
+                continue
+            if table.table.has(what="stages", engine=engine, precision=precision):  # the last of its rows
                 continue
             print(f"{engine} {precision} ...", flush=True)
             router = open_engine(model, engine, precision=precision, calibration=ranges)
@@ -102,17 +108,20 @@ def main(
         table.add(_of_exports(model, bundle, x[:1000], Path(folder)))
         print("edge runtime ...", flush=True)
         table.add(_of_edge(model, x[:200], Path(folder)))
+    if not engines and not only:
+        table.table.forget_older()
     print(table.table.path)
 
 
 class Measured:
     """The table of one run."""
 
-    def __init__(self, path: str | Path, model: SemanticModel, data: Path) -> None:
+    def __init__(self, path: str | Path, model: SemanticModel, data: Path, keep: bool, loaded: bool) -> None:
         packages = ("onnxruntime", "openvino")
         versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
         self.table = Table(
-            path, COLUMNS, model=model.bundle.spec.name, dataset=data.resolve().name, method="semantic",
+            path, COLUMNS, IDENTITY, keep=keep, loaded=loaded, model=model.bundle.spec.name,
+            dataset=data.resolve().name, method="semantic",
             versions=", ".join([machine()["versions"], *versions]),
         )  # fmt: skip
 
@@ -135,13 +144,18 @@ def _of_engine(
     right = _accuracy(model, router, test, whole, common)
     given = native(common["engine"], x)
     for size in batches:
-        times = latency(router.base, router, given, batch=size, pairs=pairs if size == 1 else max(20, pairs // size))
+        count = pairs if size == 1 else max(20, pairs // size)
+        times = when_idle(
+            lambda size=size, count=count: latency(router.base, router, given, batch=size, pairs=count),
+            lambda times: times.load,
+        )
         yield {
             "what": "time",
             **common,
             **right,
             "batch": size,
             "pairs": times.pairs,
+            "load": times.load,
             "base_ms": times.base_median,
             "base_ms_low": times.base_median_low,
             "base_ms_high": times.base_median_high,
@@ -153,12 +167,13 @@ def _of_engine(
             "time_saved_high": times.high,
             "of_macs_saved": times.time_saved / common["macs_saved"] if common["macs_saved"] else "",
         }
-    found = stage_times(router, tuple(model.bundle.clusters.names), given, turns=pairs)
+    found, load = when_idle(lambda: _stages(model, router, given, pairs), lambda found: found[1])
     yield {
         "what": "stages",
         **common,
         "batch": 1,
         "pairs": found.images,
+        "load": load,
         "base_ms": found.base,
         "ms": found.ours,
         "time_saved": 1 - found.ours / found.base,
@@ -171,6 +186,12 @@ def _of_engine(
         "glue": found.glue,
         "overhead": found.overhead,
     }
+
+
+def _stages(model: SemanticModel, router: FeatureRouter, given: Any, turns: int) -> tuple[Any, float | None]:
+    """Times of the stages, and what other processes took meanwhile."""
+    others = OtherProcesses()
+    return stage_times(router, tuple(model.bundle.clusters.names), given, turns=turns), others.load()
 
 
 def _accuracy(model: SemanticModel, router: FeatureRouter, test: LabelledImages, whole: Evaluation, common: Row) -> Row:

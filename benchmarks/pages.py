@@ -243,6 +243,26 @@ def dynamic_train() -> str:
     return markdown(head, lines)
 
 
+def dynamic_static() -> str:
+    """Static networks beside trained gates: sinf prune, without training, of the networks of CIFAR-100."""
+    lines = []
+    for row in read("dynamic_train_resnet56_cifar100.csv"):
+        lines.append(
+            [
+                row["model"],
+                f"gates, {row['variant']}",
+                row["epochs"],
+                percent(row["macs_saved"]),
+                points_of(row["loss"]),
+            ]
+        )
+    for row in read("static_resnet56_cpu.csv"):
+        if row["epochs"] == "0" and row["method"] == "static":
+            way = "`sinf prune --low-rank`" if row["criterion"].startswith("low-rank") else "`sinf prune`"
+            lines.append([row["model"], way, "0", percent(row["macs_saved"]), points_of(row["loss"])])
+    return markdown(("network", "by", "epochs of training", "MACs saved", "loss"), lines)
+
+
 def dynamic_curve() -> str:
     """The longest training of ResNet-20, epoch by epoch; thresholds are still those of the training."""
     rows = [row for row in read("dynamic_curve_resnet20_cifar10.csv") if row["variant"] == "manidp"]
@@ -281,13 +301,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "points resnet56": lambda: points("resnet56"),
     "resources": resources,
     "engines vgg16": lambda: engines("vgg16"),
-    "engines vgg16 limit 1.5": lambda: engines("vgg16_limit1.5"),
     "engines resnet56": lambda: engines("resnet56"),
     "engines resnet18": lambda: engines("torchvision_resnet18"),
     "stages vgg16": lambda: stages("vgg16"),
     "exports vgg16": lambda: exports("vgg16"),
     "dynamic time": dynamic_time,
     "dynamic train": dynamic_train,
+    "dynamic static": dynamic_static,
     "dynamic curve": dynamic_curve,
     "dynamic ablation": dynamic_ablation,
 }

@@ -17,13 +17,14 @@ import typer
 from table import Table
 
 NAME = "resources_vgg16_cpu.csv"
-COLUMNS = ("what", "seconds", "bytes", "of_base", "count", "device", "date", "versions")
+COLUMNS = ("what", "seconds", "bytes", "of_base", "count", "load", "device", "date", "versions")
 SERVE = """
 import ctypes, gc, sys, time
 import torch
 from sinf import SemanticModel
 from sinf.routing import part_name
 from sinf.measure import memory_bytes
+from sinf.timing import OtherProcesses
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 # What a process imports and sets up at its first model is no cost of this one.
@@ -35,6 +36,7 @@ gc.collect()
 ctypes.CDLL(None).malloc_trim(0)
 budget = None if sys.argv[2] == "none" else int(sys.argv[2])
 before, anonymous = memory_bytes(), memory_bytes("RssAnon")
+others = OtherProcesses()
 start = time.perf_counter()
 model = SemanticModel.from_pretrained(sys.argv[1], memory_budget=budget)
 loaded = time.perf_counter() - start
@@ -48,7 +50,7 @@ made = (time.perf_counter() - start) / (2 * len(model.bundle.clusters) + 2)
 gc.collect()
 base = sum(p.numel() * p.element_size() for p in model.network.graph.parameters())
 print(loaded, made, memory_bytes() - before, memory_bytes("RssAnon") - anonymous)
-print(base, model.tails.bytes, model.tails.made)
+print(base, model.tails.bytes, model.tails.made, others.load())
 """
 
 
@@ -59,34 +61,36 @@ def main(
     bundle: Annotated[
         Path | None, typer.Option(help="Measure this bundle instead of building one; what a build costs stays.")
     ] = None,
+    loaded: Annotated[bool, typer.Option(help="Write rows even if other processes ran meanwhile.")] = False,
 ) -> None:
     rows: list[dict[str, Any]] = []
     out = work / "bundle" if bundle is None else bundle
     if bundle is None:
         shutil.rmtree(work, ignore_errors=True)
         rows.append(build(weights, data, out))
-    else:
-        # With their own machine and date.
-        rows += [row for row in Table(NAME, COLUMNS, ("what",)).rows if row["what"].startswith("build")]
     base = (out / "model.safetensors").stat().st_size
     for path in sorted(out.iterdir()):
         rows.append({"what": f"disk: {path.name}", "bytes": path.stat().st_size})
     for budget in ("none", str(base), str(base // 2)):
         serve = [sys.executable, "-c", SERVE, str(out), budget]
         answer = subprocess.run(serve, capture_output=True, text=True, check=True)
-        loaded, made, resident, anonymous, parameters, owned, count = map(float, answer.stdout.split())
+        *numbers, load = answer.stdout.split()
+        seconds, made, resident, anonymous, parameters, owned, count = map(float, numbers)
+        taken = None if load == "None" else float(load)
         name = {"none": "no budget", str(base): "budget: one base model"}.get(budget, "budget: half a base model")
         rows += [
-            {"what": f"from_pretrained ({name})", "seconds": loaded},
-            {"what": f"all clusters served twice ({name}): a subgraph", "seconds": made, "count": count},
+            {"what": f"from_pretrained ({name})", "seconds": seconds, "load": taken},
+            {"what": f"all clusters served twice ({name}): a subgraph", "seconds": made, "count": count, "load": taken},
             {"what": f"resident memory added ({name})", "bytes": resident, "of_base": resident / parameters},
             {"what": f"of it not file-backed ({name})", "bytes": anonymous, "of_base": anonymous / parameters},
             {"what": f"owned by subgraphs ({name})", "bytes": owned, "of_base": owned / parameters},
         ]
-    table = Table(NAME, COLUMNS)
+    table = Table(NAME, COLUMNS, ("what",), loaded=loaded)
     for row in rows:
         table.add(**row)
         print(row)
+    if bundle is None:
+        table.forget_older()
 
 
 def build(weights: Path, data: Path, out: Path) -> dict[str, object]:

@@ -1,80 +1,145 @@
-"""Measure again what is in benchmarks/results: make bench [SHARED=folder with data/cifar100 and weights]"""
+"""Measure again what is in benchmarks/results: make bench [SHARED=folder with data/cifar100 and weights] [KEEP=1]
+
+    python benchmarks/run.py SHARED            # everything, on a machine that does nothing else: days
+    python benchmarks/run.py SHARED --keep     # what is in a file already stays: goes on where it was stopped
+    python benchmarks/run.py SHARED --only headline
+
+Every command names the files of benchmarks/results that it writes; together they are all files that a page shows
+(tests/test_pages.py). Commands whose data is not in SHARED are left out, with a line.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 HERE = Path(__file__).parent
+KEEPING = {"headline", "tradeoff", "static", "engines", "cuts", "criteria", "dcs", "scoring", "dynamic"}
+ENGINES = ("torch", "onnxruntime", "openvino")
 
 
-def random_resnet18(folder: Path) -> Path:
+@dataclass(frozen=True)
+class Command:
+    """A script with its arguments, or ``sinf`` with its own; the files that it writes and those that it needs."""
+
+    name: str
+    arguments: tuple[object, ...]
+    writes: tuple[str, ...] = ()
+    needs: tuple[Path, ...] = ()
+
+    def line(self, keep: bool) -> list[str]:
+        if self.name == "sinf":
+            return [str(Path(sys.executable).with_name("sinf")), *map(str, self.arguments)]
+        script = HERE / f"{self.name}.py" if "/" not in self.name else HERE.parent / f"{self.name}.py"
+        return [sys.executable, str(script), *map(str, self.arguments), *(["--keep"] if keep and self.keeps else [])]
+
+    @property
+    def keeps(self) -> bool:
+        return self.name in KEEPING
+
+
+def commands(shared: Path, work: Path) -> list[Command]:
+    """In their order: a bundle is built before it is measured."""
+    data, cifar10 = shared / "data" / "cifar100", shared / "data" / "cifar10"
+    weights = {name: shared / "weights" / f"{name}_cifar100.safetensors" for name in ("vgg16", "resnet56")}
+    split, work_of = ("--data", data, "--calibrate", "test[:50%]"), {name: work / name for name in weights}
+    made: list[Command] = []
+
+    def add(name: str, *arguments: object, writes: tuple[str, ...] = (), needs: tuple[Path, ...] = (data,)) -> None:
+        made.append(Command(name, arguments, writes, needs))
+
+    for name, path in weights.items():
+        add("candidates", name, path, data, "--work", work_of[name], needs=(data, path))
+        add("headline", name, path, data, "--work", work_of[name], writes=(f"headline_{name}_cpu.csv",))
+        add("tradeoff", name, path, data, "--work", work_of[name], writes=(f"tradeoff_{name}_cpu.csv",))
+
+    bundles = {"vgg16": work / "resources" / "bundle", "resnet56": work / "bundle56", "resnet18": work / "bundle18"}
+    add("resources", weights["vgg16"], data, work / "resources", writes=("resources_vgg16_cpu.csv",))
+    cut = ("--cut", "layer2", "--extractor", 0.95, "--macs", 0.5, "--max-loss", 1.5)
+    add("sinf", "build", "resnet56", "--weights", weights["resnet56"], *split, *cut, "--work", work_of["resnet56"],
+        "--out", bundles["resnet56"])  # fmt: skip
+    few = ("--score", "train[:2000]", "--route", "train[:2000]", "--route-draws", 2000, "--max-loss", 5)
+    size = ("--classes", 100, "--size", "3,64,64", "--common", 0.75, "--macs", 0.3)
+    random = work / "resnet18.safetensors"
+    add("sinf", "build", "torchvision:resnet18", "--weights", random, *split, *few, *size, "--out", bundles["resnet18"])
+    for bundle in bundles.values():
+        for engine in ENGINES:
+            add("sinf", "tune", bundle, "--engine", engine, "--threads", 1)
+    add("engines", bundles["vgg16"], data, writes=("engines_vgg16_cpu.csv",))
+    for name, stem in (("resnet56", "resnet56"), ("resnet18", "torchvision_resnet18")):
+        file = f"engines_{stem}_cpu.csv"
+        small = ("--only", "f32", "--batch", 1, "--batch", 32, "--out", HERE / "results" / file)
+        add("engines", bundles[name], data, *small, writes=(file,))
+
+    for name, path in weights.items():
+        add("static", name, path, data, "--work", work / "static", writes=(f"static_{name}_cpu.csv",))
+        add("cuts", name, path, data, writes=(f"cuts_{name}.csv",))
+        add("criteria", name, path, data, "--minutes", 240, writes=(f"criteria_{name}.csv",))
+        add("reproduce/overlap", name, path, data, writes=(f"overlap_{name}.csv",))
+    for scored, ways in ((200, "reconstructed,low-rank"), (100, "low-rank")):
+        ranks = ("--scored", scored, "--only", ways)
+        add("cuts", "resnet56", weights["resnet56"], data, *ranks, writes=("cuts_resnet56.csv",))
+    add("dcs", "vgg16", weights["vgg16"], data, writes=("dcs_vgg16.csv",))
+    add("scoring", "vgg16", weights["vgg16"], data, writes=("scoring_vgg16_cpu.csv",))
+    add("reproduce/peers", "vgg16", weights["vgg16"], data, shared / "peers", writes=("peers_vgg16.csv",),
+        needs=(shared / "peers",))  # fmt: skip
+
+    dynamic = work / "dynamic"
+
+    def train(dataset: str, name: str, path: Path, images: Path) -> None:
+        files = tuple(f"dynamic_{what}_{name}_{dataset}.csv" for what in ("train", "curve"))
+        add("dynamic", "train", dataset, name, path, images, dynamic, writes=files, needs=(images, path))
+
+    train("cifar10", "resnet20", shared / "weights" / "resnet20_cifar10.safetensors", cifar10)
+    train("cifar100", "resnet56", weights["resnet56"], data)
+    bundle = dynamic / "resnet56_cifar100" / "detached-3-0" / "bundle"
+    for name, options in (("vgg16", ()), ("resnet56", ("--bundle", bundle))):
+        timing = ("time", name, data, "--weights", weights[name], "--work", dynamic, *options)
+        add("dynamic", *timing, writes=(f"dynamic_time_{name}_cpu.csv",))
+    large = ("torchvision:resnet18", data, "--size", 224, "--pairs", 100, "--work", dynamic)
+    add("dynamic", "time", *large, writes=("dynamic_time_torchvision_resnet18_cpu.csv",))
+    for script in ("plot", "pages", "reproduce/page"):
+        add(script, needs=())
+    return made
+
+
+def random_resnet18(path: Path) -> None:
     """Weights of torchvision's, of which only times can be measured."""
     import torch
     import torchvision
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    path = folder / "resnet18.safetensors"
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file(torchvision.models.resnet18(num_classes=100).state_dict(), path)
-    return path
 
 
-def main(shared: Path) -> int:
-    data, weights = shared / "data" / "cifar100", shared / "weights"
-    if not data.is_dir() or not weights.is_dir():
+def main(
+    shared: Annotated[Path, typer.Argument(help="Folder with data and weights.")] = HERE.parent.parent / "shared",
+    keep: Annotated[bool, typer.Option(help="Leave rows that are in a file; otherwise all are measured.")] = False,
+    only: Annotated[str, typer.Option(help="Scripts, with commas between [default: all].")] = "",
+) -> None:
+    if not (shared / "data" / "cifar100").is_dir() or not (shared / "weights").is_dir():
         print(f"no CIFAR-100 and weights in {shared}: nothing measured. make bench SHARED=folder names another place.")
-        return 0
-    work, vgg16 = HERE.parent / "runs", weights / "vgg16_cifar100.safetensors"
-    resnet56 = weights / "resnet56_cifar100.safetensors"
-    bundle, steps = work / "resources" / "bundle", work / "resources" / "steps"
-    larger, other, wide = work / "limit1.5", work / "resnet56", work / "resnet18"
-    split = ("--data", data, "--calibrate", "test[:50%]")
-
-    def python(script: str, *arguments: object) -> None:
-        subprocess.run([sys.executable, str(HERE / script), *map(str, arguments)], check=True)
-
-    def sinf(*arguments: object) -> None:
-        subprocess.run([str(Path(sys.executable).with_name("sinf")), *map(str, arguments)], check=True)
-
-    python("resources.py", vgg16, data, work / "resources")
-    # Its steps are those of the first row of the next.
-    python("tradeoff.py", "vgg16", vgg16, data, "--work", steps)
-    python("tradeoff.py", "resnet56", resnet56, data, "--work", work / "tradeoff56")
-
-    common = ("vgg16", "--weights", vgg16, *split, "--cut", "features.23", "--macs", 0.12, "--common", 0.75)
-    sinf("build", *common, "--max-loss", 1.5, "--work", steps, "--out", larger)
-    cut = ("--cut", "layer2", "--extractor", 0.95, "--macs", 0.5, "--max-loss", 1.5)
-    sinf("build", "resnet56", "--weights", resnet56, *split, *cut, "--work", work / "tradeoff56", "--out", other)
-    few = ("--score", "train[:2000]", "--route", "train[:2000]", "--route-draws", 2000, "--max-loss", 5)
-    size = ("--classes", 100, "--size", "3,64,64", "--common", 0.75, "--macs", 0.3)
-    sinf("build", "torchvision:resnet18", "--weights", random_resnet18(work), *split, *few, *size, "--out", wide)
-    for each in (bundle, larger, other, wide):
-        for engine in ("torch", "onnxruntime", "openvino"):
-            sinf("tune", each, "--engine", engine, "--threads", 1)
-    python("engines.py", bundle, data)
-    for each, name in ((larger, "vgg16_limit1.5"), (other, "resnet56"), (wide, "torchvision_resnet18")):
-        table = HERE / "results" / f"engines_{name}_cpu.csv"
-        python("engines.py", each, data, "--only", "f32", "--batch", 1, "--batch", 32, "--out", table)
-
-    python("static.py", "vgg16", vgg16, data, "--work", work / "static")
-    for name, path in (("vgg16", vgg16), ("resnet56", resnet56)):
-        python("cuts.py", name, path, data)
-        python("criteria.py", name, path, data, "--minutes", 240)
-    python("dcs.py", "vgg16", vgg16, data)
-    python("scoring.py", "vgg16", vgg16, data)
-    python("../reproduce/overlap.py", "vgg16", vgg16, data)
-    # CIFAR-10 and its weights are not shared: see docs/dynamic.md for its table.
-    for name, path in (("vgg16", vgg16), ("resnet56", resnet56)):
-        python("dynamic.py", "train", "cifar100", name, path, data, work / "dynamic")
-        python("dynamic.py", "time", name, data, "--weights", path)
-    python("dynamic.py", "time", "torchvision:resnet18", data, "--size", 224, "--pairs", 100)
-    for script in ("plot.py", "pages.py", "../reproduce/page.py"):
-        python(script)
-    return 0
+        return
+    shared, work = shared.absolute(), HERE.parent / "runs"
+    random_resnet18(work / "resnet18.safetensors")
+    for command in commands(shared, work):
+        if only and command.name not in only.split(","):
+            continue
+        missing = [str(path) for path in command.needs if not path.exists()]
+        if missing:
+            print(f"left out, no {', '.join(missing)}: {', '.join(command.writes)}", flush=True)
+            continue
+        line = command.line(keep)
+        print(" ".join(line), flush=True)
+        subprocess.run(line, check=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else HERE.parent.parent / "shared")))
+    typer.run(main)

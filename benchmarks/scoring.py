@@ -79,6 +79,7 @@ def main(
     data: Path,
     row: Annotated[str, typer.Option(help="Used by the program itself: one row as JSON.")] = "",
     minutes: Annotated[float, typer.Option(help="Begin no row after this time.")] = 1e9,
+    keep: Annotated[bool, typer.Option(help="Leave out rows that are in the file.")] = False,
 ) -> None:
     if row:
         criterion, images, clusters = json.loads(row)
@@ -87,7 +88,9 @@ def main(
     from table import Table
 
     begin = time.monotonic()
-    table = Table(f"scoring_{name}_cpu.csv", COLUMNS, COLUMNS[2:5], model=name, dataset="cifar100", threads=1)
+    table = Table(
+        f"scoring_{name}_cpu.csv", COLUMNS, COLUMNS[2:5], keep=keep, model=name, dataset="cifar100", threads=1
+    )
     for criterion, images, clusters in plan():
         what = {"criterion": criterion, "images": images, "clusters": clusters}
         if table.has(**what) or time.monotonic() - begin > 60 * minutes:

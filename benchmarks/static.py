@@ -11,8 +11,7 @@ with a little fine-tuning, beside torch-pruning's own pruners.
 
 All are fine-tuned alike: the same epochs on the whole train split, the base model as the teacher, the same draws.
 Reported on test[50%:]; ``minutes`` is all that it took, ``ratio`` how many times fewer MACs are left. Time is that of
-batches of one, one thread, base and pruned in turns. Training goes on where it was stopped; a row that is in the file
-is not measured again.
+batches of one, one thread, base and pruned in turns. Training goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import Annotated
 import torch
 import torch_pruning as tp
 import typer
-from table import Table
+from table import Table, when_idle
 
 from sinf import Budget, LabelledImages, load_images, load_model
 from sinf.measure import machine
@@ -51,7 +50,7 @@ SCORED, GRADIENTS = 10_000, 1000  # images
 COLUMNS = (
     "model", "dataset", "method", "criterion", "budget", "reconstruct", "engine", "precision", "device", "batch",
     "threads", "base_top1", "top1", "loss", "macs_saved", "ratio", "time_saved", "time_saved_low", "time_saved_high",
-    "params_active", "epochs", "minutes", "seed", "date", "versions",
+    "base_ms", "ms", "load", "params_active", "epochs", "minutes", "seed", "date", "versions",
 )  # fmt: skip
 IDENTITY = ("criterion", "budget", "epochs")
 
@@ -96,16 +95,21 @@ def plain(model: torch.nn.Module, spec: ModelSpec) -> BaseModel:
 class Networks:
     """The table of one base model."""
 
-    def __init__(self, name: str, base: BaseModel, test: LabelledImages, pairs: int) -> None:
+    def __init__(
+        self, name: str, base: BaseModel, test: LabelledImages, pairs: int, keep: bool, loaded: bool
+    ) -> None:  # fmt: skip
         self.base, self.test, self.pairs = base, test, pairs
         self.table = Table(
-            f"static_{name}_cpu.csv", COLUMNS, IDENTITY, model=name, dataset="cifar100", engine="torch",
-            precision="float32", batch=1, threads=1, seed=0,
+            f"static_{name}_cpu.csv", COLUMNS, IDENTITY, keep=keep, loaded=loaded, model=name, dataset="cifar100",
+            engine="torch", precision="float32", batch=1, threads=1, seed=0,
             versions=f"{machine()['versions']}, torch-pruning {tp.__version__}",
         )  # fmt: skip
 
     def add(self, criterion: str, budget: float, epochs: int, model: BaseModel, minutes: float) -> None:
-        found = compare(self.base, model, self.test, batches=(1,), pairs=self.pairs, threads=1)
+        found = when_idle(
+            lambda: compare(self.base, model, self.test, batches=(1,), pairs=self.pairs, threads=1),
+            lambda found: found.times[0].load,
+        )
         (times,) = found.times
         row = self.table.add(
             criterion=criterion, budget=budget, epochs=epochs, minutes=minutes,
@@ -114,7 +118,7 @@ class Networks:
             base_top1=found.base_top1, top1=found.top1, loss=found.loss,
             macs_saved=1 - found.pruned.macs / found.base.macs, ratio=found.base.macs / found.pruned.macs,
             time_saved=times.time_saved, time_saved_low=times.low, time_saved_high=times.high,
-            params_active=found.pruned.parameters,
+            base_ms=times.base_mean, ms=times.mean, load=times.load, params_active=found.pruned.parameters,
         )  # fmt: skip
         print({key: row[key] for key in (*IDENTITY, "loss", "ratio", "time_saved", "minutes")}, flush=True)
 
@@ -127,10 +131,13 @@ def main(
     epochs: Annotated[int, typer.Option(help="Of fine-tuning.")] = 3,
     pairs: int = 300,
     threads: int = 2,
+    keep: Annotated[bool, typer.Option(help="Leave out rows that are in the file.")] = False,
+    loaded: Annotated[bool, typer.Option(help="Write rows even if other processes ran meanwhile.")] = False,
 ) -> None:
     torch.set_num_threads(threads)
     base = load_model(name, weights=weights)
-    images, networks = load_images(data, "train"), Networks(name, base, load_images(data, "test[50%:]"), pairs)
+    test = load_images(data, "test[50%:]")
+    images, networks = load_images(data, "train"), Networks(name, base, test, pairs, keep, loaded)
     recipe = TrainConfig(epochs=epochs, learning_rate=0.05, label_smoothing=0.0, bf16=True)
     for criterion, budget, finetuned in PLAN:
         last = epochs if finetuned else 0

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sinf.errors import ConfigError
 from sinf import timing
+from sinf.errors import ConfigError
 from sinf.timing import OtherProcesses, interleaved, latency, pinned_threads, summary
 
 
