@@ -35,7 +35,7 @@ from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
 from sinf.engine.prepare import prepare
 from sinf.engine.torch_engine import Routes
 from sinf.errors import ConfigError
-from sinf.files import hash_tensors, sha256
+from sinf.files import hash_tensors, sha256, write_tensors
 from sinf.measure import Costs, Observation, observe
 from sinf.models import BaseModel
 from sinf.models.trace import trace
@@ -58,7 +58,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "vgg16": {
         "cut": "features.23",
         RANKS_TIME: (0.42, 0.35, 0.5, 0.28),
-        ROUTED: ({"common": 0.75, "subgraph": 0.12}, {"common": 0.65, "subgraph": 0.12}),
+        ROUTED: ({"common": 0.75, "subgraph": 0.12},),
         "semantic-wholeextractor": ({"fallback": 0.85, "subgraph": 0.1},),
         RANKS: (0.5, 0.65, 0.35),
         CHANNELS: (0.7, 0.8, 0.6),
@@ -67,7 +67,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "vgg19": {
         "cut": "features.26",
         RANKS_TIME: (0.42, 0.35, 0.5, 0.28),
-        ROUTED: ({"common": 0.75, "subgraph": 0.12}, {"common": 0.65, "subgraph": 0.12}),
+        ROUTED: ({"common": 0.75, "subgraph": 0.12},),
         "semantic-wholeextractor": ({"fallback": 0.85, "subgraph": 0.1},),
         RANKS: (0.5, 0.65, 0.35),
         CHANNELS: (0.7, 0.8, 0.6),
@@ -76,7 +76,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "resnet50": {
         "cut": "layer2",
         RANKS_TIME: (0.8, 0.65, 0.5),
-        ROUTED: ({"common": 0.85, "subgraph": 0.3}, {"common": 0.9, "subgraph": 0.3}),
+        ROUTED: ({"common": 0.85, "subgraph": 0.3},),
         "semantic-wholeextractor": ({"subgraph": 0.3},),
         RANKS: (0.65, 0.5),
         CHANNELS: (0.9, 0.8, 0.7),
@@ -401,6 +401,22 @@ def _predicted_parts(model: SemanticModel) -> dict[str, Any]:
     return costs
 
 
+def write_observed(one: Routed, path: Path) -> None:
+    """Every test image in the order of the file (N,), as safetensors: what a threshold depends on, and who is right."""
+    halves = (one.calibration, one.report)
+    rows = {
+        "log_route": [half.routes.log_route for half in halves],
+        "early": [half.routes.log_route.exp() for half in halves],
+        "energy": [half.routes.energy for half in halves],
+        "log_within": [half.routes.log_within for half in halves],
+        "route": [half.routes.route for half in halves],
+        "routed_right": [half.routes.right for half in halves],
+        "fallback_right": [half.fallback_right for half in halves],
+        "base_right": [half.base_right for half in halves],
+    }
+    write_tensors({name: torch.cat(parts) for name, parts in rows.items()}, path)
+
+
 def say(step: str, done: int, total: int, last: list[str] = [""]) -> None:  # noqa: B006  (what was said already)
     if step != last[0]:
         last[0] = step
@@ -414,6 +430,9 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder for results of steps; may be used again.")],
     only: Annotated[str, typer.Option(help="Methods, with commas between [default: all].")] = "",
     threads: int = 1,
+    observed: Annotated[
+        Path | None, typer.Option(help="Also write what the first routed plan does with all test images.")
+    ] = None,
 ) -> None:
     torch.set_num_threads(threads)
     setup = Setup(name, weights, data, work, fresh=True)
@@ -424,6 +443,9 @@ def main(
         except ConfigError as error:  # a budget out of reach
             print(f"left out: {error}", flush=True)
             continue
+        if observed is not None and isinstance(made, Routed):
+            write_observed(made, observed)
+            observed = None
         for asked in LIMITS[name]:
             if isinstance(made, Routed) and not holds(made, asked):
                 print(f"  asked {asked:g}: out of reach")

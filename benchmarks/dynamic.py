@@ -138,7 +138,7 @@ def time_(
                 time_saved_high=taken.high, base_ms=taken.base_mean, ms=taken.mean, load=taken.load,
             )  # fmt: skip
             print({key: row[key] for key in ("method", "engine", "trained", "target_macs", "macs_saved", "time_saved")})
-    table.forget_older()
+        table.forget_older(engine=engine)
 
 
 def base_to_static(base: BaseModel, train: LabelledImages, share: float, low_rank: bool, work: Path) -> BaseModel:

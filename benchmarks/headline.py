@@ -72,7 +72,7 @@ def main(
     choices = choose(name, made)
     for engine in wanted:
         measure(setup, made, choices, engine, table)
-    table.forget_older()
+        table.forget_older(engine=engine)
 
 
 def make(setup: Setup) -> list[Static | Routed]:
