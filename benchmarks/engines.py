@@ -108,7 +108,7 @@ def main(
         table.add(_of_exports(model, bundle, x[:1000], Path(folder)))
         print("edge runtime ...", flush=True)
         table.add(_of_edge(model, x[:200], Path(folder)))
-    if not engines and not only:
+    if not engines and not only and not batch:  # a whole run
         table.table.forget_older()
     print(table.table.path)
 

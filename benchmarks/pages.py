@@ -126,7 +126,7 @@ def compared(model: str) -> str:
             row = picked([r for r in rows if r["method"] == method], limit)
             cells.append("none" if row is None else f"{percent(row['time_saved'])} (lost {float(row['loss']):.2f})")
         lines.append([f"{limit:g} points", *cells])
-    return markdown(["asked", *methods], lines) if rows else MISSING
+    return markdown(["asked", *methods], lines) if any(row.get("cost") for row in rows) else MISSING
 
 
 def points(model: str) -> str:

@@ -63,18 +63,18 @@ def commands(shared: Path, work: Path) -> list[Command]:
     cut = ("--cut", "layer2", "--extractor", 0.95, "--macs", 0.5, "--max-loss", 1.5)
     add("sinf", "build", "resnet56", "--weights", weights["resnet56"], *split, *cut, "--work", work_of["resnet56"],
         "--out", bundles["resnet56"])  # fmt: skip
-    few = ("--score", "train[:2000]", "--route", "train[:2000]", "--route-draws", 2000, "--max-loss", 5)
+    small = ("--score", "train[:2000]", "--route", "train[:2000]", "--route-draws", 2000, "--max-loss", 5)
     size = ("--classes", 100, "--size", "3,64,64", "--common", 0.75, "--macs", 0.3)
     random = work / "resnet18.safetensors"
-    add("sinf", "build", "torchvision:resnet18", "--weights", random, *split, *few, *size, "--out", bundles["resnet18"])
+    add("sinf", "build", "torchvision:resnet18", "--weights", random, *split, *small, *size, "--out", bundles["resnet18"])
     for bundle in bundles.values():
         for engine in ENGINES:
             add("sinf", "tune", bundle, "--engine", engine, "--threads", 1)
     add("engines", bundles["vgg16"], data, writes=("engines_vgg16_cpu.csv",))
     for name, stem in (("resnet56", "resnet56"), ("resnet18", "torchvision_resnet18")):
         file = f"engines_{stem}_cpu.csv"
-        small = ("--only", "f32", "--batch", 1, "--batch", 32, "--out", HERE / "results" / file)
-        add("engines", bundles[name], data, *small, writes=(file,))
+        some = ("--only", "f32", "--batch", 1, "--batch", 32, "--out", HERE / "results" / file)
+        add("engines", bundles[name], data, *some, writes=(file,))
 
     for name, path in weights.items():
         add("static", name, path, data, "--work", work / "static", writes=(f"static_{name}_cpu.csv",))
@@ -98,10 +98,11 @@ def commands(shared: Path, work: Path) -> list[Command]:
     train("cifar10", "resnet20", shared / "weights" / "resnet20_cifar10.safetensors", cifar10)
     train("cifar100", "resnet56", weights["resnet56"], data)
     bundle = dynamic / "resnet56_cifar100" / "detached-3-0" / "bundle"
-    for name, options in (("vgg16", ()), ("resnet56", ("--bundle", bundle))):
+    few = ("--only", "manidp,static,static-low-rank")
+    for name, options in (("vgg16", ()), ("resnet56", ("--bundle", bundle, *few))):
         timing = ("time", name, data, "--weights", weights[name], "--work", dynamic, *options)
         add("dynamic", *timing, writes=(f"dynamic_time_{name}_cpu.csv",))
-    large = ("torchvision:resnet18", data, "--size", 224, "--pairs", 100, "--work", dynamic)
+    large = ("torchvision:resnet18", data, "--size", 224, "--pairs", 100, "--work", dynamic, *few)
     add("dynamic", "time", *large, writes=("dynamic_time_torchvision_resnet18_cpu.csv",))
     for script in ("plot", "pages", "reproduce/page"):
         add(script, needs=())
