@@ -347,28 +347,21 @@ def choose_static(made: Iterable[Static], asked: float) -> Choice | None:
 
 def choose_routed(made: Iterable[Routed], asked: float, confidence: float | None = None) -> Choice | None:
     """The plan that is cheapest with the threshold that the limit (points) gets, at that threshold."""
-    made = list(made)
-    choices = {one.plan: one.at(asked, on_fitting=confidence is not None) for one in made if holds(one, asked)}
-    if not choices:
+    made, on_fitting = list(made), confidence is not None
+    choices = [(at(one, asked, on_fitting=on_fitting), one) for one in made]
+    within = [(choice, one) for choice, one in choices if choice is not None]
+    if not within:
         return None
-    best = min(choices.values(), key=lambda choice: choice.cost)
-    if confidence is None:
-        return best
-    (one,) = (one for one in made if one.plan == best.plan)
-    try:
-        return one.at(asked, confidence)
-    except ConfigError:
-        return None
+    best, one = min(within, key=lambda pair: pair[0].cost)
+    return best if confidence is None else at(one, asked, confidence)
 
 
-def holds(one: Routed, asked: float) -> bool:
-    """Whether a limit is within reach."""
+def at(one: Routed, asked: float, confidence: float | None = None, on_fitting: bool = False) -> Choice | None:
+    """None where no threshold keeps the limit."""
     try:
-        one.at(asked)
-        one.at(asked, on_fitting=True)
+        return one.at(asked, confidence, on_fitting)
     except ConfigError:
-        return False
-    return True
+        return None
 
 
 def _count(model: BaseModel) -> MacCount:
@@ -447,10 +440,10 @@ def main(
             write_observed(made, observed)
             observed = None
         for asked in LIMITS[name]:
-            if isinstance(made, Routed) and not holds(made, asked):
-                print(f"  asked {asked:g}: out of reach")
+            choice = at(made, asked) if isinstance(made, Routed) else made.at(asked)
+            if choice is None:
+                print(f"  asked {asked:g}: out of reach", flush=True)
                 continue
-            choice = made.at(asked)
             print(
                 f"  asked {asked:g}: test[:50%] loses {choice.calibration_loss:.2f}, cost {choice.cost:.3f}, "
                 f"MACs saved {choice.macs_saved:.3f}", flush=True,

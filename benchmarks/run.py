@@ -66,7 +66,8 @@ def commands(shared: Path, work: Path) -> list[Command]:
     small = ("--score", "train[:2000]", "--route", "train[:2000]", "--route-draws", 2000, "--max-loss", 5)
     size = ("--classes", 100, "--size", "3,64,64", "--common", 0.75, "--macs", 0.3)
     random = work / "resnet18.safetensors"
-    add("sinf", "build", "torchvision:resnet18", "--weights", random, *split, *small, *size, "--out", bundles["resnet18"])
+    options = ("--weights", random, *split, *small, *size, "--out", bundles["resnet18"])
+    add("sinf", "build", "torchvision:resnet18", *options)
     for bundle in bundles.values():
         for engine in ENGINES:
             add("sinf", "tune", bundle, "--engine", engine, "--threads", 1)

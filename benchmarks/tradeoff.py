@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from candidates import CHANNELS, ROUTED, Choice, Routed, Setup, Static, in_engine, plans, routers
+from candidates import CHANNELS, ROUTED, Choice, Routed, Setup, Static, at, in_engine, plans, routers
 from headline import text, thresholds
 from table import Table, when_idle
 
@@ -95,13 +95,6 @@ def main(
         )  # fmt: skip
     for method in methods:
         table.forget_older(method=method)
-
-
-def at(made: Routed, limit: float) -> Choice | None:
-    try:
-        return made.at(limit)
-    except ConfigError:  # no threshold keeps it
-        return None
 
 
 def described(made: Routed, cut: str) -> dict[str, Any]:
