@@ -10,7 +10,8 @@ from statistics import fmean
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-PAGES = tuple(HERE.parent / name for name in ("README.md", "docs/results.md", "docs/engines.md", "docs/dynamic.md"))
+_NAMES = ("README.md", "docs/results.md", "docs/engines.md", "docs/dynamic.md", "docs/trust.md")
+PAGES = tuple(HERE.parent / name for name in _NAMES)
 PAPER = "VGG16 on CIFAR-100 in the paper: 29 % at 3.75 points"
 MISSING = "Not measured yet."
 IDLE = 0.3  # cores that others may take, as in table.py
@@ -292,6 +293,34 @@ def dynamic_ablation() -> str:
     return markdown(("variant", "loss", "MACs saved", "MACs of inputs, 5th to 95th percentile"), lines)
 
 
+def promise() -> str:
+    """How often the expected loss was above the limit, in all trials."""
+    said = {"simulation": "simulation: {}", "splits": "{}: random halves", "draws": "{}: draws with replacement"}
+    lines = []
+    for row in read("promise.csv"):
+        stated = percent(str(1 - float(row["confidence"]))) if row["confidence"] else "no promise"
+        broken = percent(str(int(row["broken"]) / int(row["trials"])))
+        full_tail = percent(row["fallback"]) if row["fallback"] else ""
+        lines.append([said[row["kind"]].format(row["name"]), f"{float(row['limit']):g} points", stated, broken,
+                      row["trials"], full_tail])  # fmt: skip
+    head = ("what", "limit", "may break in", "broke in", "trials", "full tail")
+    return markdown(head, lines) if lines else MISSING
+
+
+def mutation() -> str:
+    """What share of mutants the tests of a module notice, before and after this work."""
+    rows = {(row["module"], row["when"]): row for row in read("mutation.csv")}
+    lines = []
+    for module in dict.fromkeys(module for module, _ in rows):
+        cells = [f"`{module}`"]
+        for when in ("before", "after"):
+            row = rows.get((module, when))
+            cells += ["", ""] if row is None else [row["mutants"], percent(row["share"])]
+        lines.append(cells)
+    head = ("module", "mutants before", "killed", "mutants after", "killed")
+    return markdown(head, lines) if lines else MISSING
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "headline details": headline_details,
@@ -310,6 +339,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "dynamic static": dynamic_static,
     "dynamic curve": dynamic_curve,
     "dynamic ablation": dynamic_ablation,
+    "promise": promise,
+    "mutation": mutation,
 }
 
 

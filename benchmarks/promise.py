@@ -9,8 +9,8 @@
     draws        as many draws with replacement of 5,000 of them: all images are then what they are drawn from, and
                  their mean loss is the expected one
 
-The file of observed answers is what ``sinf.measure.observe`` gives for all test images, in any order; headline.py
-writes it.
+The file of observed answers is what ``sinf.measure.observe`` gives for all test images; candidates.py --observed writes
+it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ STEPS = 200_000
 GAINED = 0.02  # of the images: the base model is wrong, and ours right
 CONFIDENCES = (0.95, 0.9, 0.6)
 LIMIT, TRIALS, SPLITS = 0.05, 1000, 200
+TAIL_COSTS = (0.2, 1.0)  # of a subgraph and of the full tail: the early threshold depends on their ratio
 COLUMNS = ("kind", "name", "limit", "confidence", "trials", "broken", "other_half", "fallback", "loss", "date",
            "versions")  # fmt: skip
 
@@ -88,25 +89,27 @@ def broken_promises(shape: Shape, trials: int, confidences: tuple[float, ...] = 
     return broken
 
 
-def read_observation(path: Path) -> tuple[Observation, tuple[float, float]]:
-    """What was observed of all images, and what a subgraph and the full tail cost."""
+def read_observation(path: Path) -> Observation:
+    """What was observed of all images."""
     tensors = load_file(path)
+    tensors["right"] = tensors["routed_right"]
     routes = Routes(*(tensors[name] for name in Routes._fields))
-    return Observation(routes, tensors["fallback_right"], tensors["base_right"]), tuple(tensors["tail_costs"].tolist())
+    return Observation(routes, tensors["fallback_right"], tensors["base_right"])
 
 
-def losses_of(observation: Observation, rows: Tensor, limit: float, confidence: float | None, seed: int,
-              costs: tuple[float, float]) -> tuple[Tensor, float]:  # fmt: skip
+def losses_of(
+    observation: Observation, rows: Tensor, limit: float, confidence: float | None, seed: int
+) -> tuple[Tensor, float]:
     """The losses (N,) of all images with what a build sets on some rows, and the share of them that falls back."""
     fitting, rest = rows.tensor_split([round(FITTING * len(rows))])
     parts = observation.select(fitting), observation.select(rest)
-    deferral, threshold = set_thresholds(*parts, limit, confidence, costs, seed=seed)
+    deferral, threshold = set_thresholds(*parts, limit, confidence, TAIL_COSTS, seed=seed)
     whole = observation.calibration(deferral, threshold.early)
     return whole.losses(threshold.value).double(), 1 - float(whole.routed(threshold.value).double().mean())
 
 
 def observed(path: Path, table: Table, splits: int) -> None:
-    observation, costs = read_observation(path)
+    observation = read_observation(path)
     count = len(observation.base_right)
     for kind in ("splits", "draws"):
         for limit in (0.005, 0.01, 0.02):
@@ -122,7 +125,7 @@ def observed(path: Path, table: Table, splits: int) -> None:
                         rows = torch.randint(count, (count // 2,), generator=draw)
                         left = torch.arange(count)
                     try:
-                        losses, share = losses_of(observation, rows, limit, confidence, seed, costs)
+                        losses, share = losses_of(observation, rows, limit, confidence, seed)
                     except ConfigError:  # no threshold is accepted: no bundle, and nothing promised
                         continue
                     done += 1

@@ -54,7 +54,10 @@ def commands(shared: Path, work: Path) -> list[Command]:
         made.append(Command(name, arguments, writes, needs))
 
     for name, path in weights.items():
-        add("candidates", name, path, data, "--work", work_of[name], needs=(data, path))
+        observed = work / f"{name}_observation.safetensors"
+        add("candidates", name, path, data, "--work", work_of[name], "--observed", observed, needs=(data, path))
+        if name == "vgg16":
+            add("promise", "--observed", observed, writes=("promise.csv",), needs=())
         add("headline", name, path, data, "--work", work_of[name], writes=(f"headline_{name}_cpu.csv",))
         add("tradeoff", name, path, data, "--work", work_of[name], writes=(f"tradeoff_{name}_cpu.csv",))
 
@@ -105,6 +108,7 @@ def commands(shared: Path, work: Path) -> list[Command]:
         add("dynamic", *timing, writes=(f"dynamic_time_{name}_cpu.csv",))
     large = ("torchvision:resnet18", data, "--size", 224, "--pairs", 100, "--work", dynamic, *few)
     add("dynamic", "time", *large, writes=("dynamic_time_torchvision_resnet18_cpu.csv",))
+    add("mutation", "--when", "after", writes=("mutation.csv",), needs=())
     for script in ("plot", "pages", "reproduce/page"):
         add(script, needs=())
     return made
