@@ -1,0 +1,577 @@
+"""Mutation score: which share of small faults in a module do its tests notice?
+
+    python benchmarks/mutation.py --when after                       # all modules; some 20 minutes of one core
+    python benchmarks/mutation.py --module risk --module routing
+    python benchmarks/mutation.py --sample 40 --seed 1               # 40 mutants of every module, drawn at random
+
+A mutant is the module with one operation changed (DeMillo, Lipton & Sayward, Hints on Test Data Selection, 1978); it is
+killed when a test of the module fails. ``OPERATORS`` lists the changes. What is not changed: annotations, decorators,
+strings, what an error says, and floats under ``TINY``, which keep numbers from zero.
+
+Libraries are imported once and every mutant is a fork of that process, where its source takes the place of the module's
+before sinf is imported. The tests run once on the module as it is, in a fork too, to learn which of them run which
+statement: a mutant meets those alone, and one that none of them runs survives without a run. A test that fails on the
+module as it is, is named and left out. A mutant that passes ``LIMIT`` times the time of its tests counts as a timeout.
+``mutation_equivalent.csv`` holds mutants that compute the same as the module, each with the reason: they are counted
+apart, and so are invalid ones (a call without a required argument). Survivors go to runs/mutation/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import collections
+import contextlib
+import copy
+import csv
+import gc
+import importlib.abc
+import importlib.util
+import json
+import os
+import random
+import resource
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / "sinf"
+EQUIVALENT = Path(__file__).parent / "mutation_equivalent.csv"
+LIMIT, LEAST_SECONDS = 5.0, 15.0
+TINY = 1e-6
+MEMORY = 8 << 30  # bytes of address space that a mutant may take beyond those of this process
+PRELOADED = ("torch", "torch.fx", "sklearn.linear_model", "datasets", "PIL.Image", "safetensors.torch", "hypothesis",
+             "pytest", "typer", "huggingface_hub")  # fmt: skip
+QUICK = ("-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
+
+#: Tests of every module, as arguments of pytest. Engines other than torch need exports of many seconds.
+MODULES: dict[str, tuple[str, ...]] = {
+    "risk": ("tests/test_risk.py", "tests/test_calibration.py"),
+    "calibration": ("tests/test_calibration.py", "tests/test_bundle.py"),
+    "routing": ("tests/test_routing.py", "tests/test_bundle.py", "tests/test_grouping.py",
+                "tests/engine/test_conformance.py", "-k", "not onnx and not openvino and not export and not stored"),
+    "deferral": ("tests/test_deferral.py", "tests/test_calibration.py"),
+    "bundle": ("tests/test_bundle.py", "tests/test_grouping.py", "-k", "not export and not stored"),
+    "subgraph.least_squares": ("tests/subgraph/test_least_squares.py", "tests/subgraph/test_reconstruct.py"),
+    "subgraph.reconstruct": ("tests/subgraph/test_reconstruct.py",),
+    "low_rank.solve": ("tests/test_low_rank.py",),
+}  # fmt: skip
+
+COLUMNS = ("when", "module", "mutants", "killed", "timeout", "survived", "not_run", "share", "equivalent", "invalid",
+           "tests", "seconds", "sample", "seed", "device", "date", "commit", "versions")  # fmt: skip
+
+# ---- mutants
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change: ``holder.field`` (or an element of it) becomes ``new``."""
+
+    operator: str
+    line: int
+    lines: range  # of the statement, or of the head of a compound one
+    text: str
+    before: str
+    after: str
+    holder: ast.AST
+    field: str
+    index: int | None
+    new: ast.AST | list[ast.stmt]
+
+    def apply(self) -> None:
+        if self.index is None:
+            setattr(self.holder, self.field, self.new)
+        else:
+            getattr(self.holder, self.field)[self.index] = self.new
+
+    def __str__(self) -> str:
+        return f"{self.line}: {self.operator}: {self.before} -> {self.after}    # {self.text}"
+
+
+COMPARE: dict[type, type] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
+}  # fmt: skip
+ARITHMETIC: dict[type, type] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
+}  # fmt: skip
+_PAIRS = (("amin", "amax"), ("argmin", "argmax"), ("min", "max"), ("all", "any"), ("floor", "ceil"), ("tril", "triu"),
+          ("zeros", "ones"), ("new_zeros", "new_ones"), ("unsqueeze_", "squeeze_"))  # fmt: skip
+METHODS = {"mean": "amin", "sum": "mean", "sqrt": "square", "rsqrt": "sqrt", "log1p": "log", "log": "exp", "exp": "log",
+           "cumsum": "cumprod", "sigmoid": "exp", "half": "float", "quantile": "amax", "clone": "detach",
+           "startswith": "endswith", "setdefault": "get"}  # fmt: skip
+METHODS |= dict(_PAIRS) | {second: first for first, second in _PAIRS}
+
+
+def mutants(source: str) -> tuple[ast.Module, list[Mutant]]:
+    """The tree of a module, and its changes in the order of the text."""
+    tree, found = ast.parse(source), list[Mutant]()
+    lines = source.splitlines()
+
+    def add(
+        operator: str, place: tuple[ast.AST, str, int | None], new: Any, near: ast.AST, statement: ast.stmt
+    ) -> None:
+        holder, field, index = place
+        old = getattr(holder, field) if index is None else getattr(holder, field)[index]
+        before, after = (_shown(each) for each in (old, new))
+        line = getattr(near, "lineno", statement.lineno)
+        last = statement.body[0].lineno - 1 if getattr(statement, "body", None) else statement.end_lineno
+        within = range(statement.lineno, max(last, line) + 1)
+        found.append(Mutant(operator, line, within, lines[line - 1].strip(), before, after, holder, field, index, new))
+
+    def visit(node: ast.AST, place: tuple[ast.AST, str, int | None], statement: ast.stmt, scope: Scope) -> None:
+        if isinstance(node, ast.stmt):
+            statement = node
+        for operator, change in _changes(node, scope):
+            add(operator, place, change, node, statement)
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            scope = scope.within(node)
+        for field, index, child in _children(node):
+            visit(child, (node, field, index), statement, scope)
+
+    for index, node in enumerate(tree.body):
+        visit(node, (tree, "body", index), node, Scope({}, {}))
+    return tree, sorted(found, key=lambda mutant: mutant.line)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Names that stand for one another: parameters, and a class's fields, of the same annotation."""
+
+    parameters: dict[str, str]
+    fields: dict[str, str]
+
+    def within(self, node: ast.FunctionDef | ast.ClassDef) -> Scope:
+        if isinstance(node, ast.ClassDef):
+            fields = [(s.target.id, s.annotation) for s in node.body if isinstance(s, ast.AnnAssign)]
+            return Scope({}, _next_of_kind(fields))
+        arguments = [*node.args.args, *node.args.kwonlyargs]
+        return Scope(_next_of_kind([(a.arg, a.annotation) for a in arguments if a.annotation]), self.fields)
+
+
+def _next_of_kind(typed: list[tuple[str, ast.expr]]) -> dict[str, str]:
+    kinds = collections.defaultdict(list)
+    for name, annotation in typed:
+        kinds[ast.unparse(annotation)].append(name)
+    return {
+        a: b for names in kinds.values() if len(names) > 1 for a, b in zip(names, names[1:] + names[:1], strict=True)
+    }
+
+
+def _shown(node: Any) -> str:
+    return " ".join(ast.unparse(node).split())[:100] if isinstance(node, ast.AST) else str(node)
+
+
+def _children(node: ast.AST) -> Iterator[tuple[str, int | None, ast.AST]]:
+    """What may be changed below a node."""
+    if isinstance(node, (ast.Import, ast.ImportFrom, ast.JoinedStr, ast.Raise)) or _is_error(node) or _is_text(node):
+        return
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns", "decorator_list", "type_comment", "bases", "ctx", "ops", "op"):
+            continue
+        if isinstance(value, list):
+            yield from ((field, i, child) for i, child in enumerate(value) if isinstance(child, ast.AST))
+        elif isinstance(value, ast.AST):
+            yield field, None, value
+
+
+def _is_error(node: ast.AST) -> bool:
+    """The making of an error; what it says is not tested word by word."""
+    return isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Error")
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _changes(node: ast.AST, scope: Scope) -> Iterator[tuple[str, ast.AST]]:
+    """Operators and what stands in the place of a node."""
+    match node:
+        case ast.Compare(ops=[first, *_]) if type(first) in COMPARE:
+            for i, operation in enumerate(node.ops):
+                yield "compare", _with(node, ops=[*node.ops[:i], COMPARE[type(operation)](), *node.ops[i + 1 :]])
+        case ast.BinOp() if type(node.op) in ARITHMETIC and not _has_text(node):
+            yield "arithmetic", _with(node, op=ARITHMETIC[type(node.op)]())
+        case ast.AugAssign() if type(node.op) in ARITHMETIC:
+            yield "arithmetic", _with(node, op=ARITHMETIC[type(node.op)]())
+            yield "remove", ast.Pass()
+        case ast.BoolOp():
+            yield "boolean", _with(node, op=ast.And() if isinstance(node.op, ast.Or) else ast.Or())
+        case ast.UnaryOp():
+            yield "unary", node.operand
+        case ast.Constant(value=bool()):
+            yield "constant", ast.Constant(not node.value)
+        case ast.Constant(value=int()):
+            yield "constant", ast.Constant(node.value + 1)
+        case ast.Constant(value=float()) if node.value == 0 or abs(node.value) >= TINY:
+            yield "constant", ast.Constant(2 * node.value or 1.0)
+        case ast.Return(value=ast.expr()) if not (isinstance(node.value, ast.Constant) and node.value.value is None):
+            yield "return", ast.Return(ast.Constant(None))
+        case ast.Expr(value=ast.Call() | ast.Yield() | ast.YieldFrom()) | ast.Raise() | ast.Continue() | ast.Break():
+            yield "remove", ast.Pass()
+        case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]):
+            yield "remove", ast.Pass()
+        case ast.Slice():
+            for bound in ("lower", "upper"):
+                if getattr(node, bound) is not None:
+                    yield "slice", _with(node, **{bound: None})
+        case ast.Call(func=ast.Attribute(attr=name)) if name in METHODS:
+            yield "method", _with(node, func=_with(node.func, attr=METHODS[name]))
+        case ast.Call(func=ast.Name(id=name)) if name in METHODS:
+            yield "method", _with(node, func=ast.Name(METHODS[name], ast.Load()))
+        case ast.Name(id=name, ctx=ast.Load()) if name in scope.parameters:
+            yield "name", ast.Name(scope.parameters[name], ast.Load())
+        case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Load()) if name in scope.fields:
+            yield "name", _with(node, attr=scope.fields[name])
+    if isinstance(node, (ast.If, ast.IfExp, ast.While)):
+        for value in (True, False) if not isinstance(node, ast.While) else (False,):
+            yield "condition", _with(node, test=ast.Constant(value))
+    if isinstance(node, ast.comprehension) and node.ifs:
+        yield "condition", _with(node, ifs=[])
+    if isinstance(node, ast.Call) and not _is_error(node):
+        yield from (("argument", fewer) for fewer in _with_fewer(node))
+
+
+def _with_fewer(node: ast.Call) -> Iterator[ast.Call]:
+    """A call with a keyword, or the last of several arguments, left to its default."""
+    for i in range(len(node.keywords)):
+        yield _with(node, keywords=node.keywords[:i] + node.keywords[i + 1 :])
+    if len(node.args) > 1 and not isinstance(node.args[-1], ast.Starred):
+        yield _with(node, args=node.args[:-1])
+
+
+def _with(node: ast.AST, **changes: Any) -> Any:
+    new = copy.copy(node)
+    for name, value in changes.items():
+        setattr(new, name, value)
+    return new
+
+
+def _has_text(node: ast.BinOp) -> bool:
+    return any(isinstance(n, ast.JoinedStr) or isinstance(getattr(n, "value", 0), str) for n in (node.left, node.right))
+
+
+# ---- forks
+
+
+class Instead(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Loads one module from code that is given."""
+
+    def __init__(self, module: str, path: Path, code: Any) -> None:
+        self.name, self.path, self.code = f"sinf.{module}", path, code
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        return importlib.util.spec_from_file_location(name, self.path, loader=self) if name == self.name else None
+
+    def exec_module(self, module: Any) -> None:
+        exec(self.code, module.__dict__)
+
+
+class Observer:
+    """Plugin of pytest: which tests run, which lines of the module each of them runs, how long it takes, how it ends.
+
+    Lines that a fixture runs count for every test that asks for the fixture, whichever was the first.
+    """
+
+    def __init__(self, path: Path, only: set[str] | None) -> None:
+        self.path, self.only = str(path), only
+        self.within: list[str] = []
+        self.lines: dict[str, set[int]] = collections.defaultdict(set)
+        self.fixtures: dict[str, list[str]] = {}
+        self.seconds: dict[str, float] = collections.defaultdict(float)
+        self.failed: dict[str, str] = {}
+        self.invalid = False
+
+    def pytest_sessionstart(self) -> None:
+        from hypothesis import Phase, settings
+
+        # An example that fails is enough: it need not be made smaller.
+        phases = (Phase.explicit, Phase.generate)
+        settings.register_profile("mutation", parent=settings.get_profile("sinf"), phases=phases)
+        settings.load_profile("mutation")
+        if self.only is None:
+            sys.settrace(self._call)
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        if self.only is not None:
+            items[:] = [item for item in items if item.nodeid in self.only]
+        for item in items:
+            self.fixtures[item.nodeid] = [f"fixture {name}" for name in getattr(item, "fixturenames", ())]
+
+    def _call(self, frame: Any, event: str, argument: Any) -> Any:
+        return self._line if frame.f_code.co_filename == self.path else None
+
+    def _line(self, frame: Any, event: str, argument: Any) -> Any:
+        for context in self.within or ("import",):
+            self.lines[context].add(frame.f_lineno)
+        return self._line
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
+        with self._inside(f"fixture {fixturedef.argname}"):
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
+        with self._inside(item.nodeid):
+            return (yield)
+
+    @contextlib.contextmanager
+    def _inside(self, context: str) -> Iterator[None]:
+        self.within.append(context)
+        try:
+            yield
+        finally:
+            self.within.pop()
+
+    def pytest_runtest_makereport(self, item: Any, call: Any) -> None:
+        self.seconds[item.nodeid] += call.duration
+        if call.excinfo is not None and call.excinfo.typename != "Skipped":
+            error = call.excinfo.value
+            self.invalid |= isinstance(error, TypeError) and "required" in str(error) and "argument" in str(error)
+            self.failed[item.nodeid] = f"{call.excinfo.typename}: {str(error)[:200]}"
+
+    def lines_of(self, test: str) -> set[int]:
+        return set().union(self.lines["import"], self.lines[test], *(self.lines[f] for f in self.fixtures[test]))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a fork ended: what it returned, or None when it died, and whether that was for its time."""
+
+    answer: Any
+    timeout: bool
+
+
+def apart(work: Callable[[Path], Any], seconds: float | None = None) -> Ended:
+    """Run ``work`` in a fork, with a folder that is removed after it, and ``seconds`` of processor time."""
+    reading, writing = os.pipe()
+    folder = Path(tempfile.mkdtemp(prefix="sinf-mutant-"))
+    sys.stdout.flush()
+    process = os.fork()
+    if not process:
+        _child(work, folder, seconds, writing)
+    os.close(writing)
+    try:
+        data, late = _read(reading, None if seconds is None else time.monotonic() + 8 * seconds)
+    finally:
+        os.close(reading)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process, signal.SIGKILL)
+        _, status = os.waitpid(process, 0)
+        shutil.rmtree(folder, ignore_errors=True)
+    timeout = late or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU)
+    return Ended(json.loads(data) if data else None, timeout and not data)
+
+
+def _child(work: Callable[[Path], Any], folder: Path, seconds: float | None, writing: int) -> None:
+    try:
+        os.setsid()
+        tempfile.tempdir = str(folder)
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        if seconds is not None:
+            resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 5))
+            taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
+        answer = json.dumps(work(folder)).encode()
+        while answer:
+            answer = answer[os.write(writing, answer) :]
+    finally:
+        os._exit(0)
+
+
+def _read(reading: int, deadline: float | None) -> tuple[bytes, bool]:
+    """All that a fork writes, and whether it was still silent at the deadline."""
+    data = b""
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not select.select([reading], [], [], left)[0]:
+            return b"", True
+        part = os.read(reading, 1 << 16)
+        if not part:
+            return data, False
+        data += part
+
+
+def run_tests(module: str, tests: tuple[str, ...], folder: Path, code: Any, only: set[str] | None) -> Observer:
+    """The tests of a module, whose code is given; ``only`` some of them, until the first fails, or all."""
+    path = path_of(module)
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+    sys.meta_path.insert(0, Instead(module, path, code))
+    observer = Observer(path, only)
+    options = [*QUICK, f"--basetemp={folder / 'pytest'}", "--rootdir", str(ROOT)]
+    status = pytest.main([*options, *(["-x"] if only is not None else []), *tests], plugins=[observer])
+    sys.settrace(None)
+    if status and not observer.failed:
+        observer.failed["import"] = str(status)
+    return observer
+
+
+def path_of(module: str) -> Path:
+    return SOURCE.joinpath(*module.split(".")).with_suffix(".py")
+
+
+# ---- the run
+
+
+@dataclass(frozen=True)
+class Tests:
+    """The tests of a module that pass on it: their seconds, and the lines that each of them runs."""
+
+    arguments: tuple[str, ...]
+    seconds: dict[str, float]
+    lines: dict[str, set[int]]
+    failed: dict[str, str]
+
+    @staticmethod
+    def of(module: str) -> Tests:
+        given = MODULES[module]
+        arguments = tuple(a for a in given if not a.endswith(".py") or (ROOT / a).exists())
+        code = compile(path_of(module).read_text(), path_of(module), "exec")
+
+        def work(folder: Path) -> dict[str, Any]:
+            seen = run_tests(module, arguments, folder, code, None)
+            lines = {test: sorted(seen.lines_of(test)) for test in seen.seconds}
+            return {"seconds": seen.seconds, "lines": lines, "failed": seen.failed}
+
+        known = apart(work).answer
+        if not known or "import" in known["failed"] or not known["seconds"]:
+            raise SystemExit(f"the tests of {module} cannot be run: {known and known['failed']}")
+        passed = known["seconds"].keys() - known["failed"].keys()
+        lines = {test: set(known["lines"][test]) for test in known["seconds"] if test in passed}
+        return Tests(arguments, known["seconds"], lines, known["failed"])
+
+    def running(self, mutant: Mutant) -> set[str]:
+        return {test for test, lines in self.lines.items() if not lines.isdisjoint(mutant.lines)}
+
+
+def outcome(module: str, tree: ast.Module, mutant: Mutant, tests: Tests) -> tuple[str, str]:
+    """killed, timeout, survived, not_run or invalid; and what killed it."""
+    only = tests.running(mutant)
+    if not only:
+        return "not_run", ""
+
+    def work(folder: Path) -> dict[str, Any]:
+        mutant.apply()
+        code = compile(ast.fix_missing_locations(tree), path_of(module), "exec")
+        seen = run_tests(module, tests.arguments, folder, code, only)
+        return {"failed": seen.failed, "invalid": seen.invalid}
+
+    ended = apart(work, LEAST_SECONDS + LIMIT * sum(tests.seconds[test] for test in only))
+    if ended.timeout:
+        return "timeout", ""
+    if ended.answer is None:
+        return "killed", "the process died"
+    by = "; ".join(f"{test} ({why})" for test, why in ended.answer["failed"].items())
+    return ("invalid" if ended.answer["invalid"] else "killed" if by else "survived"), by
+
+
+def equivalent() -> set[tuple[str, ...]]:
+    """Keys of the mutants that compute the same."""
+    if not EQUIVALENT.exists():
+        return set()
+    with EQUIVALENT.open(newline="") as file:
+        return {
+            tuple(row[c] for c in ("module", "text", "operator", "before", "after")) for row in csv.DictReader(file)
+        }
+
+
+def measure(module: str, sample: int | None, seed: int, report: Path) -> dict[str, Any]:
+    """Counts of a module's mutants; survivors are printed, and all ends are written to ``report``."""
+    begun = processor_seconds()
+    tests = Tests.of(module)
+    for test, why in tests.failed.items():
+        print(f"left out, it fails on the module as it is: {test}: {why}")
+    tree, every = mutants(path_of(module).read_text())
+    chosen = sorted(random.Random(seed).sample(range(len(every)), min(sample or len(every), len(every))))
+    same, counts = equivalent(), collections.Counter[str]()
+    print(f"{module}: {len(chosen)} of {len(every)} mutants, {len(tests.lines)} tests", flush=True)
+    with report.open("w") as file:
+        for number, index in enumerate(chosen, 1):
+            mutant = every[index]
+            key = (module, mutant.text, mutant.operator, mutant.before, mutant.after)
+            ended, by = ("equivalent", "") if key in same else outcome(module, tree, mutant, tests)
+            counts[ended] += 1
+            print(f"{ended}\t{path_of(module).relative_to(ROOT)}:{mutant}\t{by}", file=file, flush=True)
+            if ended in ("survived", "not_run"):
+                print(f"  {ended} {path_of(module).name}:{mutant}", flush=True)
+            if number % 50 == 0:
+                spent = processor_seconds() - begun
+                print(f"  {number} of {len(chosen)}, {spent:.0f} s, {spent / number:.2f} s each", flush=True)
+    caught, lived = counts["killed"] + counts["timeout"], counts["survived"] + counts["not_run"]
+    return {
+        "module": module, "mutants": caught + lived, "killed": counts["killed"], "timeout": counts["timeout"],
+        "survived": lived, "not_run": counts["not_run"], "share": caught / max(1, caught + lived),
+        "equivalent": counts["equivalent"], "invalid": counts["invalid"], "tests": len(tests.lines),
+        "seconds": processor_seconds() - begun, "sample": sample or "", "seed": seed if sample else "",
+    }  # fmt: skip
+
+
+def processor_seconds() -> float:
+    """Of all forks that ended; wall time would tell what else the machine does."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def record(row: dict[str, Any]) -> None:
+    """Put a row into the table, in a fork: it imports sinf."""
+
+    def work(folder: Path) -> bool:
+        sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
+        from table import Table
+
+        Table("mutation.csv", COLUMNS, ("when", "module")).add(**row)
+        return True
+
+    if not apart(work).answer:
+        raise SystemExit(f"the row cannot be written: {row}")
+
+
+def commit() -> str:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "src", "tests") else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--when", default="now", help="Name of the run in benchmarks/results/mutation.csv.")
+    parser.add_argument("--module", action="append", choices=MODULES, help="A module; all of them by default.")
+    parser.add_argument("--sample", type=int, help="How many mutants of a module, drawn at random; all by default.")
+    parser.add_argument("--seed", type=int, default=0, help="Of that draw.")
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    for name in PRELOADED:
+        importlib.import_module(name)
+    compiled = tempfile.TemporaryDirectory(prefix="sinf-mutation-")  # of sources as they are, shared by all forks
+    sys.pycache_prefix, sys.dont_write_bytecode = compiled.name, False
+    if threading.active_count() > 1 or any(name.split(".")[0] == "sinf" for name in sys.modules):
+        raise SystemExit("a fork needs one thread, and no module of sinf")
+    gc.freeze()  # what is here now is not searched again by every fork
+    folder = ROOT / "runs" / "mutation"
+    folder.mkdir(parents=True, exist_ok=True)
+    for module in options.module or MODULES:
+        row = measure(module, options.sample, options.seed, folder / f"{options.when}_{module}.txt")
+        record(row | {"when": options.when, "commit": commit()})
+        print(f"{module}: {100 * row['share']:.1f} % of {row['mutants']} killed, {row['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
