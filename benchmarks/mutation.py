@@ -302,8 +302,6 @@ class Observer:
         phases = (Phase.explicit, Phase.generate)
         settings.register_profile("mutation", parent=settings.get_profile("sinf"), phases=phases)
         settings.load_profile("mutation")
-        if self.only is None:
-            sys.settrace(self._call)
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         if self.only is not None:
@@ -311,7 +309,7 @@ class Observer:
         for item in items:
             self.fixtures[item.nodeid] = [f"fixture {name}" for name in getattr(item, "fixturenames", ())]
 
-    def _call(self, frame: Any, event: str, argument: Any) -> Any:
+    def called(self, frame: Any, event: str, argument: Any) -> Any:
         return self._line if frame.f_code.co_filename == self.path else None
 
     def _line(self, frame: Any, event: str, argument: Any) -> Any:
@@ -415,6 +413,8 @@ def run_tests(module: str, tests: tuple[str, ...], folder: Path, code: Any, only
     sys.meta_path.insert(0, Instead(module, path, code))
     observer = Observer(path, only)
     options = [*QUICK, f"--basetemp={folder / 'pytest'}", "--rootdir", str(ROOT)]
+    if only is None:
+        sys.settrace(observer.called)
     status = pytest.main([*options, *(["-x"] if only is not None else []), *tests], plugins=[observer])
     sys.settrace(None)
     if status and not observer.failed:
