@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from safetensors.torch import save_file
 import tiny
 from program import Program
 from sinf.criteria import NAMES
+from sinf.errors import ConfigError
 from sinf.export.page import RUNTIME
 from sinf.models import load_model
+from sinf.pipeline import BuildConfig
 
 
 @pytest.fixture(scope="session")
@@ -268,6 +271,34 @@ def test_bad_options_of_build(
     line = sinf.refused(*build_words(data, weights, tmp_path / "out"), option, value)
     assert says in line
     assert not (tmp_path / "out").exists()
+
+
+def test_every_option_of_build_reaches_it(
+    sinf: Program, data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked for is what is built: each option, given a value of its own, changes its field and no other."""
+    configs: list[BuildConfig] = []
+
+    def stop(*given: object, **options: object) -> None:
+        configs.extend(each for each in given if isinstance(each, BuildConfig))
+        raise ConfigError("stopped")
+
+    monkeypatch.setattr("sinf.pipeline.build", stop)
+    words = build_words(data, weights, tmp_path / "out")
+    changes = {
+        "cut": ("--cut", "features.3"), "criterion": ("--criterion", "l2"), "subgraph": ("--macs", 0.7),
+        "across_clusters": ("--across-clusters",), "extractor": ("--extractor", 0.6), "fallback": ("--fallback", 0.6),
+        "route_draws": ("--route-draws", 17), "round_to": ("--round-to", 4), "reconstruct": ("--no-reconstruct",),
+        "max_loss": ("--max-loss", 2.5), "confidence": ("--confidence", 0.95), "choices": ("--choices", 3),
+        "seed": ("--seed", 5),
+    }  # fmt: skip
+    sinf.refused(*words)
+    for field, change in changes.items():
+        sinf.refused(*words, *change)
+        assert getattr(configs[-1], field) != getattr(configs[0], field)
+        assert replace(configs[-1], **{field: getattr(configs[0], field)}) == configs[0]
+    for ours in (configs[i] for i, field in enumerate(changes, 1) if field == "confidence"):
+        assert (ours.confidence, ours.max_loss) == (0.95, 0.9)
 
 
 def test_one_budget_across_clusters(sinf: Program, data: Path, weights: Path, tmp_path: Path) -> None:

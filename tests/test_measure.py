@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from sinf.data import LabelledImages
 from sinf.engine.torch_engine import SemanticModel
+from sinf.grouping import TailTimes
 from sinf.measure import (
     Costs,
     evaluate,
@@ -83,6 +85,20 @@ def test_evaluation_says_what_observation_says(built: Path, tiny_images: Labelle
     if threshold == 2:
         expected = costs.macs["extractor"] + costs.macs["router"] + costs.macs["fallback"]
         assert (found.fallback, found.macs) == (1, expected)
+
+
+def test_evaluation_does_not_depend_on_the_batch(built: Path, tiny_images: LabelledImages) -> None:
+    """Also where tails were timed, and a batch sends small groups to the full tail."""
+    images = tiny_images.select(list(range(40)))
+    plain, timed = SemanticModel.from_pretrained(built), SemanticModel.from_pretrained(built)
+    # One image's subgraph costs more than the full tail, a fourth one nothing.
+    timed.feature_router.times = TailTimes("torch", "f32", 1, "", (1, 4), (3.0, 3.0), (1.0, 4.0), 0.0)
+    plain.threshold = timed.threshold = 0.0
+    assert int(timed.route(first_images(images, timed, 1)).tried.sum()) == 0
+    found = [evaluate(model, images, batch=batch) for model, batch in product((plain, timed), (1, 17))]
+    assert found[0].tried == 1
+    for other in found[1:]:
+        assert other == found[0]
 
 
 def test_costs_are_those_of_the_networks_that_run(built: Path) -> None:

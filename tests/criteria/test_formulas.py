@@ -29,6 +29,7 @@ from sinf.criteria import (
     Taylor,
     TVSeparation,
     group_statistics,
+    make_criterion,
 )
 from sinf.errors import ConfigError
 from sinf.models.trace import trace
@@ -209,6 +210,14 @@ def test_tvs(chain: Chain, over: str) -> None:
             squared[c, j] = 1 - integrate.quad(both, low, high, points=(m, n), limit=200)[0]
     expected = {"min": squared.min(0), "mean": squared.mean(0), "max": squared.max(0)}[over]
     assert_close(score(TVSeparation(over), chain, "first.0"), expected, rtol=2e-3)
+
+
+@pytest.mark.parametrize("criterion", [TVSeparation(), make_criterion("tvs")])
+def test_tvs_takes_the_class_that_a_filter_tells_apart_least(chain: Chain, criterion: Criterion) -> None:
+    """As published, where nothing else is asked for."""
+    least, mean = (score(TVSeparation(over), chain, "first.0") for over in ("min", "mean"))
+    assert torch.equal(score(criterion, chain, "first.0"), least)
+    assert (least < mean).all()
 
 
 @pytest.mark.parametrize("criterion", [FisherRatio(), TVSeparation()])
