@@ -87,3 +87,65 @@ def test_many_inputs_are_summed_in_blocks() -> None:
     twice = torch.cat([x, x], 1)
     found = summed(twice, y).solve(torch.zeros(4, 1200), 0.01)
     torch.testing.assert_close(found[:, :600], found[:, 600:], rtol=1e-3, atol=1e-5)
+
+
+def test_moments_are_those_of_all_rows() -> None:
+    x, y, _ = rows(200, 0.5)
+    torch.testing.assert_close(summed(x, y, pieces=5).moments().float(), x.T @ x / 200, rtol=1e-5, atol=1e-5)
+    assert torch.equal(NormalEquations(12, 3).moments(), torch.zeros(12, 12, dtype=torch.float64))
+
+
+def test_a_solution_is_float_and_sums_are_double() -> None:
+    """Rows of a large mean: in single precision the sum of many squares loses what tells them apart."""
+    x, y, _ = rows(4000, 0.0)
+    x = x + 300
+    sums = NormalEquations(12, 3)
+    for a, b in zip(x.double().split(100), y.double().split(100), strict=True):
+        sums.add(a, b)
+    assert sums.solve(torch.zeros(3, 12)).dtype == torch.float32
+    expected = x.double().T @ x.double()
+    assert float((4000 * sums.moments() - expected).abs().max() / expected.abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("count", "noise", "prior", "expected"),
+    [
+        (2000, 0.01, 0.0, 3e-3 / 27),  # many clean rows: as little as is tried
+        (20, 3.0, 1.0, 3e-3 * 243),  # few noisy ones near a good prior: as much as is tried
+        (60, 1.0, 0.8, None),
+        (200, 1.0, 0.9, None),
+        (100, 0.3, 0.5, None),
+    ],
+)
+def test_the_damping_has_the_least_held_out_error_of_its_steps(
+    count: int, noise: float, prior: float, expected: float | None
+) -> None:
+    """Steps of three from 1.1e-4 to 0.73; rows that are held out choose, and then count as the others do."""
+    x, y, matrix = rows(count, noise)
+    start, fitting = prior * matrix, count - count // 4
+    steps = [3e-3 * 3.0**k for k in range(-3, 6)]
+    errors = [
+        float((y[fitting:] - x[fitting:] @ summed(x[:fitting], y[:fitting], 0.0).solve(start, d).T).square().sum())
+        for d in steps
+    ]
+    best = steps[min(range(9), key=errors.__getitem__)]
+    if expected is not None:
+        assert best == pytest.approx(expected)
+    found, same = summed(x, y).solve(start), summed(x, y).solve(start, best)
+    torch.testing.assert_close(found, same, rtol=1e-5, atol=1e-6)
+    others = [summed(x, y).solve(start, d) for d in steps if d != best]
+    assert all(not torch.allclose(found, other, rtol=1e-5, atol=1e-6) for other in others)
+
+
+def test_inputs_that_are_all_zero_leave_the_prior() -> None:
+    prior = torch.ones(3, 12)
+    sums = summed(torch.zeros(40, 12), torch.randn(40, 3))
+    torch.testing.assert_close(sums.solve(prior, 0.1), prior)
+
+
+def test_a_system_that_is_not_positive_definite_is_solved_too() -> None:
+    """Sums of rows are never such; rounding can make them so."""
+    sums = NormalEquations(2, 1)
+    sums.gram[0] = torch.tensor([[1.0, 0.0], [2.0, 1.0]])  # read below its diagonal: eigenvalues -1 and 3
+    sums.cross[0] = torch.tensor([[4.0, 5.0]])
+    torch.testing.assert_close(sums.solve(torch.zeros(1, 2), 1e-12), torch.tensor([[2.0, 1.0]]))
