@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +14,8 @@ from torch import Tensor, fx, nn
 from sinf.network import Part
 from sinf.partition import find_cut, partition
 from sinf.subgraph.coupling import Coupling, Slot, couple
-from sinf.subgraph.reconstruct import Solved, mixed, reconstruct, weight_override
+from sinf.subgraph.least_squares import NormalEquations
+from sinf.subgraph.reconstruct import Solved, kernel_equations, mixed, reconstruct, weight_override
 from sinf.subgraph.slice import slice_graph
 from tiny import CLASSES, COLOUR, NETWORKS, Chain, Mixed, Residual, conv, random_keep, traced
 
@@ -192,12 +194,32 @@ def test_mix_is_the_damped_least_squares_solution() -> None:
     torch.testing.assert_close(mix, expected, rtol=2e-3, atol=1e-4)  # as exact as half precision is
 
 
-def test_heavy_damping_is_the_plain_selection_of_channels() -> None:
+def test_the_damping_of_a_mix_is_found_on_a_quarter_of_each_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last images of every chunk are held out of the fit that chooses, and not of the solution."""
+    monkeypatch.setattr("sinf.subgraph.side_by_side.CHUNK", 10)
+    net, x = Chain(), images(25)
+    graph = traced(net)
+    coupling = couple(graph)
+    keep = without(coupling, second_0=[1, 3])
+    mix = reconstruct(graph, coupling, keep, slice_graph(graph, coupling, keep), x, x)["head"]
+    with torch.no_grad():
+        read = net.pool(net.second(net.first(x))).movedim(1, -1)
+    sums = NormalEquations(3, 5)
+    for chunk in read.split(10):
+        fitting = len(chunk) - len(chunk) // 4
+        for rows, held_out in ((slice(fitting), False), (slice(fitting, None), True)):
+            flat = chunk[rows].flatten(0, -2)
+            sums.add(flat[:, [0, 2, 4]], flat, held_out=held_out)
+    torch.testing.assert_close(mix, sums.solve(torch.eye(5)[:, [0, 2, 4]]), rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_heavy_damping_is_the_plain_selection_of_channels(kernels: bool) -> None:
     graph, x = traced(Chain()), images()
     coupling = couple(graph)
     keep = without(coupling, first_0=[2], second_0=[0])
     plain, smaller = (slice_graph(graph, coupling, keep) for _ in range(2))
-    reconstruct(graph, coupling, keep, smaller, x, x, damping=1e6)
+    reconstruct(graph, coupling, keep, smaller, x, x, damping=1e6, kernels=kernels)
     torch.testing.assert_close(outputs(smaller, x), outputs(plain, x), rtol=1e-4, atol=1e-4)
 
 
@@ -355,3 +377,100 @@ def test_the_network_that_is_given_stays_as_it_is() -> None:
     keep = without(coupling, **{"0_0": [1, 4]})
     reconstruct(graph, coupling, keep, slice_graph(graph, coupling, keep), x, x, kernels=True)
     assert all(torch.equal(t, before[name]) for name, t in graph.state_dict().items())
+
+
+# ---- the equations of one kernel
+
+LAYERS = {
+    "kernel": (nn.Conv2d(3, 4, (2, 3), stride=(1, 2), padding=(1, 0), dilation=(2, 1)), (3, 6, 7)),
+    "point": (nn.Conv2d(5, 2, 1, bias=False), (5, 3, 3)),
+    "linear": (nn.Linear(6, 3), (6,)),
+    "tokens": (nn.Linear(6, 3, bias=False), (4, 6)),
+}
+
+
+def by_unit_weights(layer: nn.Module, x: Tensor) -> Tensor:
+    """``(N, positions, inputs of one output)``: what a layer answers when each of its weights in turn is one."""
+    columns = []
+    for unit in torch.eye(layer.weight[0].numel()):
+        one = copy.deepcopy(layer)
+        one.weight = nn.Parameter(unit.view(1, *layer.weight.shape[1:]))
+        one.bias = None
+        answer = one(x)
+        columns.append(answer.flatten(1, -2) if answer.ndim > 3 else answer)
+    if isinstance(layer, nn.Conv2d):
+        return torch.stack([column.reshape(len(x), -1) for column in columns], -1)
+    return torch.cat([column.reshape(len(x), -1, 1) for column in columns], -1)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_equations_of_a_kernel_by_hand(name: str, constant: bool) -> None:
+    """Of some outputs, from all that the layer reads; a quarter of each chunk's images, rounded down, is held out."""
+    layer, shape = LAYERS[name]
+    x = torch.randn(11, *shape)
+    chunks = [(layer(2 * part), part) for part in x.split(7)]
+    rows = torch.tensor([0, len(layer.weight) - 1])
+    sums = kernel_equations(layer, rows, chunks, constant)
+    expected = NormalEquations(layer.weight[0].numel() + constant, 2)
+    for (whole, small), fitting in zip(chunks, (6, 3), strict=True):
+        read = by_unit_weights(layer, small)
+        made = (whole.flatten(2).transpose(1, 2) if isinstance(layer, nn.Conv2d) else whole)[..., rows]
+        made = made.reshape(len(whole), -1, 2)
+        read = torch.cat([read, torch.ones(*read.shape[:2], 1)], -1) if constant else read
+        for some, held_out in ((slice(fitting), False), (slice(fitting, None), True)):
+            expected.add(read[some].flatten(0, 1), made[some].flatten(0, 1), held_out=held_out)
+    assert sums.rows == expected.rows
+    torch.testing.assert_close(sums.gram.tril(), expected.gram.tril(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sums.cross, expected.cross, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("floats", [1, 500, 5000])
+@torch.no_grad()
+def test_a_piece_of_patches_is_as_large_as_memory_lets_it(floats: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, shape = LAYERS["kernel"]
+    chunks = [(layer(part), part) for part in torch.randn(20, *shape).split(12)]
+    whole = kernel_equations(layer, torch.arange(4), chunks, True)
+    monkeypatch.setattr("sinf.subgraph.reconstruct._PATCH_FLOATS", floats)
+    pieces = kernel_equations(layer, torch.arange(4), chunks, True)
+    assert pieces.rows == whole.rows
+    torch.testing.assert_close(pieces.gram.tril(), whole.gram.tril(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pieces.cross, whole.cross, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("least", [8, 40])
+@torch.no_grad()
+def test_of_many_images_a_kernel_reads_as_many_positions_as_it_needs(
+    least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thirty-two for each unknown, from as few chunks as have four times as many; and always those of the answers."""
+    monkeypatch.setattr("sinf.subgraph.reconstruct._LEAST_IMAGES", least)
+    layer = nn.Conv2d(2, 3, 2)
+    x = torch.randn(120, 2, 9, 9)  # 64 positions
+    chunks = [(layer(part), part) for part in x.split(10)]
+    sums = kernel_equations(layer, torch.arange(3), chunks, True)
+    images = max(least, 20)  # 9 unknowns, 288 positions, a quarter of 64 from each: 18 images, two chunks
+    assert sum(sums.rows) == images * -(-288 // images)
+    assert sums.rows[1] == images // 10 * 2 * -(-288 // images)
+    fit = sums.solve(torch.zeros(3, 9), 1e-9)
+    expected = torch.cat([layer.weight.flatten(1), layer.bias[:, None]], 1)
+    torch.testing.assert_close(fit, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_kernel_of_one_output_is_fitted_whole() -> None:
+    net = nn.Sequential(conv(3, 6), nn.Conv2d(6, 1, 3), nn.Flatten(), nn.Linear(36, CLASSES))
+    graph, x = traced(net), images(40)
+    coupling = couple(graph)
+    keep = without(coupling, **{"0_0": [2]})
+    solved = reconstruct(graph, coupling, keep, slice_graph(graph, coupling, keep), x, x, kernels=True)
+    assert set(solved) == {"1.weight", "1.bias", "3.weight", "3.bias"}
+
+
+def test_what_was_solved_takes_the_type_of_the_weights() -> None:
+    graph = traced(Chain())
+    coupling = couple(graph)
+    head = graph.get_submodule("head")
+    for solved in ({"head": torch.eye(5)}, {"head.weight": torch.zeros_like(head.weight)}):
+        override = weight_override(coupling, coupling.keep_all(), solved)
+        assert override("head", "weight", head.weight.double()).dtype == torch.float64
