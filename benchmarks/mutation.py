@@ -56,14 +56,17 @@ PRELOADED = ("torch", "torch.fx", "sklearn.linear_model", "datasets", "PIL.Image
              "pytest", "typer", "huggingface_hub")  # fmt: skip
 QUICK = ("-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
 
-#: Tests of every module, as arguments of pytest. Engines other than torch need exports of many seconds.
+#: What is not run for every mutant: engines other than torch need exports of many seconds, simulations many draws.
+SLOW = ("-k", "not onnx and not openvino and not export and not stored and not promise_breaks and not best_of_many")
+
+#: Tests of every module, the quickest first.
 MODULES: dict[str, tuple[str, ...]] = {
-    "risk": ("tests/test_risk.py", "tests/test_calibration.py"),
+    "risk": ("tests/test_risk_formulas.py", "tests/test_risk.py"),
     "calibration": ("tests/test_calibration.py", "tests/test_bundle.py"),
-    "routing": ("tests/test_routing.py", "tests/test_bundle.py", "tests/test_grouping.py",
-                "tests/engine/test_conformance.py", "-k", "not onnx and not openvino and not export and not stored"),
-    "deferral": ("tests/test_deferral.py", "tests/test_calibration.py"),
-    "bundle": ("tests/test_bundle.py", "tests/test_grouping.py", "-k", "not export and not stored"),
+    "routing": ("tests/test_routing.py", "tests/test_grouping.py", "tests/test_bundle.py",
+                "tests/engine/test_conformance.py"),
+    "deferral": ("tests/test_deferral.py", "tests/test_risk_formulas.py"),
+    "bundle": ("tests/test_bundle.py", "tests/test_grouping.py"),
     "subgraph.least_squares": ("tests/subgraph/test_least_squares.py", "tests/subgraph/test_reconstruct.py"),
     "subgraph.reconstruct": ("tests/subgraph/test_reconstruct.py",),
     "low_rank.solve": ("tests/test_low_rank.py",),
@@ -440,8 +443,7 @@ class Tests:
 
     @staticmethod
     def of(module: str) -> Tests:
-        given = MODULES[module]
-        arguments = tuple(a for a in given if not a.endswith(".py") or (ROOT / a).exists())
+        arguments = (*(path for path in MODULES[module] if (ROOT / path).exists()), *SLOW)
         code = compile(path_of(module).read_text(), path_of(module), "exec")
 
         def work(folder: Path) -> dict[str, Any]:
