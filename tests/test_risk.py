@@ -296,6 +296,15 @@ def test_the_number_of_images_that_would_do_does() -> None:
     assert choose_threshold(Calibration(torch.rand(enough), right, right, right), 0.01, 0.95).fallback == 0
 
 
+def test_the_number_that_would_do_is_found_up_to_the_most() -> None:
+    nothing_lost = torch.zeros(100)
+    enough = images_needed(nothing_lost, 0.01, 0.05)
+    assert enough is not None
+    assert enough > 300
+    assert images_needed(nothing_lost, 0.01, 0.05, most=enough) == enough
+    assert images_needed(nothing_lost, 0.01, 0.05, most=enough - 1) is None
+
+
 def test_no_number_of_images_keeps_a_limit_that_the_full_tail_breaks() -> None:
     base = torch.ones(100, dtype=torch.bool)
     calibration = Calibration(torch.rand(100), base, torch.arange(100) >= 5, base)

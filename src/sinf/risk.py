@@ -197,11 +197,11 @@ def _out_of_reach(losses: Tensor, max_loss: float, confidence: float | None, cho
 def images_needed(losses: Tensor, max_loss: float, alpha: float, most: int = 1_000_000) -> int | None:
     """About how many images with losses such as these (N,) reach a p-value of ``alpha``: the smallest number of whole
     repetitions, None where ``most`` images do not."""
-    low, high = 0, 1
+    low, high, last = 0, 1, most // len(losses)
     while p_value(losses.repeat(high), max_loss) > alpha:
-        low, high = high, 2 * high
-        if high * len(losses) > most:
+        if high >= last:
             return None
+        low, high = high, min(2 * high, last)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if p_value(losses.repeat(middle), max_loss) > alpha else (low, middle)
