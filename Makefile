@@ -15,7 +15,7 @@ demo: $(VENV)/demo.stamp  ## build, evaluate and bench the embedded network
 	$(BIN)/sinf demo
 
 test: check  ## style and types, then all fast tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(VENV)/dev.stamp  ## tests that need minutes, or ../shared
 	$(BIN)/python -m pytest -q -m slow

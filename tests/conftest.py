@@ -28,6 +28,9 @@ from sinf.pipeline import BuildConfig, Images, build
 from sinf.router import RouterConfig
 from sinf.subgraph.select import Budget, Schedule
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
+    torch.set_num_threads(1)
+
 _operators = torch.library.Library("torchvision", "FRAGMENT")  # its definitions live as long as it does
 
 
