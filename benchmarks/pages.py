@@ -77,9 +77,11 @@ def of_the_headline() -> list[Row]:
 
 
 def headline() -> str:
-    """What a user gets who types a limit."""
+    """What a user gets who types a limit, by the two ways that sinf has of its own; "headline details" has all."""
     lines = []
     for row in of_the_headline():
+        if row["method"] not in ("static-low-rank-time", "semantic"):
+            continue
         what = [f"{row['model']}, {row['engine']}", f"{row['asked']} points", by(row)]
         if row["plan"] == "none":
             lines.append([*what, "no plan keeps it", "", "", ""])
