@@ -101,8 +101,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         if len(content) > MAX_BYTES or sum(map(content.count, (b"[", b"{", b","))) > MAX_ITEMS:
             raise _refusal(f"{path} must be small", f"more than {MAX_BYTES >> 20} MB or {MAX_ITEMS} items")
         config = json.loads(content.decode())
-        found = config.get("format") if isinstance(config, dict) else None
-        if found != FORMAT:
+        if (found := config.get("format") if isinstance(config, dict) else None) != FORMAT:
             raise _refusal(f"{path} must have the format {FORMAT}", found, "write it again with sinf prune")
         require_data(config)
         if config["digest"] != digest(config):
@@ -140,7 +139,8 @@ def fill(config: dict[str, Any], folder: str | Path) -> Plain:
                 raise _refusal(f"{path} must hold the tensors of the config", f"others, such as {wrong[0]}")
             state = {name: tensors.get_tensor(name).to(own[name].dtype) for name in shapes}
         model.load_state_dict(state, assign=True)
-    return model.eval()
+        torch.no_grad()(model.eval())(torch.zeros(1, *config["preprocessing"]["size"]))  # meta checks less
+    return model
 
 
 def require_size(size: Any) -> None:
