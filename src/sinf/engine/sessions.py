@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -47,20 +48,27 @@ class SessionEngine(ABC):
     def run(self, part: str, *inputs: Any) -> tuple[np.ndarray, ...]:
         if os.getpid() != self._process:
             self._refuse("one that was opened before a fork")
-        return self._sessions[part]([np.ascontiguousarray(x, dtype=np.float32) for x in inputs])
+        session = self._sessions[part]
+        with self._one_line("run", part):
+            return session([np.ascontiguousarray(x, dtype=np.float32) for x in inputs])
 
     def _opened(self, part: str) -> Session:
-        """A session of a part; what the runtime says of a file that it cannot read becomes one line."""
+        """A session of a part."""
         source = self._source(part)
-        try:
+        with self._one_line("open", part):
             return self._open(source)
+
+    @contextmanager
+    def _one_line(self, what: str, part: str) -> Iterator[None]:
+        """What the runtime says of a part that it cannot open or run becomes one line."""
+        try:
+            yield
         except SinfError:
             raise
         except Exception as error:  # runtimes have types of their own
             got = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise BundleError(
-                f"{self.name} cannot open the part {part}", got=got, remedy="export it again, or take another engine"
-            ) from error
+            remedy = "export it again, or take another engine"
+            raise BundleError(f"{self.name} cannot {what} the part {part}", got=got, remedy=remedy) from error
 
     def array(self, values: list[float] | list[bool]) -> np.ndarray:
         return np.array(values, np.float32 if isinstance(values[0], float) else np.bool_)

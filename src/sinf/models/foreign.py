@@ -209,7 +209,7 @@ def make_hf_from_spec(spec: ModelSpec) -> nn.Module:
             raise ModelError(
                 f"{kind} has no such options", got=", ".join(sorted(unknown))[:200], remedy="build it again"
             )
-        config = transformers.AutoConfig.for_model(kind, num_labels=spec.classes, **stored)
+        config = transformers.AutoConfig.for_model(kind, **(stored | {"num_labels": spec.classes}))
         return _Logits(transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False))
     except ModelError:
         raise

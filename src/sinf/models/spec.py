@@ -24,8 +24,8 @@ PLAIN = "plain:"
 
 #: Architectures of transformers that a file may name: made from plain numbers alone, with no other model inside.
 HF_TYPES = frozenset([
-    "beit", "bit", "convnext", "convnextv2", "cvt", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers",
-    "efficientnet", "focalnet", "hgnet_v2", "hiera", "levit", "mobilenet_v1", "mobilenet_v2", "mobilevit",
+    "beit", "bit", "convnext", "convnextv2", "cvt", "data2vec-vision", "dinov2", "dinov2_with_registers",
+    "efficientnet", "focalnet", "hgnet_v2", "hiera", "mobilenet_v1", "mobilenet_v2", "mobilevit",
     "mobilevitv2", "poolformer", "pvt", "pvt_v2", "regnet", "resnet", "segformer", "swiftformer", "swin", "swinv2",
     "vit", "vit_msn",
 ])  # fmt: skip
