@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, FailFast, Field, model_validator
 
 from sinf.grouping import TailTimes
 from sinf.schema import MAX_CLASSES, Name, Record, Share, Text, record_of
@@ -33,7 +33,9 @@ def _threshold(value: float) -> float:
 
 
 Number = Annotated[int, Field(ge=0, lt=MAX_CLASSES)]
-ClassNames = Annotated[tuple[Text, ...], Field(min_length=1, max_length=MAX_CLASSES), AfterValidator(_distinct)]
+ClassNames = Annotated[
+    tuple[Text, ...], FailFast(), Field(min_length=1, max_length=MAX_CLASSES), AfterValidator(_distinct)
+]
 #: A confidence, or 2: no input has as much.
 ThresholdValue = Annotated[float, AfterValidator(_threshold)]
 Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
@@ -44,7 +46,9 @@ class ClusterRecord(Record):
     """One semantic cluster. They are a list, because their order is that of parts and of the route predictor."""
 
     name: Text
-    classes: Annotated[tuple[Number, ...], Field(min_length=1, max_length=MAX_CLASSES), AfterValidator(_ascending)]
+    classes: Annotated[
+        tuple[Number, ...], FailFast(), Field(min_length=1, max_length=MAX_CLASSES), AfterValidator(_ascending)
+    ]
 
 
 def _partition(clusters: tuple[ClusterRecord, ...]) -> tuple[ClusterRecord, ...]:
@@ -56,7 +60,7 @@ def _partition(clusters: tuple[ClusterRecord, ...]) -> tuple[ClusterRecord, ...]
 
 
 ClusterList = Annotated[
-    tuple[ClusterRecord, ...], Field(min_length=1, max_length=MAX_CLASSES), AfterValidator(_partition)
+    tuple[ClusterRecord, ...], FailFast(), Field(min_length=1, max_length=MAX_CLASSES), AfterValidator(_partition)
 ]
 
 
@@ -73,8 +77,12 @@ class PreprocessingRecord(Record):
         Annotated[int, Field(ge=1, le=16_384)],
         Annotated[int, Field(ge=1, le=16_384)],
     ]
-    mean: Annotated[tuple[Annotated[float, Field(ge=-1e4, le=1e4)], ...], Field(min_length=1, max_length=1024)]
-    std: Annotated[tuple[Annotated[float, Field(gt=1e-6, le=1e4)], ...], Field(min_length=1, max_length=1024)]
+    mean: Annotated[
+        tuple[Annotated[float, Field(ge=-1e4, le=1e4)], ...], FailFast(), Field(min_length=1, max_length=1024)
+    ]
+    std: Annotated[
+        tuple[Annotated[float, Field(gt=1e-6, le=1e4)], ...], FailFast(), Field(min_length=1, max_length=1024)
+    ]
 
     @model_validator(mode="after")
     def _agrees(self) -> PreprocessingRecord:
@@ -85,13 +93,13 @@ class PreprocessingRecord(Record):
         return self
 
 
-_Milliseconds = Annotated[tuple[Annotated[float, Field(gt=0, le=1e9)], ...], Field(max_length=1000)]
+_Milliseconds = Annotated[tuple[Annotated[float, Field(gt=0, le=1e9)], ...], FailFast(), Field(max_length=1000)]
 TIMES = record_of(
     TailTimes,
     threads=Annotated[int, Field(ge=1, le=65_536)],
-    batches=Annotated[tuple[Annotated[int, Field(ge=1, le=1 << 24)], ...], Field(max_length=1000)],
+    batches=Annotated[tuple[Annotated[int, Field(ge=1, le=1 << 24)], ...], FailFast(), Field(max_length=1000)],
     subgraph=_Milliseconds,
     fallback=_Milliseconds,
     returning=Share,
 )
-TimesList = Annotated[tuple[TIMES, ...], Field(max_length=1000)]  # type: ignore[valid-type]
+TimesList = Annotated[tuple[TIMES, ...], FailFast(), Field(max_length=1000)]  # type: ignore[valid-type]
