@@ -64,15 +64,6 @@ PLANS: dict[str, dict[str, Any]] = {
         CHANNELS: (0.7, 0.8, 0.6),
         "semantic-noreconstruct": ({"subgraph": 0.5}, {"subgraph": 0.3}),
     },
-    "vgg19": {
-        "cut": "features.26",
-        RANKS_TIME: (0.42, 0.35, 0.5, 0.28),
-        ROUTED: ({"common": 0.75, "subgraph": 0.12},),
-        "semantic-wholeextractor": ({"fallback": 0.85, "subgraph": 0.1},),
-        RANKS: (0.5, 0.65, 0.35),
-        CHANNELS: (0.7, 0.8, 0.6),
-        "semantic-noreconstruct": ({"subgraph": 0.5}, {"subgraph": 0.3}),
-    },
     "resnet50": {
         "cut": "layer2",
         RANKS_TIME: (0.8, 0.65, 0.5),
@@ -92,6 +83,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "semantic-noreconstruct": ({"subgraph": 0.7}, {"subgraph": 0.5}),
     },
 }
+PLANS["vgg19"] = PLANS["vgg16"] | {"cut": "features.26"}
 LIMITS = {"vgg16": (0.5, 1.0, 2.0), "vgg19": (0.5, 1.0, 2.0), "resnet50": (1.0, 2.0), "resnet56": (1.0, 2.0)}
 
 

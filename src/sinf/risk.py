@@ -138,7 +138,8 @@ def choose_threshold(
             images are too few; then the message says how many would do.
     """
     _check_options(candidates, max_loss, confidence, choices)
-    calibration = calibration.shuffled(seed)
+    if confidence is not None:  # a mean has no order
+        calibration = calibration.shuffled(seed)
     accepted: float | None = None
     for threshold in (NEVER, *candidates):
         losses = calibration.losses(threshold)
