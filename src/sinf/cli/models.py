@@ -56,23 +56,15 @@ def train(
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
     threads: options.Threads = None,
 ) -> None:
-    """Train a reference network, or go on with a pruned one: SGD with Nesterov, one-cycle, label smoothing, crop, flip.
+    """Train a network from random weights, or a pruned one further: SGD with Nesterov, one-cycle, label smoothing, crop, flip.
 
     Resumes after a kill."""
     from rich.console import Console
 
-    from sinf.models import REFERENCE_NAMES, load_model
+    from sinf.models import load_model
     from sinf.train import TrainConfig, save_half
     from sinf.train import train as run
 
-    if model not in REFERENCE_NAMES and not Path(model).is_dir():
-        from sinf.errors import ModelError
-
-        raise ModelError(
-            "sinf train trains reference networks, and folders made by sinf prune",
-            got=model,
-            remedy=f"take one of {', '.join(REFERENCE_NAMES)}",
-        )
     options.set_threads(threads)
     config = TrainConfig(
         epochs=epochs,
@@ -98,6 +90,7 @@ def train(
         mean=None if mean is None else options.numbers("mean", mean, float, None),
         std=None if std is None else options.numbers("std", std, float, None),
         options={} if width is None else {"width": width},
+        pretrained=False,
     )
     console = Console()
     with options.Steps() as steps:
@@ -106,7 +99,7 @@ def train(
             images,
             out,
             config,
-            start=None if model in REFERENCE_NAMES else base.module.state_dict(),
+            start=base.module.state_dict() if Path(model).is_dir() else None,
             validation=checked,
             report=lambda r: console.print(
                 f"epoch {r.epoch}/{r.epochs}  loss {r.loss:.3f}"
