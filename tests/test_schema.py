@@ -113,3 +113,30 @@ def test_nothing_but_a_sample_is_taken_for_one(value: Any) -> None:
 def test_any_bytes_are_json_or_refused(content: bytes) -> None:
     with suppress(BundleError):
         assert parse(content, BundleError, "it") == json.loads(content)
+
+
+def schemas(kind: type[Record] = Record) -> list[type[Record]]:
+    return [kind, *(each for below in kind.__subclasses__() for each in schemas(below))]
+
+
+def lists_in(core: Any) -> list[dict[str, Any]]:
+    """All lists of any length in a schema of pydantic-core, but those of any JSON, in which no value is wrong."""
+    if isinstance(core, dict):
+        anything = "JsonValue" in str(core.get("items_schema"))
+        mine = [core] if core.get("type") == "list" or "variadic_item_index" in core else []
+        mine = [] if anything else mine
+        return mine + [each for value in core.values() for each in lists_in(value)]
+    return [each for value in core for each in lists_in(value)] if isinstance(core, list | tuple) else []
+
+
+def test_every_list_of_every_schema_is_refused_at_its_first_wrong_value() -> None:
+    import sinf.bundle
+    import sinf.dynamic.bundle
+    import sinf.edge  # noqa: F401  (their schemas)
+
+    checked = 0
+    for kind in schemas():
+        for each in lists_in(kind.__pydantic_core_schema__):
+            assert each.get("fail_fast"), (kind, each)
+            checked += 1
+    assert checked > 20

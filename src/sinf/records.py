@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, FailFast, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sinf.grouping import TailTimes
 from sinf.schema import MAX_CLASSES, Name, Record, Share, Text, record_of
@@ -34,7 +34,7 @@ def _threshold(value: float) -> float:
 
 Number = Annotated[int, Field(ge=0, lt=MAX_CLASSES)]
 ClassNames = Annotated[
-    tuple[Text, ...], FailFast(), Field(min_length=1, max_length=MAX_CLASSES), AfterValidator(_distinct)
+    tuple[Text, ...], Field(fail_fast=True, min_length=1, max_length=MAX_CLASSES), AfterValidator(_distinct)
 ]
 #: A confidence, or 2: no input has as much.
 ThresholdValue = Annotated[float, AfterValidator(_threshold)]
@@ -47,7 +47,7 @@ class ClusterRecord(Record):
 
     name: Text
     classes: Annotated[
-        tuple[Number, ...], FailFast(), Field(min_length=1, max_length=MAX_CLASSES), AfterValidator(_ascending)
+        tuple[Number, ...], Field(fail_fast=True, min_length=1, max_length=MAX_CLASSES), AfterValidator(_ascending)
     ]
 
 
@@ -60,7 +60,7 @@ def _partition(clusters: tuple[ClusterRecord, ...]) -> tuple[ClusterRecord, ...]
 
 
 ClusterList = Annotated[
-    tuple[ClusterRecord, ...], FailFast(), Field(min_length=1, max_length=MAX_CLASSES), AfterValidator(_partition)
+    tuple[ClusterRecord, ...], Field(fail_fast=True, min_length=1, max_length=MAX_CLASSES), AfterValidator(_partition)
 ]
 
 
@@ -78,10 +78,10 @@ class PreprocessingRecord(Record):
         Annotated[int, Field(ge=1, le=16_384)],
     ]
     mean: Annotated[
-        tuple[Annotated[float, Field(ge=-1e4, le=1e4)], ...], FailFast(), Field(min_length=1, max_length=1024)
+        tuple[Annotated[float, Field(ge=-1e4, le=1e4)], ...], Field(fail_fast=True, min_length=1, max_length=1024)
     ]
     std: Annotated[
-        tuple[Annotated[float, Field(gt=1e-6, le=1e4)], ...], FailFast(), Field(min_length=1, max_length=1024)
+        tuple[Annotated[float, Field(gt=1e-6, le=1e4)], ...], Field(fail_fast=True, min_length=1, max_length=1024)
     ]
 
     @model_validator(mode="after")
@@ -93,13 +93,13 @@ class PreprocessingRecord(Record):
         return self
 
 
-_Milliseconds = Annotated[tuple[Annotated[float, Field(gt=0, le=1e9)], ...], FailFast(), Field(max_length=1000)]
+_Milliseconds = Annotated[tuple[Annotated[float, Field(gt=0, le=1e9)], ...], Field(fail_fast=True, max_length=1000)]
 TIMES = record_of(
     TailTimes,
     threads=Annotated[int, Field(ge=1, le=65_536)],
-    batches=Annotated[tuple[Annotated[int, Field(ge=1, le=1 << 24)], ...], FailFast(), Field(max_length=1000)],
+    batches=Annotated[tuple[Annotated[int, Field(ge=1, le=1 << 24)], ...], Field(fail_fast=True, max_length=1000)],
     subgraph=_Milliseconds,
     fallback=_Milliseconds,
     returning=Share,
 )
-TimesList = Annotated[tuple[TIMES, ...], FailFast(), Field(max_length=1000)]  # type: ignore[valid-type]
+TimesList = Annotated[tuple[TIMES, ...], Field(fail_fast=True, max_length=1000)]  # type: ignore[valid-type]

@@ -56,7 +56,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
     threads: options.Threads = None,
 ) -> None:
-    """Train a network from random weights, or a pruned one further: SGD with Nesterov, one-cycle, label smoothing, crop, flip.
+    """Train a network from random weights, or a pruned one further: SGD with Nesterov, one-cycle, crop and flip.
 
     Resumes after a kill."""
     from rich.console import Console

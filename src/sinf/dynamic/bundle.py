@@ -35,7 +35,7 @@ from sinf.models import BaseModel, ModelSpec, fit_state, load_spec
 from sinf.schema import Name, record_of
 
 _FILES = ("model.safetensors", "dynamic.safetensors", "README.md")
-_Sites = Annotated[tuple[Name, ...], Field(min_length=1, max_length=10_000)]
+_Sites = Annotated[tuple[Name, ...], Field(fail_fast=True, min_length=1, max_length=10_000)]
 
 
 class _Config(ConfigRecord):

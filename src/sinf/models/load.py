@@ -46,7 +46,7 @@ class _Folder(Record):
     digest: Digest
     name: Name
     classes: Classes
-    class_names: Annotated[tuple[Text, ...], Field(max_length=100_000)]
+    class_names: Annotated[tuple[Text, ...], Field(fail_fast=True, max_length=100_000)]
     preprocessing: dict[str, Any]
     made_by: dict[str, Any]
     measured: dict[str, Any] | None

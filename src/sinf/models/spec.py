@@ -39,13 +39,14 @@ _Small = Annotated[float, Field(ge=0, le=1000)]
 _Depth = Annotated[int, Field(ge=1, le=128)]
 _Count = Annotated[int, Field(ge=1, le=16384)]
 _Word = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$")]
-_Depths = Annotated[tuple[_Depth, ...], Field(max_length=16)]
-_Counts = Annotated[tuple[_Count, ...], Field(max_length=16)]
-_Flags = Annotated[tuple[bool, ...], Field(max_length=16)]
+_Depths = Annotated[tuple[_Depth, ...], Field(fail_fast=True, max_length=16)]
+_Counts = Annotated[tuple[_Count, ...], Field(fail_fast=True, max_length=16)]
+_Flags = Annotated[tuple[bool, ...], Field(fail_fast=True, max_length=16)]
 
 # Of a configuration of transformers: how many layers there are is bounded more tightly than how wide they are.
 _Value = bool | Annotated[int, Field(ge=-16384, le=16384)] | Annotated[float, Field(ge=-1e9, le=1e9)] | _Word | None
-_Values = Annotated[tuple[_Value | Annotated[tuple[_Value, ...], Field(max_length=16)], ...], Field(max_length=128)]
+_Row = Annotated[tuple[_Value, ...], Field(fail_fast=True, max_length=16)]
+_Values = Annotated[tuple[_Value | _Row, ...], Field(fail_fast=True, max_length=128)]
 _ALL_DEPTHS = re.compile(r"depth|layers|blocks|stages")
 
 
