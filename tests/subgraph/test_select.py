@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from sinf.errors import ConfigError
 from sinf.models.trace import trace
 from sinf.subgraph.coupling import CoupledGroup, Coupling, couple
-from sinf.subgraph.select import Budget, Candidates, MacCount, Schedule, select, select_together
+from sinf.subgraph.select import Budget, Candidates, MacCount, Schedule, _never_empty, select, select_together
 from sinf.subgraph.slice import slice_graph
 from tiny import CLASSES, COLOUR, NETWORKS, Chain, ChannelsLast, Depthwise, Grouped, Shared, conv, random_keep, traced
 
@@ -278,6 +278,62 @@ def test_budget_out_of_reach_says_what_is_within() -> None:
 
 
 # ---- one budget for several parts
+
+
+def greedy(budget: Budget, part: Candidates, round_to: int) -> Tensor:
+    """The descent by its definition: every step tries every group, and every trial walks over all layers."""
+    keep, widths = part.keep.clone(), {group.name: group.size for group in part.groups}
+    start = cost = part.macs.total(keep, budget.weight_cost)
+    while cost > budget.macs * start:
+        best = None
+        for group in part.groups:
+            width = (math.ceil(widths[group.name] / round_to) - 1) * round_to
+            order = torch.argsort(part.importance[group.name], descending=True, stable=True)
+            ordered = part.importance[group.name][order].double()
+            while width >= 1:
+                trial = keep.clone()
+                trial[group.units[order[width:]]] = False
+                trial = _never_empty(trial, part)
+                left = part.macs.total(trial, budget.weight_cost)
+                if left < cost:
+                    price = float(ordered[width : widths[group.name]].sum()) / (cost - left)
+                    if best is None or price < best[0]:
+                        best = price, group.name, width, trial, left
+                    break
+                width -= round_to
+        if best is None:
+            raise ConfigError("out of reach")
+        _, name, widths[name], keep, cost = best
+    chosen = part.keep.clone()
+    for group in part.groups:
+        order = torch.argsort(part.importance[group.name], descending=True, stable=True)
+        chosen[group.units[order[widths[group.name] :]]] = False
+    return _never_empty(chosen, part)
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "Joined"])
+def test_a_budget_chooses_what_the_definition_of_the_descent_chooses(name: str) -> None:
+    graph = traced(Joined() if name == "Joined" else NETWORKS[name]())
+    coupling = couple(graph)
+    groups, macs = coupling.free_groups(), MacCount(graph, coupling)
+    for seed, share, round_to, weight_cost in ((0, 0.7, 1, 0.0), (1, 0.5, 3, 32.0), (2, 0.85, 8, 0.5)):
+        part = Candidates(groups, random_importance(groups, seed), macs, coupling.keep_all())
+        budget = Budget(share, weight_cost)
+        try:
+            expected = greedy(budget, part, round_to)
+        except ConfigError:
+            with pytest.raises(ConfigError):
+                select_together(budget, [part], [1.0], round_to)
+            continue
+        assert torch.equal(select_together(budget, [part], [1.0], round_to)[0], expected)
+
+
+def test_the_layers_are_not_walked_over_for_every_choice_that_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, coupling, groups, macs = funnel()
+    walks = []
+    monkeypatch.setattr(MacCount, "by_layer", lambda *given, by=MacCount.by_layer: walks.append(1) or by(*given))
+    select(Budget(0.2), groups, random_importance(groups), macs, coupling.keep_all(), 1)
+    assert len(walks) <= 1
 
 
 def test_one_part_alone_has_the_budget_for_itself() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from sinf.errors import ConfigError
 from sinf.models.trace import layer
 from sinf.subgraph.coupling import CoupledGroup, Coupling
+from sinf.subgraph.widths import Places
 
 
 @dataclass(frozen=True)
@@ -182,29 +183,41 @@ def _least(group: CoupledGroup, importance: Tensor, width: int) -> Tensor:
 
 
 class _Step(NamedTuple):
-    """A group made narrower: its width then, the units of the part that stay, their cost, and the importance that is
-    lost for every MAC saved."""
+    """A group made narrower: its width then, the units (n,) that go, the MACs that this saves, and the importance that
+    is lost for each of them. ``back`` says that a layer would lose everything and gets a unit back: ``keep`` (units,)
+    bool is then what stays."""
 
     group: CoupledGroup
     width: int
-    keep: Tensor
-    cost: int
+    going: Tensor
+    saved: int
     price: float
+    back: Tensor | None = None
 
 
 class _Descent:
     """A part on its way down, in steps of ``round_to`` units, each from the group that loses least importance per MAC
-    saved. ``price`` is that of the next step."""
+    saved. ``price`` is that of the next step.
+
+    A step is renewed when what it saves may have changed: when another group of the same layers has gone down.
+    """
 
     def __init__(self, part: Candidates, round_to: int, weight_cost: float) -> None:
         self._part, self._round_to, self._weight_cost = part, round_to, weight_cost
         self.widths = {group.name: group.size for group in part.groups}
         self._keep = part.keep.clone()
-        self.cost = part.macs.total(self._keep, weight_cost)
+        self._places = Places(part.macs.coupling, part.macs.nodes, weight_cost)
+        self._channels = self._places.count(torch.nonzero(self._keep).flatten())  # of every slot, that stay
+        self.cost = self._places.cost(self._channels)
+        self._layers = {g.name: self._places.layers_at(self._places.count(g.units)) for g in part.groups}
+        self._order = {
+            g.name: torch.argsort(part.importance[g.name], descending=True, stable=True) for g in part.groups
+        }
         self._lost = {
             name: torch.nn.functional.pad(torch.sort(value.double()).values.cumsum(0), (1, 0))
             for name, value in part.importance.items()
         }
+        self._steps = {group.name: self._narrower(group) for group in part.groups}
         self._next = self._cheapest()
 
     @property
@@ -216,26 +229,43 @@ class _Descent:
         return math.inf if self._next is None else self._next.price
 
     def go_down(self) -> None:
-        if self._next is not None:
-            self.widths[self._next.group.name] = self._next.width
-            self._keep, self.cost = self._next.keep, self._next.cost
-            self._next = self._cheapest()
+        step = self._next
+        if step is None:
+            return
+        self.widths[step.group.name] = step.width
+        if step.back is None:
+            self._keep[step.going] = False
+            self._channels = self._channels - self._places.count(step.going)
+        else:
+            self._keep = step.back
+            self._channels = self._places.count(torch.nonzero(self._keep).flatten())
+        self.cost -= step.saved
+        changed = self._layers[step.group.name]
+        for group in self._part.groups:
+            if step.back is not None or group is step.group or bool((self._layers[group.name] & changed).any()):
+                self._steps[group.name] = self._narrower(group)
+        self._next = self._cheapest()
 
     def _cheapest(self) -> _Step | None:
-        steps = [step for step in map(self._narrower, self._part.groups) if step is not None]
+        steps = [step for step in self._steps.values() if step is not None]
         return min(steps, key=lambda step: step.price, default=None)
 
     def _narrower(self, group: CoupledGroup) -> _Step | None:
         """The next smaller width of a group that saves anything."""
         width = (math.ceil(self.widths[group.name] / self._round_to) - 1) * self._round_to
         while width >= 1:
-            trial = self._keep.clone()
-            trial[_least(group, self._part.importance[group.name], width)] = False
-            trial = _never_empty(trial, self._part)
-            cost = self._part.macs.total(trial, self._weight_cost)
-            if cost < self.cost:
+            least = group.units[self._order[group.name][width:]]
+            going, back = least[self._keep[least]], None
+            channels = self._channels - self._places.count(going)
+            if bool(((channels == 0) & (self._channels > 0)).any()):
+                trial = self._keep.clone()
+                trial[going] = False
+                back = _never_empty(trial, self._part)
+                channels = self._places.count(torch.nonzero(back).flatten())
+            saved = self.cost - self._places.cost(channels)
+            if saved > 0:
                 curve = self._lost[group.name]
                 lost = float(curve[group.size - width] - curve[group.size - self.widths[group.name]])
-                return _Step(group, width, trial, cost, lost / (self.cost - cost))
+                return _Step(group, width, going, saved, lost / saved, back)
             width -= self._round_to
         return None
