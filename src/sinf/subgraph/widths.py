@@ -35,7 +35,7 @@ class Places:
         writes = {target: len(reads) + number for number, target in enumerate(coupling.writes)}
         self.slots = len(slots)
         self._start, self._slot = _by_unit(coupling.units, slots)
-        rows = [_row(target, *node, reads, writes, coupling, weight_cost) for target, *node in nodes]
+        rows = [_row(target, layer, size, reads, writes, coupling, weight_cost) for target, layer, size in nodes]
         columns = list(zip(*rows, strict=True)) or [()] * 6
         self._price, self._out, self._into, self._repeat = (np.array(c, dtype=np.float64) for c in columns[:4])
         self._written, self._read = (np.array(c, dtype=np.int64) for c in columns[4:])
@@ -72,17 +72,17 @@ def _by_unit(units: int, slots: tuple[Slot, ...]) -> tuple[Integers, Integers]:
 
 def _row(
     target: str,
-    module: nn.Module,
-    positions: int,
+    layer: nn.Module,
+    size: int,
     reads: dict[str, int],
     writes: dict[str, int],
     coupling: Coupling,
     weight_cost: float,
 ) -> tuple[float, float, float, float, int, int]:
     """Of one layer: price of a pair of channels, widths out and in, repeats, slots written and read."""
-    out, into = module.weight.shape[:2]
-    price = positions + weight_cost * module.weight[0, 0].numel()
+    out, into = layer.weight.shape[:2]
+    price = size + weight_cost * layer.weight[0, 0].numel()
     if target not in writes or target not in reads:
         return price, out, into, 1, _NONE, _NONE
-    full = getattr(module, "groups", 1) == 1
+    full = getattr(layer, "groups", 1) == 1
     return price, out, into, coupling.reads[target].repeat, writes[target], reads[target] if full else _NONE
