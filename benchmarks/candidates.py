@@ -108,7 +108,8 @@ class Plan:
     def prune_config(self) -> PruneConfig:
         assert self.budget is not None
         cost = 0.0 if self.method == RANKS else WEIGHT_COST
-        return PruneConfig(Budget(self.budget, cost), low_rank=self.method != CHANNELS, images=IMAGES)
+        method = "channels" if self.method == CHANNELS else "ranks"
+        return PruneConfig(Budget(self.budget, cost), method, limits=None, images=IMAGES)
 
     def build_config(self, cut: str) -> BuildConfig:
         """The limit is out of the way: thresholds are set for every limit by :func:`choose`."""

@@ -12,7 +12,7 @@ networks at the same share of the MACs. No accuracy comes of these, only seconds
     manidp-block16   16 neighbouring channels at a time, gates 16 times narrower inside
     manidp-early     the same, only where a convolution's weight is small (at most 256 x 256 x 3 x 3)
     static           the same channels for every input: sinf prune, without reconstruction, which changes no time
-    static-low-rank  the same by sinf prune --low-rank
+    static-low-rank  the same by sinf prune --method ranks
 
 ``train`` trains what RECIPES lists and reports on the whole test split, after every epoch (the curve) and at the end.
 Nothing is chosen by these images. Networks of CIFAR-10 are those of benchmarks/networks.py (shortcuts without
@@ -55,7 +55,7 @@ WAYS: dict[str, GateConfig] = {
     "manidp-block16": GateConfig(block=16, squeeze=16),
     "manidp-early": GateConfig(block=16, squeeze=16),
 }
-STATIC = {"static": False, "static-low-rank": True}  # whether it is in low rank
+STATIC = {"static": "channels", "static-low-rank": "ranks"}  # the method of sinf prune
 SCORED = 400  # images that say which channels go, where only the time of what stays is wanted
 TIME_COLUMNS = (
     "model", "dataset", "method", "engine", "precision", "device", "batch", "threads", "size", "trained", "target_macs",
@@ -141,9 +141,9 @@ def time_(
         table.forget_older(engine=engine)
 
 
-def base_to_static(base: BaseModel, train: LabelledImages, share: float, low_rank: bool, work: Path) -> BaseModel:
+def base_to_static(base: BaseModel, train: LabelledImages, share: float, how: str, work: Path) -> BaseModel:
     """The same network for every input, with a share of the MACs."""
-    return prune(base, train, PruneConfig(Budget(share), low_rank, images=SCORED, reconstruct=False), work)
+    return prune(base, train, PruneConfig(Budget(share), how, limits=None, images=SCORED, reconstruct=False), work)
 
 
 def trained(path: Path, x: torch.Tensor) -> tuple[DynamicModel, dict[str, Any]]:

@@ -261,7 +261,7 @@ def dynamic_static() -> str:
         )
     for row in read("static_resnet56_cpu.csv"):
         if row["epochs"] == "0" and row["method"] == "static":
-            way = "`sinf prune --low-rank`" if row["criterion"].startswith("low-rank") else "`sinf prune`"
+            way = "`sinf prune --method ranks`" if row["criterion"].startswith("low-rank") else "`sinf prune`"
             lines.append([row["model"], way, "0", percent(row["macs_saved"]), points_of(row["loss"])])
     return markdown(("network", "by", "epochs of training", "MACs saved", "loss"), lines)
 

@@ -146,7 +146,8 @@ def main(
         begin = time.monotonic()
         if criterion in (OURS, RANKS, RANKS_TIME):
             cost = WEIGHT_COST if criterion == RANKS_TIME else 0.0
-            config = PruneConfig(Budget(budget, cost), criterion != OURS, images=SCORED, round_to=ROUND_TO)
+            method = "channels" if criterion == OURS else "ranks"
+            config = PruneConfig(Budget(budget, cost), method, None, images=SCORED, round_to=ROUND_TO)
             pruned = prune(base, images, config, work / "steps")
         else:
             pruned = by_torch_pruning(base, criterion, budget, images)

@@ -412,18 +412,18 @@ def test_a_common_budget_stands_alone(sinf: Program, data: Path, weights: Path, 
 def prune_words(data: Path, weights: Path, out: Path) -> list[object]:
     return [
         "prune", "vgg11", "--weights", weights, "--data", data, "--test", "test", "--images", 36, "--pairs", 3,
-        "--out", out,
+        "--keep-anyway", "--out", out,
     ]  # fmt: skip
 
 
 def test_prune_by_low_rank(sinf: Program, data: Path, weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "pruned"
-    words = [*prune_words(data, weights, out), "--low-rank", "--round-to", 1]
+    words = [*prune_words(data, weights, out), "--method", "ranks", "--round-to", 1]
     sinf(*words, "--macs", 0.7, "--json", tmp_path / "prune.json")
     record = json.loads((tmp_path / "prune.json").read_text())
-    assert record["method"] == "low rank"
+    assert record["method"] == "ranks"
     assert record["pruned"]["macs"] <= 0.7 * record["base"]["macs"]
-    assert "low rank" in (out / "README.md").read_text()
+    assert "method: ranks" in (out / "README.md").read_text()
     assert "removes no channels" in sinf.refused(*words, "--ratio", 0.5)
     assert "removes no channels" in sinf.refused(*words, "--macs", 0.5, "--criterion", "l1")
 
@@ -447,10 +447,26 @@ def test_prune_then_profile_build_and_train(sinf: Program, data: Path, weights: 
     assert "sinf build" in sinf.refused("eval", out, "--data", data, "--split", "test")
 
 
+def test_what_does_not_pay_is_not_written(sinf: Program, data: Path, weights: Path, tmp_path: Path) -> None:
+    """A network of which nothing was removed is not faster; a program reads that from the exit code 3."""
+    out = tmp_path / "pruned"
+    words: list[object] = [word for word in prune_words(data, weights, out) if word != "--keep-anyway"]
+    words += ["--ratio", 0, "--max-loss", 100]
+    code, _, err = sinf.call(*words)
+    assert code == 3
+    line = err.splitlines()[-1]
+    assert line.startswith("nothing is written: a pruned network must be faster")
+    assert "batch 1" in line
+    assert "points" in line
+    assert not out.exists()
+    assert "expected loss 0.0 points" in sinf(*words, "--keep-anyway", "--json", tmp_path / "prune.json")
+    assert json.loads((tmp_path / "prune.json").read_text())["expected_loss"]["images"] == 7
+    assert "expected loss: 0.0 points" in (out / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ([], "--ratio, --macs and --latency"),
         (["--macs", 0.5, "--ratio", 0.5], "--macs and --ratio"),
         (["--ratio", 1.5], "ratio"),
         (["--macs", 0], "budget"),

@@ -182,7 +182,7 @@ def base() -> BaseModel:
     return BaseModel(randomise(made.module), made.spec)
 
 
-CONFIG = PruneConfig(Budget(0.75), low_rank=True, images=36, round_to=1)
+CONFIG = PruneConfig(Budget(0.75), "ranks", limits=None, images=36, round_to=1)
 
 
 def test_a_plain_model_within_the_budget(base: BaseModel, tiny_images: LabelledImages, tmp_path: Path) -> None:

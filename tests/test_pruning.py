@@ -32,7 +32,7 @@ from sinf.subgraph.slice import slice_graph
 from sinf.train import TrainConfig
 from tiny import COLOUR, NETWORKS, random_keep, randomise, traced
 
-CONFIG = PruneConfig(Budget(0.5), images=36)
+CONFIG = PruneConfig(Budget(0.5), "channels", limits=None, images=36)
 
 
 @pytest.fixture(scope="module")

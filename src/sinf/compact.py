@@ -100,8 +100,9 @@ class Compactor:
         }
         return self.store.get("importance", depends, compute)
 
-    def compact(self, rules: list[Rule]) -> Part:
-        """Apply each rule to its groups, check the result against the masked base model, and reconstruct."""
+    def compact(self, rules: list[Rule], most: int | None = None) -> Part:
+        """Apply each rule to its groups, check the result against the masked base model, and reconstruct from at most
+        ``most`` images."""
         network = self.network
         keep = network.coupling.keep_all()
         importance = self.importance()
@@ -112,7 +113,7 @@ class Compactor:
         verify(network.graph, network.coupling, keep, smaller, self._inputs(4))
         solved: Solved = {}
         if self.options.reconstruct:
-            inputs = self._inputs(self._fitting())
+            inputs = self._inputs(self._fitting(most))
             total = len(network.coupling.mixers)
             self.progress("reconstruction", 0, total)
             memory = self.options.reconstruct_bytes
@@ -130,10 +131,11 @@ class Compactor:
             self.progress("reconstruction", total, total)
         return Part(keep, solved)
 
-    def _fitting(self) -> int:
+    def _fitting(self, most: int | None) -> int:
         """How many images may wait in memory to join the reconstruction, at least two of every class."""
         fitting = self.options.reconstruct_bytes // (4 * math.prod(self.base.spec.preprocessing.size))
-        return max(2 * self.base.spec.classes, min(len(self.images), fitting))
+        there = len(self.images) if most is None else min(most, len(self.images))
+        return max(2 * self.base.spec.classes, min(there, fitting))
 
     def _inputs(self, count: int) -> Tensor:
         sample = self.images.sample(count, self.options.seed)

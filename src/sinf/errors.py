@@ -6,16 +6,20 @@
     ├── ClusterError         classes do not form a partition into clusters
     ├── ModelError           a model cannot be made, or its weights do not fit
     │   └── CutError         a model cannot be traced, parted or made smaller
+    ├── DoesNotPayError      what was made loses too much, or is not faster
     ├── VerificationError    a smaller network does not compute what it must
     ├── BundleError          a bundle cannot be written or read
     ├── StorageError         a file cannot be written
     └── DependencyError      an optional package is missing
 
 Each message states the rule, the value that broke it, and the remedy. The command line prints it on one line and
-exits with code 2. What is allowed but weakens a result is a warning: ``DataWarning``.
+exits with code 2, or 3 for a :class:`DoesNotPayError`: nothing is wrong with what was asked then. What is allowed but
+weakens a result is a warning: ``DataWarning``.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class SinfError(Exception):
@@ -49,6 +53,17 @@ class ModelError(SinfError):
 
 class CutError(ModelError):
     """A model cannot be traced, parted or made smaller; the message names the operation in the way."""
+
+
+class DoesNotPayError(SinfError):
+    """What was made loses more than was allowed, or is not faster than the base model, so it is not written.
+
+    ``numbers`` is what was measured, as plain values: expected loss, times, the share that falls back.
+    """
+
+    def __init__(self, rule: str, *, got: object, remedy: str, numbers: dict[str, Any]) -> None:
+        super().__init__(rule, got=got, remedy=remedy)
+        self.numbers = numbers
 
 
 class VerificationError(SinfError):

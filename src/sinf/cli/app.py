@@ -12,9 +12,10 @@ import typer
 
 from sinf.cli import bench, bundles, demo, dynamic, export, models, prune
 from sinf.cli.signals import Interrupts
-from sinf.errors import DataWarning, SinfError
+from sinf.errors import DataWarning, DoesNotPayError, SinfError
 
 _INTERRUPTED = 128 + signal.SIGINT
+_DOES_NOT_PAY = 3
 
 app = typer.Typer(
     name="sinf",
@@ -40,7 +41,8 @@ app.add_typer(dynamic.app, name="dynamic")
 
 
 def main() -> None:
-    """Run the program, and exit: 2 and one line where an error was made on purpose; 130 or 143 and one line where
+    """Run the program, and exit: 2 and one line where an error was made on purpose; 3 and one line where what was
+    made is not worth having, and is not written (:class:`sinf.errors.DoesNotPayError`); 130 or 143 and one line where
     SIGINT or SIGTERM ended it; 1 where nobody reads what it prints."""
     with Interrupts() as interrupts:
         try:
@@ -59,6 +61,9 @@ def _run() -> int | str | None:
             warnings.simplefilter("always", DataWarning)
             warnings.showwarning = _show_warning
             app()
+    except DoesNotPayError as error:
+        print("nothing is written: " + " ".join(str(error).split()), file=sys.stderr)
+        return _DOES_NOT_PAY
     except SinfError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2

@@ -127,7 +127,7 @@ def _prune(base: BaseModel, scoring: LabelledImages, budget: float, steps: optio
         steps(f"{step}, {100 * budget:g} %", done, total)
 
     with TemporaryDirectory() as work:
-        config = PruneConfig(rule=Budget(budget, WEIGHT_COST), low_rank=True)
+        config = PruneConfig(Budget(budget, WEIGHT_COST), "ranks", limits=None)
         return prune(base, scoring, config, work, progress=progress)
 
 

@@ -30,17 +30,31 @@ def prune(
     latency: Annotated[
         float | None, typer.Option(help="Instead: fraction of the measured time kept (batch 1), e.g. 0.7.")
     ] = None,
-    low_rank: Annotated[
-        bool,
-        typer.Option("--low-rank", help="Write convolutions as two smaller ones, instead of removing channels."),
+    method: Annotated[
+        str, typer.Option(help="channels (removed), ranks (a layer becomes two smaller ones), or auto: the better.")
+    ] = "auto",
+    max_loss: Annotated[
+        float,
+        typer.Option(help="Points that held-out images may lose; without a budget as much goes as this allows."),
+    ] = 2.0,
+    keep_anyway: Annotated[
+        bool, typer.Option("--keep-anyway", help="Write a network that loses more, or is not faster, all the same.")
     ] = False,
     criterion: options.Criterion = None,
+    validate: Annotated[
+        str | None,
+        typer.Option(
+            help="Images that estimate the loss, best some that the model was not trained on [default: a share of the "
+            "images that decide is held out]."
+        ),
+    ] = None,
+    held_out: Annotated[float, typer.Option(help="That share.")] = 0.2,
     score: Annotated[str, typer.Option(help="Images that decide which channels go.")] = "train",
     images: Annotated[int, typer.Option(min=1, help="How many of them, equally many of every class.")] = 4000,
     test: Annotated[str, typer.Option(help="Images to report on, which nothing else has seen.")] = "test[50%:]",
     weight_cost: Annotated[
         float | None,
-        typer.Option(help="MACs that loading a weight counts for [default: 0 with --macs, 32 with --latency]."),
+        typer.Option(help="MACs that loading a weight counts for [default: 0 with --macs, else 32]."),
     ] = None,
     round_to: Annotated[
         int, typer.Option(min=1, help="Widths of layers are multiples of this; 16 suits processors with AVX-512.")
@@ -69,6 +83,9 @@ def prune(
     from rich.console import Console
 
     from sinf import pruned as saved
+    from sinf.delivery import Limits, describe_times
+    from sinf.pipeline import WEIGHT_COST
+    from sinf.prune_config import describe
     from sinf.pruning import PruneConfig
     from sinf.pruning import prune as run
     from sinf.report import tables
@@ -78,19 +95,22 @@ def prune(
     options.write_alone(context, out, _work(out))
     config = PruneConfig(
         rule=_rule(ratio, macs, latency, weight_cost, pinned),
-        low_rank=low_rank,
+        method=method,
+        limits=Limits(max_loss / 100, held_out, threads=pinned, keep_anyway=keep_anyway),
         criterion=criterion,
         images=images,
         reconstruct=reconstruct,
         recalibrate=recalibrate,
         finetune=_recipe(finetune, learning_rate, batch, bf16, seed, device),
         round_to=round_to,
+        weight_cost=WEIGHT_COST if weight_cost is None else weight_cost,
         seed=seed,
     )
     columns = (image_column, label_column, None)
     scoring, tested = options.images(data, score, *columns), options.images(data, test, *columns)
     empty = tested.warn_of_empty_classes("the comparison")
     training = None if not finetune else scoring if train == score else options.images(data, train, *columns)
+    validation = None if validate is None else options.images(data, validate, *columns)
     base = options.base_model(model, weights, classes or scoring.classes, size, mean, std, width)
     console, work = Console(), _work(out)
 
@@ -98,11 +118,18 @@ def prune(
         console.print(f"epoch {epoch.epoch}/{epoch.epochs}  loss {epoch.loss:.3f}  {epoch.seconds:.0f} s")
 
     with options.Steps() as steps:
-        smaller = run(base, scoring, config, work, training=training, report=report, progress=steps)
+        smaller = run(
+            base, scoring, config, work, validation=validation, training=training, report=report, progress=steps
+        )
+        expected = f"by {smaller.method}, {describe(smaller.rule)}: expected loss {smaller.expected}"
+        console.print(f"{expected}; {describe_times(smaller.times)}")
         compared = saved.compare(base, smaller, tested, pairs=pairs, threads=pinned, progress=steps)
     made_by = {
-        **({"method": "low rank"} if low_rank else {"criterion": config.criterion_name}),
-        "budget": _said(ratio, macs, latency),
+        "method": smaller.method,
+        **({"criterion": config.criterion_name} if smaller.method == "channels" else {}),
+        "asked for": describe(config.rule) + f", at most {max_loss:g} points",
+        "made": describe(smaller.rule),
+        "expected loss": str(smaller.expected),
         "scoring images": f"{len(scoring.sample(images))} of {score}",
         "reconstructed": "yes" if reconstruct else "no",
         "recalibrated": "yes" if recalibrate else "no",
@@ -113,7 +140,8 @@ def prune(
     saved.save(smaller, out, scoring.class_names, made_by=made_by, comparison=compared)
     shutil.rmtree(work, ignore_errors=True)
     tables.show_pruned(compared, out, pinned)
-    options.write_json(json, {"folder": str(out), **made_by, **compared.to_json(), "empty_classes": empty})
+    estimate = {"expected_loss": None if smaller.expected is None else smaller.expected.to_json()}
+    options.write_json(json, {"folder": str(out), **made_by, **estimate, **compared.to_json(), "empty_classes": empty})
 
 
 def _work(out: Path) -> Path:
@@ -122,7 +150,7 @@ def _work(out: Path) -> Path:
 
 def _rule(
     ratio: float | None, macs: float | None, latency: float | None, weight_cost: float | None, threads: int
-) -> Schedule | Budget | LatencyBudget:
+) -> Schedule | Budget | LatencyBudget | None:
     from sinf.pipeline import WEIGHT_COST
     from sinf.pruning import LatencyBudget
     from sinf.subgraph.select import Budget, Schedule
@@ -130,9 +158,11 @@ def _rule(
     given = [
         name for name, value in (("--ratio", ratio), ("--macs", macs), ("--latency", latency)) if value is not None
     ]
-    if len(given) != 1:
-        got = " and ".join(given) or "none"
+    if len(given) > 1:
+        got = " and ".join(given)
         raise ConfigError("give one of --ratio, --macs and --latency", got=got, remedy="e.g. --macs 0.5 to keep half")
+    if not given:
+        return None
     if latency is not None:
         return LatencyBudget(latency, WEIGHT_COST if weight_cost is None else weight_cost, threads)
     if macs is not None:
@@ -156,9 +186,3 @@ def _recipe(epochs: int, learning_rate: float, batch: int, bf16: bool, seed: int
         seed=seed,
         device=device,
     )
-
-
-def _said(ratio: float | None, macs: float | None, latency: float | None) -> str:
-    if ratio is not None:
-        return f"{100 * ratio:g} % of the channels removed"
-    return f"{100 * macs:g} % of the MACs kept" if macs is not None else f"{100 * (latency or 0):g} % of the time kept"

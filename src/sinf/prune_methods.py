@@ -1,0 +1,165 @@
+"""The methods by which a network is made smaller for all classes: channels removed, or layers written in low rank.
+
+A method looks at the images once and makes networks of any budget from that. Another method is another class here, and
+an entry of ``METHODS``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, fx
+
+from sinf.compact import Compactor, batches, counted
+from sinf.criteria import make_criterion
+from sinf.data import LabelledImages
+from sinf.errors import ConfigError
+from sinf.low_rank import NEEDS, Metric, assemble, choose_ranks, factor, metrics, reconstruct_ranks
+from sinf.models import BaseModel
+from sinf.network import Network, Part
+from sinf.statistics import Statistics, collect
+from sinf.steps import StepStore, Tensors
+from sinf.subgraph.select import Budget, Schedule
+
+Progress = Callable[[str, int, int], None]
+
+
+class Options(Protocol):
+    """Options that methods read."""
+
+    @property
+    def criterion_name(self) -> str: ...
+    @property
+    def images(self) -> int: ...
+    @property
+    def round_to(self) -> int: ...
+    @property
+    def reconstruct_bytes(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclass
+class Source:
+    """What every method starts from: the base model, taken apart, and the images that decide. ``progress`` may be
+    replaced between two networks."""
+
+    base: BaseModel
+    network: Network
+    images: LabelledImages
+    options: Options
+    store: StepStore
+    progress: Progress
+
+    def inputs(self, most: int | None) -> Tensor:
+        """``(N, C, H, W)`` normalised images, at most so many."""
+        images = self.images if most is None else self.images.sample(most, self.options.seed)
+        return torch.cat([x for x, _ in images.batches(self.base.spec.preprocessing)])
+
+
+class Method(ABC):
+    """Makes networks of one base model; statistics are collected when the first is made."""
+
+    name: ClassVar[str]
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    @abstractmethod
+    def tensors(self, rule: Schedule | Budget, *, reconstruct: bool, most: int | None = None) -> Tensors:
+        """All in which the smaller network differs from the base model. ``most`` limits the images that weights are
+        fitted to.
+
+        Raises:
+            ConfigError: the rule is out of reach.
+        """
+
+    @abstractmethod
+    def graph(self, tensors: Tensors) -> fx.GraphModule:
+        """The network of these tensors."""
+
+
+class Channels(Method):
+    """Channels are removed; see :mod:`sinf.compact`."""
+
+    name = "channels"
+
+    def tensors(self, rule: Schedule | Budget, *, reconstruct: bool, most: int | None = None) -> Tensors:
+        source, options = self.source, self.source.options
+        compactor = Compactor(
+            source.base,
+            source.network,
+            source.images,
+            make_criterion(options.criterion_name),
+            _Options(reconstruct, options.reconstruct_bytes, options.images, options.round_to, options.seed),
+            source.progress,
+            source.store,
+        )
+        part = compactor.compact([(rule, source.network.groups_free(), source.network.macs)], most)
+        return part.to_tensors(source.network.coupling, "")
+
+    def graph(self, tensors: Tensors) -> fx.GraphModule:
+        network = self.source.network
+        return network.whole(Part.from_tensors(tensors, network.coupling, ""))
+
+
+class Ranks(Method):
+    """Layers become two, with fewer channels between them; see :mod:`sinf.low_rank`."""
+
+    name = "ranks"
+
+    def tensors(self, rule: Schedule | Budget, *, reconstruct: bool, most: int | None = None) -> Tensors:
+        source, options, network = self.source, self.source.options, self.source.network
+        if isinstance(rule, Schedule):
+            raise ConfigError("low rank removes no channels, and takes a budget", got="a ratio", remedy="give a budget")
+        known = self._metrics
+        ranks = choose_ranks(rule, network.macs, known, options.round_to)
+        solved = factor(network.graph, ranks, self._statistics, known)
+        if not reconstruct:
+            return solved
+        return reconstruct_ranks(
+            network.graph,
+            network.coupling,
+            solved,
+            ranks,
+            known,
+            source.inputs(most),
+            memory=options.reconstruct_bytes,
+            progress=counted(source.progress, "reconstruction", len(network.coupling.mixers)),
+        )
+
+    def graph(self, tensors: Tensors) -> fx.GraphModule:
+        return assemble(self.source.network.graph, tensors)
+
+    @cached_property
+    def _statistics(self) -> Statistics:
+        source, network = self.source, self.source.network
+        seen = batches(source.images, source.base, "statistics", source.progress)
+        classes = source.base.spec.classes
+        return collect(
+            network.graph, network.coupling, seen, classes=classes, needs=NEEDS, seed=source.options.seed
+        )  # fmt: skip
+
+    @cached_property
+    def _metrics(self) -> dict[str, Metric]:
+        return metrics(self._statistics)
+
+
+#: By name, in the order in which they are tried.
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Channels, Ranks)}
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Options of a compactor."""
+
+    reconstruct: bool
+    reconstruct_bytes: int
+    common_images: int
+    round_to: int
+    seed: int
