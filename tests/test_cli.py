@@ -304,7 +304,7 @@ def test_every_option_of_build_reaches_it(
 def test_one_budget_across_clusters(sinf: Program, data: Path, weights: Path, tmp_path: Path) -> None:
     words = build_words(data, weights, tmp_path / "out")
     assert "across clusters" in sinf.refused(*words, "--across-clusters", "--ratios", "0.1,0.5")
-    sinf(*words, "--across-clusters", "--macs", "0.5")
+    sinf(*words, "--across-clusters", "--macs", "0.5", "--weight-cost", "32")
     assert "Budget(macs=0.5, weight_cost=32.0), one budget for all" in (tmp_path / "out" / "README.md").read_text()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sinf.bundle import Bundle
 from sinf.data import BATCH, LabelledImages
 from sinf.deferral import Deferral
 from sinf.engine.torch_engine import Routes, SemanticModel
@@ -334,3 +335,19 @@ def machine() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "versions": f"python {platform.python_version()}, torch {torch.__version__}",
     }
+
+
+def tail_shares(bundle: Bundle) -> tuple[float, float]:
+    """What the subgraphs of a bundle keep of the base model's tail, in the mean over clusters: a share of the MACs and
+    one of the weights."""
+    network = bundle.network()
+    whole = network.coupling.keep_all()
+    parts = [bundle.parts[part_name(cluster)] for cluster in range(len(bundle.clusters))]
+
+    def count(keep: Tensor) -> tuple[float, float]:
+        macs = network.tail_macs.total(keep)
+        return macs, network.tail_macs.total(keep, 1.0) - macs
+
+    base = count(whole)
+    kept = [count(part.keep) for part in parts]
+    return sum(k[0] for k in kept) / (len(kept) * base[0]), sum(k[1] for k in kept) / (len(kept) * base[1])

@@ -33,13 +33,18 @@ def build(
         str | None, typer.Option(help="Cut point (see sinf profile) [default: nearest to 60 % of MACs].")
     ] = None,
     criterion: options.Criterion = None,
-    macs: Annotated[float, typer.Option(help="Fraction of the tail's MACs that a subgraph keeps.")] = 0.3,
+    macs: Annotated[
+        float | None, typer.Option(help="Fraction of the tail's MACs that a subgraph keeps [default: 0.3].")
+    ] = None,
     across_clusters: Annotated[
         bool, typer.Option("--across-clusters", help="--macs is the mean of all subgraphs, spent where it costs least.")
     ] = False,
     weight_cost: Annotated[
-        float, typer.Option(help="MACs that loading a weight counts for in budgets; 0 for plain MACs.")
-    ] = 32.0,
+        float | None,
+        typer.Option(
+            help="MACs that loading a weight counts for in budgets [default: 0 where a budget is given, else 32]."
+        ),
+    ] = None,
     ratios: Annotated[
         str | None, typer.Option(help="Instead of --macs: ratios removed in first and last layer, e.g. 0.05,0.5.")
     ] = None,
@@ -83,17 +88,19 @@ def build(
 ) -> None:
     """Make a bundle: cut a subgraph for every semantic cluster, train and calibrate the route predictor."""
     from sinf import clusters as clustering
+    from sinf.measure import tail_shares
     from sinf.pipeline import BuildConfig, Images
     from sinf.pipeline import build as run
     from sinf.report import tables
 
     options.set_threads(threads)
+    cost = _weight_cost(weight_cost, macs, extractor, fallback, common)
     config = BuildConfig(
         cut=cut,
         criterion=criterion,
-        subgraph=_rule(macs, weight_cost, ratios),
+        subgraph=_rule(macs, cost, ratios),
         across_clusters=across_clusters,
-        weight_cost=weight_cost,
+        weight_cost=cost,
         route_draws=route_draws,
         round_to=round_to,
         extractor=extractor,
@@ -126,15 +133,27 @@ def build(
             progress=steps,
             key=options.key(),
         )
-    tables.show_build(bundle, out, time.perf_counter() - start)
-    options.write_json(json, {"folder": str(out), "threshold": vars(bundle.threshold), "cut": bundle.cut})
+    seconds = time.perf_counter() - start
+    kept = tail_shares(bundle)
+    tables.show_build(bundle, out, seconds, kept)
+    record = {"folder": str(out), "threshold": vars(bundle.threshold), "cut": bundle.cut}
+    options.write_json(json, record | {"tail_macs": kept[0], "tail_weights": kept[1]})
 
 
-def _rule(macs: float, weight_cost: float, ratios: str | None) -> Schedule | Budget:
+def _weight_cost(given: float | None, macs: float | None, *shares: float) -> float:
+    """A budget that a person names is one of MACs alone, unless they say otherwise."""
+    from sinf.pipeline import WEIGHT_COST
+
+    if given is not None:
+        return given
+    return WEIGHT_COST if macs is None and min(shares) == 1 else 0.0
+
+
+def _rule(macs: float | None, weight_cost: float, ratios: str | None) -> Schedule | Budget:
     from sinf.subgraph.select import Budget, Schedule
 
     if ratios is None:
-        return Budget(macs, weight_cost)
+        return Budget(0.3 if macs is None else macs, weight_cost)
     first, last = options.numbers("ratios", ratios, float, 2)
     return Schedule(first, last)
 

@@ -84,9 +84,10 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def show_build(bundle: Bundle, folder: Path, seconds: float) -> None:
+def show_build(bundle: Bundle, folder: Path, seconds: float, kept: tuple[float, float]) -> None:
     console = _console()
     console.print(f"bundle {folder} in {seconds:.0f} s: {len(bundle.clusters)} clusters, cut after {bundle.cut}")
+    console.print(f"a subgraph keeps {_share(kept[0])} of the tail's MACs and {_share(kept[1])} of its weights (mean)")
     t = bundle.threshold
     if t is None:
         return
