@@ -20,7 +20,7 @@ LINES = 450
 # than its room is named in full ("room.module").
 HOUSE = [
     {"errors", "version"},
-    {"once", "files", "schema", "seal", "precision", "grouping", "routing", "timing"},
+    {"once", "files", "schema", "seal", "precision", "grouping", "routing", "timing", "memory"},
     {"splits", "preprocessing", "records"},
     {"data"},
     {"models"},

@@ -4,6 +4,7 @@ from."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +16,11 @@ from sinf.subgraph.coupling import CoupledGroup, Coupling, Slot, couple
 from sinf.subgraph.reconstruct import Solved, weight_override
 from sinf.subgraph.select import MacCount
 from sinf.subgraph.slice import slice_graph
+
+# Numbers of an image's features that are as bad as a cut at the wrong end of the network: ten thousand images of so
+# many take 80 GB.
+_LARGE_FEATURES = 2_000_000
+_SMALL_PREDICTOR = 0.02  # of the MACs
 
 
 @dataclass(frozen=True)
@@ -64,14 +70,21 @@ class Part:
 class Network:
     """``graph`` (images -> logits), its coupled groups, and its parts at a cut point.
 
-    Without the name of a cut point, the one whose extractor has nearest to ``cut_at`` of the MACs is taken.
+    Without the name of a cut point, the one whose extractor has nearest to ``cut_at`` of the MACs is taken, where
+    features cost little: ``predictor_macs`` are those of a route predictor that reads features of a shape (C, H, W).
     """
 
-    def __init__(self, graph: fx.GraphModule, cut: str | None = None, cut_at: float = 0.6) -> None:
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        cut: str | None = None,
+        cut_at: float = 0.6,
+        predictor_macs: Callable[[tuple[int, ...]], int] | None = None,
+    ) -> None:
         self.graph = graph
         self.coupling = couple(graph, free_output=True)
         self.macs = MacCount(graph, self.coupling)
-        self.cut = find_cut(graph, cut) if cut is not None else self._nearest_cut(cut_at)
+        self.cut = find_cut(graph, cut) if cut is not None else self._nearest_cut(cut_at, predictor_macs)
         self.parts = partition(graph, self.cut)
         self.extractor_macs = MacCount(self.parts.extractor, self.coupling)
         self.tail_macs = MacCount(self.parts.tail, self.coupling)
@@ -82,12 +95,21 @@ class Network:
             )
         self._classes = set(self.coupling.output.units.tolist())
 
-    def _nearest_cut(self, share: float) -> CutPoint:
-        shares = macs_before(self.graph, self.macs)
+    def _nearest_cut(self, share: float, predictor_macs: Callable[[tuple[int, ...]], int] | None) -> CutPoint:
+        """Distances are shares of the MACs. What the predictor takes above a little counts as such, and features that
+        are stored for thousands of images as the share that their size is of ``_LARGE_FEATURES``."""
+        shares, total = macs_before(self.graph, self.macs), max(1, self.macs.total())
         points = [p for p in cut_points(self.graph) if math.prod(p.shape[1:]) > 1]
         if not points:
             raise CutError("the model must have a place through which all data passes", got="no cut point")
-        return min(points, key=lambda p: abs(shares[p.node] - share))
+
+        def cost(point: CutPoint) -> float:
+            predictor = (
+                0.0 if predictor_macs is None else max(0.0, predictor_macs(point.shape) / total - _SMALL_PREDICTOR)
+            )
+            return abs(shares[point.node] - share) + predictor + math.prod(point.shape) / _LARGE_FEATURES
+
+        return min(points, key=cost)
 
     @property
     def features_slot(self) -> Slot:

@@ -29,7 +29,7 @@ from sinf.measure import look, observe_routes
 from sinf.models import BaseModel
 from sinf.models.trace import trace
 from sinf.network import Network, Part
-from sinf.router import RoutePredictor, RouterConfig, calibrate, train_router
+from sinf.router import RoutePredictor, RouterConfig, calibrate, predictor_macs, train_router
 from sinf.specialise import Specialiser
 from sinf.steps import StepStore, Tensors
 from sinf.subgraph.select import Budget, Schedule
@@ -197,7 +197,12 @@ class _Build:
     ) -> None:
         self.base, self.images, self.clusters, self.config = base, images, clusters, config
         self.store, self.progress = store, progress
-        self.network = Network(trace(base.module, base.spec.preprocessing), config.cut, config.cut_at)
+        self.network = Network(
+            trace(base.module, base.spec.preprocessing),
+            config.cut,
+            config.cut_at,
+            lambda shape: predictor_macs(shape, len(clusters), config.router),
+        )
         self.criterion = make_criterion(config.criterion_name)
         # What every step depends on. Steps add to it what they use, and nothing else.
         self.origin = {

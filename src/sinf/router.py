@@ -101,6 +101,12 @@ class RoutePredictor(nn.Module):
         return self.requires_grad_(False)
 
 
+def predictor_macs(shape: tuple[int, ...], clusters: int, config: RouterConfig) -> int:
+    """MACs of a route predictor that reads features of ``shape`` (C, H, W)."""
+    with torch.device("meta"):
+        return RoutePredictor(shape, clusters, config).macs
+
+
 def train_router(
     features: Tensor,
     targets: Tensor,

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from sinf.dynamic.branches import separate
 from sinf.dynamic.cost import macs_of
@@ -82,6 +83,7 @@ class GatedNetwork(nn.Module):
         self.base_macs = self._count.total()
         self._seen = Observed()
         self._masks: dict[int, Tensor] = {}  # of the batch that is running
+        self._remaking: dict[str, saved_tensors_hooks] = {}  # by layer, while it runs
         self._handles = self._hook()
 
     # ---- running
@@ -158,6 +160,9 @@ class GatedNetwork(nn.Module):
             observed = [index for index in read if last[index] == target]
             hook = self._on_input(target, read, observed, own.get(target))
             handles.append(self.model.get_submodule(target).register_forward_pre_hook(hook))
+            if read:
+                after = self._after(target)
+                handles.append(self.model.get_submodule(target).register_forward_hook(after, always_call=True))
         for index, site in enumerate(self.sites):
             if site.branch:
                 end = self.model.get_submodule(site.branch[-1])
@@ -187,17 +192,23 @@ class GatedNetwork(nn.Module):
         def hook(module: nn.Module, args: tuple) -> tuple | None:
             if not self.enabled:
                 return None
-            x = args[0]
+            x, factor = args[0], None
             for index, (where, unit) in zip(read, positions, strict=True):
                 if index in observed and self.wants_features and self._seen.features:
                     self._seen.features[index] = _pooled(module, x, where, slot.repeat, self.detach_features)
                 mask = self._masks[index]
-                factor = (
+                own_factor = (
                     mask[:, unit]
                     if where is None
                     else mask.new_ones(len(x), len(slot.units)).index_copy(1, where, mask[:, unit])
                 )
-                x = x * _shaped(module, factor, slot.repeat, x).to(x.dtype)
+                factor = own_factor if factor is None else factor * own_factor
+            if factor is not None:  # once, however many sites are read
+                shaped = _shaped(module, factor, slot.repeat, x).to(x.dtype)
+                before, x = x, x * shaped
+                if x.requires_grad:
+                    self._remaking[target] = made_again(before.detach(), shaped.detach(), x)
+                    self._remaking[target].__enter__()
             if own is not None:
                 gate = self.gate(own)
                 with torch.autocast(x.device.type, enabled=False):  # thresholds want all digits of a saliency
@@ -206,6 +217,13 @@ class GatedNetwork(nn.Module):
                 if self._seen.saliencies:
                     self._seen.saliencies[own], self._seen.masks[own] = saliency, mask
             return (x, *args[1:])
+
+        return hook
+
+    def _after(self, target: str) -> Callable[[nn.Module, tuple, Any], None]:
+        def hook(module: nn.Module, args: tuple, made: Any) -> None:
+            if target in self._remaking:
+                self._remaking.pop(target).__exit__()
 
         return hook
 
@@ -235,6 +253,21 @@ def all_sites(graph: fx.GraphModule) -> tuple[Coupling, Sites]:
     free = sorted([*inner.free, *outer], key=lambda site: order.index(site.name))
     names = {site.name for site in outer}
     return coupling, Sites(free, {name: reason for name, reason in inner.blocked.items() if name not in names})
+
+
+def made_again(x: Tensor, factor: Tensor, product: Tensor) -> saved_tensors_hooks:
+    """While inside, ``product`` is not kept for the backward pass, but multiplied again from ``x``, which is kept
+    anyway, and ``factor``: a map less for every layer that reads masked channels."""
+
+    known = product.data_ptr(), product.numel(), product.dtype  # not the product itself, which is to be forgotten
+
+    def keep(tensor: Tensor) -> Tensor | torch.Size:
+        return tensor.shape if (tensor.data_ptr(), tensor.numel(), tensor.dtype) == known else tensor
+
+    def give(kept: Tensor | torch.Size) -> Tensor:
+        return kept if isinstance(kept, Tensor) else (x * factor).reshape(kept)
+
+    return saved_tensors_hooks(keep, give)
 
 
 def _blocks(size: int, block: int) -> Tensor:
