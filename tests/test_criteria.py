@@ -28,7 +28,7 @@ from sinf.criteria.base import Reader, Writer
 from sinf.errors import ConfigError
 from sinf.statistics import SiteStatistics, collect
 from sinf.subgraph.coupling import CoupledGroup, Coupling, couple
-from tiny import CLASSES, COLOUR, COUPLED, traced
+from tiny import CLASSES, COLOUR, COUPLED, Concat, traced
 
 
 def site_of(x: Tensor, y: Tensor, weight: Tensor, sensitivity: Tensor) -> SiteStatistics:
@@ -282,3 +282,24 @@ def test_residual_energy_spares_what_the_answer_depends_on() -> None:
 def test_residual_energy_refuses_options_out_of_range(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="damping must be positive and steps at least 1"):
         ResidualEnergy(**options)
+
+
+def test_a_site_that_several_groups_read_is_inverted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in densely connected networks, where every layer reads what all layers before it made."""
+    graph = traced(Concat())
+    coupling = couple(graph)
+    draw = torch.Generator().manual_seed(0)
+    batch = torch.randn(20, *COLOUR.size, generator=draw), torch.randint(CLASSES, (20,), generator=draw)
+    sites = collect(graph, coupling, [batch], classes=CLASSES, needs=ResidualEnergy.needs)
+    groups = coupling.free_groups()
+    assert sum("join.0" in group.consumers for group in groups) == 2
+    inverted: list[int] = []
+    inverse = torch.cholesky_inverse
+    monkeypatch.setattr(torch, "cholesky_inverse", lambda matrix: inverted.append(len(matrix)) or inverse(matrix))
+    scores = {g.name: ResidualEnergy().score(group_statistics(graph, coupling, g, sites)) for g in groups}
+    assert inverted.count(11) == 1
+    more = {name: site + site for name, site in sites.items()}  # other sums are other matrices, and scale alike
+    for group in groups:
+        again = ResidualEnergy().score(group_statistics(graph, coupling, group, more))
+        assert torch.allclose(again, scores[group.name], rtol=1e-5)
+    assert inverted.count(11) == 2

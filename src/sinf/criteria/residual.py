@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sinf.criteria.base import Criterion, GroupStatistics, Reader
 from sinf.errors import ConfigError
+from sinf.statistics import SiteStatistics
 
 
 class ResidualEnergy(Criterion):
@@ -49,35 +50,45 @@ class ResidualEnergy(Criterion):
 
 
 class _SiteState:
-    """G^-1 and S of a site while channels go."""
+    """G^-1 and S of a site while channels of one group go: the rows and columns of those of its channels that stay,
+    which is all that their costs are made of."""
 
     def __init__(self, reader: Reader, damping: float) -> None:
-        gram = reader.site.gram.double() / reader.site.positions
-        level = torch.diagonal(gram).mean().clamp(min=1e-12)
-        eye = torch.eye(len(gram), dtype=torch.float64)
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + damping * level * eye))
-        self.action = reader.site.readout.double()
-        self.unit = reader.unit
+        mine = reader.unit >= 0
+        self.unit = reader.unit[mine]
+        if bool(mine.all()):
+            self.inverse, self.action = _inverse(reader.site, damping), reader.site.readout.double()
+            return
+        place = torch.nonzero(mine).flatten()  # other groups read it too, and want the same matrices
+        whole = (
+            reader.site.once(f"inverse {damping}", lambda: _inverse(reader.site, damping)),
+            reader.site.once("readout", lambda: reader.site.readout.double()),
+        )
+        self.inverse, self.action = (matrix[place[:, None], place] for matrix in whole)
 
     def costs(self, units: int) -> Tensor:
         each = torch.diagonal(self.action) / torch.diagonal(self.inverse).clamp(min=1e-30)
-        mine = self.unit >= 0
         total = torch.zeros(units, dtype=torch.float64)
-        return total.index_add_(0, self.unit[mine], each[mine].clamp(min=0))
+        return total.index_add_(0, self.unit, each.clamp(min=0))
 
     def remove(self, units: Tensor) -> None:
-        gone = torch.nonzero(torch.isin(self.unit, units)).flatten()
-        if not len(gone):
+        going = torch.isin(self.unit, units)
+        if not bool(going.any()):
             return
-        rows = self.inverse[gone]  # (J, C)
+        gone, stay = torch.nonzero(going), torch.nonzero(~going).flatten()
         # x_gone is predicted from the others by -H_JJ^-1 H_J. , which adds to the weights of those
-        spread = torch.linalg.solve(self.inverse[gone][:, gone], rows)  # (J, C); identity on the gone themselves
-        across = self.action[:, gone] @ spread
-        self.action = self.action - across - across.T + spread.T @ self.action[gone][:, gone] @ spread
-        self.inverse = self.inverse - rows.T @ spread
-        # The gone rows are zero now up to rounding; keep the diagonals safe to divide by.
-        self.action[gone] = 0
-        self.action[:, gone] = 0
-        self.inverse[gone] = 0
-        self.inverse[:, gone] = 0
-        self.inverse[gone, gone] = 1
+        rows = self.inverse[gone, stay]  # (J, C - J)
+        spread = torch.linalg.solve(self.inverse[gone, gone.T], rows)  # (J, C - J)
+        across = self.action[stay[:, None], gone.T] @ spread
+        effect = spread.T @ self.action[gone, gone.T] @ spread
+        self.action = self.action[stay[:, None], stay].sub_(across).sub_(across.T).add_(effect)
+        self.inverse = self.inverse[stay[:, None], stay].sub_(rows.T @ spread)
+        self.unit = self.unit[stay]
+
+
+def _inverse(site: SiteStatistics, damping: float) -> Tensor:
+    """``(C, C)`` G^-1."""
+    gram = site.gram.double() / site.positions
+    level = torch.diagonal(gram).mean().clamp(min=1e-12)
+    eye = torch.eye(len(gram), dtype=torch.float64)
+    return torch.cholesky_inverse(torch.linalg.cholesky(gram + damping * level * eye))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +50,7 @@ class SiteStatistics:
     weight: Tensor
     images: int = 0
     sums: dict[str, Any] = field(default_factory=dict)
+    _derived: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "sums" or name not in self.sums:
@@ -62,10 +64,17 @@ class SiteStatistics:
 
     def add(self, name: str, value: Any) -> None:
         """Add to one sum, in place where it can be."""
+        self._derived.clear()
         if name in self.sums:
             self.sums[name] += value
         else:
             self.sums[name] = value
+
+    def once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """What is computed from the sums and asked for again, such as the inverse of a matrix: not to be changed."""
+        if name not in self._derived:
+            self._derived[name] = compute()
+        return self._derived[name]
 
     @property
     def channels(self) -> int:
