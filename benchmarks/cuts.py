@@ -22,9 +22,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from criteria import CLUSTER, CLUSTER_SCORED, WEIGHTS, Job, Side, Sides, measure, say
 from sinf import load_images, load_model
-from sinf.low_rank import NEEDS, assemble, choose_ranks, factor, metrics, reconstruct_ranks
+from sinf.low_rank import NEEDS, choose_ranks, factor, metrics, reconstruct_ranks
 from sinf.models.trace import trace
 from sinf.network import Network
+from sinf.subgraph.delta import apply
 from sinf.subgraph.select import Budget
 from sinf.subgraph.slice import parameters_of
 
@@ -54,7 +55,8 @@ def by_ranks(sides: list[Side]) -> dict[str, Any]:
         ranks = choose_ranks(Budget(BUDGET), side.macs, known)
         solved = factor(tail, ranks, side.sites, known)
         solved = reconstruct_ranks(tail, side.network.coupling, solved, ranks, known, side.fit)
-        smaller = assemble(tail, solved)
+        coupling = side.network.coupling
+        smaller = apply(tail, coupling, coupling.keep_all(), solved)
         x, y = side.test
         answers = torch.cat([smaller(each)[:, members].argmax(1) for each in x.split(250)])
         right, base, images = right + int((answers == y).sum()), base + side.base_right, images + len(y)

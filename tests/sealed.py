@@ -24,6 +24,7 @@ from sinf.risk import Threshold
 from sinf.router import RoutePredictor, RouterConfig
 from sinf.routing import part_name
 from sinf.seal import DIGEST, sealed
+from sinf.subgraph.delta import Mix
 from tiny import CLASSES, COLOUR, Chain, traced
 
 TIMES = TailTimes("torch", "f32", 1, "a processor", (1, 4), (0.1, 0.2), (0.3, 0.9), 0.25)
@@ -47,7 +48,7 @@ def tiny_bundle(
         keep[group.units[cluster % group.size]] = False
         size = int(keep[network.coupling.reads["head"].units].sum())
         mix = torch.eye(size + 1)[:, torch.arange(size + 1) != cluster % group.size] + 0.1 * torch.randn(size + 1, size)
-        parts[part_name(cluster)] = Part(keep, {"head": mix.half()})
+        parts[part_name(cluster)] = Part(keep, {"head": Mix(mix.half())})
     config = RouterConfig(hidden=8, channels=6)
     router = RoutePredictor(network.feature_shape(parts["common"]), len(members), config)
     router.head.weight.data *= 10  # so that not all inputs take one route

@@ -18,11 +18,13 @@ from sinf.errors import ConfigError
 from sinf.low_rank import Rank, choose
 from sinf.low_rank import metric as metric_module
 from sinf.models import BaseModel, load_model
-from sinf.network import Network
+from sinf.network import Network, Part
 from sinf.pruned import Size
 from sinf.pruning import LatencyBudget, PruneConfig, prune
 from sinf.statistics import SiteStatistics, Statistics, collect
 from sinf.statistics.strips import has_strips, strips_of
+from sinf.subgraph.coupling import Slot
+from sinf.subgraph.delta import Factors, LayerDeltas, can_factor
 from sinf.subgraph.select import Budget, Schedule
 from tiny import CLASSES, COLOUR, Chain, Depthwise, Mixed, randomise, traced
 
@@ -41,7 +43,7 @@ def full_ranks(network: Network, separable: bool) -> dict[str, Rank]:
     modules = {target: network.graph.get_submodule(target) for target in network.coupling.mixers.values()}
     if separable:
         return {t: Rank(m.in_channels * m.kernel_size[1], True) for t, m in modules.items() if has_strips(m)}
-    return {target: Rank(len(m.weight)) for target, m in modules.items() if low_rank.can_factor(m)}
+    return {target: Rank(len(m.weight)) for target, m in modules.items() if can_factor(m)}
 
 
 class Strided(nn.Module):
@@ -66,6 +68,10 @@ MIXED_FORMS = {
 FORMS = pytest.mark.parametrize("separable", [False, True], ids=["channels", "separable"])
 
 
+def with_layers(network: Network, layers: LayerDeltas) -> fx.GraphModule:
+    return network.whole(Part(network.coupling.keep_all(), layers))
+
+
 @FORMS
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
@@ -74,10 +80,10 @@ def test_at_full_rank_nothing_changes(name: str, separable: bool) -> None:
     network, found, x = seen(NETWORKS[name])
     ranks = full_ranks(network, separable)
     solved = low_rank.factor(network.graph, ranks, found, low_rank.metrics(found))
-    two = low_rank.assemble(network.graph, solved)
+    two = with_layers(network, solved)
     torch.testing.assert_close(two(x.clone()), network.graph(x.clone()), rtol=1e-3, atol=1e-3)
     again = low_rank.reconstruct_ranks(network.graph, network.coupling, solved, ranks, low_rank.metrics(found), x)
-    solved_again = low_rank.assemble(network.graph, again)
+    solved_again = with_layers(network, again)
     torch.testing.assert_close(solved_again(x.clone()), network.graph(x.clone()), rtol=1e-3, atol=1e-3)
     called = {str(node.target) for node in two.graph.nodes if node.op == "call_module"}
     assert ranks or name == "Depthwise"  # whose full convolutions see one position
@@ -102,7 +108,8 @@ def test_what_separable_layers_lose_is_what_was_said() -> None:
     raised = 1 + metric_module._FLOOR  # the Fisher information of one for all, and its floor
     for rank in (2, 4, 8):
         ranks, known = {"layer": Rank(rank, True)}, {"layer": metric}
-        two = low_rank.assemble(graph, low_rank.factor(graph, ranks, Statistics({"layer": site}), known))
+        found = low_rank.factor(graph, ranks, Statistics({"layer": site}), known)
+        two = found["layer"].apply(layer, layer, torch.arange(7), Slot(1, torch.arange(3)))
         lost = two(x).movedim(1, -1).flatten(0, -2).double() - y
         said = float(metric.strips[rank:].sum())
         assert float(lost.square().sum(1).mean()) * raised == pytest.approx(said, rel=0.05)
@@ -118,7 +125,7 @@ def test_with_one_metric_for_all_outputs_it_is_principal_components() -> None:
     solved = low_rank.factor(network.graph, {"second.0": Rank(2)}, found, known)
     wrote: dict[str, Tensor] = {}
     for name, graph, target in (("base", network.graph, "second.0"), ("two", None, "second.0.expand")):
-        graph = graph or low_rank.assemble(network.graph, solved)
+        graph = graph or with_layers(network, solved)
         layer = graph.get_submodule(target)
         handle = layer.register_forward_hook(
             lambda m, a, out, name=name: wrote.update({name: out.clone().movedim(1, -1)})
@@ -158,7 +165,7 @@ def test_ranks_are_multiples() -> None:
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding="same"), nn.ReLU()])
 def test_layers_that_cannot_be_two(layer: nn.Module) -> None:
-    assert not low_rank.can_factor(layer)
+    assert not can_factor(layer)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -169,9 +176,9 @@ def test_solving_in_sequence_comes_nearer(name: str) -> None:
     ranks = MIXED_FORMS.get(name) or low_rank.choose_ranks(Budget(0.75), network.macs, known, 1)
     start = low_rank.factor(network.graph, ranks, found, known)
     solved = low_rank.reconstruct_ranks(network.graph, network.coupling, start, ranks, known, x)
-    assert {name for name in solved if name.startswith("reduce.")} == {f"reduce.{target}" for target in ranks}
+    assert {target for target, layer in solved.items() if isinstance(layer, Factors)} == set(ranks)
     wanted = network.graph(x.clone())
-    gaps = [(low_rank.assemble(network.graph, s)(x.clone()) - wanted).square().mean() for s in (start, solved)]
+    gaps = [(with_layers(network, s)(x.clone()) - wanted).square().mean() for s in (start, solved)]
     assert float(gaps[1]) < float(gaps[0])
 
 

@@ -19,6 +19,7 @@ from sinf.engine.torch_engine import TorchEngine
 from sinf.files import hash_tensors
 from sinf.models.trace import trace
 from sinf.subgraph.coupling import Coupling
+from sinf.subgraph.delta import to_tensors
 
 CLASSES = 6
 COLOUR = Preprocessing((3, 8, 8), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -381,8 +382,8 @@ def remember_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     def part_to_onnx(engine: TorchEngine, part: str) -> onnx.ModelProto:
         kept = engine.bundle.parts.get("common" if part == "front" else part)
         mask = b"" if kept is None else kept.keep.numpy().tobytes()
-        mixes = sum(float(mix.float().sum()) for mix in kept.solved.values()) if kept else 0.0
-        key = (part, mask, mixes, engine.bundle.deferral, hash_tensors(engine.bundle.base_state))
+        layers = hash_tensors({} if kept is None else to_tensors(kept.layers))
+        key = (part, mask, layers, engine.bundle.deferral, hash_tensors(engine.bundle.base_state))
         if key not in _exported:
             _exported[key] = onnx_parts.part_to_onnx(engine, part).SerializeToString()
         return onnx.ModelProto.FromString(_exported[key])

@@ -49,6 +49,7 @@ from sinf.router import RoutePredictor, RouterConfig
 from sinf.routing import part_name
 from sinf.schema import Digest, Name, Record, Share, parse_file, record_of, validated
 from sinf.seal import sealed, unsealed
+from sinf.subgraph.delta import LayerDelta
 
 _FILES = ("model.safetensors", "subgraphs.safetensors", "router.safetensors", "README.md")
 _TIMES = "times.json"
@@ -274,28 +275,23 @@ def _read_part(name: str, tensors: dict[str, Tensor], network: Network) -> Part:
                 raise BundleError(
                     "kept channels must be some of a group's, ascending", got=got, remedy="build it again"
                 )
-    part = Part.from_tensors(tensors, network.coupling, "")
     for key, tensor in tensors.items():
-        kind, _, target = key.partition(".")
-        if kind != "kept":
-            require_tensor(tensor, torch.float16, _shape(kind, target, part, network), f"{name}.{key}")
+        if not key.startswith("kept."):
+            require_tensor(tensor, torch.float16, tuple(tensor.shape), f"{name}.{key}")
+    part = Part.from_tensors(tensors, network.coupling, "")
+    mixers = set(network.coupling.mixers.values())
+    for target, layer in part.layers.items():
+        if target not in mixers or not _fits(layer, target, part, network):
+            got = f"{name}: {layer.kind} of {target}"[:200]
+            raise BundleError("a layer must be one of the network's, in its shape", got=got, remedy="build it again")
     return part
 
 
-def _shape(kind: str, target: str, part: Part, network: Network) -> tuple[int, ...]:
-    """Of a mix (C, k) of a layer, or of a whole parameter without the channels that went."""
-    layer, _, parameter = target.rpartition(".")
-    mixers, reads = set(network.coupling.mixers.values()), network.coupling.reads
-    if kind == "mix" and target in mixers:
-        kept = part.keep[reads[target].units]
-        return len(kept), int(kept.sum())
-    if kind != "whole" or layer not in mixers or parameter not in ("weight", "bias"):
-        raise BundleError("a tensor must be of a layer where channels meet", got=f"{kind}.{target}"[:200])
-    shape = list(getattr(network.graph.get_submodule(layer), parameter).shape)
-    shape[0] = len(network.coupling.writes[layer].index(part.keep))
-    if parameter == "weight":
-        shape[1] = len(reads[layer].index(part.keep))
-    return tuple(shape)
+def _fits(layer: LayerDelta, target: str, part: Part, network: Network) -> bool:
+    base, read = network.graph.get_submodule(target), network.coupling.reads[target]
+    written = network.coupling.writes[target]
+    shape = (len(written.index(part.keep)), len(read.index(part.keep)), *base.weight.shape[2:])
+    return layer.fits(base, shape, read)
 
 
 def _read_router(folder: Path, shape: tuple[int, ...], clusters: int, config: RouterConfig) -> RoutePredictor:

@@ -63,11 +63,12 @@ def set_thresholds(
 def tail_costs(model: SemanticModel, weight_cost: float) -> tuple[float, float]:
     """What a subgraph (in the mean) and the full tail cost at batch 1: MACs, with ``weight_cost`` more for every weight
     and ``CALL_COST`` more for every operation."""
-    calls = CALL_COST * sum(node.op.startswith("call") for node in model.network.parts.tail.graph.nodes)
-    costs = {
-        name: calls + model.network.tail_macs.total(part.keep, weight_cost)
-        for name, part in model.bundle.parts.items()
-        if name != "common"
-    }
+    network = model.network
+    costs = {}
+    for name, part in model.bundle.parts.items():
+        if name != "common":
+            tail = network.tail(part)
+            calls = sum(node.op.startswith("call") for node in tail.graph.nodes)
+            costs[name] = CALL_COST * calls + network.cost_of(tail, weight_cost)
     subgraphs = [cost for name, cost in costs.items() if name != FALLBACK]
     return sum(subgraphs) / len(subgraphs), costs[FALLBACK]

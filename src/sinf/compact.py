@@ -22,7 +22,8 @@ from sinf.network import Network, Part
 from sinf.statistics import SiteStatistics, collect
 from sinf.steps import StepStore, Tensors
 from sinf.subgraph.coupling import CoupledGroup
-from sinf.subgraph.reconstruct import Solved, reconstruct
+from sinf.subgraph.delta import LayerDeltas
+from sinf.subgraph.reconstruct import reconstruct
 from sinf.subgraph.select import Budget, MacCount, Schedule, select
 from sinf.subgraph.slice import slice_graph
 from sinf.subgraph.verify import verify
@@ -111,7 +112,7 @@ class Compactor:
                 keep = select(rule, groups, importance, macs, keep, self.options.round_to)
         smaller = slice_graph(network.graph, network.coupling, keep)
         verify(network.graph, network.coupling, keep, smaller, self._inputs(4))
-        solved: Solved = {}
+        solved: LayerDeltas = {}
         if self.options.reconstruct:
             inputs = self._inputs(self._fitting(most))
             total = len(network.coupling.mixers)

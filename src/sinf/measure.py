@@ -85,15 +85,11 @@ class Costs:
     def of(model: SemanticModel) -> Costs:
         network, parts = model.network, model.bundle.parts
         router = model.bundle.router
-        macs = {"extractor": network.extractor_macs.total(parts["common"].keep), "router": router.macs}
-        parameters = {
-            "extractor": parameters_of(network.extractor(parts["common"])),
-            "router": sum(p.numel() for p in router.parameters()),
-        }
-        for name in parts:
-            if name != "common":
-                macs[name] = network.tail_macs.total(parts[name].keep)
-                parameters[name] = parameters_of(network.tail(parts[name]))
+        graphs = {"extractor": network.extractor(parts["common"])}
+        graphs |= {name: network.tail(part) for name, part in parts.items() if name != "common"}
+        macs = {name: network.cost_of(graph) for name, graph in graphs.items()}
+        parameters = {name: parameters_of(graph) for name, graph in graphs.items()}
+        macs["router"], parameters["router"] = router.macs, sum(p.numel() for p in router.parameters())
         return Costs(macs, parameters, network.macs.total(), parameters_of(network.graph))
 
 

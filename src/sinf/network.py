@@ -12,10 +12,12 @@ from torch import Tensor, fx
 
 from sinf.errors import CutError
 from sinf.partition import CutPoint, cut_points, find_cut, partition
+from sinf.subgraph import delta
 from sinf.subgraph.coupling import CoupledGroup, Coupling, Slot, couple
-from sinf.subgraph.reconstruct import Solved, weight_override
+from sinf.subgraph.delta import LayerDeltas
 from sinf.subgraph.select import MacCount
-from sinf.subgraph.slice import slice_graph
+
+_KEPT = "kept."
 
 # Numbers of an image's features that are as bad as a cut at the wrong end of the network: ten thousand images of so
 # many take 80 GB.
@@ -25,46 +27,38 @@ _SMALL_PREDICTOR = 0.02  # of the MACs
 
 @dataclass(frozen=True)
 class Part:
-    """A smaller version of extractor or tail: the units that stay (units,) bool, and what reconstruction solved
-    for."""
+    """A smaller version of extractor or tail: the units that stay (units,) bool, and what stands in the place of
+    layers, by target."""
 
     keep: Tensor
-    solved: Solved = field(default_factory=dict)
+    layers: LayerDeltas = field(default_factory=dict)
 
     @property
     def changes(self) -> bool:
         """Whether it differs from the base model at all."""
-        return bool(self.solved) or not bool(self.keep.all())
+        return bool(self.layers) or not bool(self.keep.all())
 
-    def to_tensors(self, coupling: Coupling, prefix: str) -> dict[str, Tensor]:
-        """Kept channels by coupled group (only those that lost some), in the base model's coordinates; mixes, by
-        layer, and whole weights, by parameter."""
-        parameters = {f"{target}.{name}" for target in coupling.mixers.values() for name in ("weight", "bias")}
-        tensors = {
-            f"{prefix}{'whole' if name in parameters else 'mix'}.{name}": tensor.half()
-            for name, tensor in self.solved.items()
-        }
+    def to_tensors(self, coupling: Coupling, prefix: str, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+        """Kept channels by coupled group (only those that lost some), in the base model's coordinates, and the tensors
+        of :func:`sinf.subgraph.delta.to_tensors`."""
+        tensors = {f"{prefix}{name}": tensor.to(dtype) for name, tensor in delta.to_tensors(self.layers).items()}
         for group in coupling.groups.values():
             kept = torch.nonzero(self.keep[group.units]).flatten()
             if len(kept) < group.size:
-                tensors[f"{prefix}kept.{group.name}"] = kept.to(torch.int32)
+                tensors[f"{prefix}{_KEPT}{group.name}"] = kept.to(torch.int32)
         return tensors
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], coupling: Coupling, prefix: str) -> Part:
-        """The inverse of :meth:`to_tensors`; tensors of other prefixes are left alone."""
-        keep, solved = coupling.keep_all(), {}
-        for name, tensor in tensors.items():
-            kind, _, key = name.removeprefix(prefix).partition(".")
-            if not name.startswith(prefix):
-                continue
-            if kind in ("mix", "whole"):
-                solved[key] = tensor  # in half precision, memory-mapped where it was read from a file
-            elif kind == "kept":
-                group = coupling.groups[key]
-                keep[group.units] = False
-                keep[group.units[tensor.long()]] = True
-        return Part(keep, solved)
+        """The inverse of :meth:`to_tensors`; tensors of other prefixes are left alone. In half precision, they stay
+        memory-mapped where they were read from a file."""
+        keep = coupling.keep_all()
+        mine = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        for name in [name for name in mine if name.startswith(_KEPT)]:
+            group = coupling.groups[name.removeprefix(_KEPT)]
+            keep[group.units] = False
+            keep[group.units[mine.pop(name).long()]] = True
+        return Part(keep, delta.from_tensors(mine))
 
 
 class Network:
@@ -156,8 +150,8 @@ class Network:
         for group in self.coupling.groups.values():
             if not self._is_after(group):
                 keep[group.units] = whole.keep[group.units]
-        early = {k: t for k, t in whole.solved.items() if not self.extractor_targets.isdisjoint(_owners(k))}
-        late = {k: t for k, t in whole.solved.items() if k not in early}
+        early = {target: layer for target, layer in whole.layers.items() if target in self.extractor_targets}
+        late = {target: layer for target, layer in whole.layers.items() if target not in early}
         return Part(keep, early), Part(whole.keep, late)
 
     def whole(self, part: Part) -> fx.GraphModule:
@@ -166,7 +160,12 @@ class Network:
     def _sliced(self, graph: fx.GraphModule, part: Part) -> fx.GraphModule:
         if not part.changes:
             return graph
-        return slice_graph(graph, self.coupling, part.keep, weight_override(self.coupling, part.keep, part.solved))
+        return delta.apply(graph, self.coupling, part.keep, part.layers)
+
+    def cost_of(self, graph: fx.GraphModule, weight_cost: float = 0) -> int:
+        """MACs of one input in a smaller version of the network or of a part, with ``weight_cost`` more for every
+        weight."""
+        return MacCount(graph, self.coupling).total(weight_cost=weight_cost)
 
     def feature_shape(self, part: Part) -> tuple[int, ...]:
         """Shape of one image's extracted features."""
@@ -176,11 +175,6 @@ class Network:
         """Bytes of the largest value that one image makes."""
         shapes = [node.meta["shape"] for node in self.graph.graph.nodes if node.meta.get("shape")]
         return 4 * max(math.prod(shape) for shape in shapes if shape[0] == 1)
-
-
-def _owners(name: str) -> set[str]:
-    """Whose tensor this may be: a layer's by its target, or a parameter's layer."""
-    return {name, name.rpartition(".")[0]}
 
 
 def macs_before(graph: fx.GraphModule, macs: MacCount) -> dict[str, float]:

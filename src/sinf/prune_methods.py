@@ -19,7 +19,7 @@ from sinf.compact import Compactor, batches, counted
 from sinf.criteria import make_criterion
 from sinf.data import LabelledImages
 from sinf.errors import ConfigError
-from sinf.low_rank import NEEDS, Metric, assemble, choose_ranks, factor, metrics, reconstruct_ranks
+from sinf.low_rank import NEEDS, Metric, choose_ranks, factor, metrics, reconstruct_ranks
 from sinf.models import BaseModel
 from sinf.network import Network, Part
 from sinf.statistics import Statistics, collect
@@ -79,9 +79,10 @@ class Method(ABC):
             ConfigError: the rule is out of reach.
         """
 
-    @abstractmethod
     def graph(self, tensors: Tensors) -> fx.GraphModule:
         """The network of these tensors."""
+        network = self.source.network
+        return network.whole(Part.from_tensors(tensors, network.coupling, ""))
 
 
 class Channels(Method):
@@ -101,11 +102,7 @@ class Channels(Method):
             source.store,
         )
         part = compactor.compact([(rule, source.network.groups_free(), source.network.macs)], most)
-        return part.to_tensors(source.network.coupling, "")
-
-    def graph(self, tensors: Tensors) -> fx.GraphModule:
-        network = self.source.network
-        return network.whole(Part.from_tensors(tensors, network.coupling, ""))
+        return part.to_tensors(source.network.coupling, "", torch.float32)
 
 
 class Ranks(Method):
@@ -119,22 +116,19 @@ class Ranks(Method):
             raise ConfigError("low rank removes no channels, and takes a budget", got="a ratio", remedy="give a budget")
         known = self._metrics
         ranks = choose_ranks(rule, network.macs, known, options.round_to)
-        solved = factor(network.graph, ranks, self._statistics, known)
-        if not reconstruct:
-            return solved
-        return reconstruct_ranks(
-            network.graph,
-            network.coupling,
-            solved,
-            ranks,
-            known,
-            source.inputs(most),
-            memory=options.reconstruct_bytes,
-            progress=counted(source.progress, "reconstruction", len(network.coupling.mixers)),
-        )
-
-    def graph(self, tensors: Tensors) -> fx.GraphModule:
-        return assemble(self.source.network.graph, tensors)
+        layers = factor(network.graph, ranks, self._statistics, known)
+        if reconstruct:
+            layers = reconstruct_ranks(
+                network.graph,
+                network.coupling,
+                layers,
+                ranks,
+                known,
+                source.inputs(most),
+                memory=options.reconstruct_bytes,
+                progress=counted(source.progress, "reconstruction", len(network.coupling.mixers)),
+            )
+        return Part(network.coupling.keep_all(), layers).to_tensors(network.coupling, "", torch.float32)
 
     @cached_property
     def _statistics(self) -> Statistics:

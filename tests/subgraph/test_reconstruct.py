@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 from sinf.network import Part
 from sinf.partition import find_cut, partition
 from sinf.subgraph.coupling import Coupling, Slot, couple
+from sinf.subgraph.delta import Mix, apply, mixed
 from sinf.subgraph.least_squares import NormalEquations
-from sinf.subgraph.reconstruct import Solved, kernel_equations, mixed, reconstruct, weight_override
+from sinf.subgraph.reconstruct import kernel_equations, reconstruct
 from sinf.subgraph.slice import slice_graph
 from tiny import CLASSES, COLOUR, NETWORKS, Chain, Mixed, Residual, conv, random_keep, traced
 
@@ -78,9 +79,9 @@ def test_combinations_of_other_channels_are_made_up_for_exactly() -> None:
     assert before > 1e-2 * scale
     mixes = reconstruct(graph, coupling, keep, smaller, images(), images(), damping=SMALL)
     assert error(graph, smaller, new) < 1e-6 * scale
-    assert mixes["head"].shape == (5, 4)
+    assert mixes["head"].matrix.shape == (5, 4)
     expected = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0.5, 0, -2]])
-    torch.testing.assert_close(mixes["head"], expected, atol=1e-2, rtol=0)
+    torch.testing.assert_close(mixes["head"].matrix, expected, atol=1e-2, rtol=0)
 
 
 def test_duplicates_are_made_up_for_behind_activations() -> None:
@@ -139,8 +140,8 @@ def test_mixes_rebuild_the_very_same_network() -> None:
         keep = random_keep(coupling)
         smaller = slice_graph(graph, coupling, keep)
         mixes = reconstruct(graph, coupling, keep, smaller, x, x)
-        stored: Solved = {target: mix.half() for target, mix in mixes.items()}
-        rebuilt = slice_graph(graph, coupling, keep, weight_override(coupling, keep, stored))
+        stored = {target: Mix(mix.matrix.half()) for target, mix in mixes.items()}
+        rebuilt = apply(graph, coupling, keep, stored)
         ours, theirs = smaller.state_dict(), rebuilt.state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -169,9 +170,9 @@ def test_layer_after_changed_ones_is_solved_too() -> None:
     seen: list[str] = []
     mixes = reconstruct(graph, coupling, keep, smaller, x, x, progress=seen.append)
     assert list(mixes) == seen == ["second.0", "head"]
-    assert mixes["second.0"].shape == (6, 3)
-    assert mixes["head"].shape == (5, 5)
-    only_first = slice_graph(graph, coupling, keep, weight_override(coupling, keep, {"second.0": mixes["second.0"]}))
+    assert mixes["second.0"].matrix.shape == (6, 3)
+    assert mixes["head"].matrix.shape == (5, 5)
+    only_first = apply(graph, coupling, keep, {"second.0": mixes["second.0"]})
     assert error(graph, smaller, x) < error(graph, only_first, x)
 
 
@@ -181,7 +182,7 @@ def test_mix_is_the_damped_least_squares_solution() -> None:
     coupling = couple(graph)
     keep = without(coupling, second_0=[1, 3])
     smaller = slice_graph(graph, coupling, keep)
-    mix = reconstruct(graph, coupling, keep, smaller, x, x, damping=0.1)["head"].double()
+    mix = reconstruct(graph, coupling, keep, smaller, x, x, damping=0.1)["head"].matrix.double()
     assert torch.equal(mix, mix.half().double())
     with torch.no_grad():
         pooled = net.pool(net.second(net.first(x)))
@@ -201,7 +202,7 @@ def test_the_damping_of_a_mix_is_found_on_a_quarter_of_each_chunk(monkeypatch: p
     graph = traced(net)
     coupling = couple(graph)
     keep = without(coupling, second_0=[1, 3])
-    mix = reconstruct(graph, coupling, keep, slice_graph(graph, coupling, keep), x, x)["head"]
+    mix = reconstruct(graph, coupling, keep, slice_graph(graph, coupling, keep), x, x)["head"].matrix
     with torch.no_grad():
         read = net.pool(net.second(net.first(x))).movedim(1, -1)
     sums = NormalEquations(3, 5)
@@ -235,7 +236,7 @@ def test_large_batches_are_worked_through_in_pieces(monkeypatch: pytest.MonkeyPa
     for other in found[1:]:
         assert other.keys() == found[0].keys()
         for target, mix in other.items():
-            torch.testing.assert_close(mix, found[0][target], rtol=0, atol=5e-3)
+            torch.testing.assert_close(mix.matrix, found[0][target].matrix, rtol=0, atol=5e-3)
 
 
 def test_tail_makes_up_for_features_that_the_extractor_lost() -> None:
@@ -283,7 +284,7 @@ def test_operations_in_place_do_not_spoil_the_inputs() -> None:
         inputs = features.clone()
         smaller = slice_graph(tail, coupling, keep)
         mixes = reconstruct(tail, coupling, keep, smaller, inputs, inputs if shared else features.clone())
-        found.append((mixes["head"], inputs))
+        found.append((mixes["head"].matrix, inputs))
     assert torch.equal(found[0][1], features)
     torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=5e-3)
 
@@ -304,16 +305,6 @@ def test_mixed_weight_by_hand(shape: tuple[int, ...], repeat: int, by_hand: Call
     result = mixed(weight, mix, Slot(1, torch.arange(6), repeat))
     torch.testing.assert_close(result, by_hand(weight, mix))
     assert result.is_contiguous()
-
-
-def test_override_leaves_everything_else_alone() -> None:
-    graph = traced(Chain())
-    coupling = couple(graph)
-    override = weight_override(coupling, coupling.keep_all(), {"head": torch.eye(5)})
-    head = graph.get_submodule("head")
-    assert override("head", "bias", head.bias) is None
-    assert override("second.0", "weight", graph.get_submodule("second.0").weight) is None
-    assert torch.equal(override("head", "weight", head.weight), head.weight)
 
 
 def strided() -> fx.GraphModule:
@@ -342,7 +333,9 @@ def test_kernels_come_nearer_than_mixes() -> None:
         solved = reconstruct(graph, coupling, keep, smaller, x, x, kernels=kernels)
         found.append(error(graph, smaller, images(300, seed=7)))
     assert found[1] < 0.9 * found[0]
-    assert set(solved) == {"1.weight", "3.weight", "3.bias", "5", "7.weight", "7.bias"}
+    kinds = {(target, kind, *layer.tensors()) for target, layer in solved.items() for kind in [layer.kind]}
+    whole = ("weights", "weight", "bias")
+    assert kinds == {("1", *whole[:2]), ("3", *whole), ("5", "mix", "matrix"), ("7", *whole)}
 
 
 def test_whole_kernels_rebuild_the_very_same_network() -> None:
@@ -353,7 +346,7 @@ def test_whole_kernels_rebuild_the_very_same_network() -> None:
     solved = reconstruct(graph, coupling, keep, smaller, x, x, kernels=True)
     part = Part.from_tensors(Part(keep, solved).to_tensors(coupling, "p."), coupling, "p.")
     assert torch.equal(part.keep, keep)
-    rebuilt = slice_graph(graph, coupling, keep, weight_override(coupling, keep, part.solved))
+    rebuilt = apply(graph, coupling, keep, part.layers)
     assert torch.equal(outputs(rebuilt, x), outputs(smaller, x))
 
 
@@ -464,13 +457,6 @@ def test_a_kernel_of_one_output_is_fitted_whole() -> None:
     coupling = couple(graph)
     keep = without(coupling, **{"0_0": [2]})
     solved = reconstruct(graph, coupling, keep, slice_graph(graph, coupling, keep), x, x, kernels=True)
-    assert set(solved) == {"1.weight", "1.bias", "3.weight", "3.bias"}
-
-
-def test_what_was_solved_takes_the_type_of_the_weights() -> None:
-    graph = traced(Chain())
-    coupling = couple(graph)
-    head = graph.get_submodule("head")
-    for solved in ({"head": torch.eye(5)}, {"head.weight": torch.zeros_like(head.weight)}):
-        override = weight_override(coupling, coupling.keep_all(), solved)
-        assert override("head", "weight", head.weight.double()).dtype == torch.float64
+    assert {target: tuple(layer.tensors()) for target, layer in solved.items()} == dict.fromkeys(
+        ("1", "3"), ("weight", "bias")
+    )

@@ -290,7 +290,8 @@ class TailStore:
         """What tails are made from, in files when the bundle was loaded from a folder."""
         yield from self.network.graph.state_dict().values()
         for part in self.parts.values():
-            yield from part.solved.values()
+            for layer in part.layers.values():
+                yield from layer.tensors().values()
 
     @property
     def bytes(self) -> int:

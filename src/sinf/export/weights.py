@@ -16,6 +16,7 @@ from torch import nn
 
 from sinf.engine.torch_engine import TorchEngine
 from sinf.network import Part
+from sinf.subgraph.delta import Mix
 
 _PREFIXES = ("extractor.", "tail.")  # of modules around the base model's layers
 _CLOSE = 1e-4  # relative: folding a norm and mixing channels are done in another order
@@ -83,11 +84,11 @@ class Weights:
         _gather(recipe, written.index(part.keep).numpy(), 0)
         if kind != "weight" or read is None or recipe.value.ndim < 2 or self._is_grouped(target):
             return
-        mix = part.solved.get(target)
-        if mix is None:
-            _gather(recipe, read.index(part.keep).numpy(), 1)
+        layer = part.layers.get(target)
+        if isinstance(layer, Mix):
+            _mix(recipe, layer.matrix.half().numpy())
         else:
-            _mix(recipe, mix.half().numpy())
+            _gather(recipe, read.index(part.keep).numpy(), 1)
 
     def _is_grouped(self, target: str) -> bool:
         module: nn.Module = self._network.graph.get_submodule(target)
@@ -105,7 +106,7 @@ def _gather(recipe: Recipe, index: np.ndarray, axis: int) -> None:
 
 
 def _mix(recipe: Recipe, mix: np.ndarray) -> None:
-    """``W M``, as :func:`sinf.subgraph.reconstruct.mixed` does: ``M^T (k, C)`` times the weight as (O, C, positions).
+    """``W M``, as :func:`sinf.subgraph.delta.mixed` does: ``M^T (k, C)`` times the weight as (O, C, positions).
 
     The matrix stays in half precision in the file.
     """

@@ -11,15 +11,15 @@ layers and forms compare, and a budget buys the forms and ranks that lose least 
     metric.py      what a rank of either form loses
     choose.py      ranks within a budget
     solve.py       the two layers: each on its own, or one after the other from what the network so far makes
-    assemble.py    the network with two layers in the place of one
 
-No gradient training. Response reconstruction by principal components is Zhang et al., Accelerating Very Deep
+No gradient training. The network is put together by :mod:`sinf.subgraph.delta`.
+
+Response reconstruction by principal components is Zhang et al., Accelerating Very Deep
 Convolutional Networks for Classification and Detection (arXiv 1505.06798), which takes F = 1 and a rank by layer from
 energies; separable filters are Jaderberg et al., Speeding up Convolutional Neural Networks with Low Rank Expansions
 (arXiv 1405.3866), which fits them by iterations; reduced-rank regression is Izenman's (1975).
 """
 
-from sinf.low_rank.assemble import assemble, can_factor
 from sinf.low_rank.choose import Rank, choose_ranks
 from sinf.low_rank.metric import Metric, metrics
 from sinf.low_rank.solve import factor, reconstruct_ranks
@@ -28,8 +28,6 @@ __all__ = [
     "NEEDS",
     "Metric",
     "Rank",
-    "assemble",
-    "can_factor",
     "choose_ranks",
     "factor",
     "metrics",

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sinf.errors import ConfigError
-from sinf.low_rank.assemble import can_factor
 from sinf.low_rank.metric import Metric
+from sinf.subgraph.delta import can_factor
 from sinf.subgraph.select import Budget, MacCount
 
 _PARTS = 1 << 14  # of what a budget has above the least that must stay

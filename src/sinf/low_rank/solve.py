@@ -13,20 +13,20 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, fx, nn
 
-from sinf.low_rank.assemble import can_factor, layer, side_by_name
 from sinf.low_rank.choose import Rank
 from sinf.low_rank.metric import Metric, covariance_made
 from sinf.statistics import Statistics
 from sinf.subgraph.coupling import Coupling
+from sinf.subgraph.delta import Factors, LayerDelta, LayerDeltas, Weights, can_factor, replaced
 from sinf.subgraph.least_squares import NormalEquations
-from sinf.subgraph.reconstruct import Solved, kernel_equations
+from sinf.subgraph.reconstruct import kernel_equations
 from sinf.subgraph.side_by_side import SideBySide
 
 
 @torch.no_grad()
-def factor(graph: fx.GraphModule, ranks: dict[str, Rank], found: Statistics, known: dict[str, Metric]) -> Solved:
+def factor(graph: fx.GraphModule, ranks: dict[str, Rank], found: Statistics, known: dict[str, Metric]) -> LayerDeltas:
     """Every layer on its own, from what the network reads and writes as it is."""
-    solved: Solved = {}
+    solved: LayerDeltas = {}
     for target, rank in ranks.items():
         own, site, metric = graph.get_submodule(target), found[target], known[target]
         weight = own.weight.double()
@@ -36,12 +36,12 @@ def factor(graph: fx.GraphModule, ranks: dict[str, Rank], found: Statistics, kno
             expand, reduce = metric.separable(weight, strips.covariance(), strips.alike(), rank.channels)
             mean = strips.total / strips.count
             lost = weight.sum(2).flatten(1) @ mean - expand.sum(2) @ (reduce @ mean)
-            solved |= _separable(target, own, expand, reduce, bias + lost)
+            solved[target] = _separable(own, expand, reduce, bias + lost)
         else:
             expand, reduce = metric.channels(covariance_made(site), rank.channels)
             mean = site.made_sum / float(site.made_count)
             bias = mean - expand @ (reduce @ (mean - bias))
-            solved |= _channels(target, own, expand, reduce @ weight.flatten(1), bias)
+            solved[target] = _channels(own, expand, reduce @ weight.flatten(1), bias)
     return solved
 
 
@@ -49,17 +49,18 @@ def factor(graph: fx.GraphModule, ranks: dict[str, Rank], found: Statistics, kno
 def reconstruct_ranks(
     graph: fx.GraphModule,
     coupling: Coupling,
-    start: Solved,
+    start: LayerDeltas,
     ranks: dict[str, Rank],
     known: dict[str, Metric],
     inputs: Tensor,
     *,
     memory: int | None = None,
     progress: Callable[[str], None] | None = None,
-) -> Solved:
+) -> LayerDeltas:
     """Solve again for all layers from the first that became two, each from what the others make by then; ``start`` is
     what :func:`factor` found, and ``memory`` as in :func:`sinf.subgraph.reconstruct.reconstruct`."""
-    smaller, solved = side_by_name(graph, start), Solved()
+    keep, solved = coupling.keep_all(), LayerDeltas()
+    smaller = replaced(graph, coupling, keep, start)
     targets, seen = set(coupling.mixers.values()), set[str]()
     pair = SideBySide(graph, smaller, inputs, inputs, memory)
     for node, twin in pair:
@@ -70,16 +71,17 @@ def reconstruct_ranks(
         own, rank = graph.get_submodule(target), ranks.get(target)
         answers = pair.answers_of(node, twin)
         if rank is not None and rank.separable:
-            found = _fit_second(target, smaller.get_submodule(target), answers)
+            found: LayerDelta | None = _fit_second(smaller.get_submodule(target), answers)
         elif can_factor(own):
             constant = own.bias is not None or rank is not None
             sums = kernel_equations(own, torch.arange(len(own.weight)), list(answers), constant)
             found = _fit(target, own, sums, constant, rank, known)
         else:
-            found = {}
-        if found:
-            smaller.set_submodule(target, layer(own, target, found))
-            solved |= found
+            found = None
+        if found is not None:
+            rows, read = coupling.writes[target].index(keep), coupling.reads[target]
+            smaller.set_submodule(target, found.apply(own, own, rows, read))
+            solved[target] = found
         if progress is not None:
             progress(target)
     return solved
@@ -87,7 +89,7 @@ def reconstruct_ranks(
 
 def _fit(
     target: str, own: nn.Module, sums: NormalEquations, constant: bool, rank: Rank | None, known: dict[str, Metric]
-) -> Solved:
+) -> LayerDelta:
     """What stands in the place of ``own``, at full rank or less, from the sums of its kernel."""
     prior = own.weight.detach().flatten(1)
     if constant:
@@ -96,37 +98,35 @@ def _fit(
     fit = sums.solve(prior).double()
     weight = fit[:, : own.weight[0].numel()]
     if rank is None:
-        whole = {f"whole.{target}.weight": weight.reshape(own.weight.shape).float()}
-        return whole | ({f"whole.{target}.bias": fit[:, -1].float()} if constant else {})
+        return Weights(weight.reshape(own.weight.shape).float(), fit[:, -1].float() if constant else None)
     moments = sums.moments()
     mean = moments[-1, :-1]
     covariance = moments[:-1, :-1] - torch.outer(mean, mean)
     expand, reduce = known[target].channels(weight @ covariance @ weight.T, rank.channels)
     before = weight @ mean
-    return _channels(target, own, expand, reduce @ weight, before + fit[:, -1] - expand @ (reduce @ before))
+    return _channels(own, expand, reduce @ weight, before + fit[:, -1] - expand @ (reduce @ before))
 
 
-def _fit_second(target: str, pair: nn.Module, answers: Iterator[tuple[Tensor, Tensor]]) -> Solved:
+def _fit_second(pair: nn.Module, answers: Iterator[tuple[Tensor, Tensor]]) -> Factors:
     """The second of two separable layers, from what the first makes."""
     first, second = pair.get_submodule("reduce"), pair.get_submodule("expand")
     reduced = [(whole, first(small)) for whole, small in answers]
     prior = torch.cat([second.weight.flatten(1), second.bias[:, None]], 1)
     fit = kernel_equations(second, torch.arange(len(second.weight)), reduced, True).solve(prior)
-    return _tensors(target, first.weight, fit[:, :-1].view_as(second.weight), fit[:, -1])
+    return _factors(first.weight, fit[:, :-1].view_as(second.weight), fit[:, -1])
 
 
-def _channels(target: str, own: nn.Module, expand: Tensor, reduce: Tensor, bias: Tensor) -> Solved:
+def _channels(own: nn.Module, expand: Tensor, reduce: Tensor, bias: Tensor) -> Factors:
     """``(O, r)``, ``(r, C kh kw)`` and ``(O,)``."""
     ones = own.weight.ndim - 2
-    return _tensors(target, reduce.reshape(-1, *own.weight.shape[1:]), expand[(..., *[None] * ones)], bias)
+    return _factors(reduce.reshape(-1, *own.weight.shape[1:]), expand[(..., *[None] * ones)], bias)
 
 
-def _separable(target: str, own: nn.Module, expand: Tensor, reduce: Tensor, bias: Tensor) -> Solved:
+def _separable(own: nn.Module, expand: Tensor, reduce: Tensor, bias: Tensor) -> Factors:
     """``(O, r, kh)``, ``(r, C kw)`` and ``(O,)``."""
     _, channels, _, columns = own.weight.shape
-    return _tensors(target, reduce.view(-1, channels, 1, columns), expand[..., None], bias)
+    return _factors(reduce.view(-1, channels, 1, columns), expand[..., None], bias)
 
 
-def _tensors(target: str, reduce: Tensor, expand: Tensor, bias: Tensor) -> Solved:
-    found = {f"reduce.{target}": reduce, f"expand.{target}": expand, f"bias.{target}": bias}
-    return {name: tensor.float().contiguous() for name, tensor in found.items()}
+def _factors(reduce: Tensor, expand: Tensor, bias: Tensor) -> Factors:
+    return Factors(*(tensor.detach().float().contiguous() for tensor in (reduce, expand, bias)))

@@ -15,7 +15,6 @@ images held out of its fit. No gradient is taken.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 
@@ -23,45 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from sinf.subgraph.coupling import Coupling, Slot, positions_of, unfolds
+from sinf.subgraph.coupling import Coupling, positions_of, unfolds
+from sinf.subgraph.delta import LayerDelta, LayerDeltas, Mix, Weights
 from sinf.subgraph.least_squares import NormalEquations
 from sinf.subgraph.side_by_side import SideBySide
-from sinf.subgraph.slice import Override
-
-#: What was solved for. By target: how the channels that stay stand for all, (C, k). By a parameter's full name: what
-#: stands in its place, its channels already selected.
-Solved = dict[str, Tensor]
 
 HELD_OUT = 0.25  # share of a chunk's images that choose the damping
 _ENOUGH_ROWS = 32  # for each unknown of a kernel
 _SHARE_OF_PLACES = 0.25  # of an image that a kernel is fitted to, where there are more images than needed
 _LEAST_IMAGES = 1024
 _PATCH_FLOATS = 1 << 24  # of a kernel's patches that are in memory at once
-
-
-def weight_override(coupling: Coupling, keep: Tensor, solved: Solved) -> Override:
-    """What :func:`sinf.subgraph.slice.slice_graph` needs to build the reconstructed network."""
-
-    def override(target: str, name: str, tensor: Tensor) -> Tensor | None:
-        whole = solved.get(f"{target}.{name}")
-        if whole is not None:
-            return whole.to(tensor.dtype)
-        mix = solved.get(target)
-        if mix is None or name != "weight":
-            return None
-        out = coupling.writes[target].index(keep)
-        rows = tensor.detach().index_select(0, out) if len(out) < len(tensor) else tensor.detach()
-        return mixed(rows, mix, coupling.reads[target])
-
-    return override
-
-
-def mixed(weight: Tensor, mix: Tensor, read: Slot) -> Tensor:
-    """``W M`` for a weight ``(O, C, ...)``, or ``(O, C * repeat)`` after a flattening."""
-    mix = mix.to(weight.dtype)
-    if weight.ndim == 2:
-        return (weight.unflatten(1, (-1, read.repeat)).transpose(1, 2) @ mix).transpose(1, 2).flatten(1)
-    return (weight.movedim(1, -1) @ mix).movedim(-1, 1).contiguous()
 
 
 @torch.no_grad()
@@ -77,7 +47,7 @@ def reconstruct(
     memory: int | None = None,
     damping: float | None = None,
     progress: Callable[[str], None] | None = None,
-) -> Solved:
+) -> LayerDeltas:
     """Solve for all layers of ``smaller`` that read fewer or changed channels, and put the weights in.
 
     Both networks run side by side, layer by layer, over ``inputs`` (N, C, H, W); the smaller one's may differ (features
@@ -87,8 +57,7 @@ def reconstruct(
     validation. Solutions are rounded to float16, as they are stored.
     """
     targets = set(coupling.mixers.values())
-    _own_layers(base, smaller, targets)
-    solved: Solved = {}
+    solved: LayerDeltas = {}
     seen: set[str] = set()
     changed = not torch.equal(smaller_inputs, inputs)
     pair = SideBySide(base, smaller, inputs, smaller_inputs, memory)
@@ -103,22 +72,17 @@ def reconstruct(
         changed = True
         layer, own = base.get_submodule(target), smaller.get_submodule(target)
         repeat = coupling.reads[target].repeat
-        mix = _mix(layer, repeat, kept, pair.inputs_of(node, twin), damping).half()
         rows = coupling.writes[target].index(keep)
-        own.weight = _frozen(mixed(layer.weight.detach()[rows], mix.float(), coupling.reads[target]))
+        found: LayerDelta = Mix(_mix(layer, repeat, kept, pair.inputs_of(node, twin), damping).half().float())
+        mixed = found.apply(layer, own, rows, coupling.reads[target])
         if kernels and _reads_patches(layer, repeat):
-            for name, tensor in _kernel(own, rows, list(pair.answers_of(node, twin)), damping).items():
-                solved[f"{target}.{name}"] = tensor.half().float()
-                setattr(own, name, _frozen(solved[f"{target}.{name}"]))
-        else:
-            solved[target] = mix.float()
+            found = _kernel(mixed, rows, list(pair.answers_of(node, twin)), damping)
+            mixed = found.apply(layer, own, rows, coupling.reads[target])
+        solved[target] = found
+        smaller.set_submodule(target, mixed)
         if progress is not None:
             progress(target)
     return solved
-
-
-def _frozen(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor, requires_grad=False)
 
 
 def _folds(count: int, size: int) -> Iterator[tuple[slice, bool]]:
@@ -148,17 +112,15 @@ def _reads_patches(layer: nn.Module, repeat: int) -> bool:
     return unfolds(layer) and layer.weight[0, 0].numel() > 1
 
 
-def _kernel(
-    own: nn.Module, rows: Tensor, answers: list[tuple[Tensor, Tensor]], damping: float | None
-) -> dict[str, Tensor]:
+def _kernel(own: nn.Module, rows: Tensor, answers: list[tuple[Tensor, Tensor]], damping: float | None) -> Weights:
     """Weight, and bias if there is one, with which ``own`` comes nearest to the outputs ``rows`` of the base network's
-    layer, from what it reads; near its present ones."""
+    layer, from what it reads; near its present ones, rounded to float16."""
     prior = own.weight.detach().flatten(1)
     if own.bias is not None:
         prior = torch.cat([prior, own.bias.detach()[:, None]], 1)
     new = kernel_equations(own, rows, answers, own.bias is not None).solve(prior, damping)
     weight = new[:, : own.weight[0].numel()].reshape(own.weight.shape)
-    return {"weight": weight} if own.bias is None else {"weight": weight, "bias": new[:, -1]}
+    return Weights(weight.half().float(), None if own.bias is None else new[:, -1].half().float())
 
 
 def kernel_equations(
@@ -198,17 +160,3 @@ def _patches(layer: nn.Module, x: Tensor) -> Tensor:
         return x.reshape(len(x), -1, x.shape[-1])
     options = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     return F.unfold(x, *options).transpose(1, 2)
-
-
-def _own_layers(base: fx.GraphModule, smaller: fx.GraphModule, targets: set[str]) -> None:
-    """Give the smaller network layers of its own where it shares the base network's, so that weights can be
-    replaced."""
-    for target in targets:
-        try:
-            shared = base.get_submodule(target)
-        except AttributeError:
-            continue  # a layer of the other side of the cut
-        if smaller.get_submodule(target) is shared:
-            own = copy.copy(shared)
-            own._parameters = dict(shared._parameters)
-            smaller.set_submodule(target, own)

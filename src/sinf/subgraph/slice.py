@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,23 +10,17 @@ from torch import Tensor, fx, nn
 from sinf.models.trace import attribute
 from sinf.subgraph.coupling import Coupling, Slot
 
-#: (module target, parameter name, its tensor in the base model) -> the tensor that stands there in the smaller network
-Override = Callable[[str, str, Tensor], Tensor | None]
 
-
-def slice_graph(
-    graph: fx.GraphModule, coupling: Coupling, keep: Tensor, override: Override | None = None
-) -> fx.GraphModule:
+def slice_graph(graph: fx.GraphModule, coupling: Coupling, keep: Tensor) -> fx.GraphModule:
     """The network that is left when only the units in ``keep`` (units,) bool stay.
 
-    Layers that lose nothing are shared with ``graph``; the others are new and own their tensors. ``override`` may give
-    the weight of a layer instead of the slice (its channels already selected).
+    Layers that lose nothing are shared with ``graph``; the others are new and own their tensors.
     """
     root: dict[str, nn.Module | Tensor] = {}
     for node in graph.graph.nodes:
         target = str(node.target)
         if node.op == "call_module" and target not in root:
-            root[target] = _slice_layer(graph.get_submodule(target), target, coupling, keep, override)
+            root[target] = _slice_layer(graph.get_submodule(target), target, coupling, keep)
         elif node.op == "get_attr" and target not in root:
             tensor = attribute(graph, target)
             slot = coupling.writes.get(target)
@@ -44,9 +37,7 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     return new
 
 
-def _slice_layer(
-    module: nn.Module, target: str, coupling: Coupling, keep: Tensor, override: Override | None
-) -> nn.Module:
+def _slice_layer(module: nn.Module, target: str, coupling: Coupling, keep: Tensor) -> nn.Module:
     written, read = coupling.writes.get(target), coupling.reads.get(target)
     if written is None:
         return module
@@ -55,8 +46,7 @@ def _slice_layer(
     tensors = {**module._parameters, **module._buffers}
     new: dict[str, Tensor | None] = {}
     for name, tensor in tensors.items():
-        given = None if override is None or tensor is None else override(target, name, tensor)
-        new[name] = given if given is not None else _slice_tensor(module, name, tensor, written, out, read, into)
+        new[name] = _slice_tensor(module, name, tensor, written, out, read, into)
     if all(new[name] is tensor for name, tensor in tensors.items()):
         return module
     smaller = copy.copy(module)  # keeps the class and options of any layer, of other libraries too
