@@ -7,7 +7,7 @@ seed alone, so a build that was killed and started again ends with the same bund
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from sinf.compact import Compactor, Progress, Rule
 from sinf.criteria import best_criterion, make_criterion
 from sinf.data import BATCH, LabelledImages, augment, join_pairs
 from sinf.deferral import Deferral
-from sinf.engine.prepare import prepare_teacher
+from sinf.engine.prepare import prepare, prepare_teacher
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError, DataError
 from sinf.files import hash_tensors
@@ -29,6 +29,7 @@ from sinf.measure import look, observe_routes
 from sinf.models import BaseModel
 from sinf.models.trace import trace
 from sinf.network import Network, Part
+from sinf.precision import teaching
 from sinf.router import RoutePredictor, RouterConfig, calibrate, predictor_macs, train_router
 from sinf.specialise import Specialiser
 from sinf.steps import StepStore, Tensors
@@ -292,14 +293,23 @@ class _Build:
         }
 
         def compute() -> Tensors:
-            targets = self.store.get("targets", routing, self._route_targets)["targets"]
-            extractor = prepare_teacher(self.network.extractor(common))
-            with torch.no_grad():
-                features = [extractor(x).half() for x in self._augmented("route features")]
-            router = train_router(
+            features: list[Tensor] = []
+
+            def keep(values: Tensor) -> None:  # as the predictor pools them first of all
+                features.append(router.pool(values.float()).half())
+
+            def teach() -> Tensors:  # the base model's own features are made on the way to what it thinks
+                return self._route_targets((lambda values: None) if common.changes else keep)
+
+            targets = self.store.get("targets", routing, teach)["targets"]
+            if not features:
+                extractor = prepare_teacher(self.network.extractor(common))
+                for x in self._augmented("route features"):
+                    keep(extractor(x))
+            trained = train_router(
                 torch.cat(features), targets, config.router, lambda done, total: self.progress("router", done, total)
             )
-            return router.state_dict()
+            return trained.state_dict()
 
         router = RoutePredictor(self.network.feature_shape(common), len(self.clusters), config.router)
         extractor = hash_tensors(common.to_tensors(self.network.coupling, ""))
@@ -308,11 +318,17 @@ class _Build:
         return router.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def _route_targets(self) -> Tensors:
-        """What the base model thinks of the clusters, for every routing image."""
+    def _route_targets(self, see: Callable[[Tensor], None]) -> Tensors:
+        """What the base model thinks of the clusters, for every routing image; ``see`` is given its features."""
         onto = torch.nn.functional.one_hot(self.clusters.of_class(), len(self.clusters)).float()
-        base = prepare_teacher(self.network.graph)
-        answers = [base(x).softmax(1) @ onto for x in self._augmented("route targets")]
+        extractor, tail = prepare(self.network.parts.extractor), prepare(self.network.parts.tail)
+        answers = []
+        for x in self._augmented("route targets"):
+            with teaching():
+                features = extractor(x)
+                see(features)
+                logits = tail(features)
+            answers.append(logits.float().softmax(1) @ onto)
         return {"targets": torch.cat(answers)}
 
     def _augmented(self, step: str) -> Iterator[Tensor]:
