@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gated import mean_macs
+from gated import mean_macs, stir
 from sinf.data import LabelledImages
 from sinf.dynamic.calibrate import calibrate, finish
 from sinf.dynamic.gates import KINDS
@@ -93,3 +93,38 @@ def test_a_budget_out_of_reach_is_refused(images: LabelledImages) -> None:
     network = gated()
     with pytest.raises(ConfigError, match="must reach the target"):
         calibrate(network, COLOUR, images, Target(macs=0.01))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("goal", [0.5, 0.7])
+def test_few_settings_are_tried(
+    images: LabelledImages, kind: str, goal: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a setting costs is predicted from saliencies that are known: a bisection would try 13."""
+    network = gated(kind)
+    if kind == "manidp":
+        start_by_importance(stir(network))
+        for index, saliency in enumerate(network.observe(next(images.batches(COLOUR))[0])[1].saliencies):
+            network.gate(index).set_remaining(0.6, saliency.mean(0).detach())
+    runs: list[int] = []
+    observe = network.observe
+    monkeypatch.setattr(network, "observe", lambda x: runs.append(len(x)) or observe(x))
+    macs = calibrate(network, COLOUR, images, Target(macs=goal))
+    assert goal - 0.1 < macs <= goal
+    assert sum(runs) <= 8 * len(images)
+
+
+def test_the_end_of_a_training_tells_how_far_it_is(images: LabelledImages) -> None:
+    network = start_by_importance_of(gated())
+    told: list[tuple[int, int]] = []
+    finish(network, COLOUR, images, Target(macs=0.7), progress=lambda done, total: told.append((done, total)))
+    done, (total,) = [each for each, _ in told], {total for _, total in told}
+    assert done == sorted(done)
+    assert done[-1] == total
+    assert len(images) in done  # after a setting, and not only at the end
+    assert len(told) >= 4
+
+
+def start_by_importance_of(network: GatedNetwork) -> GatedNetwork:
+    start_by_importance(network)
+    return network

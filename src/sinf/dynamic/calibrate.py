@@ -12,7 +12,7 @@ thresholds then, which costs points of accuracy, so they are taken again.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -21,14 +21,21 @@ from torch import Tensor
 from sinf.checkpoint import epoch_batches
 from sinf.data import LabelledImages, Preprocessing
 from sinf.dynamic.latency import time_share
-from sinf.dynamic.network import GatedNetwork
-from sinf.dynamic.targets import Target, rate_for
+from sinf.dynamic.network import GatedNetwork, Observed
+from sinf.dynamic.targets import Target
 from sinf.errors import ConfigError
 from sinf.subgraph.recalibrate import recalibrate
 
-_IMAGES, _TIMED, _TRIES = 2000, 64, 8
+_IMAGES, _TIMED = 2000, 64
+_BATCH = 250  # of these; saliencies of the first one predict what another setting costs
 _NORM_IMAGES, _NORM_BATCH = 4096, 128
 _FARTHEST = 4.0  # that thresholds move
+_WIDTH = 1 / 256  # of the way to there: settings that are nearer to each other are taken for one
+_NEAR = 1e-3  # of the goal
+_MOST_TRIES = 12
+_USUAL_TRIES = 6  # of a calibration, with its first and those between two settings: what progress expects
+
+Watch = Callable[[int], None]
 
 
 def finish(
@@ -41,24 +48,33 @@ def finish(
 ) -> None:
     """Set thresholds and the statistics of batch norms, these on images that are cropped and flipped as in training.
 
-    ``progress`` is called with (settings tried, settings that may be tried).
+    ``progress`` is called with (images done, images in all), whose number is an estimate.
 
     Raises:
         ConfigError: no threshold reaches the target.
     """
-    most = 2 * (1 + _TRIES + len(network.sites).bit_length()) + 1
-    count = itertools.count(1)
-
-    def tried() -> None:
-        if progress is not None:
-            progress(min(next(count), most - 1), most)
-
-    calibrate(network, preprocessing, images, target, seed, tried)
     sample = images.sample(_NORM_IMAGES, seed)
+    measured, rounds = min(_IMAGES, len(images)), 1 + (target.macs is not None)
+    settings = _USUAL_TRIES if target.channels is None else 1
+    most, done = rounds * settings * measured + len(sample), 0
+
+    def watch(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(min(done, most - 1), most)
+
+    calibrate(network, preprocessing, images, target, seed, watch)
     pixels, batch = sample.pixels(preprocessing), min(_NORM_BATCH, len(sample))
-    drawn = epoch_batches(pixels, sample.labels, preprocessing, batch, seed, 0)
-    if recalibrate(network, (x for x, _ in drawn)) and target.macs is not None:
-        calibrate(network, preprocessing, images, target, seed, tried)  # what new statistics made dearer
+    done = max(done, settings * measured)
+
+    def drawn() -> Iterator[Tensor]:
+        for x, _ in epoch_batches(pixels, sample.labels, preprocessing, batch, seed, 0):
+            yield x
+            watch(len(x))
+
+    if recalibrate(network, drawn()) and target.macs is not None:
+        calibrate(network, preprocessing, images, target, seed, watch)  # what new statistics made dearer
     if progress is not None:
         progress(most, most)
 
@@ -70,54 +86,59 @@ def calibrate(
     images: LabelledImages,
     target: Target,
     seed: int = 0,
-    tried: Callable[[], None] | None = None,
+    watch: Watch | None = None,
 ) -> float:
     """Set the thresholds for good, on about 2000 of ``images``: the mean share of MACs that they cost. A target of MACs
-    or of time is met from below, as near as thresholds allow.
+    or of time is met from below, within a thousandth or as near as thresholds allow.
 
     Thresholds of ManiDP are all multiplied by one number; where there is none to multiply, those of a common share of
-    channels are tried. ``tried`` is called after every setting.
+    channels are tried. ``watch`` is told how many images were run, after each batch.
 
     Raises:
         ConfigError: no threshold reaches the target.
     """
     network.eval()
-    search = _Search(network, preprocessing, images.sample(_IMAGES, seed), target, seed, tried)
+    search = _Search(network, preprocessing, images.sample(_IMAGES, seed), target, seed, watch)
     met = search.meets_goal()  # as training left them
     if target.channels is not None:
         return search.macs
     gates = search.gates
     start = [gate.threshold.clone() for gate in gates]
     if network.config.kind == "manidp" and all(float(xi) > 0 for xi in start):
-        low, high = (1.0, _FARTHEST) if met else (1 / _FARTHEST, 1.0)  # more of it, more MACs
-        for _ in range(_TRIES):
-            amount = (low * high) ** 0.5
+
+        def scale(place: float) -> None:  # more of it, more MACs
             for gate, xi in zip(gates, start, strict=True):
-                gate.threshold.copy_(xi / amount)
-            low, high = (amount, high) if search.meets_goal() else (low, amount)
+                gate.threshold.copy_(xi / _FARTHEST**place)
+
+        search.close_in(scale, *((0.0, 1.0) if met else (-1.0, 0.0)))
     else:
-        low, high = 0.0, 1.0
-        amount = 0.5 if target.macs is None else rate_for(network, target.macs)
-        for _ in range(_TRIES):
+
+        def share(place: float) -> None:
             for gate, saliency in zip(gates, search.saliencies, strict=True):
-                gate.set_remaining(amount, saliency)
-            low, high = (amount, high) if search.meets_goal() else (low, amount)
-            amount = (low + high) / 2
+                gate.set_remaining(place, saliency)
+
+        search.close_in(share, 0.0, 1.0)
     search.go_between()
     return search.settle()
 
 
 class _Setting(NamedTuple):
-    """Gates as they were when they cost this: ``spent`` in the unit of the target, ``macs`` a share of the base's."""
+    """Gates as they were when they cost this: ``spent`` in the unit of the target, ``macs`` a share of the base's;
+    ``seen`` are the saliencies of the first images, (n, U) by site."""
 
     spent: float
     macs: float
     gates: list[dict[str, Tensor]]
+    seen: list[Tensor]
 
 
 class _Search:
     """Tries the gates as they are set, and remembers the dearest setting that meets the goal and the cheapest that does
-    not. ``macs`` and ``saliencies``, the mean of every site (U,), are those of the last one tried."""
+    not. ``macs`` and ``saliencies``, the mean of every site (U,), are those of the last one tried.
+
+    A try runs all images. What another setting will cost is predicted from the saliencies of the last try first, so
+    that few tries are needed: the prediction is wrong only by what masks do to the saliencies of later layers.
+    """
 
     def __init__(
         self,
@@ -126,41 +147,69 @@ class _Search:
         images: LabelledImages,
         target: Target,
         seed: int,
-        tried: Callable[[], None] | None,
+        watch: Watch | None,
     ) -> None:
         self.network, self.preprocessing, self.images, self.target = network, preprocessing, images, target
         self.gates = [network.gate(index) for index in range(len(network.sites))]
         self.macs = 1.0
         self.saliencies: list[Tensor] = []
-        self._tried = tried or (lambda: None)
+        self._watch = watch or (lambda count: None)
         self._goal = target.macs or target.latency or 1.0
         self._below: _Setting | None = None
         self._above: _Setting | None = None
+        self._last: _Setting | None = None
         self._timed: Tensor | None = None
         if target.latency is not None:
             self._timed = torch.cat([x for x, _ in images.sample(_TIMED, seed).batches(preprocessing)])
 
     def meets_goal(self) -> bool:
-        self._measure()
-        self._tried()
+        seen = self._measure()
         spent = self.macs if self._timed is None else time_share(self.network, self._timed)
-        states = [{key: value.clone() for key, value in gate.state_dict().items()} for gate in self.gates]
-        found = _Setting(spent, self.macs, states)
+        self._last = found = _Setting(spent, self.macs, self._states(), seen)
         if spent <= self._goal:
             self._below = found if self._below is None or spent > self._below.spent else self._below
             return True
         self._above = found if self._above is None or spent < self._above.spent else self._above
         return False
 
+    def close_in(self, set_to: Callable[[float], None], low: float, high: float) -> None:
+        """Try places between ``low``, which meets the goal, and ``high``, until they are one or the goal is near. The
+        place where the goal is predicted comes first; where that leads nowhere, every third is the middle."""
+        for number in range(_MOST_TRIES):
+            if high - low <= _WIDTH or self._is_near():
+                return
+            place = (low + high) / 2
+            if number % 3 < 2 and high - low > 2 * _WIDTH:
+                place = min(max(self._predicted(set_to, low, high), low + _WIDTH), high - _WIDTH)
+            set_to(place)
+            low, high = (place, high) if self.meets_goal() else (low, place)
+
     def go_between(self) -> None:
         """As many layers from the input on as the goal allows go over to the setting that does not meet it."""
-        if self._below is None or self._above is None:
+        if self._below is None or self._above is None or self._is_near():
             return
-        cheap, dear = self._below.gates, self._above.gates
+        cheap, dear = self._below, self._above
         first, last = 0, len(self.gates)  # with so many the goal is met, and is not
-        while last - first > 1:
+        kept = [self._kept(setting) for setting in (cheap, dear)]
+
+        def spent(layers: int) -> float:
+            keep = kept[0].clone()
+            for site in self.network.sites[:layers]:
+                keep[:, site.units] = kept[1][:, site.units]
+            share = (self._cost(keep) - self._cost(kept[0])) / max(1e-30, self._cost(kept[1]) - self._cost(kept[0]))
+            return cheap.spent + share * (dear.spent - cheap.spent)
+
+        for number in itertools.count():
+            if last - first <= 1:
+                return
             middle = (first + last) // 2
-            self._set(dear[:middle] + cheap[middle:])
+            if number < 3:
+                low, high = first, last
+                while high - low > 1:
+                    half = (low + high) // 2
+                    low, high = (half, high) if spent(half) <= self._goal else (low, half)
+                middle = min(max(low, first + 1), last - 1)
+            self._set(dear.gates[:middle] + cheap.gates[middle:])
             first, last = (middle, last) if self.meets_goal() else (first, middle)
 
     def settle(self) -> float:
@@ -171,17 +220,55 @@ class _Search:
         self._set(self._below.gates)
         return self._below.macs
 
+    def _is_near(self) -> bool:
+        return self._below is not None and self._goal - self._below.spent <= _NEAR * self._goal
+
+    def _predicted(self, set_to: Callable[[float], None], low: float, high: float) -> float:
+        """The place where the goal is met just so, if saliencies stay those of the last try."""
+        last = self._last
+        if last is None:
+            return (low + high) / 2
+        known = self._cost(self._kept(last))
+        while high - low > _WIDTH / 2:
+            middle = (low + high) / 2
+            set_to(middle)
+            spent = last.spent * self._cost(self._keep(last.seen)) / known
+            low, high = (middle, high) if spent <= self._goal else (low, middle)
+        return low
+
+    def _kept(self, setting: _Setting) -> Tensor:
+        """``(n, units)`` what its first images keep."""
+        before = self._states()
+        self._set(setting.gates)
+        keep = self._keep(setting.seen)
+        self._set(before)
+        return keep
+
+    def _keep(self, seen: list[Tensor]) -> Tensor:
+        return self.network.keep(Observed(saliencies=seen, masks=seen))
+
+    def _cost(self, keep: Tensor) -> float:
+        return float(self.network.macs_of(keep).mean())
+
+    def _states(self) -> list[dict[str, Tensor]]:
+        return [{key: value.clone() for key, value in gate.state_dict().items()} for gate in self.gates]
+
     def _set(self, states: list[dict[str, Tensor]]) -> None:
         for gate, state in zip(self.gates, states, strict=True):
             gate.load_state_dict(state)
 
-    def _measure(self) -> None:
+    def _measure(self) -> list[Tensor]:
+        """Run all images; the saliencies of the first ones."""
         macs = 0.0
         sums: list[Tensor] = []
-        for x, _ in self.images.batches(self.preprocessing, 250):
+        first: list[Tensor] = []
+        for x, _ in self.images.batches(self.preprocessing, _BATCH):
             _, seen = self.network.observe(x)
             macs += float(self.network.macs_of(self.network.keep(seen)).sum())
+            first = first or seen.saliencies
             parts = [s.double().sum(0) for s in seen.saliencies]
             sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
+            self._watch(len(x))
         self.macs = macs / len(self.images) / self.network.base_macs
         self.saliencies = [(s / len(self.images)).float() for s in sums]
+        return first
