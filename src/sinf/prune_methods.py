@@ -19,12 +19,15 @@ from sinf.compact import Compactor, batches, counted
 from sinf.criteria import make_criterion
 from sinf.data import LabelledImages
 from sinf.errors import ConfigError
+from sinf.files import hash_tensors
 from sinf.low_rank import NEEDS, Metric, choose_ranks, factor, metrics, reconstruct_ranks
 from sinf.models import BaseModel
 from sinf.network import Network, Part
-from sinf.statistics import Statistics, collect
+from sinf.statistics import Statistics, collect, weights_of
+from sinf.statistics.stored import from_tensors, to_tensors
 from sinf.steps import StepStore, Tensors
 from sinf.subgraph.select import Budget, Schedule
+from sinf.version import __version__
 
 Progress = Callable[[str, int, int], None]
 
@@ -132,12 +135,25 @@ class Ranks(Method):
 
     @cached_property
     def _statistics(self) -> Statistics:
+        """Kept with the other steps: they serve every budget."""
         source, network = self.source, self.source.network
-        seen = batches(source.images, source.base, "statistics", source.progress)
-        classes = source.base.spec.classes
-        return collect(
-            network.graph, network.coupling, seen, classes=classes, needs=NEEDS, seed=source.options.seed
-        )  # fmt: skip
+        classes, seed = source.base.spec.classes, source.options.seed
+
+        def compute() -> Tensors:
+            seen = batches(source.images, source.base, "statistics", source.progress)
+            found = collect(network.graph, network.coupling, seen, classes=classes, needs=NEEDS, seed=seed)
+            return to_tensors(found)
+
+        depends = {
+            "sinf": __version__,
+            "weights": hash_tensors(source.base.module.state_dict()),
+            "images": source.images.fingerprint(),
+            "needs": NEEDS,
+            "seed": seed,
+        }
+        return from_tensors(
+            source.store.get("statistics", depends, compute), weights_of(network.graph, network.coupling)
+        )
 
     @cached_property
     def _metrics(self) -> dict[str, Metric]:

@@ -38,7 +38,7 @@ from sinf.steps import StepStore, Tensors
 from sinf.subgraph.recalibrate import recalibrate
 from sinf.subgraph.select import Budget, Schedule
 from sinf.timing import Latency, latency
-from sinf.train import EpochReport, Teacher, train
+from sinf.train import EpochReport, Teacher, TrainConfig, train
 from sinf.version import __version__
 
 Progress = Callable[[str, int, int], None]
@@ -107,7 +107,7 @@ class _Pruning:
                     remedy="name another label column, or another model",
                 )
         scoring.require_every_class("scoring")
-        self.base, self.config, self.work, self.progress = base, config, work, progress
+        self.base, self.config, self.progress = base, config, progress
         self.held_out, self.is_own = validation, validation is not None
         if config.limits is not None and validation is None:
             scoring, self.held_out = hold_out(scoring, config.limits.held_out, config.images, config.seed)
@@ -129,7 +129,7 @@ class _Pruning:
             trained = train(
                 pruned.spec,
                 self._without_held_out(training),
-                self.work / "finetune",
+                self._finetune_folder(method, rule, training, config.finetune),
                 config.finetune,
                 start=pruned.module.state_dict(),
                 teacher=Teacher(self.base.module),
@@ -256,6 +256,14 @@ class _Pruning:
                 for name in ("criterion_name", "reconstruct", "round_to", "reconstruct_bytes", "seed")
             },
         }
+
+    def _finetune_folder(
+        self, method: Method, rule: Schedule | Budget, training: LabelledImages, recipe: TrainConfig
+    ) -> Path:
+        """One for each run, since a work folder may serve several."""
+        depends = self._depends(method, rule) | asdict(recipe) | {"device": None, "training": training.fingerprint()}
+        depends["recalibrate"] = self.config.recalibrate
+        return self.store.folder / self.store.name("finetune", depends)
 
     def _without_held_out(self, training: LabelledImages) -> LabelledImages:
         """Images that estimate the loss are not trained on."""

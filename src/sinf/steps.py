@@ -36,10 +36,15 @@ class StepStore:
             ) from error
         remove_partials(folder, older=_DAY)  # of builds that were killed; others may be writing now
 
+    @staticmethod
+    def name(step: str, depends: Any) -> str:
+        """Of the file, or folder, of a step that depends on this."""
+        record = json.dumps(depends, sort_keys=True, default=str)
+        return f"{step}-{hashlib.sha256(record.encode()).hexdigest()[:16]}"
+
     def get(self, name: str, depends: Any, compute: Callable[[], Tensors]) -> Tensors:
         """The tensors of a step: read if they are there, else computed and written."""
-        record = json.dumps(depends, sort_keys=True, default=str)
-        path = self.folder / f"{name}-{hashlib.sha256(record.encode()).hexdigest()[:16]}.safetensors"
+        path = self.folder / f"{self.name(name, depends)}.safetensors"
         if path.exists():
             try:
                 return load_file(path)

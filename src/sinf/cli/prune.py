@@ -76,6 +76,13 @@ def prune(
     label_column: options.LabelColumn = None,
     pairs: Annotated[int, typer.Option(min=2, help="Measurements of time, base and pruned in turns.")] = 200,
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep statistics and results of steps here: every later budget and method finds what is the same "
+            "[default: beside --out, and removed at the end]."
+        ),
+    ] = None,
     threads: options.Threads = 1,
     json: options.Json = None,
 ) -> None:
@@ -92,7 +99,7 @@ def prune(
 
     pinned = options.set_threads(threads)
     saved.check_target(out)
-    options.write_alone(context, out, _work(out))
+    options.write_alone(context, out, *([] if work else [_work(out)]))
     config = PruneConfig(
         rule=_rule(ratio, macs, latency, weight_cost, pinned),
         method=method,
@@ -112,14 +119,14 @@ def prune(
     training = None if not finetune else scoring if train == score else options.images(data, train, *columns)
     validation = None if validate is None else options.images(data, validate, *columns)
     base = options.base_model(model, weights, classes or scoring.classes, size, mean, std, width)
-    console, work = Console(), _work(out)
+    console, steps_folder = Console(), work or _work(out)
 
     def report(epoch: EpochReport) -> None:
         console.print(f"epoch {epoch.epoch}/{epoch.epochs}  loss {epoch.loss:.3f}  {epoch.seconds:.0f} s")
 
     with options.Steps() as steps:
         smaller = run(
-            base, scoring, config, work, validation=validation, training=training, report=report, progress=steps
+            base, scoring, config, steps_folder, validation=validation, training=training, report=report, progress=steps
         )
         expected = f"by {smaller.method}, {describe(smaller.rule)}: expected loss {smaller.expected}"
         console.print(f"{expected}; {describe_times(smaller.times)}")
@@ -138,7 +145,8 @@ def prune(
         "seed": seed,
     }
     saved.save(smaller, out, scoring.class_names, made_by=made_by, comparison=compared)
-    shutil.rmtree(work, ignore_errors=True)
+    if work is None:
+        shutil.rmtree(steps_folder, ignore_errors=True)
     tables.show_pruned(compared, out, pinned)
     estimate = {"expected_loss": None if smaller.expected is None else smaller.expected.to_json()}
     options.write_json(json, {"folder": str(out), **made_by, **estimate, **compared.to_json(), "empty_classes": empty})

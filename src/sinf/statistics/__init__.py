@@ -10,7 +10,7 @@ so the cost is linear in images, memory does not grow with them, and it does not
 
 from __future__ import annotations
 
-from sinf.statistics.one_pass import DEFAULT, TEMPERATURE, collect
+from sinf.statistics.one_pass import DEFAULT, TEMPERATURE, collect, weights_of
 from sinf.statistics.site import Sample, SiteStatistics, Statistics
 
-__all__ = ["DEFAULT", "TEMPERATURE", "Sample", "SiteStatistics", "Statistics", "collect"]
+__all__ = ["DEFAULT", "TEMPERATURE", "Sample", "SiteStatistics", "Statistics", "collect", "weights_of"]

@@ -67,6 +67,18 @@ def collect(
     return found
 
 
+def weights_of(graph: fx.GraphModule, coupling: Coupling) -> dict[str, Tensor]:
+    """``(O, C, K)`` by target, of every site."""
+    mixers, weights = set(coupling.mixers.values()), {}
+    for node in graph.graph.nodes:
+        target = str(node.target)
+        if node.op == "call_module" and target in mixers:
+            weight = graph.get_submodule(target).weight.detach()
+            repeat = coupling.reads[target].repeat
+            weights[target] = weight.unflatten(1, (-1, repeat)) if weight.ndim == 2 else weight.flatten(2)
+    return weights
+
+
 def _describe(labels: Tensor, classes: int, pool: int, draw: random.Random, seen: Tensor) -> Batch:
     """``seen`` (classes,) counts the images of every class so far."""
     ranks = torch.tensor([draw.random() for _ in labels], dtype=torch.float64)
@@ -109,15 +121,13 @@ class _Recorder(fx.Interpreter):
         self.batch: Batch
         self.outputs: list[tuple[str, Tensor]] = []
         self.reads: list[tuple[str, Tensor]] = []
-        mixers = set(coupling.mixers.values())
+        weights = weights_of(graph, coupling)
         for node in graph.graph.nodes:
             target = str(node.target)
-            if node.op != "call_module" or target not in mixers:
+            if node.op != "call_module" or target not in weights:
                 continue
             self.sites.add(node)
-            weight = graph.get_submodule(target).weight.detach()
-            flat = weight.unflatten(1, (-1, coupling.reads[target].repeat)) if weight.ndim == 2 else weight.flatten(2)
-            self.found.setdefault(target, SiteStatistics(target, flat))
+            self.found.setdefault(target, SiteStatistics(target, weights[target]))
             if self.at_map:
                 source = map_source(graph, coupling, node)
                 self.sources.setdefault(source.node, []).append((target, source))
