@@ -20,7 +20,7 @@ LINES = 450
 # than its room is named in full ("room.module").
 HOUSE = [
     {"errors", "version"},
-    {"once", "files", "schema", "seal", "precision", "grouping", "routing", "timing", "memory"},
+    {"once", "files", "schema", "seal", "precision", "grouping", "routing", "timing", "memory", "durations"},
     {"splits", "preprocessing", "records"},
     {"data"},
     {"models"},
@@ -35,6 +35,7 @@ HOUSE = [
     {"bundle_files"},
     {"bundle", "steps", "compact", "low_rank"},
     {"engine"},
+    {"estimate"},
     {"dynamic"},
     {"load"},
     {"edge"},

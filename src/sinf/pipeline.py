@@ -24,6 +24,7 @@ from sinf.deferral import Deferral
 from sinf.engine.prepare import prepare, prepare_teacher
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError, DataError
+from sinf.estimate import Estimate, Pace, build_time
 from sinf.files import hash_tensors
 from sinf.measure import look, observe_routes
 from sinf.models import BaseModel
@@ -139,18 +140,22 @@ def build(
     work: str | Path | None = None,
     provenance: dict[str, str] | None = None,
     progress: Progress | None = None,
+    expect: Callable[[Estimate], None] | None = None,
     key: bytes | None = None,
 ) -> Bundle:
     """Build a bundle and save it to ``folder``, signed where there is a ``key``.
 
     Results of steps are kept in ``work`` (by default ``folder`` + ``.build``, removed at the end), where other builds
-    of the same base model find what they have in common.
+    of the same base model find what they have in common. ``expect`` is told before it begins how long it will take.
     """
     _check(base, images, clusters)
     folder = Path(folder)
     store = StepStore(folder.with_name(folder.name + ".build") if work is None else Path(work))
     progress = progress or (lambda step, done, total: None)
-    bundle = _Build(base, images, clusters, config, store, progress).run(provenance or {})
+    making = _Build(base, images, clusters, config, store, progress)
+    if expect is not None:
+        expect(making.expected())
+    bundle = making.run(provenance or {})
     bundle.save(folder, key=key)
     if work is None:
         shutil.rmtree(store.folder, ignore_errors=True)
@@ -227,6 +232,21 @@ class _Build:
                 "reconstruct_bytes",
             )
         }
+
+    def expected(self) -> Estimate:
+        """How long all steps take, where none is stored."""
+        config, images = self.config, self.images
+        return build_time(
+            Pace.of(self.network.graph, self.base.spec.preprocessing.size),
+            self.network,
+            scoring=len(images.scoring),
+            routing=self._passes() * len(images.routing),
+            calibration=len(images.calibration),
+            clusters=len(self.clusters),
+            common=min(config.extractor, config.fallback, config.common) < 1,
+            common_images=config.common_images,
+            reconstruct=config.reconstruct,
+        )
 
     def run(self, provenance: dict[str, str]) -> Bundle:
         common, fallback = self._common()
@@ -331,13 +351,17 @@ class _Build:
             answers.append(logits.float().softmax(1) @ onto)
         return {"targets": torch.cat(answers)}
 
+    def _passes(self) -> int:
+        """Over the routing images."""
+        return min(_MOST_PASSES, max(1, round(self.config.route_draws / len(self.images.routing))))
+
     def _augmented(self, step: str) -> Iterator[Tensor]:
         """Cropped and flipped routing images, in as many passes as ``route_draws`` asks for. The base model has seen
         them in training, as a rule; new views are nearer to what the router will meet. Where images are few and seen
         often, they are joined in pairs: the base model says of what it sees whatever that is."""
         images, preprocessing = self.images.routing, self.base.spec.preprocessing
         generator = torch.Generator().manual_seed(self.config.seed)
-        passes = min(_MOST_PASSES, max(1, round(self.config.route_draws / len(images))))
+        passes = self._passes()
         for number in range(passes):
             for start in range(0, len(images), BATCH):
                 self.progress(step, number * len(images) + start, passes * len(images))

@@ -23,6 +23,7 @@ from sinf.data import BATCH, LabelledImages
 from sinf.delivery import ExpectedLoss, Limits, answers_of, describe_times, hold_out, is_faster, time_beside
 from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError, DataWarning, DoesNotPayError, SinfError, VerificationError
+from sinf.estimate import Estimate, Pace, prune_time
 from sinf.files import hash_tensors
 from sinf.models import BaseModel, ModelSpec, load_spec
 from sinf.models.load import PLAIN
@@ -33,7 +34,7 @@ from sinf.prune_config import LatencyBudget as LatencyBudget
 from sinf.prune_config import PruneConfig as PruneConfig
 from sinf.prune_config import describe
 from sinf.prune_methods import METHODS, Method, Source
-from sinf.prune_search import largest_in_time, smallest_budget
+from sinf.prune_search import TRIALS, largest_in_time, smallest_budget
 from sinf.steps import StepStore, Tensors
 from sinf.subgraph.recalibrate import recalibrate
 from sinf.subgraph.select import Budget, Schedule
@@ -71,22 +72,24 @@ def prune(
     training: LabelledImages | None = None,
     report: Callable[[EpochReport], None] | None = None,
     progress: Progress | None = None,
+    expect: Callable[[Estimate], None] | None = None,
 ) -> Pruned:
     """A smaller model with the base model's classes, whose spec describes it whole.
 
     Steps are kept in the folder ``work``, where the same call goes on after a kill. ``validation`` are images that
     estimate the loss and decide nothing else, best some that the base model was not trained on; by default some of the
     scoring images are held out for that. ``training`` are the images to fine-tune on; ``report`` is called after every
-    epoch.
+    epoch, ``expect`` with how long it will take (but for fine-tuning) before it begins.
 
     Raises:
         ConfigError: a budget is out of reach, or there are no batch norms to recalibrate.
         ModelError: the model cannot be described plainly; the message names what is in the way.
         DoesNotPayError: it loses more than the limits allow, or is not faster than the base model.
     """
-    return _Pruning(base, scoring, validation, config, Path(work), progress or (lambda step, done, total: None)).run(
-        training, report
-    )
+    making = _Pruning(base, scoring, validation, config, Path(work), progress or (lambda step, done, total: None))
+    if expect is not None:
+        expect(making.expected())
+    return making.run(training, report)
 
 
 class _Pruning:
@@ -138,6 +141,20 @@ class _Pruning:
             )
             pruned = replace(pruned, module=trained.module)
         return pruned if config.limits is None else self._deliver(pruned, method, config.limits)
+
+    def expected(self) -> Estimate:
+        """How long all steps take, where none is stored."""
+        config = self.config
+        compared = 0 if config.rule is not None and len(self.methods) == 1 else 1 if config.rule is not None else TRIALS
+        return prune_time(
+            Pace.of(self.network.graph, self.base.spec.preprocessing.size),
+            self.network,
+            images=len(self.images),
+            methods=tuple(self.methods),
+            trials=compared,
+            trial_images=_TRIAL_IMAGES,
+            held_out=0 if self.held_out is None else len(self.held_out),
+        )
 
     # ---- what is made
 

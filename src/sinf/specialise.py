@@ -73,7 +73,7 @@ class Specialiser:
             depends |= {"clusters": self.clusters.members}
         parts = {}
         for cluster, members in enumerate(self.clusters.members):
-            self.progress("subgraphs", cluster, len(self.clusters))
+            self.progress("subgraphs of clusters", cluster, len(self.clusters))
 
             def compute(cluster: int = cluster) -> Tensors:
                 keep = self._select(cluster, common) if together is None else together[cluster]
@@ -82,7 +82,7 @@ class Specialiser:
             name = part_name(cluster)
             tensors = self.store.get(name, depends | {"classes": members}, compute)
             parts[name] = Part.from_tensors(tensors, self.network.coupling, "")
-        self.progress("subgraphs", len(self.clusters), len(self.clusters))
+        self.progress("subgraphs of clusters", len(self.clusters), len(self.clusters))
         self._features = None
         return parts
 

@@ -131,6 +131,7 @@ def build(
             work=work,
             provenance={"scoring images": score, "routing images": route, "calibration images": calibrate},
             progress=steps,
+            expect=lambda expected: options.announce(expected.line()),
             key=options.key(),
         )
     seconds = time.perf_counter() - start

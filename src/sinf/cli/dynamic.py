@@ -118,6 +118,7 @@ def train(
             report=report,
             progress=lambda done, total: steps("training", done, total),
             finishing=lambda done, total: steps("thresholds", done, total),
+            expect=(lambda expected: options.announce(expected.line())) if first and device == "cpu" else None,
         )
     if first:
         provenance = {

@@ -11,6 +11,7 @@ import typer
 
 from sinf import files
 from sinf.cli.progress import Steps as Steps  # verbs find all that they share here
+from sinf.cli.progress import announce as announce
 from sinf.criteria import NAMES
 from sinf.errors import ConfigError, DataError
 

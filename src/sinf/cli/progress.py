@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sinf.durations import duration
+
 _SECONDS = 30.0  # between two lines; of long steps a tenth of the time that they have taken
 _SHARE = 0.1
 
@@ -79,7 +81,7 @@ class Lines:
         elapsed, before, state.done = now - state.began, state.done, done
         if total and done >= total:
             if before < total and elapsed >= _SECONDS:
-                self._write(f"{step} done, {_duration(elapsed)}")
+                self._write(f"{step} done, {duration(elapsed)}")
         elif now - state.told >= max(_SECONDS, _SHARE * elapsed):
             state.told = now
             self._write(f"{step} {_where(state, elapsed, total)}")
@@ -88,17 +90,15 @@ class Lines:
         print(line, file=sys.stderr, flush=True)
 
 
+def announce(line: str) -> None:
+    """Say what is expected, before work begins."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def _where(step: _Step, elapsed: float, total: int) -> str:
     """``34 % (12 of 36), 5 min left``: what was done before this run, which resumes, says nothing of its pace."""
     if not total:
         return f"{step.done}"
     made = step.done - step.first
-    left = f", {_duration(elapsed * (total - step.done) / made)} left" if made else ""
+    left = f", {duration(elapsed * (total - step.done) / made)} left" if made else ""
     return f"{100 * step.done // total} % ({step.done} of {total}){left}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -126,8 +126,16 @@ def prune(
 
     with options.Steps() as steps:
         smaller = run(
-            base, scoring, config, steps_folder, validation=validation, training=training, report=report, progress=steps
-        )
+            base,
+            scoring,
+            config,
+            steps_folder,
+            validation=validation,
+            training=training,
+            report=report,
+            progress=steps,
+            expect=lambda expected: options.announce(expected.line()),
+        )  # fmt: skip
         expected = f"by {smaller.method}, {describe(smaller.rule)}: expected loss {smaller.expected}"
         console.print(f"{expected}; {describe_times(smaller.times)}")
         compared = saved.compare(base, smaller, tested, pairs=pairs, threads=pinned, progress=steps)

@@ -38,6 +38,13 @@ _USUAL_TRIES = 6  # of a calibration, with its first and those between two setti
 Watch = Callable[[int], None]
 
 
+def finishing_images(count: int, target: Target) -> int:
+    """How many images :func:`finish` usually runs, of so many that there are."""
+    calibrations = 1 + (target.macs is not None)
+    settings = _USUAL_TRIES if target.channels is None else 1
+    return calibrations * settings * min(_IMAGES, count) + min(_NORM_IMAGES, count)
+
+
 def finish(
     network: GatedNetwork,
     preprocessing: Preprocessing,
@@ -54,9 +61,7 @@ def finish(
         ConfigError: no threshold reaches the target.
     """
     sample = images.sample(_NORM_IMAGES, seed)
-    measured, rounds = min(_IMAGES, len(images)), 1 + (target.macs is not None)
-    settings = _USUAL_TRIES if target.channels is None else 1
-    most, done = rounds * settings * measured + len(sample), 0
+    most, done = finishing_images(len(images), target), 0
 
     def watch(count: int) -> None:
         nonlocal done
@@ -66,7 +71,6 @@ def finish(
 
     calibrate(network, preprocessing, images, target, seed, watch)
     pixels, batch = sample.pixels(preprocessing), min(_NORM_BATCH, len(sample))
-    done = max(done, settings * measured)
 
     def drawn() -> Iterator[Tensor]:
         for x, _ in epoch_batches(pixels, sample.labels, preprocessing, batch, seed, 0):

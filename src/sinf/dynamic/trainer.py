@@ -30,14 +30,16 @@ from sinf.checkpoint import (
 )
 from sinf.data import LabelledImages
 from sinf.dynamic import losses
-from sinf.dynamic.calibrate import finish
+from sinf.dynamic.calibrate import finish, finishing_images
 from sinf.dynamic.distributed import Group, joined, shared_statistics
 from sinf.dynamic.network import GateConfig, GatedNetwork, Observed, attach
 from sinf.dynamic.start import start_by_importance
 from sinf.dynamic.targets import Controller, Target
 from sinf.errors import ConfigError
+from sinf.estimate import Estimate, Pace, gated_time
 from sinf.files import hash_tensors
 from sinf.models import BaseModel, fit_state
+from sinf.models.trace import trace
 
 STARTS = ("importance", "equal")
 _TIMED = 32  # images, for a target in time
@@ -120,11 +122,13 @@ def train(
     report: Callable[[EpochReport], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
     finishing: Callable[[int, int], None] | None = None,
+    expect: Callable[[Estimate], None] | None = None,
 ) -> GatedNetwork:
     """Attach gates to ``base`` and train both, or go on from the checkpoint in ``folder``; ``base`` is changed.
 
     ``report`` is called after every epoch, ``progress`` after every step with (steps done, steps in all), and
-    ``finishing`` in the same way while thresholds are set for good.
+    ``finishing`` in the same way while thresholds are set for good; ``expect`` is told how long it will take before it
+    begins.
 
     Raises:
         CutError: no convolution of the model can be gated.
@@ -134,6 +138,10 @@ def train(
         got = f"{base.spec.classes} of {images.classes}"
         raise ConfigError("the model must have the classes of the data", got=got, remedy="take another model")
     fingerprint = _fingerprint(base, config, images)
+    if expect is not None:
+        pace = Pace.of(trace(base.module, base.spec.preprocessing), base.spec.preprocessing.size)
+        finishing_with = finishing_images(len(images), config.target)
+        expect(gated_time(pace, images=len(images), epochs=config.epochs, finishing=finishing_with))
     with joined(config.device) as group, torch.random.fork_rng(devices=[]):
         if config.batch % group.world:
             got = f"{config.batch} over {group.world} processes"
