@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 
 import tiny
 from program import Program
-from sinf.clusters import from_column
+from sinf.clusters import Clusters, from_column, one_cluster
 from sinf.data import LabelledImages
 from sinf.models import load_model
 from sinf.pipeline import BuildConfig, Images, build
@@ -81,13 +81,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _build(tmp_path_factory: pytest.TempPathFactory, images: LabelledImages, **options: object) -> Path:
+def _build(
+    tmp_path_factory: pytest.TempPathFactory,
+    images: LabelledImages,
+    clusters: Clusters | None = None,
+    **options: object,
+) -> Path:
     torch.manual_seed(0)
     base = load_model("vgg11", classes=6, options={"width": 0.125})
     folder = tmp_path_factory.mktemp("bundles") / "bundle"
     other = tiny.coloured_images(tmp_path_factory.mktemp("tiny"), 60, seed=1)
     config = BuildConfig(cut_at=0.5, max_loss=0.9, route_draws=240, router=RouterConfig(epochs=2, hidden=16), **options)
-    build(base, Images(images, images, other), from_column(images), config, folder)
+    build(base, Images(images, images, other), clusters or from_column(images), config, folder)
     return folder
 
 
@@ -101,6 +106,21 @@ def built(tmp_path_factory: pytest.TempPathFactory, tiny_images: LabelledImages)
 def built_whole(tmp_path_factory: pytest.TempPathFactory, tiny_images: LabelledImages) -> Path:
     """The same with extractor and full tail as they are."""
     return _build(tmp_path_factory, tiny_images, subgraph=Schedule(0.1, 0.5))
+
+
+@pytest.fixture(scope="session")
+def built_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_images: LabelledImages) -> Path:
+    """The same with all parts in low rank."""
+    return _build(tmp_path_factory, tiny_images, method="ranks", common=0.8, subgraph=Budget(0.5), round_to=2)
+
+
+@pytest.fixture(scope="session")
+def built_cascade(tmp_path_factory: pytest.TempPathFactory, tiny_images: LabelledImages) -> Path:
+    """One subgraph for all classes, in low rank, and no route predictor."""
+    clusters = one_cluster(tiny_images.classes)
+    return _build(
+        tmp_path_factory, tiny_images, clusters, method="ranks", extractor=0.8, subgraph=Budget(0.5), round_to=2
+    )
 
 
 @pytest.fixture

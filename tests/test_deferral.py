@@ -62,3 +62,17 @@ def test_images_that_cannot_tell_leave_no_fit(value: bool) -> None:
 def test_likelier_routes_that_look_worse_are_not_believed() -> None:
     log_route, energy, log_within, _ = draws(200)
     assert fit_deferral(log_route, energy, log_within, log_route < -0.7) == Deferral()
+
+
+def test_with_one_route_the_first_class_stands_for_it() -> None:
+    log_route, energy, log_within, _ = draws(500)
+    one = torch.zeros_like(log_route)
+    harmless = log_within > -0.7
+    fit = fit_deferral(one, energy, log_within, harmless)
+    assert fit.within > 1
+    confidence = fit.confidence(one, energy, log_within)
+    assert float(confidence[harmless].min()) > float(confidence[~harmless].max()) - 0.1
+    for nothing in (torch.ones_like(harmless), ~harmless):
+        unfit = fit_deferral(one, energy, log_within, nothing)
+        assert unfit == Deferral(within=1.0)
+        assert unfit.confidence(one, energy, log_within).unique().numel() > 100

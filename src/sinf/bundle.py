@@ -45,7 +45,7 @@ from sinf.models.trace import trace
 from sinf.network import Network, Part
 from sinf.records import ClusterList, ThresholdValue, TimesList, Weight, cluster_list
 from sinf.risk import Threshold
-from sinf.router import RoutePredictor, RouterConfig
+from sinf.router import RoutePredictor, RouterConfig, make_predictor
 from sinf.routing import part_name
 from sinf.schema import Digest, Name, Record, Share, parse_file, record_of, validated
 from sinf.seal import sealed, unsealed
@@ -296,7 +296,7 @@ def _fits(layer: LayerDelta, target: str, part: Part, network: Network) -> bool:
 
 def _read_router(folder: Path, shape: tuple[int, ...], clusters: int, config: RouterConfig) -> RoutePredictor:
     with torch.device("meta"):
-        router = RoutePredictor(shape, clusters, config)
+        router = make_predictor(shape, clusters, config)
     state = map_tensors(folder / "router.safetensors")
     require_fit(state, router.state_dict(), "router.safetensors")
     if not state["temperature"] > 0 or any((t < 0).any() for name, t in state.items() if name.endswith("running_var")):

@@ -1,4 +1,4 @@
-"""Semantic clusters: a partition of the classes, from a column of the data or from a file."""
+"""Semantic clusters: a partition of the classes, from a column of the data or from a file; or one of all classes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Clusters:
         empty = [name for name, classes in zip(self.names, self.members, strict=True) if not classes]
         if empty:
             raise ClusterError("a cluster must have classes", got=f"none in {empty[0]}", remedy="remove it")
-        if len(self.names) < 2:
-            raise ClusterError("routing needs at least two clusters", got=len(self.names), remedy="split the classes")
+        if not self.names:
+            raise ClusterError("there must be a cluster", got="none", remedy="take all classes as one")
         unordered = [name for name, classes in zip(self.names, self.members, strict=True) if not _ascends(classes)]
         if unordered:
             raise ClusterError("classes of a cluster must ascend", got=unordered[0], remedy="sort them, each once")
@@ -60,6 +60,11 @@ def _ascends(classes: tuple[int, ...]) -> bool:
     return all(a <= b for a, b in pairwise(classes))
 
 
+def one_cluster(classes: int) -> Clusters:
+    """All classes in one cluster: a cascade of a subgraph for every input and the full tail, without routes."""
+    return Clusters(("all classes",), (tuple(range(classes)),))
+
+
 def from_column(images: LabelledImages) -> Clusters:
     """Clusters from the images' cluster column."""
     if images.cluster_of_class is None or images.cluster_names is None:
@@ -76,6 +81,12 @@ def from_column(images: LabelledImages) -> Clusters:
             remedy="take a larger split or give a cluster file",
         )
     used = sorted(set(mapping))
+    if len(used) < 2:
+        raise ClusterError(
+            "a column must group the classes in at least two clusters",
+            got=images.cluster_names[used[0]] if used else "none",
+            remedy="name another, or build a cascade without clusters",
+        )
     return Clusters(
         tuple(images.cluster_names[cluster] for cluster in used),
         tuple(tuple(c for c, of in enumerate(mapping) if of == cluster) for cluster in used),

@@ -36,10 +36,13 @@ class Deferral:
 def fit_deferral(log_route: Tensor, energy: Tensor, log_within: Tensor, harmless: Tensor) -> Deferral:
     """Fit to images (N,) that are used for nothing after it; ``harmless`` is whether routing them loses nothing.
 
-    Where they cannot tell (all are alike, or likelier routes look worse) there is no fit.
+    Where they cannot tell (all are alike, or likelier routes look worse) there is no fit. With one route, that of a
+    cascade, the probability of the first class stands for that of the route.
     """
-    if harmless.all() or not harmless.any() or log_route[harmless].mean() <= log_route[~harmless].mean():
-        return Deferral()
+    one_route = bool((log_route == log_route[0]).all())
+    likely, without_fit = (log_within, Deferral(within=1.0)) if one_route else (log_route, Deferral())
+    if harmless.all() or not harmless.any() or likely[harmless].mean() <= likely[~harmless].mean():
+        return without_fit
     from sklearn.linear_model import LogisticRegression
 
     features = torch.stack([log_route, energy, log_within], 1).double().numpy()

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from sinf.bundle import Bundle
 from sinf.calibration import part_images, set_thresholds, tail_costs
 from sinf.clusters import Clusters
-from sinf.compact import Compactor, Progress, Rule
+from sinf.compact import Compactor, Progress, Rule, batches, counted
 from sinf.criteria import best_criterion, make_criterion
 from sinf.data import BATCH, LabelledImages, augment, join_pairs
 from sinf.deferral import Deferral
@@ -26,13 +27,14 @@ from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError, DataError
 from sinf.estimate import Estimate, Pace, build_time
 from sinf.files import hash_tensors
+from sinf.low_rank import LowRank
 from sinf.measure import look, observe_routes
 from sinf.models import BaseModel
 from sinf.models.trace import trace
 from sinf.network import Network, Part
 from sinf.precision import teaching
-from sinf.router import RoutePredictor, RouterConfig, calibrate, predictor_macs, train_router
-from sinf.specialise import Specialiser
+from sinf.router import RoutePredictor, RouterConfig, calibrate, make_predictor, predictor_macs, train_router
+from sinf.specialise import SPECIALISERS, Specialiser
 from sinf.steps import StepStore, Tensors
 from sinf.subgraph.select import Budget, Schedule
 from sinf.version import __version__
@@ -48,6 +50,8 @@ class BuildConfig:
     """All that a build depends on besides model and images.
 
     Attributes:
+        method: how extractor, full tail and subgraphs are made smaller: ``channels`` are removed, or layers are written
+            by ``ranks``, as two.
         cut: name of the cut point, or None for the one nearest to ``cut_at`` of the MACs.
         criterion: what says which channels go; None for the one that loses least with, or without, reconstruction.
         subgraph: rule for the subgraphs of the clusters: a ``Schedule`` of ratios or a ``Budget`` of MACs.
@@ -70,6 +74,7 @@ class BuildConfig:
         reconstruct_bytes: memory that activations may take while those two are reconstructed from all scoring images.
     """
 
+    method: str = "channels"
     cut: str | None = None
     cut_at: float = 0.6
     criterion: str | None = None
@@ -104,6 +109,11 @@ class BuildConfig:
             raise ConfigError(
                 "only a budget can be spent across clusters", got="ratios", remedy="give a budget of MACs, or leave it"
             )
+        if self.method not in SPECIALISERS:
+            raise ConfigError("a build removes channels, or takes ranks", got=self.method, remedy="channels or ranks")
+        if self.method == "ranks" and (isinstance(self.subgraph, Schedule) or self.criterion is not None):
+            got = "ratios" if isinstance(self.subgraph, Schedule) else f"the criterion {self.criterion}"
+            raise ConfigError("low rank removes no channels, and takes a budget", got=got, remedy="leave it out")
         make_criterion(self.criterion_name)
         for name in ("route_draws", "common_images", "reconstruct_bytes", "choices"):
             if getattr(self, name) < 1:
@@ -222,6 +232,7 @@ class _Build:
         self.compaction = self.origin | {
             name: getattr(config, name)
             for name in (
+                "method",
                 "criterion_name",
                 "extractor",
                 "common",
@@ -270,7 +281,8 @@ class _Build:
     def _provenance(self) -> dict[str, str]:
         config = self.config
         rule = f"{config.subgraph}{', one budget for all' if config.across_clusters else ''}"
-        return {"criterion": config.criterion_name, "seed": str(config.seed), "subgraphs": rule}
+        how = {"channels": {"criterion": config.criterion_name}, "ranks": {"method": "low rank"}}[config.method]
+        return how | {"seed": str(config.seed), "subgraphs": rule}
 
     # ---- steps
 
@@ -280,25 +292,44 @@ class _Build:
         if config.extractor == config.fallback == config.common == 1:
             return Part(network.coupling.keep_all()), Part(network.coupling.keep_all())
 
+        budgets = (
+            (config.common, network.groups_free, network.macs),
+            (config.extractor, network.groups_before, network.extractor_macs),
+            (config.fallback, network.groups_after, network.tail_macs),
+        )
+        rules: list[Rule] = [
+            (Budget(share, config.weight_cost), groups() if config.method == "channels" else [], macs)
+            for share, groups, macs in budgets
+            if share < 1
+        ]
+
         def compute() -> Tensors:
-            scoring = self.images.scoring
-            compactor = Compactor(self.base, network, scoring, self.criterion, config, self.progress, self.store)
-            rules: list[Rule] = []
-            if config.common < 1:
-                rules.append((Budget(config.common, config.weight_cost), network.groups_free(), network.macs))
-            if config.extractor < 1:
-                rules.append(
-                    (Budget(config.extractor, config.weight_cost), network.groups_before(), network.extractor_macs)
-                )
-            if config.fallback < 1:
-                rules.append((Budget(config.fallback, config.weight_cost), network.groups_after(), network.tail_macs))
-            return compactor.compact(rules).to_tensors(network.coupling, "")
+            make = by_ranks if config.method == "ranks" else self._compactor().compact
+            return make(rules).to_tensors(network.coupling, "")
+
+        def by_ranks(rules: list[Rule]) -> Part:
+            images = self.images.scoring.sample(config.common_images, config.seed)
+            whole = LowRank(
+                network.graph, network.coupling, lambda: batches(images, self.base, "statistics", self.progress),
+                self.base.spec.classes, config.seed,
+            )  # fmt: skip
+            ranks = whole.ranks([(cast(Budget, rule), macs) for rule, _, macs in rules], config.round_to)
+            inputs = torch.cat([x for x, _ in images.batches(self.base.spec.preprocessing)])
+            layers = whole.layers(
+                ranks, inputs if config.reconstruct else None, memory=config.reconstruct_bytes,
+                progress=counted(self.progress, "reconstruction", len(network.coupling.mixers)),
+            )  # fmt: skip
+            return Part(network.coupling.keep_all(), layers)
 
         tensors = self.store.get("common", self.compaction | {"fallback": config.fallback}, compute)
         return network.split(Part.from_tensors(tensors, network.coupling, ""))
 
+    def _compactor(self) -> Compactor:
+        scoring = self.images.scoring
+        return Compactor(self.base, self.network, scoring, self.criterion, self.config, self.progress, self.store)
+
     def _specialiser(self) -> Specialiser:
-        return Specialiser(
+        return SPECIALISERS[self.config.method](
             self.base, self.network, self.images.scoring, self.clusters, self.criterion, self.config, self.progress,
             self.store, self.origin, self.compaction,
         )  # fmt: skip
@@ -331,7 +362,9 @@ class _Build:
             )
             return trained.state_dict()
 
-        router = RoutePredictor(self.network.feature_shape(common), len(self.clusters), config.router)
+        router = make_predictor(self.network.feature_shape(common), len(self.clusters), config.router)
+        if len(self.clusters) == 1:
+            return router.eval()
         extractor = hash_tensors(common.to_tensors(self.network.coupling, ""))
         depends = routing | asdict(config.router) | {"extractor": extractor}
         router.load_state_dict(self.store.get("router", depends, compute))
@@ -376,7 +409,8 @@ class _Build:
         model = SemanticModel(bundle)
         seen = look(model, images, lambda done, total: self.progress("calibration", done, total))
         fitting, rest = part_images(images, config.seed)
-        calibrate(bundle.router, seen.features[fitting], self.clusters.of_class()[images.labels[fitting]])
+        if len(self.clusters) > 1:
+            calibrate(bundle.router, seen.features[fitting], self.clusters.of_class()[images.labels[fitting]])
         observed = observe_routes(model, seen)
         deferral, threshold = set_thresholds(
             observed.select(fitting),

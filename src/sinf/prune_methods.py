@@ -20,11 +20,9 @@ from sinf.criteria import make_criterion
 from sinf.data import LabelledImages
 from sinf.errors import ConfigError
 from sinf.files import hash_tensors
-from sinf.low_rank import NEEDS, Metric, choose_ranks, factor, metrics, reconstruct_ranks
+from sinf.low_rank import NEEDS, LowRank
 from sinf.models import BaseModel
 from sinf.network import Network, Part
-from sinf.statistics import Statistics, collect, weights_of
-from sinf.statistics.stored import from_tensors, to_tensors
 from sinf.steps import StepStore, Tensors
 from sinf.subgraph.select import Budget, Schedule
 from sinf.version import __version__
@@ -117,47 +115,34 @@ class Ranks(Method):
         source, options, network = self.source, self.source.options, self.source.network
         if isinstance(rule, Schedule):
             raise ConfigError("low rank removes no channels, and takes a budget", got="a ratio", remedy="give a budget")
-        known = self._metrics
-        ranks = choose_ranks(rule, network.macs, known, options.round_to)
-        layers = factor(network.graph, ranks, self._statistics, known)
-        if reconstruct:
-            layers = reconstruct_ranks(
-                network.graph,
-                network.coupling,
-                layers,
-                ranks,
-                known,
-                source.inputs(most),
-                memory=options.reconstruct_bytes,
-                progress=counted(source.progress, "reconstruction", len(network.coupling.mixers)),
-            )
+        ranks = self._low_rank.ranks([(rule, network.macs)], options.round_to)
+        layers = self._low_rank.layers(
+            ranks,
+            source.inputs(most) if reconstruct else None,
+            memory=options.reconstruct_bytes,
+            progress=counted(source.progress, "reconstruction", len(network.coupling.mixers)),
+        )
         return Part(network.coupling.keep_all(), layers).to_tensors(network.coupling, "", torch.float32)
 
     @cached_property
-    def _statistics(self) -> Statistics:
-        """Kept with the other steps: they serve every budget."""
+    def _low_rank(self) -> LowRank:
+        """Its statistics are kept with the other steps: they serve every budget."""
         source, network = self.source, self.source.network
-        classes, seed = source.base.spec.classes, source.options.seed
-
-        def compute() -> Tensors:
-            seen = batches(source.images, source.base, "statistics", source.progress)
-            found = collect(network.graph, network.coupling, seen, classes=classes, needs=NEEDS, seed=seed)
-            return to_tensors(found)
-
         depends = {
             "sinf": __version__,
             "weights": hash_tensors(source.base.module.state_dict()),
             "images": source.images.fingerprint(),
             "needs": NEEDS,
-            "seed": seed,
+            "seed": source.options.seed,
         }
-        return from_tensors(
-            source.store.get("statistics", depends, compute), weights_of(network.graph, network.coupling)
+        return LowRank(
+            network.graph,
+            network.coupling,
+            lambda: batches(source.images, source.base, "statistics", source.progress),
+            source.base.spec.classes,
+            source.options.seed,
+            lambda compute: source.store.get("statistics", depends, compute),
         )
-
-    @cached_property
-    def _metrics(self) -> dict[str, Metric]:
-        return metrics(self._statistics)
 
 
 #: By name, in the order in which they are tried.

@@ -101,10 +101,30 @@ class RoutePredictor(nn.Module):
         return self.requires_grad_(False)
 
 
+class SingleRoute(RoutePredictor):
+    """The predictor of one cluster that holds all classes: ``(B, C, H, W)`` features -> ``(B, 1)`` zeros."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.macs = 0
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.new_zeros(features.shape[0], 1)
+
+    def folded(self) -> RoutePredictor:
+        return self
+
+
+def make_predictor(shape: tuple[int, ...], clusters: int, config: RouterConfig) -> RoutePredictor:
+    """An untrained predictor of ``clusters`` from features of ``shape`` (C, H, W)."""
+    return SingleRoute() if clusters == 1 else RoutePredictor(shape, clusters, config)
+
+
 def predictor_macs(shape: tuple[int, ...], clusters: int, config: RouterConfig) -> int:
     """MACs of a route predictor that reads features of ``shape`` (C, H, W)."""
     with torch.device("meta"):
-        return RoutePredictor(shape, clusters, config).macs
+        return make_predictor(shape, clusters, config).macs
 
 
 def train_router(

@@ -6,6 +6,8 @@ spent in the layer and cluster where it costs least.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, Protocol, cast
 
@@ -18,13 +20,15 @@ from sinf.compact import Progress, batches, importances
 from sinf.criteria import Criterion
 from sinf.data import BATCH, LabelledImages
 from sinf.engine.prepare import prepare
+from sinf.low_rank import LowRank, Rank, choose_ranks_together
 from sinf.models import BaseModel
 from sinf.network import Network, Part
 from sinf.routing import part_name
 from sinf.statistics import collect
 from sinf.steps import StepStore, Tensors
+from sinf.subgraph.coupling import couple
 from sinf.subgraph.reconstruct import reconstruct
-from sinf.subgraph.select import Budget, Candidates, Schedule, select, select_together
+from sinf.subgraph.select import Budget, Candidates, MacCount, Schedule, select, select_together
 from sinf.subgraph.slice import slice_graph
 from sinf.subgraph.verify import verify
 
@@ -38,7 +42,7 @@ class Options(compact.Options, Protocol):
     def across_clusters(self) -> bool: ...
 
 
-class Specialiser:
+class Specialiser(ABC):
     """Makes the subgraphs, one step each, stored.
 
     Scores depend on ``origin`` (model, images, cut), subgraphs on ``compaction`` as well: what else says how the
@@ -67,17 +71,15 @@ class Specialiser:
         """Every cluster's part, by name. Features are computed when the first of them is missing, and forgotten after
         the last."""
         depends = self.compaction | {"rule": type(self.options.subgraph).__name__, **asdict(self.options.subgraph)}
-        together: list[Tensor] | None = None
         if self.options.across_clusters:
-            together = self._select_together(common)
             depends |= {"clusters": self.clusters.members}
+        self._plan(common)
         parts = {}
         for cluster, members in enumerate(self.clusters.members):
             self.progress("subgraphs of clusters", cluster, len(self.clusters))
 
             def compute(cluster: int = cluster) -> Tensors:
-                keep = self._select(cluster, common) if together is None else together[cluster]
-                return self._subgraph(cluster, common, keep).to_tensors(self.network.coupling, "")
+                return self._subgraph(cluster, common).to_tensors(self.network.coupling, "")
 
             name = part_name(cluster)
             tensors = self.store.get(name, depends | {"classes": members}, compute)
@@ -86,19 +88,52 @@ class Specialiser:
         self._features = None
         return parts
 
-    def _select(self, cluster: int, common: Part) -> Tensor:
-        return select(self.options.subgraph, *self._candidates(cluster, common), self.options.round_to)
+    @abstractmethod
+    def _plan(self, common: Part) -> None:
+        """Spend a budget that all clusters share."""
 
-    def _select_together(self, common: Part) -> list[Tensor]:
-        """The units of every cluster that stay within one budget; a cluster counts by its scoring images."""
+    @abstractmethod
+    def _subgraph(self, cluster: int, common: Part) -> Part:
+        """The tail made smaller for a cluster."""
+
+    def _shares(self) -> list[float]:
+        """Of the scoring images, those of every cluster."""
+        count = torch.bincount(self.clusters.of_class()[self.scoring.labels], minlength=len(self.clusters))
+        return (count / count.sum()).tolist()
+
+    def _images_of(self, cluster: int) -> Tensor:
+        return torch.nonzero(torch.isin(self.scoring.labels, torch.tensor(self.clusters.members[cluster]))).flatten()
+
+    def _features_of_all(self, common: Part) -> tuple[Tensor, Tensor]:
+        """Features of all scoring images, of the base extractor and of the one that will run."""
+        if self._features is None:
+            network = self.network
+            base, smaller = prepare(network.parts.extractor), prepare(network.extractor(common))
+            whole, small = [], []
+            with torch.no_grad():
+                for x, _ in batches(self.scoring, self.base, "features", self.progress):
+                    whole.append(base(x).contiguous())
+                    small.append(smaller(x).contiguous() if common.changes else whole[-1])
+            features = torch.cat(whole)
+            self._features = features, torch.cat(small) if common.changes else features
+        return self._features
+
+
+class ChannelSubgraphs(Specialiser):
+    """Channels of the tail are removed."""
+
+    _together: list[Tensor] | None = None
+
+    def _plan(self, common: Part) -> None:
+        if not self.options.across_clusters:
+            return
         candidates = []
         for cluster in range(len(self.clusters)):
             self.progress("importance", cluster, len(self.clusters))
             candidates.append(self._candidates(cluster, common))
         self.progress("importance", len(self.clusters), len(self.clusters))
-        count = torch.bincount(self.clusters.of_class()[self.scoring.labels], minlength=len(self.clusters))
         budget = cast(Budget, self.options.subgraph)  # a configuration allows no schedule here
-        return select_together(budget, candidates, (count / count.sum()).tolist(), self.options.round_to)
+        self._together = select_together(budget, candidates, self._shares(), self.options.round_to)
 
     def _candidates(self, cluster: int, common: Part) -> Candidates:
         """What may go from a cluster's tail, scored on its images."""
@@ -125,8 +160,12 @@ class Specialiser:
         importance = self.store.get(name, self.origin | depends | {"classes": members}, compute)
         return Candidates(groups, importance, network.tail_macs, network.with_classes(common.keep, members))
 
-    def _subgraph(self, cluster: int, common: Part, keep: Tensor) -> Part:
+    def _subgraph(self, cluster: int, common: Part) -> Part:
         """Check against the masked tail, and reconstruct."""
+        if self._together is None:
+            keep = select(self.options.subgraph, *self._candidates(cluster, common), self.options.round_to)
+        else:
+            keep = self._together[cluster]
         coupling, tail = self.network.coupling, self.network.parts.tail
         mine = self._images_of(cluster)
         whole, small = (features[mine] for features in self._features_of_all(common))
@@ -134,19 +173,53 @@ class Specialiser:
         verify(tail, coupling, keep, smaller, whole[:4], self.network.features_slot)
         return Part(keep, reconstruct(tail, coupling, keep, smaller, whole, small) if self.options.reconstruct else {})
 
-    def _images_of(self, cluster: int) -> Tensor:
-        return torch.nonzero(torch.isin(self.scoring.labels, torch.tensor(self.clusters.members[cluster]))).flatten()
 
-    def _features_of_all(self, common: Part) -> tuple[Tensor, Tensor]:
-        """Features of all scoring images, of the base extractor and of the one that will run."""
-        if self._features is None:
-            network = self.network
-            base, smaller = prepare(network.parts.extractor), prepare(network.extractor(common))
-            whole, small = [], []
-            with torch.no_grad():
-                for x, _ in batches(self.scoring, self.base, "features", self.progress):
-                    whole.append(base(x).contiguous())
-                    small.append(smaller(x).contiguous() if common.changes else whole[-1])
-            features = torch.cat(whole)
-            self._features = features, torch.cat(small) if common.changes else features
-        return self._features
+class RankSubgraphs(Specialiser):
+    """Layers of the tail become two, for the classes of a cluster."""
+
+    _together: list[dict[str, Rank]] | None = None
+
+    def _plan(self, common: Part) -> None:
+        if not self.options.across_clusters:
+            return
+        parts = []
+        for cluster in range(len(self.clusters)):
+            self.progress("importance", cluster, len(self.clusters))
+            tail = self._tail(cluster, common)
+            parts.append((MacCount(tail.graph, tail.coupling), tail.metrics))  # the statistics are forgotten
+        self.progress("importance", len(self.clusters), len(self.clusters))
+        budget = cast(Budget, self.options.subgraph)  # a configuration allows no schedule here
+        self._together = choose_ranks_together(budget, parts, self._shares(), self.options.round_to)
+
+    def _tail(self, cluster: int, common: Part) -> LowRank:
+        """The tail of the cluster's classes, over the features of its images."""
+        mine = self._images_of(cluster)
+        keep = self.network.with_classes(self.network.coupling.keep_all(), list(self.clusters.members[cluster]))
+        graph = self.network.tail(Part(keep))
+
+        def seen() -> Iterable[tuple[Tensor, Tensor]]:
+            features, labels = self._features_of_all(common)[0][mine], self.scoring.labels[mine]
+            return zip(features.split(BATCH), labels.split(BATCH), strict=True)
+
+        coupling = couple(graph, free_input=True, free_output=True)
+        return LowRank(graph, coupling, seen, self.base.spec.classes, self.options.seed + cluster)
+
+    def _subgraph(self, cluster: int, common: Part) -> Part:
+        options, tail, mine = self.options, self._tail(cluster, common), self._images_of(cluster)
+        if self._together is None:
+            budget = cast(Budget, options.subgraph)  # a configuration allows no schedule here
+            ranks = tail.ranks([(budget, MacCount(tail.graph, tail.coupling))], options.round_to)
+        else:
+            ranks = self._together[cluster]
+        whole, small = (features[mine] for features in self._features_of_all(common))
+        layers = tail.layers(
+            ranks,
+            whole if options.reconstruct else None,
+            small if common.changes else None,
+            memory=options.reconstruct_bytes,
+        )
+        return Part(self.network.with_classes(common.keep, list(self.clusters.members[cluster])), layers)
+
+
+#: By the method of a build.
+SPECIALISERS: dict[str, type[Specialiser]] = {"channels": ChannelSubgraphs, "ranks": RankSubgraphs}

@@ -17,13 +17,14 @@ from sinf.engine.quantise import Quantiser
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError, DataError, DependencyError
 from sinf.routing import FRONT, FeatureRouter, Routed
+from sinf.subgraph.delta import Factors
 from tiny import ENGINES
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 COUNT = 24
 
 
-@pytest.fixture(scope="module", params=["built", "built_whole"])
+@pytest.fixture(scope="module", params=["built", "built_whole", "built_ranks", "built_cascade"])
 def model(request: pytest.FixtureRequest) -> SemanticModel:
     """A bundle whose thresholds part its inputs: some stop early, some fall back after their subgraph."""
     return SemanticModel(Bundle.load(request.getfixturevalue(request.param)))
@@ -174,6 +175,8 @@ def lower(request: pytest.FixtureRequest, model: SemanticModel, images: torch.Te
 def test_lower_precision_is_near(model: SemanticModel, lower: tuple, images: torch.Tensor) -> None:
     """In every part: base model, front and subgraphs, full tail. And it is lower: not all is as in f32."""
     router, gap, changed = lower
+    if any(isinstance(layer, Factors) for part in model.bundle.parts.values() for layer in part.layers.values()):
+        gap *= 2  # what is between the two layers is rounded too
     for threshold in (0.0, 2.0):
         expected, found = at(model.feature_router, threshold).route(images), at(router, threshold).route(images)
         assert float((torch.as_tensor(found.route) != expected.route).float().mean()) <= changed
@@ -193,6 +196,8 @@ def test_int8_leaves_what_decides_in_f32(model: SemanticModel, images: torch.Ten
         assert onnx.TensorProto.INT8 in types.values()
         if part == FRONT:
             assert {name for name in types if "router." in name} <= whole
+            if len(model.bundle.clusters) == 1:
+                continue  # nothing is decided there
         products = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
         assert products[-1].input[1] in whole
         assert products[0].input[1] not in whole

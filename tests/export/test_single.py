@@ -36,7 +36,14 @@ def answers(path: Path, images: torch.Tensor) -> list[np.ndarray]:
 
 @pytest.mark.parametrize(
     ("fixture", "kind"),
-    [("built", "zero"), ("built", "calibrated"), ("built", "mixed"), ("built", "never"), ("built_whole", "mixed")],
+    [
+        ("built", "zero"),
+        ("built", "calibrated"),
+        ("built", "mixed"),
+        ("built", "never"),
+        ("built_whole", "mixed"),
+        *((name, kind) for name in ("built_ranks", "built_cascade") for kind in ("zero", "calibrated", "never")),
+    ],
 )
 def test_answers_are_those_of_the_bundle(
     request: pytest.FixtureRequest, tmp_path: Path, fixture: str, kind: str

@@ -27,8 +27,12 @@ def build(
         str, typer.Option(help="Images that set the threshold; the base model has never seen them.")
     ] = "test[:50%]",
     clusters: Annotated[
-        Path | None, typer.Option(help='JSON {"cluster": ["class", ...]} [default: from a column].')
+        Path | None,
+        typer.Option(help='JSON {"cluster": ["class", ...]}, or none for a cascade [default: from a column].'),
     ] = None,
+    method: Annotated[
+        str, typer.Option(help="How parts are made smaller: channels (are removed), or ranks (low rank).")
+    ] = "channels",
     cut: Annotated[
         str | None, typer.Option(help="Cut point (see sinf profile) [default: nearest to 60 % of MACs].")
     ] = None,
@@ -96,6 +100,7 @@ def build(
     options.set_threads(threads)
     cost = _weight_cost(weight_cost, macs, extractor, fallback, common)
     config = BuildConfig(
+        method=method,
         cut=cut,
         criterion=criterion,
         subgraph=_rule(macs, cost, ratios),
@@ -116,9 +121,12 @@ def build(
     columns = (image_column, label_column, cluster_column)
     scoring, calibration = options.images(data, score, *columns), options.images(data, calibrate, *columns)
     routing = scoring if route == score else options.images(data, route, *columns)
-    groups = (
-        clustering.from_column(scoring) if clusters is None else clustering.from_file(clusters, scoring.class_names)
-    )
+    if clusters is None:
+        groups = clustering.from_column(scoring)
+    elif str(clusters) == "none":
+        groups = clustering.one_cluster(scoring.classes)
+    else:
+        groups = clustering.from_file(clusters, scoring.class_names)
     base = options.base_model(model, weights, classes or scoring.classes, size, mean, std, width)
     start = time.perf_counter()
     with options.Steps() as steps:

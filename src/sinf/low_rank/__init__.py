@@ -11,6 +11,7 @@ layers and forms compare, and a budget buys the forms and ranks that lose least 
     metric.py      what a rank of either form loses
     choose.py      ranks within a budget
     solve.py       the two layers: each on its own, or one after the other from what the network so far makes
+    compressor.py  all of it, for a network or a part of one
 
 No gradient training. The network is put together by :mod:`sinf.subgraph.delta`.
 
@@ -20,19 +21,19 @@ energies; separable filters are Jaderberg et al., Speeding up Convolutional Neur
 (arXiv 1405.3866), which fits them by iterations; reduced-rank regression is Izenman's (1975).
 """
 
-from sinf.low_rank.choose import Rank, choose_ranks
+from sinf.low_rank.choose import Rank, choose_ranks, choose_ranks_together
+from sinf.low_rank.compressor import NEEDS, LowRank
 from sinf.low_rank.metric import Metric, metrics
 from sinf.low_rank.solve import factor, reconstruct_ranks
 
 __all__ = [
     "NEEDS",
+    "LowRank",
     "Metric",
     "Rank",
     "choose_ranks",
+    "choose_ranks_together",
     "factor",
     "metrics",
     "reconstruct_ranks",
 ]
-
-#: What :func:`metrics` wants to know of every site.
-NEEDS = ("made_sum", "made_gram", "made_count", "fisher", "strips")

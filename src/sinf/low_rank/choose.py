@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,17 +40,35 @@ def choose_ranks(budget: Budget, count: MacCount, known: dict[str, Metric], roun
     Raises:
         ConfigError: no ranks are within the budget.
     """
+    return choose_ranks_together(budget, [(count, known)], [1.0], round_to)[0]
+
+
+def choose_ranks_together(
+    budget: Budget, parts: Sequence[tuple[MacCount, dict[str, Metric]]], shares: Sequence[float], round_to: int = 8
+) -> list[dict[str, Rank]]:
+    """What :func:`choose_ranks` finds, for several parts under one budget: of their mean MACs, each part counting by
+    its share of the inputs, and so does what it loses.
+
+    Raises:
+        ConfigError: no ranks are within the budget.
+    """
     if round_to < 1:
         raise ConfigError("round_to must be at least 1", got=round_to, remedy="take 8")
-    options = {target: _options(target, count, known, round_to, budget.weight_cost) for target in _targets(count)}
+    options: dict[tuple[int, str], list[_Choice]] = {}
+    for part, ((count, known), share) in enumerate(zip(parts, shares, strict=True)):
+        for target in _targets(count):
+            choices = _options(target, count, known, round_to, budget.weight_cost)
+            options[part, target] = [_Choice(c.rank, share * c.loss, share * c.cost) for c in choices]
     whole = sum(choices[0].cost for choices in options.values())
     least = sum(min(choice.cost for choice in choices) for choices in options.values())
     if least > budget.macs * whole:
         got = f"{budget.macs:g}; at least {least / whole:.3f} must stay"
         raise ConfigError("the MAC budget must be within reach of ranks", got=got, remedy="raise the budget")
-
-    chosen = _cheapest(list(options.values()), budget.macs * whole)
-    return {target: choice.rank for target, choice in zip(options, chosen, strict=True) if choice.rank}
+    found: list[dict[str, Rank]] = [{} for _ in parts]
+    for (part, target), choice in zip(options, _cheapest(list(options.values()), budget.macs * whole), strict=True):
+        if choice.rank:
+            found[part][target] = choice.rank
+    return found
 
 
 def _cheapest(options: list[list[_Choice]], most: float) -> list[_Choice]:

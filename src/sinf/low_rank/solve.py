@@ -53,19 +53,25 @@ def reconstruct_ranks(
     ranks: dict[str, Rank],
     known: dict[str, Metric],
     inputs: Tensor,
+    smaller_inputs: Tensor | None = None,
     *,
     memory: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> LayerDeltas:
-    """Solve again for all layers from the first that became two, each from what the others make by then; ``start`` is
-    what :func:`factor` found, and ``memory`` as in :func:`sinf.subgraph.reconstruct.reconstruct`."""
+    """Solve again for all layers from the first that became two, each from what the others make by then.
+
+    ``start`` is what :func:`factor` found. ``smaller_inputs`` are read in the place of ``inputs`` by what is solved;
+    then all layers are. ``memory`` is that of :func:`sinf.subgraph.reconstruct.reconstruct`.
+    """
     keep, solved = coupling.keep_all(), LayerDeltas()
     smaller = replaced(graph, coupling, keep, start)
     targets, seen = set(coupling.mixers.values()), set[str]()
-    pair = SideBySide(graph, smaller, inputs, inputs, memory)
+    changed = smaller_inputs is not None
+    pair = SideBySide(graph, smaller, inputs, inputs if smaller_inputs is None else smaller_inputs, memory)
     for node, twin in pair:
         target = str(node.target)
-        if node.op != "call_module" or target not in targets or target in seen or not (seen or target in ranks):
+        changed = changed or target in ranks
+        if node.op != "call_module" or target not in targets or target in seen or not changed:
             continue
         seen.add(target)
         own, rank = graph.get_submodule(target), ranks.get(target)
