@@ -374,16 +374,11 @@ def calls(graph: Any) -> int:
 
 def _predicted_parts(model: SemanticModel) -> dict[str, Any]:
     """The same for every part of a bundle."""
-    network, router = model.network, model.bundle.router
-    kept = model.bundle.parts["common"].keep
-    costs = {
-        "extractor": network.extractor_macs.total(kept, WEIGHT_COST) + CALL_COST * calls(network.parts.extractor),
-        "router": router.macs + WEIGHT_COST * sum(p.numel() for p in router.parameters()) + CALL_COST * 10,
-    }
-    in_tail = CALL_COST * calls(network.parts.tail)
-    for name, part in model.bundle.parts.items():
-        if name != "common":
-            costs[name] = network.tail_macs.total(part.keep, WEIGHT_COST) + in_tail
+    network, router, parts = model.network, model.bundle.router, model.bundle.parts
+    graphs = {"extractor": network.extractor(parts["common"])}
+    graphs |= {name: network.tail(part) for name, part in parts.items() if name != "common"}
+    costs = {name: network.cost_of(graph, WEIGHT_COST) + CALL_COST * calls(graph) for name, graph in graphs.items()}
+    costs["router"] = router.macs + WEIGHT_COST * sum(p.numel() for p in router.parameters()) + CALL_COST * 10
     return costs
 
 

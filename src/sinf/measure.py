@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from sinf.bundle import Bundle
 from sinf.data import BATCH, LabelledImages
@@ -337,13 +337,12 @@ def tail_shares(bundle: Bundle) -> tuple[float, float]:
     """What the subgraphs of a bundle keep of the base model's tail, in the mean over clusters: a share of the MACs and
     one of the weights."""
     network = bundle.network()
-    whole = network.coupling.keep_all()
-    parts = [bundle.parts[part_name(cluster)] for cluster in range(len(bundle.clusters))]
+    tails = [network.tail(bundle.parts[part_name(cluster)]) for cluster in range(len(bundle.clusters))]
 
-    def count(keep: Tensor) -> tuple[float, float]:
-        macs = network.tail_macs.total(keep)
-        return macs, network.tail_macs.total(keep, 1.0) - macs
+    def count(tail: fx.GraphModule) -> tuple[float, float]:
+        macs = network.cost_of(tail)
+        return macs, network.cost_of(tail, 1.0) - macs
 
-    base = count(whole)
-    kept = [count(part.keep) for part in parts]
+    base = count(network.parts.tail)
+    kept = [count(tail) for tail in tails]
     return sum(k[0] for k in kept) / (len(kept) * base[0]), sum(k[1] for k in kept) / (len(kept) * base[1])
