@@ -98,7 +98,7 @@ def observation(seed: int, count: int = 200, skill: float = 0.5, base: float = 0
     energy, within = torch.randn(count, generator=draw), torch.rand(count, generator=draw).clamp(0.1, 1).log()
     base_right = torch.rand(count, generator=draw) < base
     right = torch.rand(count, generator=draw) < skill + (1 - skill) * route
-    routes = Routes(torch.zeros(count, dtype=torch.long), route.log(), energy, within, right)
+    routes = Routes(torch.zeros(count, dtype=torch.long), route.log(), energy, within, right, -within)
     return Observation(routes, base_right, base_right)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sinf.deferral import Deferral, fit_deferral
+from sinf.deferral import Deferral, fit_deferral, fit_margin, margin_of
 
 
 def draws(count: int = 2000) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -64,15 +64,23 @@ def test_likelier_routes_that_look_worse_are_not_believed() -> None:
     assert fit_deferral(log_route, energy, log_within, log_route < -0.7) == Deferral()
 
 
-def test_with_one_route_the_first_class_stands_for_it() -> None:
-    log_route, energy, log_within, _ = draws(500)
-    one = torch.zeros_like(log_route)
-    harmless = log_within > -0.7
-    fit = fit_deferral(one, energy, log_within, harmless)
-    assert fit.within > 1
-    confidence = fit.confidence(one, energy, log_within)
-    assert float(confidence[harmless].min()) > float(confidence[~harmless].max()) - 0.1
-    for nothing in (torch.ones_like(harmless), ~harmless):
-        unfit = fit_deferral(one, energy, log_within, nothing)
-        assert unfit == Deferral(within=1.0)
-        assert unfit.confidence(one, energy, log_within).unique().numel() > 100
+def test_a_cascade_is_judged_by_its_margin() -> None:
+    logits = torch.randn(500, 6, generator=torch.Generator().manual_seed(0))
+    margin = margin_of(logits)
+    ordered = logits.sort(1, descending=True).values
+    torch.testing.assert_close(margin, ordered[:, 0] - ordered[:, 1])
+    harmless = torch.rand(500, generator=torch.Generator().manual_seed(1)) < (3 * margin - 1).sigmoid()
+    fit = fit_margin(margin, harmless)
+    assert (fit.route, fit.energy, fit.within) == (0.0, 0.0, 0.0)
+    assert fit.margin == pytest.approx(3, abs=0.8)
+    nothing = torch.zeros(500)
+    confidence = fit.confidence(nothing, nothing, nothing, margin)
+    assert float(confidence.mean()) == pytest.approx(float(harmless.float().mean()), abs=0.02)
+    assert torch.equal(confidence.argsort(), margin.argsort())
+    for alike in (torch.ones_like(harmless), torch.zeros_like(harmless), margin < margin.median()):
+        unfit = fit_margin(margin, alike)
+        assert unfit == Deferral(route=0.0, margin=1.0)
+
+
+def test_one_class_has_no_margin() -> None:
+    assert torch.equal(margin_of(torch.randn(4, 1)), torch.zeros(4))

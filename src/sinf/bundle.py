@@ -57,7 +57,7 @@ _MOST_ROOM = 1 << 30  # bytes
 _NOTHING = "common.kept.none"  # a file of tensors must hold one
 
 #: Fields without a line here have the bounds of :func:`sinf.schema.record_of`.
-_DEFERRAL = record_of(Deferral, intercept=Weight, route=Weight, energy=Weight, within=Weight)
+_DEFERRAL = record_of(Deferral, intercept=Weight, route=Weight, energy=Weight, within=Weight, margin=Weight)
 _THRESHOLD = record_of(
     Threshold,
     value=ThresholdValue,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sinf.data import LabelledImages
-from sinf.deferral import Deferral, fit_deferral
+from sinf.deferral import Deferral, fit_deferral, fit_margin
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import DataError
 from sinf.measure import Observation
@@ -50,7 +50,10 @@ def set_thresholds(
     full tail; ``choices`` and ``seed`` are those of :func:`sinf.risk.choose_threshold`."""
     routes = fitting.routes
     harmless = routes.right | ~fitting.base_right
-    deferral = fit_deferral(routes.log_route, routes.energy, routes.log_within, harmless)
+    if routes.one:
+        deferral = fit_margin(routes.margin, harmless)
+    else:
+        deferral = fit_deferral(routes.log_route, routes.energy, routes.log_within, harmless)
     fitted = fitting.calibration(deferral)
     early = choose_early_threshold(fitted, max_loss, *tail_costs)
     candidates = candidate_thresholds(fitted.confidence)

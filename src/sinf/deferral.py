@@ -6,6 +6,9 @@ energy, Liu et al., arXiv 2010.03759). The judgement is a logistic regression of
 model is wrong too", the one that counts for the loss (post-hoc deferral, Jitkrittum et al., arXiv 2307.02764), on the
 log-probability of the route, the log-sum-exp of the subgraph's logits, and the log-probability of its first class.
 
+A cascade, which has one route, is judged by the margin between its subgraph's two largest logits instead: on VGG16 a
+limit of half a point then defers 25 % of the images instead of 34 % by the probability of the first class.
+
 Before the subgraph runs, the route predictor's probability is all there is; it orders the inputs as any growing
 function of it would, and needs no fit.
 """
@@ -26,25 +29,45 @@ class Deferral:
     route: float = 1.0
     energy: float = 0.0
     within: float = 0.0
+    margin: float = 0.0
 
-    def confidence(self, log_route: Tensor, energy: Tensor, log_within: Tensor) -> Tensor:
-        """``(N,)`` probabilities, of the three features (N,)."""
+    def confidence(self, log_route: Tensor, energy: Tensor, log_within: Tensor, margin: Tensor | None = None) -> Tensor:
+        """``(N,)`` probabilities, of the features (N,)."""
         score = log_route * self.route + energy * self.energy + log_within * self.within
+        if margin is not None:
+            score = score + margin * self.margin
         return (score + self.intercept).sigmoid()
 
 
 def fit_deferral(log_route: Tensor, energy: Tensor, log_within: Tensor, harmless: Tensor) -> Deferral:
     """Fit to images (N,) that are used for nothing after it; ``harmless`` is whether routing them loses nothing.
 
-    Where they cannot tell (all are alike, or likelier routes look worse) there is no fit. With one route, that of a
-    cascade, the probability of the first class stands for that of the route.
+    Where they cannot tell (all are alike, or likelier routes look worse) there is no fit.
     """
-    one_route = bool((log_route == log_route[0]).all())
-    likely, without_fit = (log_within, Deferral(within=1.0)) if one_route else (log_route, Deferral())
-    if harmless.all() or not harmless.any() or likely[harmless].mean() <= likely[~harmless].mean():
-        return without_fit
+    if harmless.all() or not harmless.any() or log_route[harmless].mean() <= log_route[~harmless].mean():
+        return Deferral()
+    return Deferral(*_logistic(torch.stack([log_route, energy, log_within], 1), harmless))
+
+
+def fit_margin(margin: Tensor, harmless: Tensor) -> Deferral:
+    """The same of a cascade, by the ``margin`` (N,) alone."""
+    if harmless.all() or not harmless.any() or margin[harmless].mean() <= margin[~harmless].mean():
+        return Deferral(route=0.0, margin=1.0)
+    intercept, weight = _logistic(margin[:, None], harmless)
+    return Deferral(intercept, route=0.0, margin=weight)
+
+
+def _logistic(features: Tensor, harmless: Tensor) -> list[float]:
+    """Intercept and weights."""
     from sklearn.linear_model import LogisticRegression
 
-    features = torch.stack([log_route, energy, log_within], 1).double().numpy()
-    fit = LogisticRegression(C=10.0, max_iter=1000).fit(features, harmless.numpy())
-    return Deferral(float(fit.intercept_[0]), *map(float, fit.coef_[0]))
+    fit = LogisticRegression(C=10.0, max_iter=1000).fit(features.double().numpy(), harmless.numpy())
+    return [float(fit.intercept_[0]), *map(float, fit.coef_[0])]
+
+
+def margin_of(logits: Tensor) -> Tensor:
+    """``(N,)`` the difference between the two largest of ``(N, classes)`` logits; 0 where there is one class."""
+    if logits.shape[1] < 2:
+        return logits[:, 0] * 0
+    largest = logits.topk(2, 1).values
+    return largest[:, 0] - largest[:, 1]

@@ -119,7 +119,7 @@ class Observation:
         """What the choice of a threshold needs."""
         routes = self.routes
         return Calibration(
-            deferral.confidence(routes.log_route, routes.energy, routes.log_within),
+            deferral.confidence(routes.log_route, routes.energy, routes.log_within, routes.margin),
             routes.right,
             self.fallback_right,
             self.base_right,

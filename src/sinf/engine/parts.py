@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sinf.clusters import Clusters
-from sinf.deferral import Deferral
+from sinf.deferral import Deferral, margin_of
 
 
 class Front(nn.Module):
@@ -64,10 +64,28 @@ class Judge(nn.Module):
         return answer.index_select(1, self.sources), answer.select(1, -1).sigmoid()
 
 
+class CascadeJudge(nn.Module):
+    """The same where one cluster holds all classes: its subgraph's logits are the answer, and their margin says how far
+    to believe it."""
+
+    def __init__(self, deferral: Deferral) -> None:
+        super().__init__()
+        self.margin, self.intercept = deferral.margin, deferral.intercept
+
+    def forward(self, logits: Tensor, log_clusters: Tensor) -> tuple[Tensor, Tensor]:
+        # The log-probability of the one cluster is 0. It is added because a runtime may drop an input that nobody reads.
+        return logits, (margin_of(logits) * self.margin + log_clusters.select(1, 0) + self.intercept).sigmoid()
+
+
+def make_judge(clusters: Clusters, cluster: int, deferral: Deferral) -> Judge | CascadeJudge:
+    """What judges the answers of a cluster's subgraph."""
+    return CascadeJudge(deferral) if len(clusters) == 1 else Judge(clusters, cluster, deferral)
+
+
 class Specialist(nn.Module):
     """A subgraph with its judge, as one part: features, log-probabilities of clusters -> logits, confidence."""
 
-    def __init__(self, tail: nn.Module, judge: Judge) -> None:
+    def __init__(self, tail: nn.Module, judge: Judge | CascadeJudge) -> None:
         super().__init__()
         self.tail, self.judge = tail, judge
 

@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 from sinf.bundle import Bundle
 from sinf.bundle_files import folder_of
 from sinf.data import BATCH
+from sinf.deferral import margin_of
 from sinf.engine.constant import ConstantModule
 from sinf.engine.memory import release
-from sinf.engine.parts import Front, Judge, Specialist
+from sinf.engine.parts import Front, Specialist, make_judge
 from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError
 from sinf.grouping import TailTimes
@@ -27,14 +28,21 @@ from sinf.routing import BASE, FALLBACK, FRONT, Engine, FeatureRouter, Routed, p
 
 
 class Routes(NamedTuple):
-    """Every route taken for N inputs, with nothing falling back: its cluster, log-probability, what its subgraph says,
-    and whether that is right."""
+    """Every route taken for N inputs, with nothing falling back: its cluster, log-probability, what its subgraph says
+    (log-sum-exp of its logits, log-probability of its first class, margin between its first two), and whether that is
+    right."""
 
     route: Tensor
     log_route: Tensor
     energy: Tensor
     log_within: Tensor
     right: Tensor
+    margin: Tensor
+
+    @property
+    def one(self) -> bool:
+        """Whether there is one route for all, that of a cascade: its probability is 1."""
+        return bool((self.log_route == 0).all())
 
 
 class TorchEngine:
@@ -53,7 +61,7 @@ class TorchEngine:
         self.tails = TailStore(self.network, bundle.parts, memory_budget)
         self.extractor = self.tails.ready(self.network.extractor(bundle.parts["common"]))
         self.judges = {
-            part_name(cluster): Judge(bundle.clusters, cluster, bundle.deferral)
+            part_name(cluster): make_judge(bundle.clusters, cluster, bundle.deferral)
             for cluster in range(len(bundle.clusters))
         }
         self._whole: Once[str, Any] = Once(self._make)
@@ -195,16 +203,17 @@ class SemanticModel(ConstantModule):
         log_clusters = torch.cat([predict(part).log_softmax(1) for part in features.split(BATCH)])
         log_route, route = log_clusters.max(1)
         energy, log_within = torch.zeros(len(features)), torch.zeros(len(features))
-        right = torch.zeros(len(features), dtype=torch.bool)
+        margin, right = torch.zeros(len(features)), torch.zeros(len(features), dtype=torch.bool)
         for where in route.unique().tolist():
             judge = self.engine.judges[part_name(where)]
             for rows in torch.nonzero(route == where).flatten().split(BATCH):
                 said = self.run_subgraph(where, features[rows])
                 energy[rows] = said.logsumexp(1)
                 log_within[rows] = said.log_softmax(1).amax(1)
+                margin[rows] = margin_of(said)
                 logits, _ = judge(said, log_clusters[rows])
                 right[rows] = logits.argmax(1) == labels[rows]
-        return Routes(route, log_route, energy, log_within, right)
+        return Routes(route, log_route, energy, log_within, right, margin)
 
 
 def _reopened(
