@@ -73,7 +73,7 @@ class CascadeJudge(nn.Module):
         self.margin, self.intercept = deferral.margin, deferral.intercept
 
     def forward(self, logits: Tensor, log_clusters: Tensor) -> tuple[Tensor, Tensor]:
-        # The log-probability of the one cluster is 0. It is added because a runtime may drop an input that nobody reads.
+        # The log-probability of the one cluster is 0. It is added because runtimes drop an input that nobody reads.
         return logits, (margin_of(logits) * self.margin + log_clusters.select(1, 0) + self.intercept).sigmoid()
 
 
