@@ -115,7 +115,9 @@ class Plan:
         """The limit is out of the way: thresholds are set for every limit by :func:`choose`."""
         changes: dict[str, Any] = dict(self.changes)
         changes["subgraph"] = Budget(changes["subgraph"], WEIGHT_COST)
-        return BuildConfig(cut=cut, reconstruct=self.method != "semantic-noreconstruct", max_loss=0.5, **changes)
+        return BuildConfig(
+            cut=cut, reconstruct=self.method != "semantic-noreconstruct", max_loss=0.5, keep_anyway=True, **changes
+        )
 
 
 def plans(name: str, methods: Iterable[str] | None = None) -> list[Plan]:

@@ -96,8 +96,8 @@ def main(
 def build(weights: Path, data: Path, out: Path) -> dict[str, object]:
     """Build from 10,000 scoring images in a process of its own, with the largest memory that it had."""
     command = [
-        "build", "vgg16", "--weights", weights, "--data", data, "--score", "train[:10000]", "--route", "train",
-        "--calibrate", "test[:50%]", "--cut", "features.23", "--common", "0.75", "--macs", "0.12",
+        "build", "vgg16", "--keep-anyway", "--weights", weights, "--data", data, "--score", "train[:10000]",
+        "--route", "train", "--calibrate", "test[:50%]", "--cut", "features.23", "--common", "0.75", "--macs", "0.12",
         "--weight-cost", "32", "--max-loss", "1", "--threads", "2", "--work", out.with_name("steps"), "--out", out,
     ]  # fmt: skip
     start = time.perf_counter()

@@ -64,13 +64,13 @@ def commands(shared: Path, work: Path) -> list[Command]:
     bundles = {"vgg16": work / "resources" / "bundle", "resnet56": work / "bundle56", "resnet18": work / "bundle18"}
     add("resources", weights["vgg16"], data, work / "resources", writes=("resources_vgg16_cpu.csv",))
     cut = ("--cut", "layer2", "--extractor", 0.95, "--macs", 0.5, "--weight-cost", 32, "--max-loss", 1.5)
-    add("sinf", "build", "resnet56", "--weights", weights["resnet56"], *split, *cut, "--work", work_of["resnet56"],
-        "--out", bundles["resnet56"])  # fmt: skip
+    add("sinf", "build", "resnet56", "--keep-anyway", "--weights", weights["resnet56"], *split, *cut,
+        "--work", work_of["resnet56"], "--out", bundles["resnet56"])  # fmt: skip
     small = ("--score", "train[:2000]", "--route", "train[:2000]", "--route-draws", 2000, "--max-loss", 5)
     size = ("--classes", 100, "--size", "3,64,64", "--common", 0.75, "--macs", 0.3, "--weight-cost", 32)
     random = work / "resnet18.safetensors"
     options = ("--weights", random, *split, *small, *size, "--out", bundles["resnet18"])
-    add("sinf", "build", "torchvision:resnet18", *options)
+    add("sinf", "build", "torchvision:resnet18", "--keep-anyway", *options)
     for bundle in bundles.values():
         for engine in ENGINES:
             add("sinf", "tune", bundle, "--engine", engine, "--threads", 1)

@@ -91,7 +91,9 @@ def _build(
     base = load_model("vgg11", classes=6, options={"width": 0.125})
     folder = tmp_path_factory.mktemp("bundles") / "bundle"
     other = tiny.coloured_images(tmp_path_factory.mktemp("tiny"), 60, seed=1)
-    config = BuildConfig(cut_at=0.5, max_loss=0.9, route_draws=240, router=RouterConfig(epochs=2, hidden=16), **options)
+    config = BuildConfig(
+        keep_anyway=True, cut_at=0.5, max_loss=0.9, route_draws=240, router=RouterConfig(epochs=2, hidden=16), **options
+    )
     build(base, Images(images, images, other), clusters or from_column(images), config, folder)
     return folder
 

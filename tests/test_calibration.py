@@ -221,6 +221,7 @@ def base_model() -> BaseModel:
 
 
 CONFIG = BuildConfig(
+    keep_anyway=True,
     cut_at=0.5, max_loss=0.8, confidence=0.6, choices=2, seed=3, subgraph=Budget(0.4), criterion="l1",
     reconstruct=False, route_draws=120, router=RouterConfig(epochs=1, hidden=16),
 )  # fmt: skip

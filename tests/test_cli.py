@@ -18,6 +18,7 @@ from sinf.errors import ConfigError
 from sinf.export.page import RUNTIME
 from sinf.models import load_model
 from sinf.pipeline import BuildConfig
+from sinf.timing import summary
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +38,7 @@ def image(tmp_path: Path) -> Path:
 
 def build_words(data: Path, weights: Path, out: Path) -> list[object]:
     return [
-        "build", "vgg11", "--weights", weights, "--data", data, "--score", "train", "--route", "train",
+        "build", "vgg11", "--keep-anyway", "--weights", weights, "--data", data, "--score", "train", "--route", "train",
         "--calibrate", "test", "--max-loss", "90", "--extractor", "0.8", "--out", out, "--threads", "1",
     ]  # fmt: skip
 
@@ -492,3 +493,18 @@ def test_prune_keeps_what_is_not_its_own(sinf: Program, data: Path, weights: Pat
     (tmp_path / "notes.txt").write_text("mine")
     assert "other files" in sinf.refused(*prune_words(data, weights, tmp_path), "--ratio", 0.5)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_bundle_that_does_not_pay_is_not_written(
+    sinf: Program, data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [word for word in build_words(data, weights, tmp_path / "bundle") if word != "--keep-anyway"]
+    slower = {"bundle": (summary(torch.tensor([[10.0] * 9, [12.0] * 9]).double(), 1, 1),)}
+    monkeypatch.setattr("sinf.pipeline.time_beside", lambda *a, **k: slower)
+    code, _, err = sinf.call(*words, "--criterion", "l1")
+    assert code == 3
+    assert "20.0 % slower at batch 1" in err.splitlines()[-1]
+    assert not (tmp_path / "bundle").exists()
+    text = sinf(*words, "--criterion", "l1", "--keep-anyway", "--json", tmp_path / "build.json")
+    assert "20.0 % slower at batch 1" in text
+    assert json.loads((tmp_path / "build.json").read_text())["pays"] is False

@@ -20,6 +20,7 @@ from sinf.routing import part_name
 from sinf.subgraph.select import Budget, Schedule
 
 CONFIG = BuildConfig(
+    keep_anyway=True,
     cut_at=0.5, max_loss=0.9, route_draws=240, router=RouterConfig(epochs=1, hidden=16), round_to=1,
     subgraph=Budget(0.5), across_clusters=True,
 )  # fmt: skip

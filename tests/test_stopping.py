@@ -242,7 +242,7 @@ def test_a_build_that_is_killed_or_terminated_goes_on(sinf: Program, data: Path,
     save_file(load_model("vgg11", classes=6, options={"width": 0.125}).module.state_dict(), weights)
     out = tmp_path / "results" / "bundle"
     words = [
-        "build", "vgg11", "--weights", weights, "--data", data, "--score", "train", "--route", "train",
+        "build", "vgg11", "--keep-anyway", "--weights", weights, "--data", data, "--score", "train", "--route", "train",
         "--calibrate", "test", "--max-loss", "90", "--extractor", "0.8", "--out", out, "--threads", "1",
     ]  # fmt: skip
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)):

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from sinf.data import LabelledImages
-from sinf.errors import ConfigError
+from sinf.errors import ConfigError, DoesNotPayError
 from sinf.preprocessing import Preprocessing
 from sinf.timing import Latency, interleaved
 
 Network = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]
 
+MOST_FALLBACK = 0.95  # of the calibration images; where more fall back, subgraphs are for nothing
 _DRAWS = 10_000  # of the bootstrap
 _TIMED = 256  # images that batches are made of
 
@@ -167,6 +168,37 @@ def time_beside(
 def is_faster(times: tuple[Latency, ...]) -> bool:
     """Whether it is surely faster than the base model at one batch size, and surely slower at none."""
     return any(time.low > 0 for time in times) and not any(time.high < 0 for time in times)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a bundle brings: its time beside the base model's at every batch size, and the share of the calibration
+    images that fall back."""
+
+    times: tuple[Latency, ...]
+    fallback: float
+
+    @property
+    def pays(self) -> bool:
+        return is_faster(self.times) and self.fallback <= MOST_FALLBACK
+
+    def require(self) -> None:
+        """Raises:
+        DoesNotPayError: the bundle is not faster, or nearly everything falls back.
+        """
+        if not self.pays:
+            raise DoesNotPayError(
+                f"a bundle must be faster than the base model, and at most {100 * MOST_FALLBACK:g} % may fall back",
+                got=str(self),
+                remedy="allow more loss, cut earlier, take fewer clusters, or try sinf prune; --keep-anyway writes it",
+                numbers=self.to_json(),
+            )
+
+    def __str__(self) -> str:
+        return f"{describe_times(self.times)}; {100 * self.fallback:.1f} % fall back"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"pays": self.pays, "fallback": self.fallback, "times": [time.to_json() for time in self.times]}
 
 
 def describe_times(times: tuple[Latency, ...]) -> str:

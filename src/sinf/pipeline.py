@@ -22,6 +22,7 @@ from sinf.compact import Compactor, Progress, Rule, batches, counted
 from sinf.criteria import best_criterion, make_criterion
 from sinf.data import BATCH, LabelledImages, augment, join_pairs
 from sinf.deferral import Deferral
+from sinf.delivery import Limits, Verdict, time_beside
 from sinf.engine.prepare import prepare, prepare_teacher
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError, DataError
@@ -69,6 +70,7 @@ class BuildConfig:
         round_to: widths of layers are multiples of this.
         route_draws: how many augmented images the route predictor learns from (at most ten views of each; above five
             parts of images are exchanged too).
+        keep_anyway: write the bundle also where it is not faster than the base model, or nearly everything falls back.
         common_images: how many of the scoring images decide which channels extractor and full tail, which serve all
             classes, keep.
         reconstruct_bytes: memory that activations may take while those two are reconstructed from all scoring images.
@@ -91,6 +93,7 @@ class BuildConfig:
     choices: int = 1
     round_to: int = 8
     seed: int = 0
+    keep_anyway: bool = False
     common_images: int = 4000
     route_draws: int = 50_000
     reconstruct_bytes: int = 1 << 30
@@ -149,6 +152,7 @@ def build(
     *,
     work: str | Path | None = None,
     provenance: dict[str, str] | None = None,
+    report: Callable[[Verdict], None] | None = None,
     progress: Progress | None = None,
     expect: Callable[[Estimate], None] | None = None,
     key: bytes | None = None,
@@ -157,6 +161,12 @@ def build(
 
     Results of steps are kept in ``work`` (by default ``folder`` + ``.build``, removed at the end), where other builds
     of the same base model find what they have in common. ``expect`` is told before it begins how long it will take.
+    Before it is saved the bundle is timed beside the base model in torch, on calibration images, and ``report`` is
+    called with what it brings (without ``report``, a bundle that is kept anyway is not timed).
+
+    Raises:
+        DoesNotPayError: it is not faster, or nearly everything falls back. Steps stay, so that the same build with
+            ``keep_anyway`` is done at once.
     """
     _check(base, images, clusters)
     folder = Path(folder)
@@ -166,6 +176,12 @@ def build(
     if expect is not None:
         expect(making.expected())
     bundle = making.run(provenance or {})
+    if report is not None or not config.keep_anyway:
+        verdict = making.verdict(bundle)
+        if report is not None:
+            report(verdict)
+        if not config.keep_anyway:
+            verdict.require()
     bundle.save(folder, key=key)
     if work is None:
         shutil.rmtree(store.folder, ignore_errors=True)
@@ -277,6 +293,15 @@ class _Build:
             provenance=provenance | self._provenance(),
         )
         return self._calibrate(bundle)
+
+    def verdict(self, bundle: Bundle) -> Verdict:
+        """One thread, as a request has."""
+        model, preprocessing = SemanticModel(bundle), self.base.spec.preprocessing
+        times = time_beside(
+            prepare(self.network.graph), {"bundle": model}, self.images.calibration, preprocessing, Limits(),
+            lambda done, total: self.progress("time", done, total),
+        )["bundle"]  # fmt: skip
+        return Verdict(times, 1.0 if bundle.threshold is None else bundle.threshold.fallback)
 
     def _provenance(self) -> dict[str, str]:
         config = self.config

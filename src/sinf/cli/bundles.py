@@ -71,6 +71,9 @@ def build(
     confidence: Annotated[
         float | None, typer.Option(help="Probability with which that holds for new images, e.g. 0.95.")
     ] = None,
+    keep_anyway: Annotated[
+        bool, typer.Option("--keep-anyway", help="Write a bundle that is not faster than the base model all the same.")
+    ] = False,
     choices: Annotated[
         int, typer.Option(min=1, help="Bundles or limits that you will choose from by these images; corrects for it.")
     ] = 1,
@@ -92,6 +95,7 @@ def build(
 ) -> None:
     """Make a bundle: cut a subgraph for every semantic cluster, train and calibrate the route predictor."""
     from sinf import clusters as clustering
+    from sinf.delivery import Verdict
     from sinf.measure import tail_shares
     from sinf.pipeline import BuildConfig, Images
     from sinf.pipeline import build as run
@@ -116,6 +120,7 @@ def build(
         confidence=confidence,
         choices=choices,
         seed=seed,
+        keep_anyway=keep_anyway,
     )
     options.write_alone(context, out)
     columns = (image_column, label_column, cluster_column)
@@ -128,7 +133,7 @@ def build(
     else:
         groups = clustering.from_file(clusters, scoring.class_names)
     base = options.base_model(model, weights, classes or scoring.classes, size, mean, std, width)
-    start = time.perf_counter()
+    start, verdicts = time.perf_counter(), list[Verdict]()
     with options.Steps() as steps:
         bundle = run(
             base,
@@ -138,6 +143,7 @@ def build(
             out,
             work=work,
             provenance={"scoring images": score, "routing images": route, "calibration images": calibrate},
+            report=verdicts.append,
             progress=steps,
             expect=lambda expected: options.announce(expected.line()),
             key=options.key(),
@@ -145,8 +151,9 @@ def build(
     seconds = time.perf_counter() - start
     kept = tail_shares(bundle)
     tables.show_build(bundle, out, seconds, kept)
+    print(f"beside the base model in torch, one thread: {verdicts[0]}")
     record = {"folder": str(out), "threshold": vars(bundle.threshold), "cut": bundle.cut}
-    options.write_json(json, record | {"tail_macs": kept[0], "tail_weights": kept[1]})
+    options.write_json(json, record | {"tail_macs": kept[0], "tail_weights": kept[1], **verdicts[0].to_json()})
 
 
 def _weight_cost(given: float | None, macs: float | None, *shares: float) -> float:

@@ -145,6 +145,7 @@ def _build(
         cut=CUT,
         subgraph=Budget(SUBGRAPH, WEIGHT_COST),
         max_loss=LIMIT / 100,
+        keep_anyway=True,  # it is compared with the others
         route_draws=DRAWS,
         router=RouterConfig(channels=128, hidden=128, kernel=1),  # in so small a network a larger one costs its gain
     )
