@@ -97,6 +97,7 @@ def latency(saved: float, noise: float = 0.0, batch: int = 1) -> tuple:
         (latency(0.2), True),
         (latency(-0.2), False),
         (latency(0.0), False),
+        (latency(0.005), False),
         (latency(0.01, noise=5), False),
         (latency(0.2) + latency(-0.2, batch=32), False),
         (latency(0.2) + latency(-0.01, noise=5, batch=32), True),
