@@ -34,6 +34,7 @@ from sinf.models import BaseModel
 from sinf.models.trace import trace
 from sinf.network import Network, Part
 from sinf.precision import teaching
+from sinf.risk import require_limit
 from sinf.router import RoutePredictor, RouterConfig, calibrate, make_predictor, predictor_macs, train_router
 from sinf.specialise import SPECIALISERS, Specialiser
 from sinf.steps import StepStore, Tensors
@@ -125,6 +126,7 @@ class BuildConfig:
                 )
         if self.round_to < 1:
             raise ConfigError("round_to must be at least 1", got=self.round_to, remedy="take 8")
+        require_limit(self.max_loss, self.confidence)
         if not 0 < self.cut_at < 1:
             raise ConfigError("cut_at must be in (0, 1)", got=self.cut_at, remedy="take 0.6")
 

@@ -165,11 +165,18 @@ def choose_threshold(
     )
 
 
-def _check_options(candidates: Sequence[float], max_loss: float, confidence: float | None, choices: int) -> None:
+def require_limit(max_loss: float, confidence: float | None) -> None:
+    """Raises:
+    ConfigError: a limit of the loss, or the confidence with which it is to hold, is out of range.
+    """
     if not 0 <= max_loss < 1:
         raise ConfigError("max_loss must be in [0, 1)", got=max_loss, remedy="take 0.01 for one point")
     if confidence is not None and not 0 < confidence < 1:
         raise ConfigError("confidence must be in (0, 1)", got=confidence, remedy="take 0.95")
+
+
+def _check_options(candidates: Sequence[float], max_loss: float, confidence: float | None, choices: int) -> None:
+    require_limit(max_loss, confidence)
     if choices < 1:
         raise ConfigError("choices must be at least 1", got=choices, remedy="give how many bundles you choose from")
     falling = all(low < high for high, low in pairwise(candidates))
