@@ -106,6 +106,7 @@ def test_the_command_builds_a_cascade(sinf: Program, data: Path, tmp_path: Path)
     save_file(load_model("vgg11", classes=CLASSES, options={"width": 0.125}).module.state_dict(), weights)
     words: list[object] = [
         "build",
+        "--keep-anyway",
         "vgg11",
         "--weights",
         weights,
@@ -131,7 +132,7 @@ def test_a_budget_across_clusters_by_ranks(tiny_images: LabelledImages, tmp_path
     other = coloured_images(tmp_path, 60, seed=1)
     router = RouterConfig(epochs=1, hidden=8)
     config = BuildConfig(
-        method="ranks", cut_at=0.5, max_loss=0.9, route_draws=60, router=router, across_clusters=True,
+        method="ranks", keep_anyway=True, cut_at=0.5, max_loss=0.9, route_draws=60, router=router, across_clusters=True,
         subgraph=Budget(0.6), round_to=1,
     )  # fmt: skip
     bundle = build(base, Images(tiny_images, tiny_images, other), from_column(tiny_images), config, tmp_path / "b")

@@ -504,7 +504,7 @@ def test_a_bundle_that_does_not_pay_is_not_written(
 ) -> None:
     words = [word for word in build_words(data, weights, tmp_path / "bundle") if word != "--keep-anyway"]
     slower = {"bundle": (summary(torch.tensor([[10.0] * 9, [12.0] * 9]).double(), 1, 1),)}
-    monkeypatch.setattr("sinf.pipeline.time_beside", lambda *a, **k: slower)
+    monkeypatch.setattr("sinf.delivery.time_beside", lambda *a, **k: slower)
     code, _, err = sinf.call(*words, "--criterion", "l1")
     assert code == 3
     assert "20.0 % slower at batch 1" in err.splitlines()[-1]

@@ -53,7 +53,7 @@ def test_the_guide_runs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     (tmp_path / "cifar100").symlink_to(data)
     (code,) = blocks("docs/guide.md")
-    code = code.replace("max_loss=0.01", "max_loss=0.9, route_draws=60")
+    code = code.replace("max_loss=0.01", "max_loss=0.9, route_draws=60, keep_anyway=True")
     names: dict = {}
     exec(code, names)
     assert (tmp_path / "bundle" / "config.json").is_file()

@@ -20,7 +20,8 @@ from sinf.subgraph.select import Budget
 
 DRAWS = 120
 CONFIG = BuildConfig(
-    cut_at=0.5, max_loss=0.9, route_draws=DRAWS, router=RouterConfig(epochs=1, hidden=16, side=2), round_to=1,
+    keep_anyway=True, cut_at=0.5, max_loss=0.9, route_draws=DRAWS,
+    router=RouterConfig(epochs=1, hidden=16, side=2), round_to=1,
     subgraph=Budget(0.5),
 )  # fmt: skip
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sinf import pipeline
+from sinf import delivery, pipeline
 from sinf.clusters import from_column
 from sinf.data import LabelledImages
 from sinf.delivery import Verdict
@@ -50,7 +50,7 @@ def latencies(*saved: float) -> tuple[Latency, ...]:
 
 
 def play_times(monkeypatch: pytest.MonkeyPatch, *saved: float) -> None:
-    monkeypatch.setattr(pipeline, "time_beside", lambda *a, **k: {"bundle": latencies(*saved)})
+    monkeypatch.setattr(delivery, "time_beside", lambda *a, **k: {"bundle": latencies(*saved)})
 
 
 def test_a_faster_bundle_is_saved(
@@ -104,6 +104,6 @@ def _nothing_is_accepted(original: object) -> object:
 def test_what_is_kept_anyway_and_not_asked_for_is_not_timed(
     base: BaseModel, images: Images, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "time_beside", lambda *a, **k: pytest.fail("it was timed"))
+    monkeypatch.setattr(delivery, "time_beside", lambda *a, **k: pytest.fail("it was timed"))
     anyway = replace(CONFIG, keep_anyway=True)
     build(base, images, from_column(images.scoring), anyway, tmp_path / "bundle", work=work)

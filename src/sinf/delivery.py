@@ -180,6 +180,21 @@ class Verdict:
     times: tuple[Latency, ...]
     fallback: float
 
+    @staticmethod
+    def of(
+        base: Network,
+        bundle: Network,
+        fallback: float,
+        images: LabelledImages,
+        preprocessing: Preprocessing,
+        progress: Callable[[str, int, int], None],
+    ) -> Verdict:
+        """Timed on one thread, as a request has, at the batch sizes of the default limits."""
+        times = time_beside(
+            base, {"bundle": bundle}, images, preprocessing, Limits(), lambda done, total: progress("time", done, total)
+        )
+        return Verdict(times["bundle"], fallback)
+
     @property
     def pays(self) -> bool:
         return is_faster(self.times) and self.fallback <= MOST_FALLBACK

@@ -22,7 +22,7 @@ from sinf.compact import Compactor, Progress, Rule, batches, counted
 from sinf.criteria import best_criterion, make_criterion
 from sinf.data import BATCH, LabelledImages, augment, join_pairs
 from sinf.deferral import Deferral
-from sinf.delivery import Limits, Verdict, time_beside
+from sinf.delivery import Verdict
 from sinf.engine.prepare import prepare, prepare_teacher
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError, DataError
@@ -178,12 +178,11 @@ def build(
     if expect is not None:
         expect(making.expected())
     bundle = making.run(provenance or {})
-    if report is not None or not config.keep_anyway:
-        verdict = making.verdict(bundle)
-        if report is not None:
-            report(verdict)
-        if not config.keep_anyway:
-            verdict.require()
+    verdict = None if report is None and config.keep_anyway else making.verdict(bundle)
+    if verdict is not None and report is not None:
+        report(verdict)
+    if verdict is not None and not config.keep_anyway:
+        verdict.require()
     bundle.save(folder, key=key)
     if work is None:
         shutil.rmtree(store.folder, ignore_errors=True)
@@ -297,13 +296,9 @@ class _Build:
         return self._calibrate(bundle)
 
     def verdict(self, bundle: Bundle) -> Verdict:
-        """One thread, as a request has."""
-        model, preprocessing = SemanticModel(bundle), self.base.spec.preprocessing
-        times = time_beside(
-            prepare(self.network.graph), {"bundle": model}, self.images.calibration, preprocessing, Limits(),
-            lambda done, total: self.progress("time", done, total),
-        )["bundle"]  # fmt: skip
-        return Verdict(times, 1.0 if bundle.threshold is None else bundle.threshold.fallback)
+        fallback = 1.0 if bundle.threshold is None else bundle.threshold.fallback
+        networks = prepare(self.network.graph), SemanticModel(bundle)
+        return Verdict.of(*networks, fallback, self.images.calibration, self.base.spec.preprocessing, self.progress)
 
     def _provenance(self) -> dict[str, str]:
         config = self.config
