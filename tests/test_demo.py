@@ -19,7 +19,17 @@ from sinf.data import LabelledImages, Preprocessing
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError
 from sinf.models import load_model
-from sinf.report.candidates import Candidate, Comparison, Row, compare, describe_choice, describe_routing, time_in_turns
+from sinf.report import candidates
+from sinf.report.candidates import (
+    Candidate,
+    Comparison,
+    Row,
+    compare,
+    describe_choice,
+    describe_routing,
+    routing_pays,
+    time_in_turns,
+)
 from sinf.timing import summary
 
 NAMES = ["base model", "a", "b", demo.PARTS, demo.BUNDLE]
@@ -49,18 +59,38 @@ def test_the_fastest_within_the_limit_is_chosen(others: list[tuple[float, float]
     assert all(row.time.mean >= chosen.time.mean for row in result.rows if row.loss <= limit)
 
 
-def test_parts_that_are_faster_are_chosen_and_said() -> None:
+def test_parts_that_are_faster_are_said() -> None:
     """What issue 16 found: routed 11 % faster than the base model, its parts without routing 20 %."""
     result = comparison([2.0, 2.2, 2.2, 1.6, 1.8], [0, 1, 1, 2.5, 2.6])
     assert result.fastest(3) == demo.PARTS
-    text = describe_routing(result, demo.BUNDLE, demo.PARTS)
+    text = describe_routing(result, demo.BUNDLE, demo.PARTS, 3)
     assert "does not pay" in text
     assert "12.5 % MORE time" in text
 
 
-@pytest.mark.parametrize(("bundle", "says"), [(1.5, "Routing pays."), (1.9, "does not pay"), (1.6, "beyond doubt")])
-def test_routing_beside_its_parts(bundle: float, says: str) -> None:
-    assert says in describe_routing(comparison([2, 2, 2, 1.6, bundle], [0, 0, 0, 1, 1]), demo.BUNDLE, demo.PARTS)
+@pytest.mark.parametrize(
+    ("bundle", "loss", "pays", "says"),
+    [
+        (1.5, 1, True, "less time"),
+        (1.9, 1, False, "MORE time"),
+        (1.6, 1, False, "beyond doubt"),
+        (1.5, 3.1, False, "less time"),  # but it loses more than was allowed
+    ],
+)
+def test_routing_beside_its_parts(bundle: float, loss: float, pays: bool, says: str) -> None:
+    result = comparison([2, 2, 2, 1.6, bundle], [0, 0, 0, 1, loss])
+    assert routing_pays(result, demo.BUNDLE, demo.PARTS, 3) == pays
+    text = describe_routing(result, demo.BUNDLE, demo.PARTS, 3)
+    assert says in text
+    assert ("Routing pays" in text) == pays
+
+
+def test_a_comparison_without_some_candidates_keeps_the_others() -> None:
+    whole = comparison([2.0, 1.5, 1.0, 0.5, 0.25], [0, 1, 2, 3, 4])
+    part = whole.without("a", demo.BUNDLE)
+    assert [row.name for row in part.rows] == ["base model", "b", demo.PARTS]
+    assert part.fastest(9) == demo.PARTS
+    assert part.time("b", demo.PARTS) == whole.time("b", demo.PARTS)
 
 
 def test_what_the_test_images_contradict_is_said() -> None:
@@ -110,29 +140,51 @@ def test_losses_are_paired(tiny_images: LabelledImages) -> None:
         compare([same, same], tiny_images, shape)
 
 
-def test_the_demo_runs(sinf: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a narrow random network: it compares every candidate, saves what it names and says how routing fares."""
-    data = tmp_path / "cifar100_subset"
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow random network and tiny images in the place of the embedded ones."""
+    folder = tmp_path_factory.mktemp("assets")
+    data = folder / "cifar100_subset"
     data.mkdir()
     for seed, split in enumerate(("scoring", "calibration", "test")):
         tiny.coloured_images(data, 36, seed)
         (data / "train-00000-of-00001.parquet").rename(data / f"{split}-00000-of-00001.parquet")
     network = load_model("vgg13", classes=6, options={"width": 0.125}).module
-    save_file(network.state_dict(), tmp_path / "vgg13_cifar100.safetensors")
-    monkeypatch.setattr(demo, "ASSETS", tmp_path)
+    save_file(network.state_dict(), folder / "vgg13_cifar100.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_the_demo_shows_what_beats_its_own_parts(
+    sinf: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assets: Path, pays: bool
+) -> None:
+    """A bundle that is slower than its parts is neither chosen nor a row of the table or the picture; what it took is
+    said in one line."""
+    small, milliseconds = "low rank, 50 %", [2.0, 1.5, 2.0, 1.0 if pays else 2.2]
+
+    def fixed(models: list, images: torch.Tensor, rounds: int, *options: object) -> torch.Tensor:
+        return torch.tensor(milliseconds, dtype=torch.float64)[: len(models), None].expand(-1, rounds)
+
+    monkeypatch.setattr(candidates, "time_in_turns", fixed)
+    monkeypatch.setattr(demo, "ASSETS", assets)
     monkeypatch.setattr(demo, "LIMIT", 99.0)
     monkeypatch.setattr(demo, "BUDGETS", (0.5,))
     monkeypatch.setattr(demo, "DRAWS", 60)
-    monkeypatch.setattr(demo, "ROUNDS", 10)
     out = tmp_path / "out"
     text = sinf("demo", "--out", out, "--threads", 1)
     record = json.loads((out / "result.json").read_text())
-    names = ["base model", "low rank, 50 %", demo.PARTS, demo.BUNDLE]
-    assert [row["name"] for row in record["test"]] == [row["name"] for row in record["calibration"]] == names
-    assert record["chosen"] in names
-    assert all(name in text for name in names)
+    routed = [demo.PARTS, demo.BUNDLE]
+    assert [row["name"] for row in record["calibration"]] == ["base model", small, *routed]
+    assert [row["name"] for row in record["test"]] == ["base model", small, *(routed if pays else [])]
+    assert record["chosen"] == (demo.BUNDLE if pays else small)
+    assert record["routing pays"] == pays
     assert f"Chosen on the calibration images: {record['chosen']}" in text
-    assert f"{demo.BUNDLE} " in text
-    assert (out / "low-rank" / "config.json").is_file() == record["chosen"].startswith("low rank")
+    says = (
+        "Routing pays here: the bundle takes 50.0 % less" if pays else "does not pay here: the bundle takes 10.0 % MORE"
+    )
+    assert says in " ".join(text.split())
+    table = text.partition("Chosen on")[0]
+    assert (demo.BUNDLE in table) == (demo.PARTS in table) == pays
+    assert (out / "low-rank" / "config.json").is_file() == (not pays)
     assert (out / "result.png").read_bytes().startswith(b"\x89PNG")
-    assert SemanticModel.from_pretrained(out / "bundle")(torch.zeros(2, 3, 32, 32)).shape == (2, 6)
+    assert SemanticModel.from_pretrained(out / "bundle")(torch.zeros(2, 3, 32, 32)).shape == (2, 6)  # what --web serves

@@ -16,7 +16,6 @@ from sinf.cli import options
 if TYPE_CHECKING:
     from sinf.data import LabelledImages
     from sinf.engine.torch_engine import SemanticModel
-    from sinf.measure import Evaluation
     from sinf.models import BaseModel
     from sinf.report.candidates import Comparison
 
@@ -70,12 +69,14 @@ def _serve(out: Path, threads: int | None, port: int, runtime: Path | None) -> N
 
 def _run(out: Path, threads: int | None) -> None:
     """Compare networks in low rank, a bundle, and the bundle's parts without routing. The fastest within the limit on
-    the calibration images is chosen; the test images choose nothing."""
+    the calibration images is chosen; a bundle that is not faster there than its own parts is no result. The test images
+    choose nothing."""
     from rich.console import Console
 
-    from sinf import measure, pruned
+    from sinf import pruned
     from sinf.data import load_images
     from sinf.engine.torch_engine import SemanticModel
+    from sinf.measure import machine
     from sinf.models import load_model
     from sinf.report import candidates, figure, tables
 
@@ -91,30 +92,32 @@ def _run(out: Path, threads: int | None) -> None:
         f"{MODEL}, width {base.spec.options['width']:g}: {scoring.classes} classes of CIFAR-100; {len(scoring)} images "
         f"score, {len(calibration)} calibrate, {len(test)} test. At most {LIMIT:g} points of top-1 may be lost."
     )
+    routing = None
     with options.Steps() as steps:
         small = {f"low rank, {100 * budget:g} %": _prune(base, scoring, budget, steps) for budget in BUDGETS}
+        networks = {"base model": base, **small}
         _build(base, scoring, calibration, out / "bundle", steps)
-        begin = time.perf_counter()
         model = SemanticModel.from_pretrained(out / "bundle")
-        loaded = time.perf_counter() - begin
-        _, before = _compare({"base model": base, **small}, model, calibration, "calibration", steps)
-        result, after = _compare({"base model": base, **small}, model, test, "test", steps)
-        points = figure.curve(model, test, after.rows[0], lambda done, total: steps("trade-off", done, total))
-    chosen = before.fastest(LIMIT)
+        before = _compare(networks, model, calibration, "calibration", steps)
+        pays = candidates.routing_pays(before, BUNDLE, PARTS, LIMIT)
+        after = _compare(networks, model if pays else None, test, "test", steps)
+        if pays:
+            points = figure.curve(model, test, after.rows[0], lambda done, total: steps("trade-off", done, total))
+            routing = figure.Routing(model, points, test)
+    shown = before if pays else before.without(BUNDLE, PARTS)
+    chosen = shown.fastest(LIMIT)
     if chosen in small:
         made_by = {"method": "low rank", "made by": "sinf demo", "chosen as": chosen}
         pruned.save(small[chosen], out / "low-rank", scoring.class_names, made_by=made_by)
-    record = {"limit": LIMIT, "chosen": chosen, "calibration": before.to_json(), "test": after.to_json()}
-    facts = measure.facts(out / "bundle", loaded)
-    options.write_json(out / "result.json", record | {"evaluation": result.to_json(), **facts})
-    picture = figure.draw(model, test, after, chosen, points, out / "result.png")
-    tables.show_evaluation(result)
+    record = {"limit": LIMIT, "chosen": chosen, "routing pays": pays, "calibration": before.to_json()}
+    options.write_json(out / "result.json", record | {"test": after.to_json(), **machine()})
+    picture = figure.draw(after, chosen, len(test), out / "result.png", routing)
     tables.show_comparison(after, chosen, len(test))
-    console.print(candidates.describe_choice(before, after, LIMIT))
-    console.print(candidates.describe_routing(after, BUNDLE, PARTS))
-    where = f", {out / 'low-rank'} the chosen network" if chosen in small else ""
+    console.print(candidates.describe_choice(shown, after, LIMIT))
+    console.print(f"On the calibration images: {candidates.describe_routing(before, BUNDLE, PARTS, LIMIT)}")
+    where = f"; {out / 'low-rank'} is the chosen network" if chosen in small else ""
     seconds = time.perf_counter() - start
-    console.print(f"{picture} shows it; {out / 'bundle'} is the bundle{where}. {seconds:.0f} s in all.")
+    console.print(f"{picture} shows it{where}; {out / 'bundle'} is the bundle. {seconds:.0f} s in all.")
 
 
 def _prune(base: BaseModel, scoring: LabelledImages, budget: float, steps: options.Steps) -> BaseModel:
@@ -153,9 +156,9 @@ def _build(
 
 
 def _compare(
-    networks: dict[str, BaseModel], model: SemanticModel, images: LabelledImages, name: str, steps: options.Steps
-) -> tuple[Evaluation, Comparison]:
-    """Networks, a bundle's parts without routing, and the bundle, which is evaluated by itself too."""
+    networks: dict[str, BaseModel], model: SemanticModel | None, images: LabelledImages, name: str, steps: options.Steps
+) -> Comparison:
+    """Networks, and, if there is a bundle, its parts without routing and the bundle."""
     from sinf.engine.prepare import prepare
     from sinf.measure import Costs, evaluate
     from sinf.models.trace import trace
@@ -166,14 +169,14 @@ def _compare(
     def progress(step: str) -> Callable[[int, int], None]:
         return lambda done, total: steps(f"{step}, {name}", done, total)
 
-    preprocessing = model.bundle.spec.preprocessing
-    result, macs = evaluate(model, images, progress=progress("evaluating")), Costs.of(model).macs
+    preprocessing = next(iter(networks.values())).spec.preprocessing
     models = [
-        *(
-            Candidate(name, prepare(trace(network.module, preprocessing)), Size.of(network).macs)
-            for name, network in networks.items()
-        ),
-        Candidate(PARTS, lambda x: model.run_fallback(model.extractor(x)), macs["extractor"] + macs[FALLBACK]),
-        Candidate(BUNDLE, model, result.macs),
+        Candidate(name, prepare(trace(network.module, preprocessing)), Size.of(network).macs)
+        for name, network in networks.items()
     ]
-    return result, compare(models, images, preprocessing, rounds=ROUNDS, progress=progress("measuring time"))
+    if model is not None:
+        macs = Costs.of(model).macs
+        routed = evaluate(model, images, progress=progress("evaluating")).macs
+        parts = Candidate(PARTS, lambda x: model.run_fallback(model.extractor(x)), macs["extractor"] + macs[FALLBACK])
+        models += [parts, Candidate(BUNDLE, model, routed)]
+    return compare(models, images, preprocessing, rounds=ROUNDS, progress=progress("measuring time"))

@@ -62,6 +62,11 @@ class Comparison:
         model, which loses none, is one of them."""
         return min((row for row in self.rows if row.loss <= limit), key=lambda row: row.time.mean).name
 
+    def without(self, *names: str) -> Comparison:
+        """The same run without the candidates of these names."""
+        stay = [number for number, row in enumerate(self.rows) if row.name not in names]
+        return Comparison(tuple(self.rows[number] for number in stay), self.milliseconds[stay])
+
     def to_json(self) -> list[dict[str, Any]]:
         return [asdict(row) for row in self.rows]
 
@@ -152,13 +157,23 @@ def describe_choice(before: Comparison, after: Comparison, limit: float) -> str:
     return text
 
 
-def describe_routing(comparison: Comparison, routed: str, parts: str) -> str:
-    """Whether a routed model is faster than its own parts without routing."""
+def routing_pays(comparison: Comparison, routed: str, parts: str, limit: float) -> bool:
+    """Whether a routed model loses at most ``limit`` points and is faster than its own parts without routing: the whole
+    95 % interval of the time saved is above zero."""
+    return comparison.row(routed).loss <= limit and comparison.time(routed, parts).low > 0
+
+
+def describe_routing(comparison: Comparison, routed: str, parts: str, limit: float) -> str:
+    """A routed model beside its own parts without routing, and whether it pays (see :func:`routing_pays`)."""
     time, loss = comparison.time(routed, parts), comparison.row(routed).loss - comparison.row(parts).loss
     saved, interval = 100 * time.time_saved, f"95 % interval {100 * time.low:.1f} .. {100 * time.high:.1f}"
     lost = f"{loss:.2f} points more are lost" if loss > 0 else "no more is lost"
     if time.low > 0:
-        return f"{routed} takes {saved:.1f} % less time ({interval}) than {parts}; {lost}. Routing pays."
-    if time.high < 0:
-        return f"{routed} takes {-saved:.1f} % MORE time ({interval} saved) than {parts}; {lost}. Routing does not pay."
-    return f"{routed} is not faster than {parts} beyond doubt ({saved:.1f} % less time, {interval}); {lost}."
+        text = f"{routed} takes {saved:.1f} % less time ({interval}) than {parts}; {lost}"
+    elif time.high < 0:
+        text = f"{routed} takes {-saved:.1f} % MORE time ({interval} saved) than {parts}; {lost}"
+    else:
+        text = f"{routed} is not faster than {parts} beyond doubt ({saved:.1f} % less time, {interval}); {lost}"
+    if routing_pays(comparison, routed, parts, limit):
+        return f"Routing pays here: {text}."
+    return f"Routing does not pay here: {text}."

@@ -1,4 +1,4 @@
-"""The result of a build as one picture: time, the trade-off between loss and time, and where some images went."""
+"""A comparison as one picture: time, the trade-off between loss and MACs, and, of a bundle, where some images went."""
 
 from __future__ import annotations
 
@@ -52,30 +52,33 @@ def curve(
     return points
 
 
-def draw(
-    model: SemanticModel,
-    images: LabelledImages,
-    comparison: Comparison,
-    chosen: str,
-    points: list[Point],
-    path: str | Path,
-) -> Path:
-    """Write the picture of a comparison on ``images`` and return its path. ``chosen`` is shown first; ``points`` are
-    those of ``model``, whose routes the gallery shows."""
+class Routing(NamedTuple):
+    """A bundle for the picture: it at several thresholds, and images whose routes are shown."""
+
+    model: SemanticModel
+    points: list[Point]
+    images: LabelledImages
+
+
+def draw(comparison: Comparison, chosen: str, images: int, path: str | Path, routing: Routing | None = None) -> Path:
+    """Write the picture of a comparison on so many ``images`` and return its path. ``chosen`` is shown first; of
+    ``routing`` the trade-off and a gallery are drawn too."""
     require()
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure = plt.figure(figsize=(12, 6.6), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.6, 1))  # type: ignore[misc]
+    figure = plt.figure(figsize=(12, 4.1 if routing is None else 6.6), layout="constrained")
+    top: Any = figure
+    if routing is not None:
+        top, bottom = figure.subfigures(2, 1, height_ratios=(1.6, 1))  # type: ignore[misc]
+        _gallery(bottom, routing.model, routing.images)
     left, right = top.subplots(1, 2, width_ratios=(1.1, 1))
     _bars(left, comparison, chosen)
-    _trade_off(right, comparison, chosen, points, len(images))
+    _trade_off(right, comparison, chosen, [] if routing is None else routing.points, images)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
-    _gallery(bottom, model, images)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -101,14 +104,16 @@ def _bars(axis: Any, comparison: Comparison, chosen: str) -> None:
 
 
 def _trade_off(axis: Any, comparison: Comparison, chosen: str, points: list[Point], images: int) -> None:
-    """Loss over MACs saved, of all candidates and of the routed one at other thresholds."""
+    """Loss over MACs saved, of all candidates and, if it is one, of the bundle at other thresholds."""
     whole = comparison.rows[0].macs
     highest = 1.2 * max(1.0, *(row.loss_high for row in comparison.rows))  # what loses more hides the rest
-    ordered = sorted((p for p in points if p.loss <= highest), key=lambda p: p.macs_saved)
-    axis.plot(
-        [100 * p.macs_saved for p in ordered], [p.loss for p in ordered], "-", color=_GREY, linewidth=1,
-        label="the bundle at other thresholds",
-    )  # fmt: skip
+    if points:
+        ordered = sorted((p for p in points if p.loss <= highest), key=lambda p: p.macs_saved)
+        axis.plot(
+            [100 * p.macs_saved for p in ordered], [p.loss for p in ordered], "-", color=_GREY, linewidth=1,
+            label="the bundle at other thresholds",
+        )  # fmt: skip
+        axis.legend(frameon=False, fontsize=8, loc="upper right")
     for number, row in enumerate(comparison.rows[1:]):
         around = [[row.loss - row.loss_low], [row.loss_high - row.loss]]
         x, colour = 100 * (1 - row.macs / whole), _OURS if row.name == chosen else _BASE
@@ -122,7 +127,6 @@ def _trade_off(axis: Any, comparison: Comparison, chosen: str, points: list[Poin
     axis.set_xlabel("MACs saved, %")
     axis.set_ylabel("loss against the base model, points")
     axis.set_title(f"on {images} test images, 95 % intervals", loc="left")
-    axis.legend(frameon=False, fontsize=8, loc="upper right")
 
 
 def _gallery(figure: object, model: SemanticModel, images: LabelledImages, count: int = 8) -> None:
