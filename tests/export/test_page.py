@@ -31,15 +31,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def fake_runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("onnxruntime-web")
-    (folder / "dist").mkdir()
-    for name in (*RUNTIME, "ort.all.js"):
-        (folder / "dist" / name).write_text(f"// {name}")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def model(built: Path) -> SemanticModel:
     """One in which subgraphs answer."""
     model = SemanticModel.from_pretrained(built)
