@@ -383,8 +383,8 @@ def remember_exports(monkeypatch: pytest.MonkeyPatch) -> None:
         kept = engine.bundle.parts.get("common" if part == "front" else part)
         mask = b"" if kept is None else kept.keep.numpy().tobytes()
         layers = hash_tensors({} if kept is None else to_tensors(kept.layers))
-        router = hash_tensors(engine.bundle.router.state_dict()) if part == "front" else ""
-        key = (part, mask, layers, engine.bundle.deferral, hash_tensors(engine.bundle.base_state), router)
+        weights = hash_tensors(engine.bundle.base_state), hash_tensors(engine.bundle.router.state_dict())
+        key = (part, mask, layers, engine.bundle.deferral, engine.bundle.clusters.members, weights)
         if key not in _exported:
             _exported[key] = onnx_parts.part_to_onnx(engine, part).SerializeToString()
         return onnx.ModelProto.FromString(_exported[key])
