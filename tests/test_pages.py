@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sinf import pruned
 from sinf.criteria import NAMES, group_statistics
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.network import attach
@@ -37,12 +38,14 @@ def blocks(page: str) -> list[str]:
 def test_the_readme_runs(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sinf-demo").mkdir()
     (tmp_path / "sinf-demo" / "bundle").symlink_to(built)
+    network = load_model("vgg11", classes=6, options={"width": 0.125})
+    pruned.save(network, tmp_path / "sinf-demo" / "low-rank", [f"class {c}" for c in range(6)])
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("README.md")
     names: dict = {"images": torch.randn(5, 3, 32, 32)}
     exec(code, names)
-    assert names["logits"].shape == (5, 6)
-    assert torch.equal(names["routed"].logits, names["logits"])
+    torch.testing.assert_close(names["logits"], network.module(names["images"]))
+    assert torch.equal(names["routed"].logits, names["model"](names["images"]))
 
 
 def test_the_guide_runs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
