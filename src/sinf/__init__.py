@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sinf.version import __version__
 
 if TYPE_CHECKING:
+    from sinf.clustering import FoundClusters, find_clusters
     from sinf.clusters import Clusters
     from sinf.data import LabelledImages, Preprocessing, load_images
     from sinf.dynamic.model import DynamicModel
@@ -37,6 +38,7 @@ _HOMES = {
     "BuildConfig": "sinf.pipeline",
     "Clusters": "sinf.clusters",
     "DynamicModel": "sinf.dynamic.model",
+    "FoundClusters": "sinf.clustering",
     "Images": "sinf.pipeline",
     "LabelledImages": "sinf.data",
     "ModelSpec": "sinf.models",
@@ -49,6 +51,7 @@ _HOMES = {
     "SinfError": "sinf.errors",
     "build": "sinf.pipeline",
     "evaluate": "sinf.measure",
+    "find_clusters": "sinf.clustering",
     "from_pretrained": "sinf.load",
     "latency": "sinf.timing",
     "load_images": "sinf.data",
@@ -62,6 +65,7 @@ __all__ = [
     "BuildConfig",
     "Clusters",
     "DynamicModel",
+    "FoundClusters",
     "Images",
     "LabelledImages",
     "ModelSpec",
@@ -75,6 +79,7 @@ __all__ = [
     "__version__",
     "build",
     "evaluate",
+    "find_clusters",
     "from_pretrained",
     "latency",
     "load_images",

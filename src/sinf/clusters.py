@@ -1,7 +1,10 @@
-"""Semantic clusters: a partition of the classes, from a column of the data or from a file; or one of all classes."""
+"""Semantic clusters: a partition of the classes, from a column of the data or from a file, and to a file; or one of all
+classes."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,8 +14,13 @@ import torch
 from torch import Tensor
 
 from sinf.data import LabelledImages
-from sinf.errors import ClusterError
-from sinf.schema import parse_file
+from sinf.errors import ClusterError, ConfigError
+from sinf.files import replacing, write_json
+from sinf.schema import MAX_BYTES, parse_file
+
+_JSON = '{"fruit": ["apple", "pear"]}'
+_CSV = "a line class,cluster, then a line for every class"
+_COLUMNS = ["class", "cluster"]
 
 
 @dataclass(frozen=True)
@@ -94,15 +102,17 @@ def from_column(images: LabelledImages) -> Clusters:
 
 
 def from_file(path: str | Path, class_names: list[str]) -> Clusters:
-    """Clusters from a JSON file ``{"cluster name": ["class name" or number, ...], ...}``.
+    """Clusters from a JSON file ``{"cluster name": ["class name" or number, ...], ...}``, or from a CSV file with the
+    columns ``class`` (a name, or the number of a class where none has that name) and ``cluster``.
 
     Raises:
         ClusterError: the file cannot be read, names an unknown class, or misses or repeats a class.
     """
-    record = parse_file(Path(path), ClusterError, remedy='{"fruit": ["apple", "pear"]}')
-    if not isinstance(record, dict) or not all(isinstance(v, list) for v in record.values()):
-        raise ClusterError(f"{path}: a cluster file must be an object of lists", remedy='{"fruit": ["apple", "pear"]}')
+    path = Path(path)
     number = {name: i for i, name in enumerate(class_names)}
+    record = _read_csv(path, number) if path.suffix.lower() == ".csv" else parse_file(path, ClusterError, remedy=_JSON)
+    if not isinstance(record, dict) or not all(isinstance(v, list) for v in record.values()):
+        raise ClusterError(f"{path}: a cluster file must be an object of lists", remedy=_JSON)
     members = []
     for cluster, classes in record.items():
         for c in classes:
@@ -122,3 +132,59 @@ def from_file(path: str | Path, class_names: list[str]) -> Clusters:
     if repeated:
         raise ClusterError(f"{path}: a class must be in one cluster only", got=f"{repeated[0]} in several")
     return Clusters(tuple(record), tuple(tuple(sorted(classes)) for classes in members))
+
+
+def _read_csv(path: Path, number: dict[str, int]) -> dict[str, list[str | int]]:
+    """What a JSON file would hold."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES >> 20} MB")
+        rows = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True))
+    except (OSError, ValueError, csv.Error) as problem:
+        raise ClusterError(f"{path} must be readable CSV", got=problem, remedy=_CSV) from problem
+    rows = [row for row in rows if row]
+    if not rows or rows[0] != _COLUMNS or any(len(row) != len(_COLUMNS) for row in rows):
+        got = next((",".join(row) for row in rows if len(row) != 2), ",".join(rows[0]) if rows else "nothing")
+        raise ClusterError(f"{path}: a cluster file must have the columns class and cluster", got=got, remedy=_CSV)
+    record: dict[str, list[str | int]] = {}
+    for name, cluster in rows[1:]:
+        as_number = name not in number and name.isascii() and name.isdigit() and len(name) < 10
+        record.setdefault(cluster, []).append(int(name) if as_number else name)
+    return record
+
+
+def to_file(clusters: Clusters, class_names: list[str], path: str | Path) -> None:
+    """Write what :func:`from_file` reads, JSON or CSV by the ending of the name. Classes are written by name, or by
+    number where two have the same name.
+
+    Raises:
+        ConfigError: another ending.
+        StorageError: it cannot be written; what was there stays.
+    """
+    path = require_ending(path)
+    unique = len(set(class_names)) == len(class_names)
+    record = {
+        name: [class_names[c] if unique else c for c in classes]
+        for name, classes in zip(clusters.names, clusters.members, strict=True)
+    }
+    if path.suffix.lower() == ".json":
+        write_json(record, path)
+        return
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(_COLUMNS)
+        writer.writerows((c, name) for name, classes in record.items() for c in classes)
+
+
+def require_ending(path: str | Path) -> Path:
+    """The path of a cluster file that can be written.
+
+    Raises:
+        ConfigError: its name has another ending than .json and .csv.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".json", ".csv"):
+        raise ConfigError("a cluster file must end in .json or .csv", got=path, remedy="name such a file")
+    return path

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import typer
 
-from sinf.cli import bench, bundles, demo, dynamic, export, models, prune
+from sinf.cli import bench, bundles, clusters, demo, dynamic, export, models, prune
 from sinf.cli.signals import Interrupts
 from sinf.errors import DataWarning, DoesNotPayError, SinfError
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 
 # One line each in the list of verbs, which is 80 columns wide.
 app.command(short_help="Where a model's time goes, and where it can be cut.")(models.profile)
+app.command(short_help="Group the classes of data without superclasses.")(clusters.clusters)
 app.command(short_help="Train a network from random weights, or a pruned one on.")(models.train)
 app.command(short_help="Make a model smaller for all its classes: a plain model.")(prune.prune)
 app.command(short_help="Make a bundle: a subgraph for every semantic cluster.")(bundles.build)

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
     from sinf.bundle import Bundle
+    from sinf.clustering import FoundClusters
     from sinf.dynamic.model import DynamicEvaluation
     from sinf.energy import Energy
     from sinf.grouping import TailTimes
@@ -128,6 +130,46 @@ def show_evaluation(result: Evaluation) -> None:
             _share(c.route_accuracy), _share(c.fallback), _count(c.tail_macs), _count(c.tail_parameters),
         )  # fmt: skip
     console.print(clusters)
+
+
+def show_clusters(found: FoundClusters, max_loss: float) -> None:
+    """Found clusters with their classes, what routing by them would do, and the same of the clusters that the data
+    has; ``max_loss`` in points."""
+    console = _console()
+    table = _table("Clusters", "cluster", "classes", "images", "base right", "route as base", "falls back", left=2)
+    rows = zip(found.clusters.names, found.clusters.members, found.found.by_cluster, strict=True)
+    for name, classes, (share, right, mimic, fallback) in rows:
+        listed = ", ".join(found.class_names[c] for c in classes)
+        cells = (_share(share), "-" if right is None else _share(right), _share(mimic), _share(fallback))
+        table.add_row(escape(name), escape(f"{len(classes)}: {listed}"), *cells)
+    console.print(table)
+    of = f"{found.found.images} images" + (" held out" if found.held_out else ", each half judged by the other")
+    table = _table(
+        f"Routed after {found.cut} at most {max_loss:g} points lost, by a linear predictor; {of}",
+        "", "clusters", "largest", "base right", "route as base", "falls back", "points lost", "classes an image",
+    )  # fmt: skip
+    for title, value in (("found", found.found), ("given by the data", found.given)):
+        if value is not None:
+            named = "-" if value.base_right is None else _share(value.base_right)
+            shares = (named, _share(value.mimic), _share(value.fallback), f"{100 * value.loss:.2f}")
+            of_all = f"{value.classes:.1f} of {len(found.class_names)}"
+            table.add_row(title, str(value.clusters), f"{value.largest} classes", *shares, of_all)
+    console.print(table)
+    if found.agreement is not None:
+        console.print(f"Adjusted Rand index of the two: {found.agreement:.2f}")
+    if len(found.classes_by_count) > 1:
+        tried = ", ".join(f"{count}: {classes:.1f}" for count, classes in found.classes_by_count.items())
+        console.print(f"The number with the fewest classes an image was taken. Tried: {tried}.")
+    console.print(describe_fallback(found))
+
+
+def describe_fallback(found: FoundClusters) -> str:
+    """What the estimate comes to, in a sentence."""
+    value = found.found
+    text = f"About {100 * value.fallback:.0f} % of the images would run the full tail."
+    if value.fallback > 0.5:
+        return f"{text} Routing by these clusters is unlikely to pay: sinf prune makes one network for all classes."
+    return f"{text} Whether that pays depends on what the subgraphs cost: sinf build, then sinf bench."
 
 
 def show_promise(promise: str) -> None:
