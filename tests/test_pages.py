@@ -22,7 +22,9 @@ from sinf.dynamic.network import attach
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError
 from sinf.export.split import export_split
-from sinf.models import load_model
+from sinf.models import BaseModel, ModelSpec, load_model
+from sinf.models.spec import PLAIN
+from sinf.models.to_plain import make_plain, to_plain
 from sinf.models.trace import trace
 from sinf.statistics import collect
 from sinf.subgraph.coupling import couple
@@ -38,13 +40,17 @@ def blocks(page: str) -> list[str]:
 def test_the_readme_runs(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sinf-demo").mkdir()
     (tmp_path / "sinf-demo" / "bundle").symlink_to(built)
-    network = load_model("vgg11", classes=6, options={"width": 0.125})
-    pruned.save(network, tmp_path / "sinf-demo" / "low-rank", [f"class {c}" for c in range(6)])
+    base = load_model("vgg11", classes=6, options={"width": 0.125})
+    description, state = to_plain(trace(base.module, base.spec.preprocessing))
+    network = make_plain(description, base.spec.preprocessing.size)
+    network.load_state_dict(state)
+    spec = ModelSpec(f"{PLAIN}vgg11", 6, base.spec.preprocessing, description)
+    pruned.save(BaseModel(network, spec), tmp_path / "sinf-demo" / "low-rank", [f"class {c}" for c in range(6)])
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("README.md")
     names: dict = {"images": torch.randn(5, 3, 32, 32)}
     exec(code, names)
-    torch.testing.assert_close(names["logits"], network.module(names["images"]))
+    torch.testing.assert_close(names["logits"], base.module(names["images"]))
     assert torch.equal(names["routed"].logits, names["model"](names["images"]))
 
 
