@@ -28,7 +28,10 @@ def build(
     ] = "test[:50%]",
     clusters: Annotated[
         Path | None,
-        typer.Option(help='JSON {"cluster": ["class", ...]}, or none for a cascade [default: from a column].'),
+        typer.Option(
+            help='JSON {"cluster": ["class", ...]} or CSV (see sinf clusters), or none for a cascade '
+            "[default: from a column]."
+        ),
     ] = None,
     method: Annotated[
         str, typer.Option(help="How parts are made smaller: channels (are removed), or ranks (low rank).")
