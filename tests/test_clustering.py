@@ -381,7 +381,8 @@ def test_clusters_of_an_image_folder_are_built(sinf: Program, tmp_path: Path) ->
     assert list(from_file(file, names).names) == record["clusters"]["names"]
     sinf(
         "build", "vgg11", "--weights", weights, "--data", tmp_path / "data", "--score", "train", "--route", "train",
-        "--calibrate", "test", "--max-loss", 90, "--route-draws", 60, "--clusters", file, "--out", tmp_path / "bundle",
+        "--calibrate", "test", "--max-loss", 90, "--keep-anyway", "--route-draws", 60, "--clusters", file,
+        "--out", tmp_path / "bundle",
     )  # fmt: skip
     config = json.loads((tmp_path / "bundle" / "config.json").read_text())
     assert [each["name"] for each in config["clusters"]] == list(from_file(file, names).names)
