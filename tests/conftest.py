@@ -18,6 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from safetensors.torch import save_file
 
 import tiny
 from program import Program
@@ -123,6 +124,15 @@ def built_cascade(tmp_path_factory: pytest.TempPathFactory, tiny_images: Labelle
     return _build(
         tmp_path_factory, tiny_images, clusters, method="ranks", extractor=0.8, subgraph=Budget(0.5), round_to=2
     )
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of a narrow VGG11 with six classes."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "vgg11.safetensors"
+    save_file(load_model("vgg11", classes=6, options={"width": 0.125}).module.state_dict(), path)
+    return path
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import tiny
 from program import Program
@@ -19,14 +18,6 @@ from sinf.export.page import RUNTIME
 from sinf.models import load_model
 from sinf.pipeline import BuildConfig
 from sinf.timing import summary
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "vgg11.safetensors"
-    save_file(load_model("vgg11", classes=6, options={"width": 0.125}).module.state_dict(), path)
-    return path
 
 
 @pytest.fixture
@@ -250,7 +241,6 @@ def test_a_cluster_file_that_is_no_partition(
     ("option", "value", "says"),
     [
         ("--score", "train[:0]", "split"),
-        ("--score", "train[:3]", "every class"),
         ("--calibrate", "nothing", "nothing"),
         ("--calibrate", "train", "calibration images"),
         ("--criterion", "magic", "criterion"),
@@ -480,7 +470,6 @@ def test_what_does_not_pay_is_not_written(
         (["--ratio", 0.5, "--weight-cost", 3], "--weight-cost"),
         (["--ratio", 0.5, "--criterion", "magic"], "criterion"),
         (["--ratio", 0.5, "--finetune", 1, "--device", "abacus"], "abacus"),
-        (["--ratio", 0.5, "--score", "train[:3]"], "every class"),
         (["--ratio", 0.5, "--classes", 7], "7"),
     ],
     ids=lambda value: str(value)[:30],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zlib
 
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sinf.errors import DataError
+from sinf.errors import DataError, ModelError
+from sinf.models import ModelSpec
 from sinf.preprocessing import Preprocessing
 from tiny import COLOUR, GREY, picture
 
@@ -222,3 +224,64 @@ def test_flipped_bytes_give_an_image_or_one_error(file: bytes, data: st.DataObje
     except DataError:
         return
     assert (pixels.shape, pixels.dtype) == ((8, 8, 3), np.uint8)
+
+
+# ---- as the model's own processor resizes
+
+
+@settings(max_examples=40)
+@given(
+    width=st.integers(8, 90),
+    height=st.integers(8, 90),
+    side=st.integers(8, 40),
+    more=st.integers(0, 20),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+)
+def test_the_shorter_side_is_resized_as_by_torchvision(
+    width: int, height: int, side: int, more: int, interpolation: str
+) -> None:
+    from torchvision import transforms
+
+    theirs = transforms.Compose(
+        [
+            transforms.Resize(side + more, transforms.InterpolationMode(interpolation)),
+            transforms.CenterCrop(side),
+        ]
+    )
+    content = picture(width, (width, height))
+    ours = Preprocessing((3, side, side), COLOUR.mean, COLOUR.std, side + more, interpolation)
+    expected = np.asarray(theirs(Image.open(io.BytesIO(content)).convert("RGB")))
+    np.testing.assert_array_equal(ours.decode(content, "photo"), expected)
+
+
+def test_both_sides_are_resized_where_the_processor_says_so() -> None:
+    content = picture(3, (40, 20))
+    ours = Preprocessing((3, 16, 16), COLOUR.mean, COLOUR.std, (16, 18), "nearest").decode(content, "photo")
+    expected = Image.open(io.BytesIO(content)).resize((18, 16), Image.Resampling.NEAREST).crop((1, 0, 17, 16))
+    np.testing.assert_array_equal(ours, np.asarray(expected))
+
+
+def test_files_say_how_images_are_resized_only_where_it_is_not_by_default() -> None:
+    plain = Preprocessing((3, 8, 8), COLOUR.mean, COLOUR.std)
+    assert plain.to_json().keys() == {"size", "mean", "std"}
+    for resize in (None, 12, (9, 12)):
+        own = Preprocessing((3, 8, 8), COLOUR.mean, COLOUR.std, resize, "lanczos")
+        spec = ModelSpec("vgg11", 4, own)
+        assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"resize": 7}, "resized"),
+        ({"resize": [8, 7]}, "resized"),
+        ({"resize": True}, "resize"),
+        ({"resize": -3}, "resize"),
+        ({"interpolation": "sharp"}, "interpolation"),
+    ],
+)
+def test_files_that_say_it_wrongly_are_refused(change: dict, says: str) -> None:
+    record = {"name": "vgg11", "classes": 4, "options": {}}
+    shape = {"size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.5] * 3}
+    with pytest.raises(ModelError, match=says):
+        ModelSpec.from_json(record | {"preprocessing": shape | change})

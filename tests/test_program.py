@@ -18,9 +18,8 @@ from sinf.cli.app import _WarningsOnce, app
 from sinf.errors import DataWarning
 from sinf.pipeline import BuildConfig
 from sinf.routing import part_name
-from test_cli import build_words, weights
+from test_cli import build_words
 
-__all__ = ["weights"]
 ROOT = Path(__file__).parents[1]
 
 

@@ -73,14 +73,19 @@ def one_cluster(classes: int) -> Clusters:
     return Clusters(("all classes",), (tuple(range(classes)),))
 
 
-def from_column(images: LabelledImages) -> Clusters:
-    """Clusters from the images' cluster column."""
+def from_column(images: LabelledImages, *others: LabelledImages) -> Clusters:
+    """Clusters from the images' cluster column; ``others``, of the same data, tell the clusters of classes without an
+    image among these."""
     if images.cluster_of_class is None or images.cluster_names is None:
         raise ClusterError(
             f"{images.name} has no column that groups its classes",
             remedy="name a cluster column or give a cluster file",
         )
     mapping = images.cluster_of_class.tolist()
+    for other in others:
+        if other.cluster_of_class is not None and other.cluster_names == images.cluster_names:
+            more = other.cluster_of_class.tolist()
+            mapping = [of if of >= 0 else more[c] for c, of in enumerate(mapping)]
     unknown = [images.class_names[c] for c, cluster in enumerate(mapping) if cluster < 0]
     if unknown:
         raise ClusterError(

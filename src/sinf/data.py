@@ -6,7 +6,9 @@ finds the columns, checks labels, and gives the images in batches as ``preproces
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sinf.errors import DataError, DataWarning
@@ -21,6 +24,7 @@ from sinf.preprocessing import Preprocessing
 from sinf.splits import open_splits, select_rows
 
 _DECODE_CHUNK = 512
+_HEADERS = 64  # images that tell the size of all
 _CACHE_BYTES = 1 << 30  # decoded images are kept when the whole split fits in this
 
 #: Images a pass: few enough that activations stay in the processor's cache, which is faster than large batches.
@@ -32,6 +36,7 @@ class LabelledImages:
 
     ``labels`` is ``(N,)`` int64; ``cluster_of_class`` is ``(classes,)`` int64 when a cluster column is there.
     ``shuffled`` says why rows were put into a random order before the split was taken from them, or is None.
+    ``labelled`` is False where the data has no labels: they are 0 then, or what a model answered.
     """
 
     def __init__(
@@ -46,10 +51,11 @@ class LabelledImages:
         cluster_names: list[str] | None = None,
         rows: Tensor | None = None,
         shuffled: str | None = None,
+        labelled: bool = True,
     ) -> None:
         self.name, self.labels, self.class_names = name, labels, class_names
         self._rows = torch.arange(len(labels)) if rows is None else rows  # as they are numbered in the named split
-        self.shuffled = shuffled
+        self.shuffled, self.labelled = shuffled, labelled
         self.cluster_of_class, self.cluster_names = cluster_of_class, cluster_names
         self._table, self._image_column = table, image_column
         self._cache: tuple[Preprocessing, Tensor] | None = None
@@ -62,23 +68,59 @@ class LabelledImages:
     def classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def numbered(self) -> bool:
+        """Whether classes have no names, but their numbers."""
+        return all(name == str(number) for number, name in enumerate(self.class_names))
+
+    def used_classes(self) -> list[int]:
+        """Numbers of the classes that have images."""
+        return self.labels.unique().tolist()
+
     def select(self, rows: Tensor | list[int]) -> LabelledImages:
         """The given rows, in the given order."""
         index = torch.as_tensor(rows, dtype=torch.int64)
-        part = LabelledImages(
-            self._table.select(index.tolist()),
-            name=self.name,
-            image_column=self._image_column,
-            labels=self.labels[index],
-            class_names=self.class_names,
-            cluster_of_class=self.cluster_of_class,
-            cluster_names=self.cluster_names,
-            rows=self._rows[index],
-            shuffled=self.shuffled,
-        )
+        part = self._with(_table=self._table.select(index.tolist()), labels=self.labels[index], _rows=self._rows[index])
         if self._cache is not None:
             part._cache = self._cache[0], self._cache[1][index]
         return part
+
+    def relabelled(self, classes: list[int | None], names: list[str]) -> LabelledImages:
+        """The images with the labels of other classes, which ``names`` lists: ``classes`` has the new one of each
+        class. Where it has None, images are left out."""
+        new = torch.tensor([-1 if number is None else number for number in classes])
+        labels = new[self.labels]
+        clusters = self.cluster_of_class
+        if clusters is not None:
+            clusters = torch.full((len(names),), -1, dtype=torch.int64)
+            for number in self.used_classes():
+                if new[number] >= 0 and self.cluster_of_class is not None:
+                    clusters[new[number]] = self.cluster_of_class[number]
+        rows = torch.nonzero(labels >= 0).flatten()
+        kept = self if len(rows) == len(self) else self.select(rows)
+        return kept._with(labels=labels[rows], class_names=names, cluster_of_class=clusters)
+
+    def labelled_by(self, labels: Tensor, names: list[str]) -> LabelledImages:
+        """The images with these labels (N,) instead of none."""
+        return self._with(labels=labels, class_names=names)
+
+    def _with(self, **changes: Any) -> LabelledImages:
+        other = copy.copy(self)
+        vars(other).update(changes, _fingerprint=None)
+        return other
+
+    def common_size(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of the images, where those of the first few are all the same: 1 channel where all
+        are grey, or else 3."""
+        sizes, grey = set(), True
+        for row in self._table[:_HEADERS][self._image_column]:
+            try:
+                with Image.open(io.BytesIO(_encoded(row, self.name))) as image:
+                    sizes.add((image.height, image.width))
+                    grey = grey and image.mode in ("1", "L")
+            except Exception:  # a damaged file, of which an error tells when it is decoded
+                return None
+        return (1 if grey else 3, *sizes.pop()) if len(sizes) == 1 else None
 
     def sample(self, count: int, seed: int = 0) -> LabelledImages:
         """About ``count`` images, equally many of every class (as far as there are), in an order drawn by ``seed``."""
@@ -118,12 +160,22 @@ class LabelledImages:
                 remedy="take a larger or another split",
             )
 
-    def warn_of_empty_classes(self, purpose: str) -> list[str]:
-        """Names of the classes without an image, with a :class:`DataWarning` that names them if there are any."""
-        if empty := self.empty_classes():
+    def warn_of_empty_classes(self, purpose: str, cost: str | None = None) -> list[str]:
+        """Names of the classes without an image, with a :class:`DataWarning` that names them if there are any, and what
+        that may cost."""
+        if (empty := self.empty_classes()) and self.labelled:
             text = f"{self.name}: {purpose} says nothing of {self._count(empty)}, which have no image"
-            warnings.warn(text, DataWarning, stacklevel=2)
+            warnings.warn(text if cost is None else f"{text}; {cost}", DataWarning, stacklevel=2)
         return empty
+
+    def require_labels(self, purpose: str) -> None:
+        """Refuse images without labels."""
+        if not self.labelled:
+            raise DataError(
+                f"{self.name}: {purpose} needs labels",
+                got="none",
+                remedy="put images in folders named by their classes, or name the label column",
+            )
 
     def _count(self, empty: list[str]) -> str:
         shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
@@ -198,6 +250,7 @@ def load_images(
     image_column: str | None = None,
     label_column: str | None = None,
     cluster_column: str | None = None,
+    need_labels: bool = True,
 ) -> LabelledImages:
     """Open one split of a data set.
 
@@ -205,7 +258,8 @@ def load_images(
     ``split`` uses the syntax of ``datasets``. Rows that are stored class by class are shuffled by a fixed seed before
     the split is taken from them (see :mod:`sinf.splits`); ``shuffled`` of the result says so. Columns are found by
     their type when not named: the image column holds images, the label column is the one with most classes, the
-    cluster column another one that is a function of the label.
+    cluster column another one that is a function of the label. ``need_labels=False`` takes images without labels, too:
+    a folder of nothing but images (or ``split/file``), or a table without such a column.
 
     Raises:
         DataError: the data cannot be opened, the split is empty, a column is missing, or a label is out of range.
@@ -215,11 +269,22 @@ def load_images(
     whole = next(iter(splits.values()))
     columns = list(whole.features)
     image_column = _find_image_column(whole, image_column, name)
-    label_column = _find_label_column(whole, label_column, name, columns)
+    label_column = _find_label_column(whole, label_column, name, columns, need_labels)
     selected = select_rows(splits, split, label_column, str(source))
     table = selected.table
     if len(table) == 0:
         raise DataError(f"{name}: a split must hold images", got="0 images", remedy="widen the split")
+    if label_column is None:
+        return LabelledImages(
+            _undecoded(table, image_column),
+            name=name,
+            image_column=image_column,
+            labels=torch.zeros(len(table), dtype=torch.int64),
+            class_names=["unknown"],
+            rows=selected.numbers,
+            shuffled=selected.shuffled,
+            labelled=False,
+        )
     labels, class_names = _read_classes(table, label_column, name)
     cluster_of_class = cluster_names = None
     candidates = [cluster_column] if cluster_column else _class_columns(table, without=label_column)
@@ -305,7 +370,7 @@ def _class_columns(table: Any, without: str | None = None) -> list[str]:
     return [c for c, f in table.features.items() if isinstance(f, datasets.ClassLabel) and c != without]
 
 
-def _find_label_column(table: Any, given: str | None, name: str, columns: list[str]) -> str:
+def _find_label_column(table: Any, given: str | None, name: str, columns: list[str], needed: bool) -> str | None:
     if given:
         _require_column(given, columns, name, "label")
         return given
@@ -315,7 +380,10 @@ def _find_label_column(table: Any, given: str | None, name: str, columns: list[s
     for column in ("label", "labels", "target", "class"):
         if column in columns:
             return column
-    raise DataError(f"{name}: no label column found", got=", ".join(columns), remedy="name the label column")
+    if not needed:
+        return None
+    remedy = "name the label column, or put images in a folder of their class: class/file or split/class/file"
+    raise DataError(f"{name}: no label column found", got=", ".join(columns), remedy=remedy)
 
 
 def _read_classes(table: Any, column: str, name: str) -> tuple[Tensor, list[str]]:

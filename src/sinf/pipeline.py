@@ -44,6 +44,12 @@ from sinf.version import __version__
 WEIGHT_COST = 32.0  # what a weight costs beside a MAC on one thread of a server processor, measured on VGG16 at batch 1
 _MOST_PASSES = 10
 _PLAIN_PASSES = 5  # over the images that a route predictor learns from; with more, they are joined in pairs
+#: What it may cost that some classes have no images.
+_COSTS = {
+    "scoring": "what they need may be removed; clusters without images are made from those of the others",
+    "routing": "more of them may take a wrong route, and fall back",
+    "calibration": "the limit of the loss does not speak of them",
+}
 _CHANCE_DUPLICATES = 0.01  # public data sets hold a few images twice
 
 
@@ -201,10 +207,8 @@ def _check(base: BaseModel, images: Images, clusters: Clusters) -> None:
                 got=f"{part.classes} instead of {base.spec.classes}",
                 remedy="name another label column, or another model",
             )
-        if purpose == "calibration":
-            part.warn_of_empty_classes(purpose)
-        else:
-            part.require_every_class(purpose)
+        part.require_labels(purpose)
+        part.warn_of_empty_classes(purpose, _COSTS[purpose])
     calibration = set(images.calibration.digests())
     for purpose, part in (("scoring", images.scoring), ("routing", images.routing)):
         shared = len(calibration.intersection(part.digests()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,18 +27,40 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _MOST_PIXELS = 1 << 27  # of an image that is resized before its centre is taken
+#: Filters that resize, by the names that files use.
+INTERPOLATIONS = {each.name.lower(): each for each in Image.Resampling}
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a model wants its images: ``size`` (channels, height, width), ``mean`` and ``std`` of values in 0..1."""
+    """How a model wants its images.
+
+    Attributes:
+        size: (channels, height, width) of what it reads.
+        mean, std: of each channel, of values in 0..1.
+        resize: what an image is resized to before its centre is taken, as the model's own processor does it: the
+            length of the shorter side, or (height, width) whatever the image's proportions. None for the shorter side
+            as long as the model's size needs, and for nothing where an image has that size already.
+        interpolation: the filter that resizes, one of :data:`INTERPOLATIONS`.
+    """
 
     size: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize: int | tuple[int, int] | None = None
+    interpolation: str = "bilinear"
+
+    def to_json(self) -> dict[str, Any]:
+        """What files hold; what is as by default is left out, so that earlier versions read it."""
+        record: dict[str, Any] = {"size": self.size, "mean": self.mean, "std": self.std}
+        if self.resize is not None:
+            record["resize"] = self.resize
+        if self.interpolation != "bilinear":
+            record["interpolation"] = self.interpolation
+        return record
 
     def decode(self, source: bytes | str | Path, name: str) -> np.ndarray:
-        """One image file as ``(H, W, C)`` uint8: shorter side resized to the model's size, then centre-cropped.
+        """One image file as ``(H, W, C)`` uint8: resized, then centre-cropped to the model's size.
 
         The image is turned upright as its EXIF orientation says; EXIF data that is damaged counts as none.
         Transparent pixels are laid on white, in proportion to their alpha. Of an animation the first image counts.
@@ -66,19 +89,34 @@ class Preprocessing:
 
     def _fit(self, image: Image.Image, name: str) -> np.ndarray:
         height, width = self.size[1:]
-        if image.size != (width, height):
-            scale = max(width / image.width, height / image.height)
-            size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+        if self.resize is not None or image.size != (width, height):
+            size = self._resized(image.width, image.height)
             if size[0] * size[1] > max(_MOST_PIXELS, image.width * image.height):
                 raise DataError(
                     f"{name}: the image is too long for its width",
                     got=f"{image.width}x{image.height} pixels",
                     remedy="crop or remove it",
                 )
-            left, top = (size[0] - width) // 2, (size[1] - height) // 2
-            image = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + width, top + height))
+            left, top = self._start(size[0] - width), self._start(size[1] - height)
+            image = image.resize(size, INTERPOLATIONS[self.interpolation])
+            image = image.crop((left, top, left + width, top + height))
         pixels = np.asarray(image, dtype=np.uint8)
         return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+    def _resized(self, across: int, down: int) -> tuple[int, int]:
+        """Width and height of an image of these, before its centre is taken."""
+        height, width = self.size[1:]
+        if self.resize is None:
+            scale = max(width / across, height / down)
+            return max(width, round(across * scale)), max(height, round(down * scale))
+        if not isinstance(self.resize, int):
+            return self.resize[1], self.resize[0]
+        short = min(across, down)  # the longer side is cut off, not rounded, as torchvision, timm and transformers do
+        return self.resize * across // short, self.resize * down // short
+
+    def _start(self, margin: int) -> int:
+        """Where the centre begins; a processor of another library rounds it, half to even."""
+        return margin // 2 if self.resize is None else round(margin / 2)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """``(B, H, W, C)`` uint8 to ``(B, C, H, W)`` float32, contiguous."""

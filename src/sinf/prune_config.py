@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sinf.criteria import best_criterion, make_criterion
+from sinf.data import LabelledImages
 from sinf.delivery import Limits
 from sinf.errors import ConfigError
 from sinf.pipeline import WEIGHT_COST
@@ -109,3 +110,15 @@ def describe(rule: Schedule | Budget | LatencyBudget | None) -> str:
         return f"{100 * rule.time:g} % of the time kept"
     cost = f", a weight counted as {rule.weight_cost:g}" if rule.weight_cost else ""
     return f"{100 * rule.macs:.3g} % of the MACs kept{cost}"
+
+
+def require_no_labels(config: PruneConfig, images: LabelledImages) -> None:
+    """Refuse what needs labels, for images without.
+
+    Raises:
+        DataError: it is fine-tuned, or the criterion depends on labels.
+    """
+    if config.finetune is not None:
+        images.require_labels("fine-tuning")
+    if Channels.name in config.methods and make_criterion(config.criterion_name).reads_labels:
+        images.require_labels(f"the criterion {config.criterion_name}")

@@ -137,7 +137,7 @@ def save(
             "name": spec.name.removeprefix(PLAIN),
             "classes": spec.classes,
             "class_names": class_names,
-            "preprocessing": asdict(spec.preprocessing),
+            "preprocessing": spec.preprocessing.to_json(),
             "made_by": made_by or {},
             "measured": None if comparison is None else comparison.to_json() | machine(),
             "sha256": {"model.safetensors": sha256(partial / "model.safetensors")},

@@ -32,7 +32,7 @@ from sinf.models.trace import trace
 from sinf.network import Network
 from sinf.prune_config import LatencyBudget as LatencyBudget
 from sinf.prune_config import PruneConfig as PruneConfig
-from sinf.prune_config import describe
+from sinf.prune_config import describe, require_no_labels
 from sinf.prune_methods import METHODS, Method, Source
 from sinf.prune_search import TRIALS, largest_in_time, smallest_budget
 from sinf.steps import StepStore, Tensors
@@ -51,7 +51,7 @@ _HINTS = 4  # trials for what an error proposes
 _SURE_BASE = 0.985  # a base model that answers so many right has most likely been trained on these images
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pruned(BaseModel):
     """A smaller model: by which method and rule it was made, its expected loss, and its time beside the base model's at
     every batch size of the limits (none of both without limits)."""
@@ -109,7 +109,9 @@ class _Pruning:
                     got=f"{part.classes} instead of {base.spec.classes}",
                     remedy="name another label column, or another model",
                 )
-        scoring.require_every_class("scoring")
+        if not scoring.labelled:
+            require_no_labels(config, scoring)
+        scoring.warn_of_empty_classes("scoring", "what they need may be removed, and no loss of theirs is seen")
         self.base, self.config, self.progress = base, config, progress
         self.held_out, self.is_own = validation, validation is not None
         if config.limits is not None and validation is None:
@@ -245,7 +247,8 @@ class _Pruning:
         description, state = to_plain(graph)
         base = self.base.spec
         spec = ModelSpec(PLAIN + base.name.removeprefix(PLAIN), base.classes, base.preprocessing, description)
-        pruned = Pruned(load_spec(spec).requires_grad_(False), spec, method.name, rule)
+        module, classes = load_spec(spec).requires_grad_(False), self.base.classes
+        pruned = Pruned(module, spec, classes, method=method.name, rule=rule)
 
         def compute() -> Tensors:
             pruned.module.load_state_dict(state)
@@ -263,7 +266,7 @@ class _Pruning:
         config = self.config
         return {
             "sinf": __version__,
-            "spec": asdict(self.base.spec),
+            "spec": asdict(self.base.spec) | {"preprocessing": self.base.spec.preprocessing.to_json()},
             "weights": self._weights_hash,
             "images": self.images.fingerprint(),
             "method": method.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -69,6 +69,9 @@ def cluster_list(names: tuple[str, ...], members: tuple[tuple[int, ...], ...]) -
     return [{"name": name, "classes": list(classes)} for name, classes in zip(names, members, strict=True)]
 
 
+_Side = Annotated[int, Field(ge=1, le=16_384)]
+
+
 class PreprocessingRecord(Record):
     """What a model is fed: see :class:`sinf.data.Preprocessing`."""
 
@@ -84,12 +87,18 @@ class PreprocessingRecord(Record):
         tuple[Annotated[float, Field(gt=1e-6, le=1e4)], ...], Field(fail_fast=True, min_length=1, max_length=1024)
     ]
 
+    resize: _Side | tuple[_Side, _Side] | None = None
+    interpolation: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] = "bilinear"
+
     @model_validator(mode="after")
     def _agrees(self) -> PreprocessingRecord:
         if not len(self.mean) == len(self.std) == self.size[0]:
             raise ValueError("every channel must have a mean and a standard deviation")
         if math.prod(self.size) > _MOST_PIXELS:  # tracing runs the model on an image of this size
             raise ValueError(f"an image must have at most {_MOST_PIXELS} values")
+        sides = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+        if sides is not None and (sides[0] < self.size[1] or sides[1] < self.size[2]):
+            raise ValueError("an image must be resized to the model's size at least")
         return self
 
 

@@ -32,6 +32,9 @@ from sinf.subgraph.select import Budget, Candidates, MacCount, Schedule, select,
 from sinf.subgraph.slice import slice_graph
 from sinf.subgraph.verify import verify
 
+_LEAST = 8  # images of a cluster's own, or others join them
+_OTHERS = 500  # with those
+
 
 class Options(compact.Options, Protocol):
     """What of a build's configuration matters here."""
@@ -98,11 +101,15 @@ class Specialiser(ABC):
 
     def _shares(self) -> list[float]:
         """Of the scoring images, those of every cluster."""
-        count = torch.bincount(self.clusters.of_class()[self.scoring.labels], minlength=len(self.clusters))
+        count = torch.bincount(self.clusters.of_class()[self.scoring.labels], minlength=len(self.clusters)).clamp(min=1)
         return (count / count.sum()).tolist()
 
     def _images_of(self, cluster: int) -> Tensor:
-        return torch.nonzero(torch.isin(self.scoring.labels, torch.tensor(self.clusters.members[cluster]))).flatten()
+        """Rows of the images that a cluster's subgraph is made from: its own, and some others where these are too few
+        to see anything."""
+        own = torch.isin(self.scoring.labels, torch.tensor(self.clusters.members[cluster]))
+        rows = torch.nonzero(own).flatten()
+        return rows if len(rows) >= _LEAST else torch.cat([rows, torch.nonzero(~own).flatten()[: _OTHERS - len(rows)]])
 
     def _features_of_all(self, common: Part) -> tuple[Tensor, Tensor]:
         """Features of all scoring images, of the base extractor and of the one that will run."""

@@ -75,8 +75,8 @@ def open_splits(source: str) -> dict[str, Any]:
         ) from error
 
 
-def select_rows(splits: dict[str, Any], expression: str, label_column: str, source: str) -> Rows:
-    """The rows that an expression names.
+def select_rows(splits: dict[str, Any], expression: str, label_column: str | None, source: str) -> Rows:
+    """The rows that an expression names; ``label_column`` is None where there are no labels.
 
     Raises:
         DataError: the expression cannot be read, or names a split that is not there.
@@ -151,11 +151,13 @@ def in_class_order(labels: Tensor) -> bool:
     return float(min(by_neighbours, by_place)) < _CHANCE
 
 
-def _why_shuffled(table: Any, label_column: str) -> str | None:
+def _why_shuffled(table: Any, label_column: str | None) -> str | None:
     import pyarrow
 
     if table.info.builder_name == "imagefolder":
         return "an image folder"
+    if label_column is None:
+        return None
     labels = table.data.column(label_column)
     if not pyarrow.types.is_integer(labels.type) or labels.null_count or not len(labels):
         return None  # an error, or nothing, when labels are read
@@ -196,7 +198,7 @@ def _visible(folder: Path) -> Iterable[Path]:
 
 
 def _image_folder(folder: Path, files: list[tuple[str, ...]]) -> dict[str, Any]:
-    """``class/file`` or ``split/class/file`` as tables.
+    """``class/file`` or ``split/class/file`` as tables; ``file`` or ``split/file``, without labels.
 
     ``datasets`` takes every folder whose name holds the word train, test or val for a split, so that images of a
     class ``train`` in the split ``test`` become training images. Here a folder is what its depth says.
@@ -206,19 +208,15 @@ def _image_folder(folder: Path, files: list[tuple[str, ...]]) -> dict[str, Any]:
 
     depth = len(files[0])
     other = next((file for file in files if len(file) != depth), files[0])
-    if depth not in (2, 3) or len(other) != depth:
+    if depth not in (1, 2, 3) or len(other) != depth:
         raise DataError(
-            f"{folder}: images must all be at class/file, or all at split/class/file",
+            f"{folder}: images must all be at class/file, or all at split/class/file (without labels: all at file)",
             got=f"{'/'.join(files[0])}{'' if other == files[0] else ' and ' + '/'.join(other)}",
             remedy="move them",
         )
     split_of = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
-    if depth == 2 and all(file[0] in split_of for file in files):
-        raise DataError(
-            f"{folder}: images must be in a folder of their class",
-            got="/".join(files[0]),
-            remedy="use split/class/file",
-        )
+    if depth == 1 or (depth == 2 and all(file[0] in split_of for file in files)):
+        return _unlabelled_folder(folder, {file: split_of[file[0]] if depth == 2 else "train" for file in files})
     # A class whose folder is empty is a class.
     above = [folder] if depth == 2 else sorted({folder / file[0] for file in files})
     names = sorted(
@@ -239,6 +237,20 @@ def _image_folder(folder: Path, files: list[tuple[str, ...]]) -> dict[str, Any]:
         rows["label"].append(number[file[-2]])
     info = datasets.DatasetInfo(features=features, builder_name="imagefolder")
     return {split: datasets.Dataset.from_dict(rows, features=features, info=info) for split, rows in splits.items()}
+
+
+def _unlabelled_folder(folder: Path, split_of: dict[tuple[str, ...], str]) -> dict[str, Any]:
+    import datasets
+
+    splits: dict[str, list[Any]] = {}
+    for file, split in split_of.items():
+        splits.setdefault(split, []).append({"bytes": None, "path": str(folder.resolve().joinpath(*file))})
+    features = datasets.Features(image=datasets.Image())
+    info = datasets.DatasetInfo(features=features, builder_name="imagefolder")
+    return {
+        split: datasets.Dataset.from_dict({"image": rows}, features=features, info=info)
+        for split, rows in splits.items()
+    }
 
 
 def _reason(error: Exception) -> str:

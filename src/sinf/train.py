@@ -133,7 +133,7 @@ def train(
     folder = open_folder(folder)
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
-    model = load_spec(spec)
+    model = load_spec(spec, start if spec.is_factory else None)
     if start is not None:
         model.load_state_dict(start)
     model = model.requires_grad_(True).to(device, memory_format=torch.channels_last)

@@ -157,11 +157,16 @@ SIZES = [(32, 32), (64, 48), (33, 70), (20, 20), (31, 32), (300, 201)]
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node here, which runs the page's arithmetic by itself")
-@pytest.mark.parametrize("channels", [1, 3])
-def test_images_are_resized_and_normalised_as_in_python(tmp_path: Path, channels: int) -> None:
+@pytest.mark.parametrize(
+    ("channels", "resize", "interpolation"),
+    [(1, None, "bilinear"), (3, None, "bilinear"), (3, 37, "bicubic"), (1, 32, "bilinear"), (3, (33, 40), "bicubic")],
+)
+def test_images_are_resized_and_normalised_as_in_python(
+    tmp_path: Path, channels: int, resize: int | tuple[int, int] | None, interpolation: str
+) -> None:
     """To the bit: of images of the model's size, larger, smaller, and of other shapes."""
     mean, std = ((0.507, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)) if channels == 3 else ((0.13,), (0.31,))
-    preprocessing = Preprocessing((channels, 32, 32), mean, std)
+    preprocessing = Preprocessing((channels, 32, 32), mean, std, resize, interpolation)
     pictures, expected = [], []
     for seed, size in enumerate(SIZES):
         content = tiny.picture(seed, size)
@@ -172,11 +177,11 @@ def test_images_are_resized_and_normalised_as_in_python(tmp_path: Path, channels
     (tmp_path / "run.mjs").write_text(
         'import fs from "node:fs"; import { fit, normalise } from "./preprocess.mjs";'
         "const { pictures, preprocessing } = JSON.parse(fs.readFileSync(0));"
-        "const pixels = pictures.map((picture) => fit(picture, preprocessing.size));"
+        "const pixels = pictures.map((picture) => fit(picture, preprocessing));"
         "const values = pixels.map((each) => Array.from(normalise(each, preprocessing)));"
         "console.log(JSON.stringify({ pixels: pixels.map((each) => Array.from(each)), values }));"
     )
-    given = {"pictures": pictures, "preprocessing": {"size": [channels, 32, 32], "mean": mean, "std": std}}
+    given = {"pictures": pictures, "preprocessing": preprocessing.to_json()}
     done = subprocess.run(
         ["node", "run.mjs"], cwd=tmp_path, input=json.dumps(given), capture_output=True, text=True, check=True
     )

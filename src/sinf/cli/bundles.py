@@ -88,6 +88,7 @@ def build(
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
     cluster_column: options.ClusterColumn = None,
+    labels: options.Labels = None,
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
     work: Annotated[
         Path | None,
@@ -129,13 +130,16 @@ def build(
     columns = (image_column, label_column, cluster_column)
     scoring, calibration = options.images(data, score, *columns), options.images(data, calibrate, *columns)
     routing = scoring if route == score else options.images(data, route, *columns)
+    base = options.base_model(model, weights, classes, size, mean, std, width, images=scoring)
+    same = routing is scoring
+    scoring, calibration = (options.as_classes_of(base, part, labels) for part in (scoring, calibration))
+    routing = scoring if same else options.as_classes_of(base, routing, labels)
     if clusters is None:
-        groups = clustering.from_column(scoring)
+        groups = clustering.from_column(scoring, routing, calibration)
     elif str(clusters) == "none":
         groups = clustering.one_cluster(scoring.classes)
     else:
         groups = clustering.from_file(clusters, scoring.class_names)
-    base = options.base_model(model, weights, classes or scoring.classes, size, mean, std, width)
     start, verdicts = time.perf_counter(), list[Verdict]()
     with options.Steps() as steps:
         bundle = run(

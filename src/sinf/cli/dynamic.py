@@ -57,6 +57,7 @@ def train(
     width: options.Width = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
+    labels: options.Labels = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16, gates apart.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
@@ -93,11 +94,12 @@ def train(
     if first:
         options.write_alone(context, out, work)
     images = options.images(data, split, image_column, label_column, None)
-    images.require_every_class("training")
     checked = None if validation is None else options.images(data, validation, image_column, label_column, None)
+    base = options.base_model(model, weights, classes, size, mean, std, width, images=images)
+    images, checked = options.as_classes_of(base, images, labels), options.as_classes_of(base, checked, labels)
+    images.require_every_class("training")
     if checked is not None:
         checked.warn_of_empty_classes("the validation")
-    base = options.base_model(model, weights, classes or images.classes, size, mean, std, width)
     before = {key: value.detach().clone() for key, value in base.module.state_dict().items()}
     console = Console()
 

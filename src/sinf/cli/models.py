@@ -44,6 +44,7 @@ def train(
     std: options.Std = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
+    labels: options.Labels = None,
     epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 30,
     batch: Annotated[int, typer.Option(help="Images a step.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.")] = 0.1,
@@ -61,7 +62,6 @@ def train(
     Resumes after a kill."""
     from rich.console import Console
 
-    from sinf.models import load_model
     from sinf.train import TrainConfig, save_half
     from sinf.train import train as run
 
@@ -79,19 +79,14 @@ def train(
     )
     options.write_alone(context, out)
     images = options.images(data, split, image_column, label_column, None)
-    images.require_every_class("training")
     checked = None if validation is None else options.images(data, validation, image_column, label_column, None)
+    base = options.base_model(
+        model, None, None, size=size, mean=mean, std=std, width=width, images=images, pretrained=False
+    )
+    images, checked = options.as_classes_of(base, images, labels), options.as_classes_of(base, checked, labels)
+    images.require_every_class("training")
     if checked is not None:
         checked.warn_of_empty_classes("the validation")
-    base = load_model(
-        model,
-        classes=images.classes,
-        size=None if size is None else options.numbers("size", size, int, 3),
-        mean=None if mean is None else options.numbers("mean", mean, float, None),
-        std=None if std is None else options.numbers("std", std, float, None),
-        options={} if width is None else {"width": width},
-        pretrained=False,
-    )
     console = Console()
     with options.Steps() as steps:
         trained = run(
@@ -99,7 +94,7 @@ def train(
             images,
             out,
             config,
-            start=base.module.state_dict() if Path(model).is_dir() else None,
+            start=base.module.state_dict() if Path(model).is_dir() or base.spec.is_factory else None,
             validation=checked,
             report=lambda r: console.print(
                 f"epoch {r.epoch}/{r.epochs}  loss {r.loss:.3f}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -37,6 +37,13 @@ Width = Annotated[float | None, typer.Option(help="Width multiplier of a referen
 Data = Annotated[str, typer.Option(help="Images: a hub id, a folder of parquet shards, or an image folder.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column with the images [default: found].")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column with the classes [default: the one with most classes].")]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help='Which class of the model each label is: a JSON or CSV file of pairs, or "numbers": they are the model\'s '
+        "[default: by name]."
+    ),
+]
 ClusterColumn = Annotated[str | None, typer.Option(help="Column with the semantic clusters [default: found].")]
 Criterion = Annotated[
     str | None,
@@ -89,11 +96,17 @@ def base_model(
     mean: str | None = None,
     std: str | None = None,
     width: float | None = None,
+    images: LabelledImages | None = None,
+    pretrained: bool = True,
 ) -> BaseModel:
-    """The base model that the options describe."""
-    from sinf.models import load_model
+    """The base model that the options describe, for ``images``: their size, and of a reference network without weights
+    the number of classes, are the model's where nothing else tells. What was assumed is said."""
+    from sinf.models import REFERENCE_NAMES, load_model
 
-    return load_model(
+    made_new = weights is None and (name in REFERENCE_NAMES or not pretrained) and not Path(name).is_dir()
+    if classes is None and images is not None and made_new:
+        classes = images.classes
+    base = load_model(
         name,
         weights=weights,
         classes=classes,
@@ -101,7 +114,29 @@ def base_model(
         mean=None if mean is None else numbers("mean", mean, float, None),
         std=None if std is None else numbers("std", std, float, None),
         options={} if width is None else {"width": width},
+        pretrained=pretrained,
+        images=images,
     )
+    for note in base.notes:
+        print(note, file=sys.stderr)
+    return base
+
+
+Part = TypeVar("Part", "LabelledImages", "LabelledImages | None")
+
+
+def as_classes_of(base: BaseModel, part: Part, labels: str | None) -> Part:
+    """Images with the classes of a model, by the option ``--labels``, its names, or their numbers; what was done is
+    said. Images without labels get the model's own answers."""
+    from sinf.answers import answered_by
+    from sinf.models.classes import match_to
+
+    if part is None:
+        return part
+    matched = match_to(base, part, labels) if part.labelled else answered_by(base, part)
+    if matched.said is not None:
+        print(matched.said, file=sys.stderr)
+    return matched.images
 
 
 def bundle(folder: Path, threshold: float | None, allow_factory: bool) -> SemanticModel:
@@ -125,13 +160,25 @@ def require_classes(model: SemanticModel | DynamicModel, classes: int) -> None:
 
 
 def images(
-    data: str, split: str, image_column: str | None, label_column: str | None, cluster_column: str | None
+    data: str,
+    split: str,
+    image_column: str | None,
+    label_column: str | None,
+    cluster_column: str | None,
+    need_labels: bool = True,
 ) -> LabelledImages:
     """One split of the data that the options describe."""
     from sinf.data import load_images
     from sinf.splits import SEED
 
-    part = load_images(data, split, image_column=image_column, label_column=label_column, cluster_column=cluster_column)
+    part = load_images(
+        data,
+        split,
+        image_column=image_column,
+        label_column=label_column,
+        cluster_column=cluster_column,
+        need_labels=need_labels,
+    )
     if part.shuffled:
         print(f"{part.name}: rows are shuffled by seed {SEED} first ({part.shuffled})", file=sys.stderr)
     return part

@@ -74,6 +74,7 @@ def prune(
     width: options.Width = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
+    labels: options.Labels = None,
     pairs: Annotated[int, typer.Option(min=2, help="Measurements of time, base and pruned in turns.")] = 200,
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
     work: Annotated[
@@ -113,12 +114,16 @@ def prune(
         weight_cost=WEIGHT_COST if weight_cost is None else weight_cost,
         seed=seed,
     )
-    columns = (image_column, label_column, None)
+    columns = (image_column, label_column, None, bool(finetune))
     scoring, tested = options.images(data, score, *columns), options.images(data, test, *columns)
-    empty = tested.warn_of_empty_classes("the comparison")
     training = None if not finetune else scoring if train == score else options.images(data, train, *columns)
     validation = None if validate is None else options.images(data, validate, *columns)
-    base = options.base_model(model, weights, classes or scoring.classes, size, mean, std, width)
+    base = options.base_model(model, weights, classes, size, mean, std, width, images=scoring)
+    same = training is scoring
+    scoring, tested = (options.as_classes_of(base, part, labels) for part in (scoring, tested))
+    training = scoring if same else options.as_classes_of(base, training, labels)
+    validation = options.as_classes_of(base, validation, labels)
+    empty = tested.warn_of_empty_classes("the comparison")
     console, steps_folder = Console(), work or _work(out)
 
     def report(epoch: EpochReport) -> None:

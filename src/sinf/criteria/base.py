@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sinf.statistics import SiteStatistics
+from sinf.statistics.sums import BY_LABEL
 from sinf.subgraph.coupling import CoupledGroup, Coupling
 
 
@@ -60,6 +61,11 @@ class Criterion(ABC):
     name: ClassVar[str]
     needs: tuple[str, ...] = ()
     pool: int = 1
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether it depends on the labels of the images."""
+        return not BY_LABEL.isdisjoint(self.needs)
 
     @abstractmethod
     def score(self, statistics: GroupStatistics) -> Tensor:

@@ -69,8 +69,8 @@ def export(model: DynamicModel, path: str | Path) -> None:
 
 def to_onnx(model: DynamicModel) -> onnx.ModelProto:
     """The graph of :func:`export`."""
-    module = load_spec(model.bundle.spec)
     state = {key[6:]: value for key, value in model.bundle.state.items() if key.startswith("model.")}
+    module = load_spec(model.bundle.spec, state)
     fit_state(module, state, model.bundle.spec.name)
     size = model.bundle.spec.preprocessing.size
     graph = prepare(trace(module.requires_grad_(False), model.bundle.spec.preprocessing))

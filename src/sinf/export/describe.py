@@ -25,7 +25,7 @@ def description(model: SemanticModel) -> dict[str, Any]:
         "model": bundle.spec.name,
         "classes": list(bundle.class_names),
         "clusters": cluster_list(bundle.clusters.names, bundle.clusters.members),
-        "preprocessing": asdict(bundle.spec.preprocessing),
+        "preprocessing": bundle.spec.preprocessing.to_json(),
         "deferral": asdict(bundle.deferral),
         "thresholds": {"value": routing.threshold, "early": routing.early_threshold},
     }

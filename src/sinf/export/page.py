@@ -37,6 +37,7 @@ PACKAGE = Path("node_modules", "onnxruntime-web")
 #: What the page needs of onnxruntime-web's folder ``dist``: the build for the processor, without WebGPU.
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 GALLERY = 24
+INTERPOLATIONS = ("bilinear", "bicubic")  # that preprocess.js has
 EMBEDDED = Path(__file__).parents[1] / "assets" / "cifar100_subset"
 
 
@@ -96,7 +97,11 @@ def export_page(
         StorageError: it cannot be written; what was there stays.
     """
     folder = Path(folder)
-    channels = model.bundle.spec.preprocessing.size[0]
+    preprocessing = model.bundle.spec.preprocessing
+    channels = preprocessing.size[0]
+    if preprocessing.interpolation not in INTERPOLATIONS:
+        got, remedy = preprocessing.interpolation, "export onnx"
+        raise ConfigError(f"a page resizes {' or '.join(INTERPOLATIONS)}", got=got, remedy=remedy)
     if channels not in (1, 3):
         raise ConfigError("a page shows pictures of 1 or 3 channels", got=channels, remedy="export onnx")
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not edge.is_export(folder))):

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sinf.data import Preprocessing
+from sinf.data import LabelledImages, Preprocessing
 from sinf.errors import DependencyError, ModelError
+from sinf.labels import ModelClasses
+from sinf.models import tells
+from sinf.models.own import call_factory
 from sinf.models.spec import HF_TYPES, REFERENCE_NAMES, ModelSpec, require_channels
+from sinf.models.tells import Wanted
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_NOTHING = Wanted()
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,19 @@ class _Made:
     module: nn.Module
     name: str
     options: dict[str, Any]
-    wanted: dict[str, Any] = field(default_factory=dict)  # what it wants to be fed
+    wanted: Wanted = _NOTHING
+    classes: ModelClasses | None = None
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A model of another library or of the user; ``classes`` are their names where the library tells, and ``notes`` say
+    what was assumed where it does not."""
+
+    module: nn.Module
+    spec: ModelSpec
+    classes: ModelClasses | None = None
+    notes: tuple[str, ...] = ()
 
 
 def make_foreign(
@@ -47,8 +63,18 @@ def make_foreign(
     *,
     pretrained: bool,
     allow_remote_code: bool = False,
-) -> tuple[nn.Module, ModelSpec]:
-    """A model of another library or of the user, with what it wants to be fed where the library tells."""
+    images: LabelledImages | None = None,
+) -> Foreign:
+    """A model of another library or of the user.
+
+    What it is fed is what the caller says; else, of a model with its library's own weights, what the library says; else
+    images of the size of ``images``, where they are all of one; else, for want of anything better, what the library
+    says. ``pretrained`` is whether weights are the library's own.
+
+    Raises:
+        ModelError: it cannot be made, or nothing tells its size or number of classes.
+        DependencyError: the library is not installed.
+    """
     library, _, rest = name.partition(":")
     if not rest:
         raise ModelError(
@@ -65,11 +91,7 @@ def make_foreign(
         raise
     except Exception as error:  # a foreign constructor may raise anything
         raise ModelError(f"{name} cannot be made", got=_first_line(error)) from error
-    preprocessing = Preprocessing(
-        size or made.wanted.get("size", (3, 224, 224)),
-        mean or made.wanted.get("mean", IMAGENET_MEAN),
-        std or made.wanted.get("std", IMAGENET_STD),
-    )
+    preprocessing, notes = _prepared(name, made, size, mean, std, pretrained and library in makers, images)
     module = made.module.eval()
     if not any(t.is_meta for t in module.state_dict().values()):  # a bundle's model has no values yet
         counted = _count_classes(module, preprocessing, name)
@@ -78,14 +100,63 @@ def make_foreign(
         classes = counted
     if classes is None:
         raise ModelError(f"{name}: the number of classes must be known", remedy="give it")
+    known = made.classes if made.classes is not None and len(made.classes.names) == classes else None
+    return Foreign(module, ModelSpec(made.name, classes, preprocessing, made.options), known, notes)
+
+
+def _prepared(
+    name: str,
+    made: _Made,
+    size: tuple[int, int, int] | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    certain: bool,
+    images: LabelledImages | None,
+) -> tuple[Preprocessing, tuple[str, ...]]:
+    """What a model is fed, and notes on what nobody said. ``certain`` is whether what its library says is of these
+    weights, and not of others of the same architecture."""
+    wanted, whose = made.wanted, "given"
+    found = size
+    if found is None and certain:
+        found, whose = wanted.size, "its library's"
+    if found is None and images is not None and (common := images.common_size()) is not None:
+        found, whose = (_channels(made.module) or common[0], *common[1:]), "the images'"
+    if found is None:
+        found, whose = wanted.size, "its library's for other weights"
+    if found is None:
+        raise ModelError(
+            f"the size of the images for {name} must be known",
+            got="neither a size nor images of one size",
+            remedy="give it: --size 3,224,224 (channels, height, width)",
+        )
+    notes = []
+    if whose not in ("given", "its library's"):
+        shown = "x".join(map(str, found))
+        notes.append(f"{name}: images of {shown}, a size that is {whose} (--size changes it)")
+    if mean is None and std is None and not certain:
+        notes.append(f"{name}: mean and deviation of pixels are ImageNet's (--mean and --std change them)")
+    same = certain and found == wanted.size
+    preprocessing = Preprocessing(
+        found,
+        mean or wanted.mean or IMAGENET_MEAN,
+        std or wanted.std or IMAGENET_STD,
+        wanted.resize if same else None,
+        wanted.interpolation if same else "bilinear",
+    )
     require_channels(preprocessing.size, preprocessing.mean, preprocessing.std)
-    return module, ModelSpec(made.name, classes, preprocessing, made.options)
+    return preprocessing, tuple(notes)
+
+
+def _channels(module: nn.Module) -> int | None:
+    """Of the images that a network reads, as far as its first convolution tells."""
+    first = next((each for each in module.modules() if isinstance(each, nn.Conv2d)), None)
+    return None if first is None else first.in_channels
 
 
 def _count_classes(module: nn.Module, preprocessing: Preprocessing, name: str) -> int:
     shape = (1, *preprocessing.size)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.device("cpu"):
             answer = module(torch.zeros(shape))
     except Exception as error:  # the model's own code may raise anything
         raise ModelError(
@@ -121,8 +192,8 @@ def _make_timm(request: Request) -> _Made:
         arguments = {**getattr(module, "_model_args", {}), **options}
         name = config["architecture"]
         options = {key: value for key, value in arguments.items() if key != "num_classes"}
-    wanted = {key: tuple(config[own]) for key, own in (("size", "input_size"), ("mean", "mean"), ("std", "std"))}
-    return _Made(module, f"timm:{name}", options, wanted)
+    classes = tells.classes_of_timm(config) if request.pretrained else None
+    return _Made(module, f"timm:{name}", options, tells.of_timm(config), classes)
 
 
 def _make_torchvision(request: Request) -> _Made:
@@ -130,10 +201,12 @@ def _make_torchvision(request: Request) -> _Made:
     if request.name.lower() not in models.list_models(module=models):  # others fetch the weights of a backbone
         raise ModelError("torchvision must have a classifier of that name", got=request.name, remedy="name another")
     extra = {} if request.classes is None else {"num_classes": request.classes}
+    published = models.get_model_weights(request.name).DEFAULT
     module = models.get_model(
-        request.name, weights="DEFAULT" if request.pretrained else None, **extra, **request.options
+        request.name, weights=published if request.pretrained else None, **extra, **request.options
     )
-    return _Made(module, f"torchvision:{request.name}", request.options)
+    classes = tells.classes_of_torchvision(published) if request.pretrained else None
+    return _Made(module, f"torchvision:{request.name}", request.options, tells.of_torchvision(published), classes)
 
 
 class _Logits(nn.Module):
@@ -166,19 +239,26 @@ def _make_hf(request: Request) -> _Made:
     else:
         config = transformers.AutoConfig.from_pretrained(request.name, **extra, **code, **request.options)
         model = automodel.from_config(config, **code)
-    return _of_hf(model, request.name)
+    return _of_hf(model, request.name, _processor(transformers, request.name))
 
 
-def _of_hf(model: nn.Module, name: str) -> _Made:
+def _processor(transformers: Any, name: str) -> dict[str, Any]:
+    """The configuration of the image processor that comes with a model, as data; empty where none does."""
+    try:
+        found, _ = transformers.image_processing_base.ImageProcessingMixin.get_image_processor_dict(name)
+    except Exception:  # no such file, no network: many types
+        return {}
+    return dict(found)
+
+
+def _of_hf(model: nn.Module, name: str, processor: dict[str, Any]) -> _Made:
     config: Any = model.config
-    side, channels = getattr(config, "image_size", 224), getattr(config, "num_channels", 3)
-    height, width = (side, side) if isinstance(side, int) else side
     options = {}
     if type(config).__module__.startswith("transformers."):  # code of the hub cannot be stored
         fields = _own_fields(type(config))
         plain = {key: value for key, value in config.to_dict().items() if key in fields}
         options = {"config": {"model_type": config.model_type, **plain}}
-    return _Made(_Logits(model), f"hf:{name}", options, {"size": (channels, height, width)})
+    return _Made(_Logits(model), f"hf:{name}", options, tells.of_hf(config, processor), tells.classes_of_hf(config))
 
 
 def _own_fields(kind: type) -> set[str]:
@@ -218,16 +298,9 @@ def make_hf_from_spec(spec: ModelSpec) -> nn.Module:
 
 
 def _make_own(request: Request) -> _Made:
-    module_name, _, attribute = request.name.partition(":")
-    try:
-        factory: Callable[..., nn.Module] = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(
-            f"no factory {request.name}", got=error, remedy="check the module path and PYTHONPATH"
-        ) from error
-    module = factory(**request.options)
-    if not isinstance(module, nn.Module):
-        raise ModelError(
-            "a factory must return an nn.Module", got=type(module).__name__, remedy=f"correct {request.name}"
-        )
-    return _Made(module, request.name, request.options)
+    module = call_factory(request.name, request.options)
+    told = getattr(module, "pretrained_cfg", None)  # a factory may return a model of timm
+    wanted = _NOTHING
+    if isinstance(told, dict) and {"input_size", "mean", "std"} <= told.keys():
+        wanted = tells.of_timm(told)
+    return _Made(module, request.name, request.options, wanted)

@@ -17,12 +17,14 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from sinf.data import Preprocessing
+from sinf.data import LabelledImages, Preprocessing
 from sinf.errors import ModelError
+from sinf.labels import ModelClasses
 from sinf.models import plain, resnet, vgg
 from sinf.models.foreign import IMAGENET_MEAN, IMAGENET_STD, make_foreign, make_hf_from_spec
+from sinf.models.own import made_before
 from sinf.models.spec import PLAIN, REFERENCE_NAMES, ModelSpec, require_channels
-from sinf.models.state import fit_state, read_weights, require_finite, require_shapes
+from sinf.models.state import fit_state, head_size, read_weights, require_finite, require_shapes
 from sinf.models.to_plain import make_plain
 from sinf.schema import Classes, Digest, Name, Record, Text, parse, validated
 
@@ -33,10 +35,13 @@ CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The trained classifier in eval mode, ``(B, C, H, W) -> (B, classes)`` logits, and the spec it was made from."""
+    """The trained classifier in eval mode, ``(B, C, H, W) -> (B, classes)`` logits, and the spec it was made from;
+    ``classes`` are the names of its classes where something tells them, and ``notes`` say what was assumed."""
 
     module: nn.Module
     spec: ModelSpec
+    classes: ModelClasses | None = None
+    notes: tuple[str, ...] = ()
 
 
 class _Folder(Record):
@@ -65,13 +70,15 @@ def load_model(
     options: dict[str, Any] | None = None,
     pretrained: bool = True,
     allow_remote_code: bool = False,
+    images: LabelledImages | None = None,
 ) -> BaseModel:
     """Make a base model and load its weights.
 
     Without ``weights``, names of other libraries load the weights that library publishes (``pretrained=False`` leaves
     them random) and reference networks are random. The number of classes and the width of a reference network are
     read from the weights when not given. ``allow_remote_code`` lets ``hf:NAME`` run Python that comes with the model; a
-    bundle cannot hold such a model.
+    bundle cannot hold such a model. ``images`` are some that it will be fed: a model of one's own, or with weights of
+    one's own, takes their size where no other is given.
 
     Raises:
         ModelError: the name is unknown, or the weights do not fit; the message lists the keys that differ.
@@ -81,27 +88,32 @@ def load_model(
     options = dict(options or {})
     if name not in REFERENCE_NAMES and Path(name).is_dir():
         base = _from_folder(Path(name), classes, size, mean, std, options)
-        module, spec = base.module, base.spec
+        module, spec, names, notes = base.module, base.spec, base.classes, base.notes
     elif name in REFERENCE_NAMES:
         spec = _reference_spec(name, state, classes, size, mean, std, options)
-        module = load_spec(spec)
+        module, names, notes = load_spec(spec), None, ()
     else:
-        module, spec = make_foreign(
-            name, classes, size, mean, std, options,
-            pretrained=pretrained and state is None, allow_remote_code=allow_remote_code,
-        )  # fmt: skip
+        own = pretrained and state is None
+        more: dict[str, Any] = {"pretrained": own, "allow_remote_code": allow_remote_code, "images": images}
+        made = make_foreign(name, classes, size, mean, std, options, **more)
+        if state is not None and classes is None:
+            head = head_size(made.module.state_dict(), state)
+            if head is not None and name.startswith(("timm:", "torchvision:", "hf:")):
+                made = make_foreign(name, head, size, mean, std, options, **more)
+        module, spec, names, notes = made.module, made.spec, made.classes, made.notes
     if state is not None:
         require_shapes(module.state_dict(), state, spec.name)
         require_finite(state)
         fit_state(module, state, spec.name)
-    return BaseModel(module.eval(), spec)
+    return BaseModel(module.eval(), spec, names, notes)
 
 
 def load_spec(spec: ModelSpec, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
     """The architecture that a spec describes, with random weights, in eval mode.
 
     With ``weights``, it is first made without memory and compared with them, so that a few words of a file never take
-    more than its tensors do; they are not loaded. A user's own factory is not made twice.
+    more than its tensors do; they are not loaded. A user's own factory is called once: where it was, and where weights
+    are given or nothing is wanted but shapes (on the device meta), its model is not made again.
 
     Raises:
         ModelError: it cannot be made, or the weights are not its own.
@@ -111,6 +123,10 @@ def load_spec(spec: ModelSpec, weights: Mapping[str, Tensor] | None = None) -> n
     ):
         with torch.device("meta"):
             require_shapes(load_spec(spec).state_dict(), weights, spec.name)
+    if spec.is_factory and (weights is not None or torch.empty(0).is_meta):
+        before = made_before(spec.name, spec.options)
+        if before is not None:
+            return before.eval()
     if spec.name in vgg.NAMES:
         return vgg.make(spec.name, spec.classes, **spec.options).eval()
     if spec.name in resnet.NAMES:
@@ -120,10 +136,10 @@ def load_spec(spec: ModelSpec, weights: Mapping[str, Tensor] | None = None) -> n
     if spec.name.startswith("hf:"):
         return make_hf_from_spec(spec).eval()
     shape = spec.preprocessing
-    module, _ = make_foreign(
+    made = make_foreign(
         spec.name, spec.classes, shape.size, shape.mean, shape.std, dict(spec.options), pretrained=False
     )
-    return module.eval()
+    return made.module.eval()
 
 
 def _reference_spec(
@@ -179,7 +195,7 @@ def _from_folder(
     if classes not in (None, spec.classes):
         raise ModelError(f"{folder} does not have the given number of classes", got=f"{spec.classes}, not {classes}")
     require_finite(module.state_dict())
-    return BaseModel(module, spec)
+    return BaseModel(module, spec, ModelClasses.of(read.class_names, "the folder"))
 
 
 def spec_from_metadata(path: str | Path) -> ModelSpec | None:

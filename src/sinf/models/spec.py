@@ -116,7 +116,7 @@ class ModelSpec:
         Raises:
             ModelError: it would be refused there.
         """
-        record = asdict(self)
+        record = asdict(self) | {"preprocessing": self.preprocessing.to_json()}
         ModelSpec.from_json(record)
         return record
 
@@ -143,7 +143,7 @@ class ModelSpec:
             raise ModelError("a file names a model that sinf can make", got=repr(spec.name[:200]), remedy=remedy)
         if library == "hf":
             _require_known(spec.options["config"], remedy)
-        preprocessing = Preprocessing(tuple(shape.size), tuple(shape.mean), tuple(shape.std))
+        preprocessing = Preprocessing(**shape.model_dump())
         return ModelSpec(spec.name, spec.classes, preprocessing, dict(spec.options))
 
 

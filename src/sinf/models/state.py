@@ -69,6 +69,19 @@ def require_shapes(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name:
         )
 
 
+def head_size(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> int | None:
+    """The number of classes of weights that are a module's own but for it: all that differs is how many outputs the
+    layers have that have as many as classes. None where nothing or something else differs."""
+    if own.keys() != state.keys() and not own.keys() - state.keys() <= {k for k in own if "num_batches_tracked" in k}:
+        return None
+    shapes = [(own[key].shape, state[key].shape) for key in own.keys() & state.keys()]
+    other = [(ours, theirs) for ours, theirs in shapes if ours != theirs]
+    sizes = {(ours[:1], theirs[:1]) for ours, theirs in other}
+    if len(sizes) != 1 or any(ours[1:] != theirs[1:] for ours, theirs in other):
+        return None
+    return int(other[0][1][0])
+
+
 def require_finite(state: Mapping[str, Tensor]) -> None:
     """Refuse weights that are NaN or infinite."""
     broken = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]

@@ -161,4 +161,8 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "squared_change": lambda d: d.square().sum(0),  # (units,)
 }
 
+#: What depends on the labels of images; ranks of maps and their like are added up over the first images of every class.
+BY_LABEL = frozenset(
+    ["class_sums", "class_counts", "class_moments", "sample", "change", "squared_change", "ranks", "independence"]
+)
 SUMS: tuple[str, ...] = (*READ, *MAPS, *MADE, *WRITTEN, *CHANGES)

@@ -28,7 +28,7 @@ export class Model {
   /** RGBA pixels to {pixels, x}: bytes (H, W, C) of the model's size, and the normalised tensor (1, C, H, W). */
   prepare(image) {
     const { preprocessing } = this.manifest;
-    const pixels = fit(image, preprocessing.size);
+    const pixels = fit(image, preprocessing);
     return { pixels, x: new this.ort.Tensor("float32", normalise(pixels, preprocessing), [1, ...preprocessing.size]) };
   }
 

@@ -1,7 +1,11 @@
-// An image as the model wants it, to the bit as sinf's Preprocessing does it in Python with Pillow: the shorter side
-// resized (bilinear, the filter as wide as the scale, 8 bits between the two passes), the centre cropped, normalised.
+// An image as the model wants it, to the bit as sinf's Preprocessing does it in Python with Pillow: resized (bilinear
+// or bicubic, the filter as wide as the scale, 8 bits between the two passes), the centre cropped, normalised.
 
 const BITS = 22; // of a weight in Pillow's fixed point
+const FILTERS = {
+  bilinear: { support: 1, at: (x) => Math.max(0, 1 - Math.abs(x)) },
+  bicubic: { support: 2, at: (x) => cubic(Math.abs(x), -0.5) },
+};
 
 /** A file or blob as {data (RGBA bytes), width, height}, upright where a camera noted how it was held, on white. */
 export async function decode(blob) {
@@ -16,17 +20,39 @@ export async function decode(blob) {
 }
 
 /** RGBA of any size to bytes (H, W, C) of the model's size [C, H, W]; alpha is not read: decode lays images on white. */
-export function fit(image, [channels, height, width]) {
+export function fit(image, { size: [channels, height, width], resize: to = null, interpolation = "bilinear" }) {
   let pixels = planes(image, channels);
   const { width: w, height: h } = image;
-  if (w !== width || h !== height) {
-    const scale = Math.max(width / w, height / h);
-    const [across, down] = [Math.max(width, roundHalfEven(w * scale)), Math.max(height, roundHalfEven(h * scale))];
-    if (across !== w) pixels = resize(pixels, h, w, across, channels, false);
-    if (down !== h) pixels = resize(pixels, across, h, down, channels, true);
-    pixels = crop(pixels, across, down, width, height, channels);
+  if (to === null && w === width && h === height) return pixels;
+  const [across, down] = resized(w, h, width, height, to);
+  const filter = FILTERS[interpolation];
+  const alongRows = (lines) => across === w || (pixels = resize(pixels, lines, w, across, channels, false, filter));
+  const alongColumns = (lines) => down === h || (pixels = resize(pixels, lines, h, down, channels, true, filter));
+  if (down < h && h > w && w * down < across * h) {
+    alongColumns(w); // first, as Pillow 13 does where an image is tall and shrinks more that way
+    alongRows(down);
+  } else {
+    alongRows(h);
+    alongColumns(across);
   }
-  return pixels;
+  const start = (margin) => (to === null ? margin >> 1 : roundHalfEven(margin / 2));
+  return crop(pixels, across, start(across - width), start(down - height), width, height, channels);
+}
+
+/** Width and height before the centre is taken; `to` is the shorter side, [height, width], or null: as is needed. */
+function resized(w, h, width, height, to) {
+  if (to === null) {
+    const scale = Math.max(width / w, height / h);
+    return [Math.max(width, roundHalfEven(w * scale)), Math.max(height, roundHalfEven(h * scale))];
+  }
+  if (typeof to !== "number") return [to[1], to[0]];
+  const short = Math.min(w, h);
+  return [Math.trunc((to * w) / short), Math.trunc((to * h) / short)];
+}
+
+function cubic(x, a) {
+  if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+  return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
 }
 
 /** Bytes (H, W, C) to float32 (C, H, W), every step rounded as float32 arithmetic does. */
@@ -60,11 +86,11 @@ function roundHalfEven(value) {
 }
 
 /** One pass: `lines` lines of `from` pixels become `to` pixels, along rows or (`down`) along columns. */
-function resize(pixels, lines, from, to, channels, down) {
+function resize(pixels, lines, from, to, channels, down, filter) {
   const out = new Uint8Array(lines * to * channels);
   const [step, next] = down ? [lines * channels, channels] : [channels, from * channels];
   const [outStep, outNext] = down ? [lines * channels, channels] : [channels, to * channels];
-  weights(from, to).forEach(({ first, kernel }, position) => {
+  weights(from, to, filter).forEach(({ first, kernel }, position) => {
     for (let line = 0; line < lines; line++) {
       for (let c = 0; c < channels; c++) {
         let sum = 1 << (BITS - 1);
@@ -77,24 +103,28 @@ function resize(pixels, lines, from, to, channels, down) {
 }
 
 /** For every output pixel the first input pixel that it reads, and the weights in fixed point. */
-function weights(from, to) {
+function weights(from, to, filter) {
   const scale = from / to;
-  const support = Math.max(scale, 1);
+  const stretch = Math.max(scale, 1);
+  const support = filter.support * stretch;
   return Array.from({ length: to }, (_, position) => {
     const centre = (position + 0.5) * scale;
     const first = Math.max(0, Math.trunc(centre - support + 0.5));
     const last = Math.min(from, Math.trunc(centre + support + 0.5));
     const kernel = [];
     for (let i = first; i < last; i++) {
-      kernel.push(Math.max(0, 1 - Math.abs((i - centre + 0.5) * (1 / support))));
+      kernel.push(filter.at((i - centre + 0.5) * (1 / stretch)));
     }
     const total = kernel.reduce((a, b) => a + b, 0);
-    return { first, kernel: kernel.map((w) => Math.trunc(0.5 + (w / total) * (1 << BITS))) };
+    return { first, kernel: kernel.map((w) => fixed(w / total)) };
   });
 }
 
-function crop(pixels, w, h, width, height, channels) {
-  const [left, top] = [(w - width) >> 1, (h - height) >> 1];
+function fixed(weight) {
+  return Math.trunc(Math.sign(weight) * 0.5 + weight * (1 << BITS));
+}
+
+function crop(pixels, w, left, top, width, height, channels) {
   const out = new Uint8Array(width * height * channels);
   for (let y = 0; y < height; y++) {
     const start = ((top + y) * w + left) * channels;
