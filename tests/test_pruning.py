@@ -24,6 +24,7 @@ from sinf.models import plain as plain_module
 from sinf.models.to_plain import make_plain, to_plain
 from sinf.models.trace import trace
 from sinf.network import Network
+from sinf.plain_model import deployed
 from sinf.pruned import Size, check_target, compare, save
 from sinf.pruning import LatencyBudget, PruneConfig, prune
 from sinf.subgraph.coupling import couple
@@ -315,9 +316,9 @@ def test_the_loader_stands_alone() -> None:
 
 
 def test_a_folder_is_a_model(folder: Path, pruned: BaseModel) -> None:
-    loaded = load_model(str(folder))
-    assert loaded.spec == pruned.spec
-    assert torch.equal(answers(loaded.module), answers(pruned.module))
+    loaded, ready = load_model(str(folder)), deployed(pruned)
+    assert loaded.spec == ready.spec
+    assert torch.equal(answers(loaded.module), answers(ready.module))
     assert not any(p.is_meta for p in load_spec(loaded.spec).parameters())
 
 

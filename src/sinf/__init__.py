@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sinf.measure import evaluate
     from sinf.models import BaseModel, ModelSpec, load_model
     from sinf.pipeline import BuildConfig, Images, build
+    from sinf.plain_model import PlainModel
     from sinf.pruning import PruneConfig, prune
     from sinf.router import RouterConfig
     from sinf.routing import Routed
@@ -40,6 +41,7 @@ _HOMES = {
     "DynamicModel": "sinf.dynamic.model",
     "FoundClusters": "sinf.clustering",
     "Images": "sinf.pipeline",
+    "PlainModel": "sinf.plain_model",
     "LabelledImages": "sinf.data",
     "ModelSpec": "sinf.models",
     "Preprocessing": "sinf.data",
@@ -69,6 +71,7 @@ __all__ = [
     "Images",
     "LabelledImages",
     "ModelSpec",
+    "PlainModel",
     "Preprocessing",
     "PruneConfig",
     "Routed",

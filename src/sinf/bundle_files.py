@@ -91,7 +91,7 @@ def _open_config(folder: Path, key: bytes | None) -> tuple[dict[str, Any], str]:
         raise BundleError(
             "a bundle must have been written by sinf build",
             got=f"{folder}, a pruned model",
-            remedy="give it as MODEL to sinf build, or load it with its load.py",
+            remedy="open it with sinf.from_pretrained",
         )
     if not isinstance(record, dict) or "sinf_format" not in record:
         raise BundleError("a bundle must have been written by sinf", got=f"{path} of something else")
@@ -131,13 +131,18 @@ def is_bundle(folder: Path) -> bool:
     return isinstance(record, dict) and "sinf_format" in record
 
 
-def method_of(folder: Path) -> str:
-    """``semantic`` or ``dynamic``; what is no bundle counts as semantic, and is refused when it is opened."""
+def method_of(folder: Path) -> str | None:
+    """The method that ``config.json`` names, ``static`` of a plain model; None where there is no such file, or another
+    one."""
     try:
         record = parse_file(folder / CONFIG, BundleError)
     except BundleError:
-        return "semantic"
-    return "dynamic" if isinstance(record, dict) and record.get("method") == "dynamic" else "semantic"
+        return None
+    if not isinstance(record, dict):
+        return None
+    if str(record.get("format")).startswith(PLAIN_FORMAT.rstrip("0123456789")):
+        return "static"
+    return str(record.get("method")) if "sinf_format" in record else None
 
 
 # ---- the model

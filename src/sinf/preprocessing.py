@@ -59,6 +59,13 @@ class Preprocessing:
             record["interpolation"] = self.interpolation
         return record
 
+    def describe(self) -> str:
+        """What is done to an image, in words."""
+        channels, height, width = self.size
+        side = "the shorter side resized" if self.resize is None else f"resized to {self.resize}"
+        resized = f"{channels} channels of {height}x{width} pixels: {side} ({self.interpolation}), the centre taken"
+        return f"{resized}; values of 0..1 minus {list(self.mean)}, divided by {list(self.std)}"
+
     def decode(self, source: bytes | str | Path, name: str) -> np.ndarray:
         """One image file as ``(H, W, C)`` uint8: resized, then centre-cropped to the model's size.
 
@@ -70,22 +77,34 @@ class Preprocessing:
         """
         try:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-                if file.mode not in _COLOUR_MODES:
-                    raise DataError(
-                        f"{name}: images must have 8 bits a channel",
-                        got=f"mode {file.mode}",
-                        remedy="convert it to 8-bit RGB or grey",
-                    )
-                file.load()
-                image = _on_white(file, "L" if self.size[0] == 1 else "RGB")
-                turn = _UPRIGHT.get(_orientation(file) or 1)
-                image = image if turn is None else image.transpose(turn)
-            return self._fit(image, name)
+                return self._of_image(file, name)
         except DataError:
             raise
         except Exception as error:  # Pillow's readers raise what damaged bytes lead them to: struct.error, IndexError
             reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
             raise DataError(f"{name}: the image cannot be decoded", got=reason, remedy="repair or remove it") from error
+
+    def of_image(self, image: Image.Image, name: str) -> np.ndarray:
+        """As :meth:`decode`, of an image that is opened."""
+        try:
+            return self._of_image(image, name)
+        except DataError:
+            raise
+        except Exception as error:  # as above; an image is read when it is first looked at
+            reason = str(error) or type(error).__name__
+            raise DataError(f"{name}: the image cannot be decoded", got=reason, remedy="repair or remove it") from error
+
+    def _of_image(self, image: Image.Image, name: str) -> np.ndarray:
+        if image.mode not in _COLOUR_MODES:
+            raise DataError(
+                f"{name}: images must have 8 bits a channel",
+                got=f"mode {image.mode}",
+                remedy="convert it to 8-bit RGB or grey",
+            )
+        image.load()
+        opaque = _on_white(image, "L" if self.size[0] == 1 else "RGB")
+        turn = _UPRIGHT.get(_orientation(image) or 1)
+        return self._fit(opaque if turn is None else opaque.transpose(turn), name)
 
     def _fit(self, image: Image.Image, name: str) -> np.ndarray:
         height, width = self.size[1:]

@@ -1,17 +1,7 @@
-"""A pruned model beside its base: measured, and saved as a plain model.
-
-The folder needs torch and safetensors to be loaded, and nothing of sinf (see :mod:`sinf.models.plain`):
-
-    config.json         layers and steps as data, classes, what it is fed, how it was made, what was measured
-    model.safetensors   the tensors, by the names that they had in the base model
-    load.py             the loader
-    README.md           a model card
-"""
+"""A pruned model beside its base: measured, and saved as it was measured (:mod:`sinf.plain_model`)."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,18 +11,20 @@ import torch
 
 from sinf.data import LabelledImages
 from sinf.engine.prepare import prepare
-from sinf.errors import StorageError
-from sinf.files import replacing_folder, sha256, write_tensors
 from sinf.measure import machine
-from sinf.models import BaseModel, ModelSpec, plain
-from sinf.models.load import PLAIN
+from sinf.models import BaseModel
 from sinf.models.trace import trace
-from sinf.schema import parse_file
+from sinf.plain_model import PlainModel, card_of, check_target, deployed
 from sinf.subgraph.coupling import couple
 from sinf.subgraph.select import MacCount
-from sinf.timing import Latency, latency
+from sinf.timing import Latency, interleaved
 
 Progress = Callable[[str, int, int], None]
+
+PREPARED = (
+    "The base is timed twice: as it was loaded, and prepared, which makes it faster for nothing: batch norms in the "
+    "convolutions before them, weights in the order of channels_last. The pruned model is saved as it was timed."
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +43,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Base beside pruned: accuracies are fractions of 1 over ``images``, ``loss`` is in percentage points."""
+    """Base beside pruned: accuracies are fractions of 1 over ``images``, ``loss`` is in percentage points.
+
+    ``times`` are those of the pruned network as it is saved, beside the base model prepared alike; ``own_times`` are
+    those of the base model as it was loaded, beside the same, in the same run."""
 
     images: int
     base_top1: float
@@ -60,6 +55,7 @@ class Comparison:
     base: Size
     pruned: Size
     times: tuple[Latency, ...]
+    own_times: tuple[Latency, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,11 +70,14 @@ def compare(
     batches: tuple[int, ...] = (1, 32),
     pairs: int = 200,
     threads: int = 1,
+    keep_batch_norm: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Accuracy, MACs, parameters, and the time of each batch size, base and pruned in turns, prepared alike."""
+    """Accuracy, MACs, parameters, and the time of each batch size: of the pruned network as :func:`save` writes it, of
+    the base model prepared alike, and of the base model as it is, in turns in one run."""
     progress = progress or (lambda step, done, total: None)
-    before, after = (prepare(trace(model.module, model.spec.preprocessing)) for model in (base, pruned))
+    before = prepare(trace(base.module, base.spec.preprocessing))
+    after = deployed(pruned, keep_batch_norm=keep_batch_norm).module
     right, done = [0, 0], 0
     for x, y in images.batches(base.spec.preprocessing):
         for which, model in enumerate((before, after)):
@@ -86,13 +85,14 @@ def compare(
         done += len(y)
         progress("evaluating", done, len(images))
     x = base.spec.preprocessing.normalise(images.pixels(base.spec.preprocessing, 0, 500))
-    times = tuple(
-        latency(
-            before, after, x, batch=batch, pairs=pairs if batch == 1 else max(10, pairs // 10), threads=threads,
+    times = [
+        interleaved(
+            before, {"own": base.module, "pruned": after}, x, batch=batch, threads=threads,
+            pairs=pairs if batch == 1 else max(10, pairs // 10),
             progress=lambda done, total, batch=batch: progress(f"batch {batch}", done, total),  # type: ignore[misc]
         )
         for batch in batches
-    )  # fmt: skip
+    ]  # fmt: skip
     return Comparison(
         images=len(images),
         base_top1=right[0] / len(images),
@@ -100,16 +100,9 @@ def compare(
         loss=100 * (right[0] - right[1]) / len(images),
         base=Size.of(base),
         pruned=Size.of(pruned),
-        times=times,
+        times=tuple(each["pruned"] for each in times),
+        own_times=tuple(each["own"] for each in times),
     )
-
-
-def check_target(folder: Path) -> None:
-    """Refuse a folder that holds something else, before anything is computed."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_plain(folder))):
-        raise StorageError(
-            "only a pruned model may be replaced", got=f"{folder} holds other files", remedy="name another"
-        )
 
 
 def save(
@@ -119,84 +112,56 @@ def save(
     *,
     made_by: dict[str, Any] | None = None,
     comparison: Comparison | None = None,
-) -> None:
-    """Write the folder; one that holds another pruned model is replaced, anything else is refused.
+    keep_batch_norm: bool = False,
+    key: bytes | None = None,
+) -> PlainModel:
+    """Write a pruned network as it is run (:func:`sinf.plain_model.deployed`); one that holds another pruned model is
+    replaced, anything else is refused. What was written is returned.
 
     Raises:
         StorageError: the folder holds something else, or cannot be written; what was there stays.
     """
-    folder = Path(folder)
-    check_target(folder)
-    spec = pruned.spec
-    with replacing_folder(folder) as partial:
-        write_tensors(pruned.module.state_dict(), partial / "model.safetensors")
-        shutil.copyfile(plain.__file__, partial / "load.py")
-        (partial / "README.md").write_text(_card(spec, made_by or {}, comparison))
-        config = {
-            "format": plain.FORMAT,
-            "name": spec.name.removeprefix(PLAIN),
-            "classes": spec.classes,
-            "class_names": class_names,
-            "preprocessing": spec.preprocessing.to_json(),
-            "made_by": made_by or {},
-            "measured": None if comparison is None else comparison.to_json() | machine(),
-            "sha256": {"model.safetensors": sha256(partial / "model.safetensors")},
-            "network": spec.options,
-        }
-        text = json.dumps(config | {"digest": plain.digest(config)}, indent=1) + "\n"
-        (partial / "config.json").write_text(text)
-        plain.load(partial)  # what is written can be read, or the old folder stays
+    check_target(Path(folder))
+    ready = deployed(pruned, keep_batch_norm=keep_batch_norm)
+    made_by = {
+        **(made_by or {}),
+        "batch norms": "kept" if keep_batch_norm else "in the convolutions, where they follow one",
+    }
+    table = [] if comparison is None else _table(comparison)
+    measured = None if comparison is None else comparison.to_json() | machine()
+    model = PlainModel(ready, class_names, made_by=made_by, measured=measured, card=card_of(ready.spec, made_by, table))
+    model.save_pretrained(folder, key=key)
+    return model
 
 
-def _is_plain(folder: Path) -> bool:
-    """Of any version, so that a folder of an earlier one can be written again."""
-    try:
-        config = parse_file(folder / "config.json", StorageError)
-    except StorageError:
-        return False
-    return isinstance(config, dict) and str(config.get("format")).startswith(plain.FORMAT.rstrip("0123456789"))
+def _table(comparison: Comparison) -> list[str]:
+    """Of a model card."""
+    lines = [f"| on {comparison.images} images | your model, as loaded | base, prepared | pruned, as saved |"]
+    lines += ["|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows_of(comparison))]
+    facts = machine()
+    return [*lines, "", f"{facts['processor']}, {facts['versions']}. {PREPARED}", ""]
 
 
-def _card(spec: ModelSpec, made_by: dict[str, Any], comparison: Comparison | None) -> str:
-    lines = ["---", "pipeline_tag: image-classification", "---", "", f"# {spec.name.removeprefix(PLAIN)}, pruned", ""]
-    if comparison is not None:
-        lines += [f"| on {comparison.images} images | base | pruned |", "|---|---|---|"]
-        lines += [f"| {name} | {base} | {ours} |" for name, base, ours in rows_of(comparison)]
-        facts = machine()
-        lines += ["", f"{facts['processor']}, {facts['versions']}, batch norms folded in both.", ""]
-    lines += [f"- {key}: {value}" for key, value in made_by.items()]
-    p = spec.preprocessing
-    lines += [f"- images: {'x'.join(map(str, p.size))}, values of 0..1 minus {p.mean}, divided by {p.std}", ""]
-    lines += ["```python", "from load import load  # torch and safetensors, nothing else", ""]
-    lines += ['model = load("FOLDER")', "logits = model(images)  # (B, classes)", "```", ""]
-    lines += [
-        "Importing a `load.py` that you downloaded runs its code, whatever it is by then. With sinf installed,",
-        '`sinf.load_model("FOLDER").module` is the same network, and nothing in the folder is run.',
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def rows_of(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """What a table shows of a comparison: name, base, pruned."""
+def rows_of(comparison: Comparison) -> list[tuple[str, str, str, str]]:
+    """What a table shows of a comparison: name, the user's own model as it was loaded, base prepared, pruned."""
     c = comparison
     macs, parameters = c.pruned.macs / c.base.macs, c.pruned.parameters / c.base.parameters
     rows = [
-        ("top-1", f"{100 * c.base_top1:.2f} %", f"{100 * c.top1:.2f} % ({-c.loss:+.2f} points)"),
-        ("MACs", f"{c.base.macs / 1e6:.1f} M", f"{c.pruned.macs / 1e6:.1f} M ({1 / macs:.2f}x fewer)"),
+        ("top-1", f"{100 * c.base_top1:.2f} %", "the same", f"{100 * c.top1:.2f} % ({-c.loss:+.2f} points)"),
+        ("MACs", f"{c.base.macs / 1e6:.1f} M", "the same", f"{c.pruned.macs / 1e6:.1f} M ({1 / macs:.2f}x fewer)"),
         (
             "parameters",
             f"{c.base.parameters / 1e6:.2f} M",
+            "the same",
             f"{c.pruned.parameters / 1e6:.2f} M ({1 / parameters:.2f}x fewer)",
         ),
     ]
-    for t in c.times:
-        low, high = 100 * t.low, 100 * t.high
-        rows.append(
-            (
-                f"median ms, batch {t.batch}",
-                f"{t.base_median:.2f}",
-                f"{t.median:.2f} ({100 * t.time_saved:.1f} % of the mean saved, {low:.1f} .. {high:.1f})",
-            )
-        )
+    for own, t in zip(c.own_times or (None,) * len(c.times), c.times, strict=True):
+        saved = f"{100 * t.time_saved:.1f} % of the prepared base's mean saved, {100 * t.low:.1f} .. {100 * t.high:.1f}"
+        if own is not None:
+            # Beside a base model of its own each: what is compared is how much of the base's time both take.
+            against = 1 - (1 - t.time_saved) / (1 - own.time_saved)
+            saved = f"{100 * against:.1f} % of your model's mean saved; {saved}"
+        mine = "" if own is None else f"{own.median:.2f}"
+        rows.append((f"median ms, batch {t.batch}", mine, f"{t.base_median:.2f}", f"{t.median:.2f} ({saved})"))
     return rows

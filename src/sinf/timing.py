@@ -118,6 +118,49 @@ def interleaved(
     return {name: replace(summary(times[i], batch, threads), load=load) for i, name in enumerate(names)}
 
 
+@dataclass(frozen=True)
+class Alone:
+    """Milliseconds a batch of one model by itself; ``median_*`` bound the median (95 %, bootstrap), ``load`` is what
+    other processes took meanwhile, in cores."""
+
+    batch: int
+    threads: int
+    runs: int
+    mean: float
+    median: float
+    median_low: float
+    median_high: float
+    p95: float
+    load: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def alone(
+    model: Callable[[Any], Any],
+    images: Tensor | np.ndarray,
+    *,
+    batch: int = 1,
+    pairs: int = 200,
+    warmup: int = 20,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Alone:
+    """Time one model ``pairs`` times. What is compared must be timed together: see :func:`latency`.
+
+    Raises:
+        ConfigError: an option is out of range, or there are no images.
+    """
+    found = latency(
+        lambda x: None, model, images, batch=batch, pairs=pairs, warmup=warmup, threads=threads, progress=progress
+    )
+    return Alone(
+        found.batch, found.threads, found.pairs, found.mean, found.median, found.median_low, found.median_high,
+        found.p95, found.load,
+    )  # fmt: skip
+
+
 class OtherProcesses:
     """Processor time of all processes but this one, from now on. Load averages lag by minutes, this does not."""
 

@@ -52,3 +52,52 @@ def test_a_convolution_that_is_called_twice_keeps_its_norms() -> None:
     ready = prepare(graph)
     for target in twice:
         assert torch.equal(ready.get_submodule(target).weight, graph.get_submodule(target).weight)
+
+
+class NormAct(nn.BatchNorm2d):
+    """A batch norm with its activation, as in timm: it is traced into a function and its tensors."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, var = self.running_mean, self.running_var
+        return self.act(nn.functional.batch_norm(x, mean, var, self.weight, self.bias, self.training, 0.1, self.eps))
+
+
+class Opened(nn.Module):
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, bias=bias), NormAct(8)
+        self.depthwise, self.second = nn.Conv2d(8, 8, 3, groups=8, bias=bias), NormAct(8)
+        self.head = nn.Linear(8, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.depthwise(self.norm(self.conv(x)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_norms_that_are_functions_are_folded(bias: bool) -> None:
+    graph = traced(Opened(bias))
+    before = copy.deepcopy(graph.state_dict())
+    ready = prepare(graph)
+    left = [node.target for node in ready.graph.nodes if node.op in ("call_function", "get_attr")]
+    assert nn.functional.batch_norm in [node.target for node in graph.graph.nodes]
+    assert left == []
+    x = torch.randn(4, *COLOUR.size)
+    with torch.no_grad():
+        torch.testing.assert_close(ready(x), graph(x), rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), graph.state_dict().values(), strict=True))
+
+
+def test_a_function_with_statistics_of_the_batch_stays() -> None:
+    class OfBatch(Opened):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = nn.functional.batch_norm(self.conv(x), None, None, training=True)
+            return self.head(x.mean((2, 3)))
+
+    graph = traced(OfBatch(True))
+    x = torch.randn(4, *COLOUR.size)
+    with torch.no_grad():
+        torch.testing.assert_close(prepare(graph)(x), graph(x))

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import typer
 
-from sinf.cli import bench, bundles, clusters, demo, dynamic, export, models, prune
+from sinf.cli import artefacts, bench, bundles, clusters, demo, dynamic, export, models, prune
 from sinf.cli.signals import Interrupts
 from sinf.errors import DataWarning, DoesNotPayError, SinfError
 
@@ -34,8 +34,8 @@ app.command(short_help="Group the classes of data without superclasses.")(cluste
 app.command(short_help="Train a network from random weights, or a pruned one on.")(models.train)
 app.command(short_help="Make a model smaller for all its classes: a plain model.")(prune.prune)
 app.command(short_help="Make a bundle: a subgraph for every semantic cluster.")(bundles.build)
-app.command("eval", short_help="Accuracy and MACs, base beside ours.")(bundles.evaluate)
-app.command(short_help="Classes, route and time of images.")(bundles.predict)
+app.command("eval", short_help="Accuracy and MACs, base beside ours.")(artefacts.evaluate)
+app.command(short_help="Classes, route and time of images.")(artefacts.predict)
 app.command(short_help="Time of base and ours, in turns, in one engine.")(bench.bench)
 app.command(short_help="Measure what the tails cost here, for small batches.")(bench.tune)
 app.command(short_help="Runs of sinf bench beside each other.")(bench.results)

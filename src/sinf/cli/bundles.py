@@ -1,4 +1,4 @@
-"""``sinf build``, ``eval`` and ``predict``: from a base model to a bundle, and what a bundle does."""
+"""``sinf build``: from a base model to a bundle."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sinf.cli import dynamic, options
-from sinf.errors import DataError
+from sinf.cli import options
 
 if TYPE_CHECKING:
     from sinf.subgraph.select import Budget, Schedule
@@ -179,81 +178,3 @@ def _rule(macs: float | None, weight_cost: float, ratios: str | None) -> Schedul
         return Budget(0.3 if macs is None else macs, weight_cost)
     first, last = options.numbers("ratios", ratios, float, 2)
     return Schedule(first, last)
-
-
-def evaluate(
-    bundle: options.Bundle,
-    data: options.Data,
-    split: Annotated[str, typer.Option(help="Images that were not used to train, build or calibrate.")] = "test[50%:]",
-    threshold: options.Threshold = None,
-    image_column: options.ImageColumn = None,
-    label_column: options.LabelColumn = None,
-    threads: options.Threads = None,
-    allow_factory: options.AllowFactory = False,
-    json: options.Json = None,
-) -> None:
-    """Accuracy, MACs and active parameters, base beside ours, with a table of the clusters."""
-    if options.is_dynamic(bundle, threshold):
-        return dynamic.evaluate(bundle, data, split, image_column, label_column, threads, allow_factory, json=json)
-    from sinf.measure import evaluate as run
-    from sinf.report import tables
-
-    options.set_threads(threads)
-    model = options.bundle(bundle, threshold, allow_factory)
-    images = options.images(data, split, image_column, label_column, None)
-    options.require_classes(model, images.classes)
-    with options.Steps() as steps:
-        result = run(model, images, progress=lambda done, total: steps("evaluating", done, total))
-    tables.show_evaluation(result)
-    options.write_json(json, result.to_json())
-
-
-def predict(
-    bundle: options.Bundle,
-    image: Annotated[list[Path], typer.Argument(help="Image files.")],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 3,
-    threshold: options.Threshold = None,
-    threads: options.Threads = None,
-    allow_factory: options.AllowFactory = False,
-    json: options.Json = None,
-) -> None:
-    """Classes with probabilities, the route and the time, of every image."""
-    if options.is_dynamic(bundle, threshold):
-        return dynamic.predict(bundle, image, top, threads, allow_factory, json)
-    import numpy as np
-    import torch
-
-    from sinf.report import tables
-
-    options.set_threads(threads)
-    model = options.bundle(bundle, threshold, allow_factory)
-    preprocessing = model.bundle.spec.preprocessing
-    pixels = []
-    for path in image:
-        if not path.is_file():
-            raise DataError("the image must exist", got=path, remedy="check the path")
-        pixels.append(preprocessing.decode(path, str(path)))
-    batch = preprocessing.normalise(torch.from_numpy(np.stack(pixels)))
-    for x in batch[:, None]:
-        model.route(x)  # makes the subgraphs, so that what is timed is the inference
-    records = []
-    for path, x in zip(image, batch[:, None], strict=True):
-        start = time.perf_counter()
-        routed = model.route(x)
-        elapsed = 1000 * (time.perf_counter() - start)
-        best = routed.logits.softmax(1)[0].topk(min(top, routed.logits.shape[1]))
-        records.append(
-            {
-                "image": str(path),
-                "classes": [
-                    {"name": model.bundle.class_names[i], "probability": p}
-                    for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-                ],
-                "route": model.bundle.clusters.names[int(routed.route)],
-                "confidence": float(routed.confidence),
-                "fell_back": bool(routed.fell_back),
-                "milliseconds": elapsed,
-            }
-        )
-    tables.show_predictions(records)
-    options.write_json(json, {"predictions": records})

@@ -6,15 +6,18 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from sinf.cli import options
-from sinf.errors import ConfigError, DataError
+from sinf.cli.kinds import Bench, Export, Kind, Progress
+from sinf.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sinf.data import LabelledImages
     from sinf.dynamic.model import DynamicModel
+    from sinf.models import BaseModel
 
 app = typer.Typer(no_args_is_help=True, help="Dynamic pruning: every input gets its own set of channels.")
 
@@ -149,8 +152,7 @@ def evaluate(
 ) -> None:
     """Accuracy, base beside ours, and how the MACs of inputs are spread."""
     from sinf.dynamic.manifold import explore
-    from sinf.dynamic.model import evaluate as run
-    from sinf.report import dynamic_figure, tables
+    from sinf.report import dynamic_figure
 
     if figure is not None:
         dynamic_figure.require()  # before the work
@@ -159,54 +161,13 @@ def evaluate(
     model = _load(bundle, allow_factory)
     images = options.images(data, split, image_column, label_column, None)
     options.require_classes(model, images.classes)
+    kind = Dynamic()
     with options.Steps() as steps:
-        result = run(model, images, progress=lambda done, total: steps("evaluating", done, total))
-    tables.show_dynamic(result)
+        result = kind.evaluate(model, images, None, lambda done, total: steps("evaluating", done, total))
+    kind.show_evaluation(result)
     if figure is not None:
         print(f"figure: {dynamic_figure.draw(explore(model, images), list(model.bundle.class_names), figure)}")
     options.write_json(json, result.to_json())
-
-
-def predict(
-    bundle: Path, image: list[Path], top: int, threads: int | None, allow_factory: bool, json: Path | None
-) -> None:
-    """Classes with probabilities, the MACs and the time, of every image."""
-    import numpy as np
-    import torch
-
-    from sinf.report import tables
-
-    options.set_threads(threads)
-    model = _load(bundle, allow_factory)
-    preprocessing = model.bundle.spec.preprocessing
-    records = []
-    for path in image:
-        if not path.is_file():
-            raise DataError("the image must exist", got=path, remedy="check the path")
-    pixels = [preprocessing.decode(path, str(path)) for path in image]
-    batch = preprocessing.normalise(torch.from_numpy(np.stack(pixels)))
-    chosen = model.choose(batch)
-    model(batch[:1])  # so that what is timed is the inference
-    for row, path in enumerate(image):
-        start = time.perf_counter()
-        logits = model(batch[row : row + 1])
-        elapsed = 1000 * (time.perf_counter() - start)
-        best = logits.softmax(1)[0].topk(min(top, logits.shape[1]))
-        macs = float(chosen.macs[row])
-        records.append(
-            {
-                "image": str(path),
-                "classes": [
-                    {"name": model.bundle.class_names[i], "probability": p}
-                    for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-                ],
-                "macs": macs,
-                "macs_share": macs / model.network.base_macs,
-                "milliseconds": elapsed,
-            }
-        )
-    tables.show_choices(records)
-    options.write_json(json, {"predictions": records})
 
 
 @app.command()
@@ -224,43 +185,17 @@ def bench(
     json: options.Json = None,
 ) -> None:
     """Latency of base and ours, in turns in one process and one engine."""
-    from sinf import measure
-    from sinf.dynamic.onnx import open_engine
-    from sinf.report import tables
-    from sinf.timing import latency
-
     pinned = options.set_threads(threads)
     start = time.perf_counter()
     model = _load(bundle, allow_factory)
-    base, ours = open_engine(model, engine, pinned)
     load_seconds = time.perf_counter() - start
     images = options.images(data, split, image_column, label_column, None)
     options.require_classes(model, images.classes)
-    empty = images.warn_of_empty_classes("the benchmark")
-    sizes = batch or ([1, 32] if engine == "torch" else [1])
-    for size in sizes:
-        if not 1 <= size <= len(images) or (size > 1 and engine != "torch"):
-            limit = len(images) if engine == "torch" else 1
-            raise ConfigError(f"a batch must be between 1 and {limit} here", got=size, remedy="change --batch")
-    preprocessing = model.bundle.spec.preprocessing
-    x = preprocessing.normalise(images.pixels(preprocessing, 0, min(len(images), 2000)))
-    rows = []
-    with options.Steps() as steps:
-        for size in sizes:
-            rows.append(
-                latency(
-                    base,
-                    ours,
-                    x if engine == "torch" else x.numpy(),
-                    batch=size,
-                    pairs=pairs if size == 1 else max(10, pairs // 4),
-                    threads=pinned,
-                    progress=lambda done, total, name=f"batch {size}": steps(name, done, total),  # type: ignore[misc]
-                )
-            )
-    facts = measure.facts(bundle, load_seconds, engine)
-    tables.show_bench(rows, facts)
-    options.write_json(json, {"latency": [row.to_json() for row in rows], "empty_classes": empty, **facts})
+    asked = Bench(
+        bundle, images, data, split, batch, pairs, engine, "f32", None, pinned, False, False, None, load_seconds,
+        images.warn_of_empty_classes("the benchmark"),
+    )  # fmt: skip
+    options.write_json(json, {**Dynamic().bench(model, asked), "empty_classes": asked.empty})
 
 
 @app.command()
@@ -271,12 +206,77 @@ def export(
     allow_factory: options.AllowFactory = False,
 ) -> None:
     """Write a bundle as one ONNX file for batches of one; it is compared with the bundle first."""
-    from sinf.dynamic.onnx import export as run
-    from sinf.report import tables
-
     options.write_alone(context, out)
-    run(_load(bundle, allow_factory), out)
-    tables.show_export(out, out.stat().st_size)
+    Dynamic().export(_load(bundle, allow_factory), Export(out, "onnx", None, None, None, "test"))
+
+
+class Dynamic(Kind):
+    refuses: ClassVar = {
+        "threshold": "a dynamic bundle has no fallback",
+        "base": "a bundle holds its base model",
+    }
+
+    def evaluate(self, model: DynamicModel, images: LabelledImages, base: BaseModel | None, progress: Progress) -> Any:
+        from sinf.dynamic.model import evaluate
+
+        return evaluate(model, images, progress=progress)
+
+    def show_evaluation(self, result: Any) -> None:
+        from sinf.report import tables
+
+        tables.show_dynamic(result)
+
+    def bench(self, model: DynamicModel, asked: Bench) -> dict[str, Any]:
+        from sinf import measure
+        from sinf.dynamic.onnx import open_engine
+        from sinf.report import tables
+        from sinf.timing import latency
+
+        if asked.precision != "f32":
+            raise ConfigError("dynamic bundles compute in f32", got=asked.precision, remedy="leave out --precision")
+        base, ours = open_engine(model, asked.engine, asked.threads)
+        torch = asked.engine == "torch"
+        sizes = asked.sizes((1, 32) if torch else (1,), None if torch else 1)
+        x = model.preprocessing.normalise(asked.images.pixels(model.preprocessing, 0, min(len(asked.images), 2000)))
+        rows = []
+        with options.Steps() as steps:
+            for size in sizes:
+                rows.append(
+                    latency(
+                        base,
+                        ours,
+                        x if torch else x.numpy(),
+                        batch=size,
+                        pairs=asked.pairs if size == 1 else max(10, asked.pairs // 4),
+                        threads=asked.threads,
+                        progress=lambda done, total, name=f"batch {size}": steps(name, done, total),  # type: ignore[misc]
+                    )
+                )
+        facts = measure.facts(asked.source, asked.load_seconds, asked.engine)
+        tables.show_bench(rows, facts)
+        return {"model": model.bundle.spec.name, "latency": [row.to_json() for row in rows], **facts}
+
+    def export(self, model: DynamicModel, asked: Export) -> None:
+        from sinf.dynamic.onnx import export
+        from sinf.report import tables
+
+        if asked.file_format != "onnx":
+            got, remedy = asked.file_format, "leave out --format"
+            raise ConfigError("dynamic bundles are exported as ONNX", got=got, remedy=remedy)
+        if asked.layout == "split":
+            raise ConfigError("a dynamic bundle is one part", got="--layout split", remedy="leave it out")
+        export(model, asked.out)
+        tables.show_export(asked.out, asked.out.stat().st_size)
+
+    def show_predictions(self, records: list[dict[str, Any]]) -> None:
+        from sinf.report import tables
+
+        tables.show_choices(records)
+
+    def parts(self, model: DynamicModel) -> dict[str, dict[str, float]]:
+        network = model.network
+        gates = sum(p.numel() for index in range(len(network.sites)) for p in network.gate(index).parameters())
+        return {"all gates": {"macs": network.gate_macs(), "parameters": gates}}
 
 
 def _load(folder: Path, allow_factory: bool) -> DynamicModel:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sinf.cli import options
+from sinf.cli.kinds import is_bundle, kind_of, open_artefact
+from sinf.errors import ConfigError, DataWarning
 
 
 def profile(
@@ -19,16 +22,29 @@ def profile(
     std: options.Std = None,
     width: options.Width = None,
     threads: options.Threads = 1,
+    allow_factory: options.AllowFactory = False,
     json: options.Json = None,
 ) -> None:
-    """Where the time of a model goes, which channels go together, and where it can be cut."""
-    from sinf.profile import profile as run
-    from sinf.report import tables
+    """Where the time of a model goes, which channels go together, and where it can be cut.
 
-    base = options.base_model(model, weights, classes, size, mean, std, width)
+    Of a bundle it is that of its base model, and what the parts cost."""
+    from sinf.profile import profile as run
+    from sinf.report import artefacts, tables
+
+    parts: dict[str, dict[str, float]] = {}
+    if is_bundle(Path(model)):
+        if any(given is not None for given in (weights, classes, size, mean, std, width)):
+            raise ConfigError(
+                "a bundle says itself what its model is", got="options besides it", remedy="leave them out"
+            )
+        bundle = open_artefact(Path(model), None, allow_factory)
+        base, parts = bundle.base_model(), kind_of(model).parts(bundle)
+    else:
+        base = options.base_model(model, weights, classes, size, mean, std, width)
     result = run(base, threads=options.set_threads(threads))
     tables.show_profile(result)
-    options.write_json(json, result.to_json())
+    artefacts.show_parts(parts)
+    options.write_json(json, result.to_json() | ({"parts": parts} if parts else {}))
 
 
 def train(
@@ -53,15 +69,22 @@ def train(
     average: Annotated[float, typer.Option(help="Decay of the weight average an epoch; 0 for none.")] = 0.0,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
     half: Annotated[bool, typer.Option("--half", help="Also write the weights in float16.")] = False,
+    keep_batch_norm: Annotated[
+        bool, typer.Option("--keep-batch-norm", help="Of a pruned model: write it for training on, with batch norms.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
     threads: options.Threads = None,
 ) -> None:
-    """Train a network from random weights, or a pruned one further: SGD with Nesterov, one-cycle, crop and flip.
+    """Train a network from random weights, or a pruned one further, which is then written as a folder again.
 
-    Resumes after a kill."""
+    SGD with Nesterov, one-cycle, label smoothing, crop, flip. Resumes after a kill."""
     from rich.console import Console
 
+    from sinf import pruned
+    from sinf.models import REFERENCE_NAMES
+    from sinf.models.load import read_plain
+    from sinf.plain_model import has_batch_norms
     from sinf.train import TrainConfig, save_half
     from sinf.train import train as run
 
@@ -87,6 +110,10 @@ def train(
     images.require_every_class("training")
     if checked is not None:
         checked.warn_of_empty_classes("the validation")
+    further = read_plain(Path(model)) if Path(model).is_dir() and model not in REFERENCE_NAMES else None
+    if further is not None and not has_batch_norms(base.module):
+        text = f"{model} has no batch norms, and trains badly without: sinf prune --keep-batch-norm writes them"
+        warnings.warn(text, DataWarning, stacklevel=2)
     console = Console()
     with options.Steps() as steps:
         trained = run(
@@ -94,7 +121,7 @@ def train(
             images,
             out,
             config,
-            start=base.module.state_dict() if Path(model).is_dir() or base.spec.is_factory else None,
+            start=base.module.state_dict() if further is not None or base.spec.is_factory else None,
             validation=checked,
             report=lambda r: console.print(
                 f"epoch {r.epoch}/{r.epochs}  loss {r.loss:.3f}"
@@ -103,6 +130,14 @@ def train(
             ),
             progress=lambda done, total: steps("training", done, total),
         )
+    if further is not None:
+        place = out / "pruned"
+        made_by = {**further.made_by, "trained further": f"{epochs} epochs on {split}"}
+        pruned.save(
+            trained, place, list(further.class_names), made_by=made_by, keep_batch_norm=keep_batch_norm,
+            key=options.key(),
+        )  # fmt: skip
+        console.print(f"pruned model: {place}")
     if half:
         save_half(trained, out / "model-half.safetensors")
     console.print(f"weights: {out / 'model.safetensors'}")

@@ -16,8 +16,8 @@ from sinf.criteria import NAMES
 from sinf.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from sinf.classifier import Classifier
     from sinf.data import LabelledImages
-    from sinf.dynamic.model import DynamicModel
     from sinf.engine.torch_engine import SemanticModel
     from sinf.models import BaseModel
 
@@ -55,6 +55,11 @@ Criterion = Annotated[
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the processor [default: all].")]
 Bundle = Annotated[Path, typer.Argument(help="A bundle: a folder made by sinf build, or a hub id.")]
+Artefact = Annotated[
+    Path, typer.Argument(help="A folder made by sinf build, sinf prune or sinf dynamic train, or a hub id.")
+]
+Base = Annotated[str | None, typer.Option(help="Of a pruned model: the MODEL that it was made from, to compare with.")]
+BaseWeights = Annotated[Path | None, typer.Option(help="Weights of --base, a safetensors file.")]
 Threshold = Annotated[
     float | None, typer.Option(help="Confidence below which an input falls back [default: the bundle's].")
 ]
@@ -76,16 +81,6 @@ def key() -> bytes | None:
         return Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"{KEY_FILE} must name a readable file", got=error, remedy="correct or unset it") from error
-
-
-def is_dynamic(bundle: Path, threshold: float | None) -> bool:
-    """Whether a bundle is that of dynamic pruning, which has no threshold to change."""
-    from sinf.load import method_of
-
-    dynamic = method_of(bundle) == "dynamic"
-    if dynamic and threshold is not None:
-        raise ConfigError("a dynamic bundle has no fallback", got="--threshold", remedy="leave it out")
-    return dynamic
 
 
 def base_model(
@@ -139,6 +134,16 @@ def as_classes_of(base: BaseModel, part: Part, labels: str | None) -> Part:
     return matched.images
 
 
+def base_beside(model: Classifier, name: str, weights: Path | None) -> BaseModel:
+    """The base model that a plain model is compared with; it is fed the same images where it does not say itself."""
+    from sinf.models import REFERENCE_NAMES, load_model
+
+    feed, given = model.preprocessing, {}
+    if name in REFERENCE_NAMES or not Path(name).is_dir():
+        given = {"size": feed.size, "mean": feed.mean, "std": feed.std, "classes": len(model.classes)}
+    return load_model(name, weights=weights, **given)  # type: ignore[arg-type]
+
+
 def bundle(folder: Path, threshold: float | None, allow_factory: bool) -> SemanticModel:
     """A bundle in torch, with another threshold if one is given."""
     from sinf.engine.torch_engine import SemanticModel
@@ -149,12 +154,12 @@ def bundle(folder: Path, threshold: float | None, allow_factory: bool) -> Semant
     return model
 
 
-def require_classes(model: SemanticModel | DynamicModel, classes: int) -> None:
-    """Refuse images of other classes than the bundle's."""
-    if classes != len(model.bundle.class_names):
+def require_classes(model: Classifier, classes: int) -> None:
+    """Refuse images of other classes than the model's."""
+    if classes != len(model.classes):
         raise DataError(
             "the data must have the bundle's classes",
-            got=f"{classes} instead of {len(model.bundle.class_names)}",
+            got=f"{classes} instead of {len(model.classes)}",
             remedy="name another label column or another bundle",
         )
 

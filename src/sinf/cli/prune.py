@@ -76,6 +76,9 @@ def prune(
     label_column: options.LabelColumn = None,
     labels: options.Labels = None,
     pairs: Annotated[int, typer.Option(min=2, help="Measurements of time, base and pruned in turns.")] = 200,
+    keep_batch_norm: Annotated[
+        bool, typer.Option("--keep-batch-norm", help="Save for training on: batch norms stay, which is slower to run.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
     work: Annotated[
         Path | None,
@@ -143,7 +146,9 @@ def prune(
         )  # fmt: skip
         expected = f"by {smaller.method}, {describe(smaller.rule)}: expected loss {smaller.expected}"
         console.print(f"{expected}; {describe_times(smaller.times)}")
-        compared = saved.compare(base, smaller, tested, pairs=pairs, threads=pinned, progress=steps)
+        compared = saved.compare(
+            base, smaller, tested, pairs=pairs, threads=pinned, keep_batch_norm=keep_batch_norm, progress=steps
+        )
     made_by = {
         "method": smaller.method,
         **({"criterion": config.criterion_name} if smaller.method == "channels" else {}),
@@ -157,7 +162,10 @@ def prune(
         "test images": test,
         "seed": seed,
     }
-    saved.save(smaller, out, scoring.class_names, made_by=made_by, comparison=compared)
+    saved.save(
+        smaller, out, scoring.class_names, made_by=made_by, comparison=compared, keep_batch_norm=keep_batch_norm,
+        key=options.key(),
+    )  # fmt: skip
     if work is None:
         shutil.rmtree(steps_folder, ignore_errors=True)
     tables.show_pruned(compared, out, pinned)

@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from sinf.bundle_files import folder_of
-from sinf.data import BATCH, LabelledImages
+from sinf.classifier import Classifier
+from sinf.data import BATCH, LabelledImages, Preprocessing
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.cost import Spread
 from sinf.dynamic.network import GatedNetwork
 from sinf.dynamic.sparse import SparseNetwork
 from sinf.engine.constant import ConstantModule
 from sinf.engine.prepare import prepare
+from sinf.models import BaseModel
 from sinf.models.trace import RUNNING, trace
 from sinf.once import Lock, Once
 
@@ -32,7 +34,7 @@ class Chosen(NamedTuple):
     remaining: Tensor
 
 
-class DynamicModel(ConstantModule):
+class DynamicModel(Classifier, ConstantModule):
     """``(B, C, H, W)`` normalised images -> ``(B, classes)`` logits; every input runs the channels that it needs.
 
     Many threads may call one model; :meth:`choose` has one of them wait for the other. A copy, by ``copy.deepcopy`` or
@@ -58,6 +60,28 @@ class DynamicModel(ConstantModule):
     def save_pretrained(self, folder: str | Path, *, key: bytes | None = None) -> None:
         """Write the bundle to a folder, signed where there is a key."""
         self.bundle.save(folder, key=key)
+
+    @property
+    def details_of_a_prediction(self) -> dict[str, type]:
+        return {"macs": float, "macs_share": float}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.bundle.class_names
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.bundle.spec.preprocessing
+
+    def base_model(self) -> BaseModel:
+        return self.bundle.base()
+
+    def _answer(self, images: Tensor) -> tuple[Tensor, None]:
+        return self(images), None
+
+    def _details(self, images: Tensor, answer: None) -> list[dict[str, Any]]:
+        whole = self.network.base_macs
+        return [{"macs": macs, "macs_share": macs / whole} for macs in self.choose(images).macs.tolist()]
 
     def forward(self, images: Tensor) -> Tensor:
         with RUNNING:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -16,6 +18,19 @@ from sinf.errors import ConfigError, DependencyError, ModelError
 from sinf.models.trace import RUNNING, TRACING, Tracer
 from sinf.once import Once
 from sinf.routing import BASE, FALLBACK, FRONT
+
+
+@contextmanager
+def compiling(what: str) -> Iterator[None]:
+    """Where compiled code is called: torch may compile in any call, and what it cannot becomes one line."""
+    try:
+        with TRACING, RUNNING.none():
+            yield
+    except torch._inductor.exc.InductorError as error:
+        reason = str(error).strip().splitlines()[0]
+        if "InvalidCxxCompiler" in reason:
+            raise DependencyError("torch.compile needs a C++ compiler", got=reason, remedy="install g++") from error
+        raise ModelError(f"{what} cannot be compiled", got=reason, remedy="take another engine") from error
 
 
 class CompiledTorchEngine:
@@ -39,14 +54,8 @@ class CompiledTorchEngine:
         if os.getpid() != self._process:
             self._refuse("one that was opened before a fork")
         given = as_tensors(inputs)
-        try:
-            with TRACING, RUNNING.none():
-                outputs = self._compiled[part, len(given[0]) == 1](*given)
-        except torch._inductor.exc.InductorError as error:
-            reason = str(error).strip().splitlines()[0]
-            if "InvalidCxxCompiler" in reason:
-                raise DependencyError("torch.compile needs a C++ compiler", got=reason, remedy="install g++") from error
-            raise ModelError(f"the part {part} cannot be compiled", got=reason, remedy="take another engine") from error
+        with compiling(f"the part {part}"):
+            outputs = self._compiled[part, len(given[0]) == 1](*given)
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def _compile(self, key: tuple[str, bool]) -> Any:

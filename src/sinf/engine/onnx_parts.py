@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -53,22 +53,45 @@ def part_to_onnx(engine: TorchEngine, part: str) -> onnx.ModelProto:
     given = (images,) if inputs == ("images",) else engine.run(FRONT, images)[: len(inputs)]
     # In the order of channels_last torch would export the strides of its own pools, as gathers.
     example = tuple(x.contiguous() for x in given)
+    batches = tuple({0: torch.export.Dim("batch")} for _ in inputs)
+    return _exported(_module(engine, part), example, f"the part {part}", inputs, outputs, batches)
+
+
+def network_to_onnx(module: nn.Module, size: tuple[int, int, int]) -> onnx.ModelProto:
+    """A classifier for batches of any size: ``images`` (B, C, H, W) -> ``logits`` (B, classes).
+
+    Raises: as :func:`part_to_onnx`.
+    """
+    _require_packages()
+    batches = ({0: torch.export.Dim("batch")},)
+    return _exported(module, (torch.zeros(_EXAMPLE, *size),), "the network", ("images",), ("logits",), batches)
+
+
+def _exported(
+    module: nn.Module,
+    example: tuple[torch.Tensor, ...],
+    what: str,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    batches: tuple[Any, ...] | None,
+) -> onnx.ModelProto:
+    """The graph of a module; with ``batches`` for any size of the dimensions that these name."""
     try:
         with TRACING, RUNNING.none(), _quiet():
             program = torch.onnx.export(
-                _module(engine, part).eval(),
+                module.eval(),
                 example,
                 dynamo=True,
                 verbose=False,
                 input_names=inputs,
                 output_names=outputs,
-                dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in inputs),
+                dynamic_shapes=batches,
             )
     except Exception as error:  # the exporter raises whatever torch, onnxscript and the model do
         raise ModelError(
-            f"the part {part} cannot be written as ONNX",
+            f"{what} cannot be written as ONNX",
             got=str(error).strip().splitlines()[0],
-            remedy="replace the operation that it names, or run the bundle in torch",
+            remedy="replace the operation that it names, or run the model in torch",
         ) from error
     return _without_notes(program.model_proto)  # type: ignore[union-attr]
 
@@ -86,16 +109,7 @@ def graph_to_onnx(graph: torch.nn.Module, size: tuple[int, int, int], batch: int
     Raises: as :func:`part_to_onnx`.
     """
     _require_packages()
-    example = (torch.zeros(batch, *size),)
-    names = {"input_names": ("images",), "output_names": ("logits",)}
-    try:
-        with TRACING, RUNNING.none(), _quiet():
-            program = torch.onnx.export(graph.eval(), example, dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
-    except Exception as error:  # the exporter raises whatever torch, onnxscript and the model do
-        reason = str(error).strip().splitlines()[0]
-        remedy = "replace the operation that it names, or run the bundle in torch"
-        raise ModelError("the network cannot be written as ONNX", got=reason, remedy=remedy) from error
-    return _without_notes(program.model_proto)  # type: ignore[union-attr]
+    return _exported(graph, (torch.zeros(batch, *size),), "the network", ("images",), ("logits",), None)
 
 
 def _require_packages() -> None:

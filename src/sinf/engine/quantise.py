@@ -36,54 +36,14 @@ class Quantiser:
     """Makes the parts of one bundle smaller, each when it is asked for. ``images`` (N, C, H, W) are normalised."""
 
     def __init__(self, engine: TorchEngine, images: Tensor) -> None:
-        size = engine.bundle.spec.preprocessing.size
-        if images.ndim != 4 or tuple(images.shape[1:]) != tuple(size) or not len(images):
-            raise ConfigError(
-                f"int8 needs calibration images of shape (N, {', '.join(map(str, size))})",
-                got=tuple(images.shape),
-                remedy="give some hundred images like the application's, normalised",
-            )
-        self._images = torch.as_tensor(images, dtype=torch.float32)
+        self._images = require_images(images, engine.bundle.spec.preprocessing.size)
         runs = [engine.run(FRONT, x) for x in self._images.split(_BATCH)]
         self._features, self._log_clusters = (torch.cat([run[i] for run in runs]) for i in (0, 1))
         self._clusters = {part_name(cluster): cluster for cluster in range(len(engine.bundle.clusters))}
 
     def quantise(self, model: onnx.ModelProto, part: str) -> onnx.ModelProto:
-        """A part's graph in integers; one without anything to gain stays as it is.
-
-        Raises:
-            ModelError: it cannot be quantised.
-            DependencyError: onnxruntime is missing.
-        """
-        try:
-            from onnxruntime import quantization
-        except ImportError as error:
-            raise DependencyError("int8 needs onnxruntime's quantiser", remedy="pip install onnxruntime") from error
-        import onnx
-
-        kept = _kept(model)
-        if not any(node.op_type in _PRODUCTS and node.name not in kept for node in model.graph.node):
-            return model
-        with tempfile.TemporaryDirectory(prefix="sinf-int8-") as folder, _quiet():
-            path = Path(folder, "part.onnx")
-            try:
-                quantization.quantize_static(
-                    model,
-                    path,
-                    _reader(self._feeds(part)),
-                    quant_format=quantization.QuantFormat.QDQ,
-                    op_types_to_quantize=list(_QUANTISED),
-                    nodes_to_exclude=kept,
-                    per_channel=True,
-                    reduce_range=not _has_dot_product(),
-                    activation_type=quantization.QuantType.QUInt8,
-                    weight_type=quantization.QuantType.QInt8,
-                )
-            except Exception as error:  # the quantiser raises whatever its steps do
-                raise ModelError(
-                    f"the part {part} cannot be quantised", got=str(error).strip().splitlines()[0], remedy="take f32"
-                ) from error
-            return onnx.load(path)
+        """A part's graph in integers; see :func:`quantise_graph`."""
+        return quantise_graph(model, self._feeds(part), f"part {part}")
 
     def _feeds(self, part: str) -> Iterator[dict[str, Any]]:
         """Inputs of a part, a batch at a time."""
@@ -95,6 +55,56 @@ class Quantiser:
             rows = self._log_clusters[:, cluster].topk(min(_OF_CLUSTER, len(rows))).indices
         for some in rows.split(_BATCH):
             yield {name: whole[name][some].numpy() for name in inputs}
+
+
+def require_images(images: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Calibration images in float32; others than (N, C, H, W) of ``size`` (C, H, W) are refused."""
+    if images.ndim != 4 or tuple(images.shape[1:]) != tuple(size) or not len(images):
+        raise ConfigError(
+            f"int8 needs calibration images of shape (N, {', '.join(map(str, size))})",
+            got=tuple(images.shape),
+            remedy="give some hundred images like the application's, normalised",
+        )
+    return torch.as_tensor(images, dtype=torch.float32)
+
+
+def quantise_graph(model: onnx.ModelProto, feeds: Iterator[dict[str, Any]], what: str) -> onnx.ModelProto:
+    """A graph in integers, with ranges of activations from ``feeds``, its inputs by name; one without anything to gain
+    stays as it is. ``what`` names it.
+
+    Raises:
+        ModelError: it cannot be quantised.
+        DependencyError: onnxruntime is missing.
+    """
+    try:
+        from onnxruntime import quantization
+    except ImportError as error:
+        raise DependencyError("int8 needs onnxruntime's quantiser", remedy="pip install onnxruntime") from error
+    import onnx
+
+    kept = _kept(model)
+    if not any(node.op_type in _PRODUCTS and node.name not in kept for node in model.graph.node):
+        return model
+    with tempfile.TemporaryDirectory(prefix="sinf-int8-") as folder, _quiet():
+        path = Path(folder, "part.onnx")
+        try:
+            quantization.quantize_static(
+                model,
+                path,
+                _reader(feeds),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=list(_QUANTISED),
+                nodes_to_exclude=kept,
+                per_channel=True,
+                reduce_range=not _has_dot_product(),
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+            )
+        except Exception as error:  # the quantiser raises whatever its steps do
+            raise ModelError(
+                f"the {what} cannot be quantised", got=str(error).strip().splitlines()[0], remedy="take f32"
+            ) from error
+        return onnx.load(path)
 
 
 def _kept(model: onnx.ModelProto) -> list[str]:

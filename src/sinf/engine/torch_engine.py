@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 
 from sinf.bundle import Bundle
 from sinf.bundle_files import folder_of
-from sinf.data import BATCH
+from sinf.classifier import Classifier
+from sinf.data import BATCH, Preprocessing
 from sinf.deferral import margin_of
 from sinf.engine.constant import ConstantModule
 from sinf.engine.memory import release
@@ -21,6 +22,7 @@ from sinf.engine.parts import Front, Specialist, make_judge
 from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError
 from sinf.grouping import TailTimes
+from sinf.models import BaseModel, fit_state, load_spec
 from sinf.models.trace import RUNNING
 from sinf.network import Network, Part
 from sinf.once import Lock, Once
@@ -129,7 +131,7 @@ def as_tensors(arrays: tuple[Any, ...]) -> tuple[Tensor, ...]:
     )
 
 
-class SemanticModel(ConstantModule):
+class SemanticModel(Classifier, ConstantModule):
     """A semantic-inference bundle as a plain classifier: ``(B, C, H, W)`` normalised images -> ``(B, classes)`` logits.
 
     ``threshold`` may be changed at any time; ``memory_budget`` is that of :class:`TorchEngine`. Many threads may call
@@ -169,6 +171,39 @@ class SemanticModel(ConstantModule):
     def save_pretrained(self, folder: str | Path, *, key: bytes | None = None) -> None:
         """Write the bundle to a folder, signed where there is a key."""
         self.bundle.save(folder, key=key)
+
+    @property
+    def details_of_a_prediction(self) -> dict[str, type]:
+        return {"route": str, "confidence": float, "fell_back": bool}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.bundle.class_names
+
+    @property
+    def clusters(self) -> dict[str, list[int]]:
+        """As of :mod:`sinf.edge`: the classes of every semantic cluster, by its name."""
+        clusters = self.bundle.clusters
+        return {name: list(members) for name, members in zip(clusters.names, clusters.members, strict=True)}
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.bundle.spec.preprocessing
+
+    def _answer(self, images: Tensor) -> tuple[Tensor, Routed]:
+        routed = self.feature_router.one_by_one().route(images)
+        return routed.logits, routed
+
+    def _details(self, images: Tensor, answer: Routed) -> list[dict[str, Any]]:
+        names = self.bundle.clusters.names
+        rows = zip(answer.route.tolist(), answer.confidence.tolist(), answer.fell_back.tolist(), strict=True)
+        return [{"route": names[route], "confidence": value, "fell_back": fell} for route, value, fell in rows]
+
+    def base_model(self) -> BaseModel:
+        spec, state = self.bundle.spec, self.bundle.base_state
+        module = load_spec(spec, state)
+        fit_state(module, state, spec.name)
+        return BaseModel(module.requires_grad_(False).eval(), spec)
 
     @property
     def threshold(self) -> float:

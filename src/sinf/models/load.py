@@ -27,6 +27,7 @@ from sinf.models.spec import PLAIN, REFERENCE_NAMES, ModelSpec, require_channels
 from sinf.models.state import fit_state, head_size, read_weights, require_finite, require_shapes
 from sinf.models.to_plain import make_plain
 from sinf.schema import Classes, Digest, Name, Record, Text, parse, validated
+from sinf.seal import SIGNATURE, unsealed
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "PLAIN", "REFERENCE_NAMES", "ModelSpec", "read_weights"]
 
@@ -179,9 +180,36 @@ def _from_folder(
     given = [n for n, v in (("size", size), ("mean", mean), ("std", std), *options.items()) if v is not None]
     if given:
         raise ModelError("a folder says itself what its model is", got=f"{', '.join(given)} besides {folder}")
+    base = read_plain(folder).model
+    if classes not in (None, base.spec.classes):
+        got = f"{base.spec.classes}, not {classes}"
+        raise ModelError(f"{folder} does not have the given number of classes", got=got)
+    return base
+
+
+@dataclass(frozen=True)
+class PlainFolder:
+    """What ``sinf prune`` wrote to a folder: the network, names of its classes, how it was made, what was measured."""
+
+    model: BaseModel
+    class_names: tuple[str, ...]
+    made_by: dict[str, Any]
+    measured: dict[str, Any] | None
+
+
+def read_plain(folder: Path, key: bytes | None = None) -> PlainFolder:
+    """Read a folder that ``sinf prune`` wrote; nothing that lies in it is run. With a ``key``, what is not signed with
+    it is refused.
+
+    Raises:
+        ModelError: it holds something else, or what is damaged, was changed or is not signed.
+    """
     remedy = "name another, or write it again with sinf prune"
     try:
         config = plain.read_config(folder)
+        if key is not None:
+            unsealed(config, ModelError, f"{folder / 'config.json'}", key)
+        config.pop(SIGNATURE, None)
         read = validated(config, _Folder, ModelError, f"{folder / 'config.json'}", remedy=remedy)
         record = {key: config[key] for key in ("classes", "preprocessing")}
         spec = ModelSpec.from_json(record | {"name": PLAIN + read.name, "options": config["network"]})
@@ -192,10 +220,9 @@ def _from_folder(
         raise ModelError(
             f"a folder given as MODEL must be one that sinf prune wrote: {folder}", got=error, remedy=remedy
         ) from error
-    if classes not in (None, spec.classes):
-        raise ModelError(f"{folder} does not have the given number of classes", got=f"{spec.classes}, not {classes}")
     require_finite(module.state_dict())
-    return BaseModel(module, spec, ModelClasses.of(read.class_names, "the folder"))
+    base = BaseModel(module, spec, ModelClasses.of(read.class_names, "the folder"))
+    return PlainFolder(base, read.class_names, read.made_by, read.measured)
 
 
 def spec_from_metadata(path: str | Path) -> ModelSpec | None:

@@ -6,8 +6,8 @@ This file stands alone: it needs torch and safetensors, and lies in every folder
 
     model = load("folder")  # an nn.Module in eval mode, (B, C, H, W) -> (B, classes)
 
-Importing a ``load.py`` that somebody else gave you runs that file. With sinf installed, ``sinf.load_model("folder")``
-uses its own copy of this one and runs nothing that lies in the folder.
+Weights are in the order of channels_last, as when they were timed. Importing a ``load.py`` that somebody else gave you
+runs that file; ``sinf.from_pretrained("folder")`` uses its own copy of this one and runs nothing that lies there.
 
 No code is read from data: a layer is one of ``LAYERS``, a step calls one of ``FUNCTIONS`` or ``METHODS``. Nothing is
 allocated because data says so: text is bounded before it is parsed, hashes are checked, layers are made on the meta
@@ -80,20 +80,12 @@ _DEVICE = re.compile(r"(cpu|cuda|mps)(:\d{1,2})?")
 
 
 def load(folder: str | Path) -> Plain:
-    """The network in a folder, in eval mode.
-
-    Raises:
-        ValueError: the folder holds no such network, or a damaged one.
-    """
+    """The network in a folder, in eval mode; a ValueError where there is none, or a damaged one."""
     return fill(read_config(folder), folder)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """What config.json holds: bounded before it is parsed, and as it was written, by its own digest.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """What config.json holds: bounded before it is parsed, and as it was written by its own digest; or a ValueError."""
     path = Path(folder) / "config.json"
     with _refusing(f"{path} must be JSON as sinf prune writes it"):
         with _open(path) as file:
@@ -111,8 +103,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def digest(config: dict[str, Any]) -> str:
-    """sha256 of what a config holds besides its digest, written in one way."""
-    content = {key: value for key, value in config.items() if key != "digest"}
+    """sha256 of what a config holds besides its digest and the signature of that, written in one way."""
+    content = {key: value for key, value in config.items() if key not in ("digest", "signature")}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -139,7 +131,8 @@ def fill(config: dict[str, Any], folder: str | Path) -> Plain:
                 raise _refusal(f"{path} must hold the tensors of the config", f"others, such as {wrong[0]}")
             state = {name: tensors.get_tensor(name).to(own[name].dtype) for name in shapes}
         model.load_state_dict(state, assign=True)
-        torch.no_grad()(model.eval())(torch.zeros(1, *config["preprocessing"]["size"]))  # meta checks less
+        model.eval().to(memory_format=torch.channels_last)
+        torch.no_grad()(model)(torch.zeros(1, *config["preprocessing"]["size"]))  # meta checks less
     return model
 
 
@@ -212,8 +205,8 @@ class Plain(nn.Module):
                 _place(self, path, _layer(layer))
             for path, tensor in network["tensors"].items():
                 _place(self, path, _tensor(tensor))
-            self._steps = [_step(step) for step in network["steps"]]
-            self._last = _last_uses(self._steps, {"layer": network["layers"], "tensor": network["tensors"]})
+            steps = [_step(step) for step in network["steps"]]
+            self._steps = _with_last_uses(steps, {"layer": network["layers"], "tensor": network["tensors"]})
 
     def forward(self, x: Tensor) -> Tensor:
         return self._run(x)
@@ -221,29 +214,30 @@ class Plain(nn.Module):
     def _run(self, x: Tensor, after: Callable[[Any], None] | None = None, device: Any = None) -> Tensor:
         """All steps; ``after`` is called with what each makes, ``device`` takes the place of those that are named."""
         values: dict[str, Any] = {}
-        for step in self._steps:
-            args, kwargs = _replace(
-                (step.args, step.kwargs), lambda a: values[a.step] if isinstance(a, _Value) else device or a
-            )
-            if step.do == "input":
-                value = x
-            elif step.do == "output":
-                return args[0]
-            elif step.do == "layer":
-                value = self.get_submodule(step.of)(*args, **kwargs)
-            elif step.do == "tensor":
-                path, _, name = step.of.rpartition(".")
-                value = getattr(self.get_submodule(path), name)
-            elif step.do == "method":
-                value = getattr(args[0], step.of)(*args[1:], **kwargs)
+        for name, do, of, args, kwargs, function, path, flat, done in self._steps:
+            if flat and device is None:  # most steps; small networks spend as long here as in their arithmetic
+                args = [values[a.step] if type(a) is _Value else a for a in args]
             else:
-                value = step.function(*args, **kwargs)
-            values[step.name] = value
+                args, kwargs = _replace((args, kwargs), lambda a: values[a.step] if type(a) is _Value else device or a)
+            if do == "function":
+                value = function(*args, **kwargs)
+            elif do == "method":
+                value = getattr(args[0], of)(*args[1:], **kwargs)
+            elif do == "input":
+                value = x
+            elif do == "output":
+                return args[0]
+            else:
+                owner: Any = self
+                for part in path[:-1]:
+                    owner = owner._modules[part]
+                value = owner._modules[path[-1]](*args, **kwargs) if do == "layer" else getattr(owner, path[-1])
+            values[name] = value
             if after is not None:
                 after(value)
-            for name in self._last.get(step.name, ()):
-                del values[name]
-        raise ValueError("no output")  # see _last_uses
+            for each in done:
+                del values[each]
+        raise ValueError("no output")  # see _with_last_uses
 
 
 def checked(network: dict[str, Any], size: Iterable[int], classes: int | None = None) -> Plain:
@@ -276,7 +270,7 @@ def checked(network: dict[str, Any], size: Iterable[int], classes: int | None = 
         if one > MAX_VALUES or live > MAX_LIVE or two > 2 * one:
             got = f"{one} of {live} at once, {two} for two images"
             raise _refusal(f"step {step.name!r} must not make more numbers than a network needs", got)
-        live -= sum(by_name[name] for name in model._last.get(step.name, ()))
+        live -= sum(by_name[name] for name in step.done)
     return model
 
 
@@ -291,6 +285,9 @@ class _Step(NamedTuple):
     args: list[Any]
     kwargs: dict[str, Any]
     function: Callable[..., Any]
+    path: tuple[str, ...]  # the parts of ``of``
+    flat: bool  # values of steps are arguments themselves, not within one, and none is a device
+    done: tuple[str, ...] = ()  # values that no later step reads
 
 
 class _Value(NamedTuple):
@@ -310,7 +307,10 @@ def _step(step: dict[str, Any]) -> _Step:
         raise _refusal("arguments of a step are a list, and a record without out", step)
     if do in ("method", "output") and not args:
         raise _refusal(f"a step of the kind {do} needs an argument", step)
-    return _Step(name, do, of, args, kwargs, function(of) if do == "function" else operator.pos)
+    within: list[Any] = []
+    _replace(([arg for arg in args if type(arg) is not _Value], kwargs), within.append)
+    called = function(of) if do == "function" else operator.pos
+    return _Step(name, do, of, args, kwargs, called, tuple(of.split(".")), not within)
 
 
 @cache
@@ -426,8 +426,8 @@ def _replace(value: Any, leaf: Callable[[Any], Any]) -> Any:
     return value
 
 
-def _last_uses(steps: list[_Step], named: dict[str, Any]) -> dict[str, list[str]]:
-    """By step, the values that nobody reads after it; steps read what is there, and their names are their own."""
+def _with_last_uses(steps: list[_Step], named: dict[str, Any]) -> list[_Step]:
+    """Steps with the values that nobody reads after each; they read what is there, and their names are their own."""
     last: dict[str, str] = {}
     known: set[str] = set()
     for step in steps:
@@ -444,7 +444,7 @@ def _last_uses(steps: list[_Step], named: dict[str, Any]) -> dict[str, list[str]
         known.add(step.name)
     if [step.do for step in steps].count("output") != 1 or steps[-1].do != "output":
         raise _refusal("the last step, and no other, must be the output", f"{len(steps)} steps")
-    result: dict[str, list[str]] = {}
+    done: dict[str, list[str]] = {}
     for name, step_name in last.items():
-        result.setdefault(step_name, []).append(name)
-    return result
+        done.setdefault(step_name, []).append(name)
+    return [step._replace(done=tuple(done.get(step.name, ()))) for step in steps]

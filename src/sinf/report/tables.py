@@ -326,13 +326,15 @@ def show_runs(runs: list[Run], batches: list[int] | None) -> None:
 
 
 def show_pruned(comparison: Pruned, folder: Path, threads: int) -> None:
-    from sinf.pruned import rows_of
+    from sinf.pruned import PREPARED, rows_of
 
-    table = _table(f"{comparison.images} images, {threads} thread(s), base and pruned in turns", "", "base", "pruned")
+    title = f"{comparison.images} images, {threads} thread(s), all timed in turns in one run"
+    table = _table(title, "", "your model, as loaded", "base, prepared", "pruned, as saved")
     for row in rows_of(comparison):
         table.add_row(*row)
     console = _console()
     console.print(table)
+    console.print(PREPARED)
     console.print(f"{folder}: model.safetensors, config.json and load.py, which needs torch and safetensors alone")
 
 

@@ -1,0 +1,109 @@
+"""``sinf eval`` and ``predict``: what an artefact does, of whatever method."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sinf.cli import options
+from sinf.cli.kinds import kind_of, open_artefact
+from sinf.errors import DataError
+
+if TYPE_CHECKING:
+    from sinf.classifier import Prediction
+
+_SHOWN = 100  # predictions on the screen
+_NAMED = 3  # images in a message
+
+
+def evaluate(
+    artefact: options.Artefact,
+    data: options.Data,
+    split: Annotated[str, typer.Option(help="Images that were not used to train, build or calibrate.")] = "test[50%:]",
+    base: options.Base = None,
+    base_weights: options.BaseWeights = None,
+    threshold: options.Threshold = None,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
+    threads: options.Threads = None,
+    allow_factory: options.AllowFactory = False,
+    json: options.Json = None,
+) -> None:
+    """Accuracy, MACs and parameters, base beside ours; of a bundle also by cluster, or how the MACs are spread."""
+    kind = kind_of(artefact, threshold=threshold, base=base)
+    options.set_threads(threads)
+    model = open_artefact(artefact, threshold, allow_factory)
+    images = options.images(data, split, image_column, label_column, None)
+    options.require_classes(model, images.classes)
+    beside = None if base is None else options.base_beside(model, base, base_weights)
+    with options.Steps() as steps:
+        result = kind.evaluate(model, images, beside, lambda done, total: steps("evaluating", done, total))
+    kind.show_evaluation(result)
+    options.write_json(json, result.to_json())
+
+
+def predict(
+    artefact: options.Artefact,
+    image: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write all predictions to this file: .parquet, .jsonl or .csv.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes of an image.")] = 3,
+    batch: Annotated[int, typer.Option(min=1, help="Images that are in memory at once.")] = 32,
+    threshold: options.Threshold = None,
+    threads: options.Threads = None,
+    allow_factory: options.AllowFactory = False,
+    json: options.Json = None,
+) -> None:
+    """Classes with probabilities and the time of every image; of a bundle also the route, or the MACs.
+
+    An image that cannot be read does not stop the others: it is reported at the end, with exit code 2."""
+    from sinf.image_files import count_files, image_files
+    from sinf.report import predictions
+
+    if out is not None:
+        predictions.check_ending(out)
+    kind = kind_of(artefact, threshold=threshold)
+    options.set_threads(threads)
+    model = open_artefact(artefact, threshold, allow_factory)
+    count = count_files(image)
+    if not count.images:
+        got = f"{count.others} other files" if count.others else "nothing"
+        raise DataError("there must be images to predict", got=got, remedy="name image files, or a folder of them")
+    shown: list[Prediction] = []
+    bad: list[Prediction] = []
+    kept: list[dict[str, Any]] = []
+    failed = 0
+    with ExitStack() as stack:
+        steps = stack.enter_context(options.Steps())
+        add = None
+        if out is not None:
+            names = model.details_of_a_prediction
+            add = stack.enter_context(predictions.writer(out, min(top, len(model.classes)), names))
+        for done, prediction in enumerate(model.stream(image_files(image), top=top, batch=batch), 1):
+            if add is not None:
+                add(prediction)
+            if json is not None:
+                kept.append(prediction.to_json())
+            failed += prediction.error is not None
+            few = shown if prediction.error is None else bad
+            if len(few) < _SHOWN:
+                few.append(prediction)
+            steps("predicting", done, count.images)
+    if shown:
+        kind.show_predictions([prediction.to_json() for prediction in shown])
+    hidden = count.images - failed - len(shown)
+    where = "" if out is None else f"; all are in {out}"
+    print(f"{count.images - failed} of {count.images} images" + (f", {hidden} not shown" if hidden else "") + where)
+    if count.others:
+        print(f"{count.others} files of other endings were left out")
+    options.write_json(json, {"predictions": kept})
+    if failed:
+        said = [str(prediction.error) for prediction in islice(bad, _NAMED)]
+        more = f"; and {failed - len(said)} more" if failed > len(said) else ""
+        got = f"{failed} of {count.images} that cannot: {'; '.join(said)}{more}"
+        raise DataError("every image must be readable", got=got, remedy="the others are done")

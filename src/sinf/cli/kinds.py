@@ -1,0 +1,138 @@
+"""What the verbs do with each kind of artefact: a class a method, found by the method in its config.json."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sinf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sinf.classifier import Classifier
+    from sinf.data import LabelledImages
+    from sinf.models import BaseModel
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What ``sinf bench`` is asked for. ``load_seconds`` is what loading the artefact took."""
+
+    source: Path
+    images: LabelledImages
+    data: str
+    split: str
+    batches: list[int] | None
+    pairs: int
+    engine: str
+    precision: str
+    held_out: LabelledImages | None
+    threads: int
+    stages: bool
+    energy: bool
+    base: BaseModel | None
+    load_seconds: float
+    empty: list[str]
+
+    def sizes(self, default: tuple[int, ...], largest: int | None = None) -> list[int]:
+        """Batch sizes; one that there are no images for, or that the engine cannot take, is refused."""
+        limit = len(self.images) if largest is None else min(largest, len(self.images))
+        sizes = self.batches or list(default)
+        for size in sizes:
+            if not 1 <= size <= limit:
+                raise ConfigError(f"a batch must be between 1 and {limit} here", got=size, remedy="change --batch")
+        return sizes
+
+
+@dataclass(frozen=True)
+class Export:
+    """What ``sinf export`` is asked for."""
+
+    out: Path
+    file_format: str
+    layout: str | None
+    runtime: Path | None
+    data: str | None
+    split: str
+
+
+class Kind(ABC):
+    """What differs between methods; what they have in common is in :class:`sinf.classifier.Classifier`."""
+
+    #: Options that are refused, with the rule that says why.
+    refuses: ClassVar[dict[str, str]] = {}
+
+    @abstractmethod
+    def evaluate(self, model: Any, images: LabelledImages, base: BaseModel | None, progress: Progress) -> Any:
+        """A result with ``to_json``."""
+
+    @abstractmethod
+    def show_evaluation(self, result: Any) -> None:
+        """Print it."""
+
+    @abstractmethod
+    def bench(self, model: Any, asked: Bench) -> dict[str, Any]:
+        """Measure and print; the record for programs is returned."""
+
+    @abstractmethod
+    def export(self, model: Any, asked: Export) -> None:
+        """Write and print."""
+
+    @abstractmethod
+    def show_predictions(self, records: list[dict[str, Any]]) -> None:
+        """Print a table; records are those of :meth:`sinf.classifier.Prediction.to_json` without error."""
+
+    def parts(self, model: Any) -> dict[str, dict[str, float]]:
+        """For ``sinf profile``: of every part beside the base model, its MACs and parameters; none where all of the
+        model is profiled."""
+        return {}
+
+
+KINDS = {
+    "semantic": "sinf.cli.semantic:Semantic",
+    "dynamic": "sinf.cli.dynamic:Dynamic",
+    "static": "sinf.cli.plain:Plain",
+}
+
+
+def kind_of(source: str | Path, **given: object) -> Kind:
+    """The kind of an artefact, from a folder or the hub; of options ``given`` that it does not take, those that are set
+    are refused.
+
+    Raises:
+        ConfigError: such an option is set.
+    """
+    from sinf.load import method_of
+
+    module, _, name = KINDS[method_of(source)].partition(":")
+    kind: Kind = getattr(importlib.import_module(module), name)()
+    for option, value in given.items():
+        if value is not None and option in kind.refuses:
+            option_name = "--" + option.replace("_", "-")
+            raise ConfigError(kind.refuses[option], got=option_name, remedy="leave it out")
+    return kind
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder here holds a bundle, whose parts are not one network."""
+    if not folder.is_dir():
+        return False
+    from sinf.load import method_of
+
+    return method_of(folder) != "static" and (folder / "config.json").is_file()
+
+
+def open_artefact(source: Path, threshold: float | None, allow_factory: bool) -> Classifier:
+    """The model, with another threshold where one is given and it has one."""
+    from sinf.cli import options
+    from sinf.load import from_pretrained
+
+    model: Any = from_pretrained(source, allow_factory=allow_factory, key=options.key())
+    if threshold is not None:
+        model.threshold = threshold
+    return model

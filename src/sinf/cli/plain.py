@@ -1,0 +1,106 @@
+"""What the verbs do with a plain model: one network for all classes, with or without the base model beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sinf.cli import options
+from sinf.cli.kinds import Bench, Export, Kind, Progress
+from sinf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sinf.data import LabelledImages
+    from sinf.models import BaseModel
+    from sinf.plain_model import PlainModel
+
+_IMAGES = 2000  # at most: what is timed runs over them in turns
+_CALIBRATION = 256
+
+
+class Plain(Kind):
+    refuses: ClassVar = {"threshold": "a plain model has no fallback"}
+
+    def evaluate(self, model: PlainModel, images: LabelledImages, base: BaseModel | None, progress: Progress) -> Any:
+        from sinf.measure_plain import evaluate
+
+        return evaluate(model, images, base, progress=progress)
+
+    def show_evaluation(self, result: Any) -> None:
+        from sinf.report import artefacts
+
+        artefacts.show_plain(result)
+
+    def bench(self, model: PlainModel, asked: Bench) -> dict[str, Any]:
+        from sinf import measure
+        from sinf.engine.engines import native
+        from sinf.engine.network_engine import open_network
+        from sinf.engine.prepare import prepare
+        from sinf.measure_plain import right_share
+        from sinf.models.trace import trace
+        from sinf.report import artefacts, tables
+        from sinf.timing import alone, latency
+
+        size, feed, images = model.preprocessing.size, model.preprocessing, asked.images
+        sizes = asked.sizes((1, 32) if len(images) >= 32 else (1,))
+        x = feed.normalise(images.pixels(feed, 0, min(len(images), _IMAGES)))
+        calibration = None
+        if asked.held_out is not None:
+            sample = asked.held_out.sample(_CALIBRATION)
+            calibration = feed.normalise(sample.pixels(feed, 0, _CALIBRATION))
+        how: dict[str, Any] = {"threads": asked.threads, "precision": asked.precision, "calibration": calibration}
+        ours = open_network(model.network, size, asked.engine, **how)
+        base = None
+        if asked.base is not None:
+            base = open_network(prepare(trace(asked.base.module, feed)), size, asked.engine, **how)
+        given = native(asked.engine, x)
+        with options.Steps() as steps:
+            right = None
+            if asked.precision != "f32":
+                right = {name: right_share(run, given, images.labels) for name, run in _named(ours, base).items()}
+            rows: list[Any] = []
+            for batch in sizes:
+                pairs = asked.pairs if batch == 1 else max(10, asked.pairs // 4)
+
+                def show(done: int, total: int, name: str = f"batch {batch}") -> None:
+                    steps(name, done, total)
+
+                run: dict[str, Any] = {"batch": batch, "pairs": pairs, "threads": asked.threads, "progress": show}
+                rows.append(alone(ours, given, **run) if base is None else latency(base, ours, given, **run))
+        engine = asked.engine if asked.precision == "f32" else f"{asked.engine} {asked.precision}"
+        facts = measure.facts(asked.source, asked.load_seconds, engine)
+        if base is None:
+            artefacts.show_alone(rows, facts)
+        else:
+            tables.show_bench(rows, facts)
+        artefacts.show_right(right, asked.precision)
+        return {
+            "model": model.spec.name,
+            "precision": asked.precision,
+            "top1": right,
+            "latency": [row.to_json() for row in rows],
+            "stages": None,
+            "energy": None,
+            **facts,
+        }
+
+    def export(self, model: PlainModel, asked: Export) -> None:
+        from sinf.export.plain import export_plain
+        from sinf.report import tables
+
+        if asked.file_format == "web":
+            rule, remedy = "a page shows a bundle beside its base model", "export onnx"
+            raise ConfigError(rule, got="a plain model", remedy=remedy)
+        if asked.layout == "split":
+            raise ConfigError("a plain model is one part", got="--layout split", remedy="leave it out")
+        files = export_plain(model, asked.out, asked.file_format)
+        tables.show_export(asked.out, sum(Path(each).stat().st_size for each in files))
+
+    def show_predictions(self, records: list[dict[str, Any]]) -> None:
+        from sinf.report import artefacts
+
+        artefacts.show_classes(records)
+
+
+def _named(ours: Any, base: Any) -> dict[str, Any]:
+    return {"ours": ours} if base is None else {"base": base, "ours": ours}

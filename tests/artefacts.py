@@ -1,0 +1,47 @@
+"""One artefact of every kind, each of a small network for images of 32 pixels and six classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sinf.data import LabelledImages
+from sinf.dynamic.bundle import DynamicBundle
+from sinf.dynamic.gates import SaliencyGate
+from sinf.dynamic.network import GateConfig, attach
+from sinf.models import BaseModel, load_model
+from sinf.pruned import save
+from sinf.pruning import PruneConfig, prune
+from sinf.subgraph.select import Schedule
+from tiny import randomise
+
+
+def small(name: str, width: float) -> BaseModel:
+    torch.manual_seed(0)
+    made = load_model(name, classes=6, options={"width": width})
+    randomise(made.module)
+    return made
+
+
+def make_static(images: LabelledImages, folder: Path) -> Path:
+    config = PruneConfig(rule=Schedule(0.3, 0.3), images=36, round_to=1, reconstruct=False)
+    made = prune(small("vgg11", 0.125), images, config, folder / "work")
+    save(made, folder / "static", images.class_names, made_by={"seed": 0})
+    return folder / "static"
+
+
+def make_dynamic(images: LabelledImages, folder: Path) -> Path:
+    base = small("resnet20", 0.5)
+    before = {key: value.clone() for key, value in base.module.state_dict().items()}
+    network = attach(base, GateConfig()).eval()
+    draw = torch.Generator().manual_seed(0)
+    for index in range(len(network.sites)):
+        gate = network.gate(index)
+        assert isinstance(gate, SaliencyGate)
+        gate.excite.weight.data += 0.02 * torch.randn(gate.excite.weight.shape, generator=draw)
+    _, seen = network.observe(torch.randn(8, 3, 32, 32, generator=draw))
+    for index, saliency in enumerate(seen.saliencies):
+        network.gate(index).set_remaining(0.7, saliency.mean(0).detach())
+    DynamicBundle.of(network, base.spec, before, images.class_names, {"seed": "0"}).save(folder / "dynamic")
+    return folder / "dynamic"
