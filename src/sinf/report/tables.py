@@ -314,8 +314,7 @@ def show_runs(runs: list[Run], batches: list[int] | None) -> None:
                 table.add_row(
                     record["date"][:16].replace("T", " "), record["bundle"], record["engine"], str(row["batch"]),
                     str(row["threads"]), "-" if threshold is None else f"{threshold:.3f}",
-                    f"{row['base_median']:.2f}", f"{row['median']:.2f}", _share(row["time_saved"]),
-                    f"{100 * row['low']:.1f} .. {100 * row['high']:.1f} %",
+                    *_beside_base(row),
                     *([_share(energy[0]) if energy else "-"] if counted else []),
                 )  # fmt: skip
                 shown += 1
@@ -323,6 +322,14 @@ def show_runs(runs: list[Run], batches: list[int] | None) -> None:
             console.print(table)
     if not shown:
         console.print(f"no run has batch {' or '.join(map(str, batches or []))}")
+
+
+def _beside_base(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Times of a run; a plain model may have been timed without a base model."""
+    if "base_median" not in row:
+        return "-", f"{row['median']:.2f}", "-", "-"
+    interval = f"{100 * row['low']:.1f} .. {100 * row['high']:.1f} %"
+    return f"{row['base_median']:.2f}", f"{row['median']:.2f}", _share(row["time_saved"]), interval
 
 
 def show_pruned(comparison: Pruned, folder: Path, threads: int) -> None:
