@@ -26,6 +26,7 @@ from sinf.cli.kinds import KINDS
 from sinf.data import LabelledImages
 from sinf.errors import ConfigError, DataError, ModelError, SinfError
 from sinf.load import MODELS
+from sinf.plain_model import has_batch_norms
 
 KEY = b"sixteen secret bytes"
 
@@ -224,6 +225,25 @@ def test_what_makes_no_sense(
 ) -> None:
     names = {"STATIC": places["static"], "DYNAMIC": places["dynamic"], "DATA": data, "OUT": tmp_path / "out"}
     assert says in sinf.refused(*(names.get(str(word), word) for word in words))
+
+
+# ---- a plain model that is trained on
+
+
+def test_training_on_keeps_batch_norms(
+    sinf: Program, data: Path, tiny_images: LabelledImages, tmp_path: Path, places: dict[str, Path]
+) -> None:
+    make_static(tiny_images, tmp_path, keep_batch_norm=True)
+    train = ("--data", data, "--epochs", 1, "--batch", 30, "--learning-rate", 0.01)
+    code, out, err = sinf.call("train", tmp_path / "static", *train, "--out", tmp_path / "run")
+    assert code == 0
+    assert "batch norms" not in err
+    assert str(tmp_path / "run" / "pruned") in out
+    folded = library.from_pretrained(tmp_path / "run" / "pruned")
+    assert not has_batch_norms(folded)
+    assert folded.made_by["trained further"] == "1 epochs on train"
+    _, _, err = sinf.call("train", places["static"], *train, "--out", tmp_path / "other", "--keep-batch-norm")
+    assert "--keep-batch-norm" in err
 
 
 # ---- from Python

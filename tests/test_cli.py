@@ -423,7 +423,18 @@ def test_prune_then_profile_build_and_train(sinf: Program, data: Path, weights: 
     out = tmp_path / "pruned"
     words = [*prune_words(data, weights, out), "--macs", 0.5, "--finetune", 1, "--batch", 30, "--recalibrate"]
     text = sinf(*words, "--json", tmp_path / "prune.json")
-    for word in ("epoch 1/1", "top-1", "MACs", "parameters", "batch 1", "batch 32", "load.py"):
+    for word in (
+        "epoch 1/1",
+        "your model, as loaded",
+        "base, prepared",
+        "pruned, as saved",
+        "top-1",
+        "MACs",
+        "parameters",
+        "batch 1",
+        "batch 32",
+        "load.py",
+    ):
         assert word in text
     record = json.loads((tmp_path / "prune.json").read_text())
     assert record["pruned"]["macs"] <= 0.5 * record["base"]["macs"]

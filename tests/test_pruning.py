@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from sinf import pruned as pruned_module
 from sinf import pruning
 from sinf.data import LabelledImages
 from sinf.errors import ConfigError, ModelError, StorageError
@@ -30,6 +31,7 @@ from sinf.pruning import LatencyBudget, PruneConfig, prune
 from sinf.subgraph.coupling import couple
 from sinf.subgraph.select import Budget, MacCount, Schedule
 from sinf.subgraph.slice import slice_graph
+from sinf.timing import interleaved
 from sinf.train import TrainConfig
 from tiny import COLOUR, NETWORKS, random_keep, randomise, traced
 
@@ -275,7 +277,61 @@ def test_a_function_that_cannot_be_described_is_named(
         to_plain(traced(Foreign(activation)))
 
 
-# ---- what is saved
+# ---- what is timed and saved
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_is_saved_is_what_was_timed(
+    base: BaseModel, pruned: BaseModel, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    keep: bool,
+) -> None:  # fmt: skip
+    """To the order of the weights in memory; the user's own model runs as it was loaded, in the same run."""
+    runs: list[dict[str, nn.Module]] = []
+
+    def timed(before: nn.Module, candidates: dict[str, nn.Module], x: torch.Tensor, **options: object) -> object:
+        runs.append({"prepared": before, **candidates})
+        return interleaved(before, candidates, x, **options)
+
+    monkeypatch.setattr(pruned_module, "interleaved", timed)
+    found = compare(base, pruned, tiny_images, batches=(1, 4), pairs=2, keep_batch_norm=keep)
+    save(pruned, tmp_path / "model", list("abcdef"), comparison=found, keep_batch_norm=keep)
+    assert len(runs) == 2
+    loaded = plain_module.load(tmp_path / "model")
+    for run in runs:
+        assert run["own"] is base.module
+        assert torch.equal(answers(loaded), answers(run["pruned"]))
+        own, timed_state = loaded.state_dict(), run["pruned"].state_dict()
+        assert own.keys() == timed_state.keys()
+        for name, value in own.items():
+            assert torch.equal(value, timed_state[name])
+            assert value.stride() == timed_state[name].stride()
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in run["prepared"].modules())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in loaded.modules()) == keep
+    convolutions = [m.weight for m in loaded.modules() if isinstance(m, nn.Conv2d)]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in convolutions)
+    assert len(found.own_times) == len(found.times) == 2
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| your model, as loaded | base, prepared | pruned, as saved |" in card
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_laid_out_answers_the_same(name: str) -> None:
+    graph = traced(NETWORKS[name]())
+    model = BaseModel(graph, ModelSpec("own:network", 6, COLOUR))
+    ready = deployed(model)
+    x = torch.randn(4, *COLOUR.size)
+    with torch.no_grad():
+        expected = graph(x.clone())
+        for images in (x.clone(), x.clone().to(memory_format=torch.channels_last)):
+            torch.testing.assert_close(ready.module(images), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_layers_that_are_exchanged_are_run(pruned: BaseModel) -> None:
+    """What runs a plain model keeps no layers of its own: quantisers put others in their place."""
+    made = deployed(pruned).module
+    head = next(name for name, layer in made.named_modules() if isinstance(layer, nn.Linear))
+    made.set_submodule(head, nn.Sequential(made.get_submodule(head), nn.Softmax(1)))
+    torch.testing.assert_close(answers(made).sum(1), torch.ones(3))
 
 
 def test_it_loads_without_this_library(folder: Path, pruned: BaseModel, tmp_path: Path) -> None:

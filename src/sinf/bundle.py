@@ -169,9 +169,10 @@ class Bundle:
                 "",
             ]
         lines += [f"- {key}: {value}" for key, value in sorted(self.provenance.items())]
-        lines += [f"- machine: {platform.machine()}, torch {torch.__version__}", ""]
-        lines += ["```python", "from sinf import SemanticModel", "", 'model = SemanticModel.from_pretrained("FOLDER")']
-        lines += ["logits = model(images)  # (B, classes)", "```", ""]
+        lines += [f"- machine: {platform.machine()}, torch {torch.__version__}"]
+        lines += [f"- images: {self.spec.preprocessing.describe()}", ""]
+        lines += ["```python", "import sinf", "", 'model = sinf.from_pretrained("FOLDER")']
+        lines += ["logits = model(model.preprocess(paths))  # (B, classes)", "```", ""]
         return "\n".join(lines)
 
     # ---- loading

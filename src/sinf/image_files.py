@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sinf.errors import DataError
+
 #: Endings of names that are taken for images in a folder; a file that is named itself is always taken.
 ENDINGS = frozenset([
     ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
@@ -35,8 +37,11 @@ def count_files(paths: Iterable[Path]) -> Count:
     """The count of what :func:`image_files` would give."""
     images = others = 0
     for path in paths:
-        for file in _below(str(path)) if path.is_dir() else ("named.png",):
-            images, others = (images + 1, others) if _is_image(file) else (images, others + 1)
+        if path.is_dir():
+            for file in _below(str(path)):
+                images, others = (images + 1, others) if _is_image(file) else (images, others + 1)
+        else:
+            images += 1
     return Count(images, others)
 
 
@@ -46,8 +51,11 @@ def _is_image(file: str) -> bool:
 
 def _below(folder: str) -> Iterator[str]:
     """All files below a folder, folder by folder."""
-    with os.scandir(folder) as entries:
-        found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    except OSError as error:
+        raise DataError("a folder of images must be readable", got=error, remedy="name another") from error
     for name, is_folder in found:
         path = os.path.join(folder, name)
         if is_folder:

@@ -22,7 +22,7 @@ from sinf.bundle_files import folder_of
 from sinf.classifier import Classifier
 from sinf.data import Preprocessing
 from sinf.engine.prepare import prepare
-from sinf.errors import ModelError, StorageError
+from sinf.errors import ModelError, StorageError, VerificationError
 from sinf.files import replacing_folder, sha256, write_tensors
 from sinf.models import BaseModel, ModelSpec, load_spec, plain
 from sinf.models.load import PLAIN, read_plain
@@ -33,6 +33,7 @@ from sinf.seal import sealed
 
 _CARD = "README.md"
 _LONGEST_CARD = 1 << 20
+_SAMPLES, _CLOSE = 4, 1e-3
 
 
 class PlainModel(Classifier, nn.Module):
@@ -130,6 +131,7 @@ def deployed(model: BaseModel, *, keep_batch_norm: bool = False) -> BaseModel:
 
     Raises:
         ModelError: the model cannot be described plainly; the message names what is in the way.
+        VerificationError: it does not answer as the model does.
     """
     graph = trace(model.module, model.spec.preprocessing)
     description, state = to_plain(graph if keep_batch_norm else prepare(graph))
@@ -137,7 +139,18 @@ def deployed(model: BaseModel, *, keep_batch_norm: bool = False) -> BaseModel:
     spec = ModelSpec(name, model.spec.classes, model.spec.preprocessing, description)
     module = load_spec(spec).requires_grad_(False)
     module.load_state_dict(state)
-    return BaseModel(module.to(memory_format=torch.channels_last), spec)
+    module.to(memory_format=torch.channels_last)
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(_SAMPLES, *spec.preprocessing.size, generator=draw)
+    expected, found = model.module(x.clone()), module(x.clone())
+    difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    if not difference <= _CLOSE:
+        raise VerificationError(
+            "what is saved must answer as the network does",
+            got=f"a relative difference of {difference:.2g}",
+            remedy="report it with the model's name",
+        )
+    return BaseModel(module, spec)
 
 
 def has_batch_norms(module: nn.Module) -> bool:

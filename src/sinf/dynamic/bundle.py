@@ -129,9 +129,10 @@ class DynamicBundle:
             "",
         ]
         lines += [f"- {key}: {value}" for key, value in sorted(self.provenance.items())]
-        lines += [f"- machine: {platform.machine()}, torch {torch.__version__}", ""]
+        lines += [f"- machine: {platform.machine()}, torch {torch.__version__}"]
+        lines += [f"- images: {self.spec.preprocessing.describe()}", ""]
         lines += ["```python", "import sinf", "", 'model = sinf.from_pretrained("FOLDER")']
-        lines += ["logits = model(images)  # (B, classes)", "```", ""]
+        lines += ["logits = model(model.preprocess(paths))  # (B, classes)", "```", ""]
         return "\n".join(lines)
 
     @staticmethod
