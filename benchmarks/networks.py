@@ -1,4 +1,5 @@
-"""Networks of the papers that sinf does not have: the CIFAR ResNets of He et al. with shortcuts without parameters.
+"""Networks of papers that sinf does not have: the CIFAR ResNets of He et al. with shortcuts without parameters, and
+DenseNet-BC.
 
     PYTHONPATH=benchmarks sinf dynamic train networks:resnet20 --weights resnet20_cifar10.safetensors ...
 
@@ -7,6 +8,7 @@ Weights trained by others have these shortcuts (option A: every second position,
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,3 +47,37 @@ def resnet32(classes: int = 10) -> nn.Module:
 
 def resnet56(classes: int = 10) -> nn.Module:
     return _without_parameters("resnet56", classes)
+
+
+class _Dense(nn.Module):
+    """A bottleneck layer whose ``growth`` channels come after what it reads."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.BatchNorm2d(channels), nn.Conv2d(channels, 4 * growth, 1, bias=False)
+        self.norm2, self.conv2 = nn.BatchNorm2d(4 * growth), nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.relu(self.norm1(x)))
+        return torch.cat([x, self.conv2(F.relu(self.norm2(y)))], 1)
+
+
+def densenet(classes: int = 100, depth: int = 100, growth: int = 12) -> nn.Module:
+    """DenseNet-BC for 32x32 images (Huang et al., arXiv 1608.06993), with the same random weights at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _densenet(classes, depth, growth)
+
+
+def _densenet(classes: int, depth: int, growth: int) -> nn.Module:
+    channels, layers = 2 * growth, [nn.Conv2d(3, 2 * growth, 3, padding=1, bias=False)]
+    for block in range(3):
+        for _ in range((depth - 4) // 6):
+            layers.append(_Dense(channels, growth))
+            channels += growth
+        if block < 2:
+            half = channels // 2
+            layers += [nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, half, 1, bias=False), nn.AvgPool2d(2)]
+            channels = half
+    head = [nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
+    return nn.Sequential(*layers, *head)
