@@ -20,7 +20,7 @@ LINES = 450
 # than its room is named in full ("room.module").
 HOUSE = [
     {"errors", "version"},
-    {"once", "files", "schema", "seal", "precision", "grouping", "routing", "timing", "memory", "durations"},
+    {"once", "files", "schema", "seal", "precision", "grouping", "routing", "timing", "memory", "durations", "shelf"},
     {"splits", "preprocessing", "records"},
     {"data"},
     {"models"},
@@ -33,7 +33,7 @@ HOUSE = [
     {"router", "deferral"},
     {"risk"},
     {"bundle_files"},
-    {"bundle", "steps", "compact", "low_rank"},
+    {"bundle", "steps", "passes", "compact", "low_rank"},
     {"engine"},
     {"estimate"},
     {"dynamic"},
@@ -41,7 +41,7 @@ HOUSE = [
     {"edge"},
     {"stages", "energy", "delivery"},
     {"measure"},
-    {"calibration", "specialise", "routability"},
+    {"calibration", "specialise", "route_images", "routability"},
     {"clustering"},
     {"pipeline"},
     {"pruned"},

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 
-from sinf.data import LabelledImages
+from sinf.data import BATCH, LabelledImages
 from sinf.engine.prepare import prepare
 from sinf.errors import StorageError
 from sinf.files import replacing_folder, sha256, write_tensors
 from sinf.measure import machine
+from sinf.memory import DEFAULT, Memory, activations, weight_bytes
 from sinf.models import BaseModel, ModelSpec, plain
 from sinf.models.load import PLAIN
 from sinf.models.trace import trace
@@ -33,6 +34,7 @@ from sinf.subgraph.select import MacCount
 from sinf.timing import Latency, latency
 
 Progress = Callable[[str, int, int], None]
+_TIMED = 500  # images that batches are made of
 
 
 @dataclass(frozen=True)
@@ -75,17 +77,24 @@ def compare(
     pairs: int = 200,
     threads: int = 1,
     progress: Progress | None = None,
+    memory: int = DEFAULT,
 ) -> Comparison:
-    """Accuracy, MACs, parameters, and the time of each batch size, base and pruned in turns, prepared alike."""
+    """Accuracy, MACs, parameters, and the time of each batch size, base and pruned in turns, prepared alike, in as many
+    bytes as ``memory`` says."""
     progress = progress or (lambda step, done, total: None)
     before, after = (prepare(trace(model.module, model.spec.preprocessing)) for model in (base, pruned))
+    budget = Memory(memory)
+    batch = budget.batch(
+        "comparison", activations(before).forward, BATCH, fixed=4 * weight_bytes(before) + budget.cache
+    )
+    images.limit(budget.cache, batch)
     right, done = [0, 0], 0
     for x, y in images.batches(base.spec.preprocessing):
         for which, model in enumerate((before, after)):
             right[which] += int((model(x).argmax(1) == y).sum())
         done += len(y)
         progress("evaluating", done, len(images))
-    x = base.spec.preprocessing.normalise(images.pixels(base.spec.preprocessing, 0, 500))
+    x = images.inputs(base.spec.preprocessing)[:_TIMED]
     times = tuple(
         latency(
             before, after, x, batch=batch, pairs=pairs if batch == 1 else max(10, pairs // 10), threads=threads,
