@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 
 from sinf.errors import ConfigError
 from sinf.partition import find_cut, partition
-from sinf.statistics import TEMPERATURE, Sample, SiteStatistics, collect
+from sinf.statistics import DEFAULT, TEMPERATURE, Sample, SiteStatistics, collect
 from sinf.statistics.maps import map_source
+from sinf.statistics.need import need_of
 from sinf.statistics.sums import LOOKED_AT, SUMS
 from sinf.subgraph.coupling import couple
 from tiny import CLASSES, COLOUR, Chain, ChannelsLast, Concat, Depthwise, Grouped, Scaled, conv, traced
@@ -403,3 +404,36 @@ def test_what_is_read_and_then_changed_in_place_is_measured_before() -> None:
     value = recorded_inputs(net, ["body"], x)["body"]
     site = sites_of(graph, (x, y), needs=("gram",))["body"]
     torch.testing.assert_close(site.gram, torch.einsum("nchw,ndhw->cd", value, value), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("cls", [Chain, Concat, Depthwise])
+@given(at_once=st.integers(1, 9))
+@settings(max_examples=8, deadline=None)
+def test_sums_do_not_depend_on_how_many_images_run_at_once(cls: type[nn.Module], at_once: int) -> None:
+    """Random directions are drawn for a batch, whatever its parts are."""
+    graph, batches = traced(cls()), [images(7, 0), images(6, 1)]
+    needs = (*DEFAULT, "fisher", "made_gram", "ranks", "change")
+    whole = sites_of(graph, *batches, needs=needs)
+    parts = sites_of(graph, *batches, needs=needs, at_once=at_once)
+    assert_same_sums(parts, whole)
+    for target, site in whole.items():
+        for name in ("fisher", "made_gram", "ranks"):
+            torch.testing.assert_close(parts[target].sums[name], site.sums[name], rtol=1e-3, atol=1e-5)
+    for name, total in whole.units.items():
+        torch.testing.assert_close(parts.units[name], total, rtol=1e-3, atol=1e-5)
+
+
+def test_every_sum_that_is_a_matrix_is_counted() -> None:
+    """What a pass says that its sums take is what they take."""
+    graph = traced(Chain())
+    coupling = couple(graph, free_output=True)
+    for pool in (1, 2):
+        found = sites_of(graph, images(20), needs=SUMS, pool=pool)
+        for name in SUMS:
+            counted = need_of(graph, coupling, (name,), CLASSES, pool).sums
+            held = 0
+            for site in found.values():
+                value = site.sums.get(name)
+                tensors = [value] if isinstance(value, Tensor) else vars(value).values() if value is not None else []
+                held += sum(t.nbytes for t in tensors if isinstance(t, Tensor))
+            assert held <= counted + 200 * len(found), name

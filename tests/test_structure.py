@@ -20,8 +20,8 @@ LINES = 450
 # than its room is named in full ("room.module").
 HOUSE = [
     {"errors", "version"},
-    {"once", "files", "schema", "seal", "precision", "grouping", "routing", "timing", "memory", "durations"},
-    {"splits", "preprocessing", "records", "image_files"},
+    {"once", "files", "schema", "seal", "precision", "grouping", "routing", "timing", "memory", "durations", "shelf"},
+    {"splits", "preprocessing", "records", "image_files", "augmentation"},
     {"data", "label_file"},
     {"labels"},
     {"models"},
@@ -34,7 +34,7 @@ HOUSE = [
     {"router", "deferral"},
     {"risk"},
     {"bundle_files", "classifier"},
-    {"bundle", "steps", "compact", "low_rank"},
+    {"bundle", "steps", "passes", "compact", "low_rank"},
     {"engine"},
     {"estimate"},
     {"dynamic", "plain_model"},
@@ -42,7 +42,7 @@ HOUSE = [
     {"edge"},
     {"stages", "energy", "delivery", "answers"},
     {"measure"},
-    {"calibration", "specialise", "routability"},
+    {"calibration", "specialise", "route_images", "routability"},
     {"clustering"},
     {"pipeline"},
     {"pruned"},

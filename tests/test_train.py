@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sinf.data import LabelledImages, augment, join_pairs, load_images
+from sinf.augmentation import augment, join_pairs
+from sinf.data import LabelledImages, load_images
 from sinf.errors import ConfigError, SinfError
 from sinf.models import ModelSpec, load_model, load_spec, read_weights
 from sinf.models.load import spec_from_metadata

@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sinf.data import Preprocessing, augment
+from sinf.augmentation import augment
+from sinf.data import Pixels, Preprocessing
 from sinf.errors import ConfigError
 from sinf.files import write_tensors
 
@@ -93,7 +94,7 @@ def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def epoch_batches(
-    pixels: Tensor, labels: Tensor, preprocessing: Preprocessing, batch: int, seed: int, epoch: int
+    pixels: Tensor | Pixels, labels: Tensor, preprocessing: Preprocessing, batch: int, seed: int, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Cropped and flipped, normalised batches (channels_last) with labels, in an order drawn for this epoch; images
     that do not fill a batch are left out."""

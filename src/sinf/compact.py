@@ -6,19 +6,18 @@ classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from sinf.criteria import Criterion, group_statistics
-from sinf.data import BATCH, LabelledImages
+from sinf.data import BATCH, Inputs, LabelledImages
 from sinf.files import hash_tensors
 from sinf.models import BaseModel
 from sinf.network import Network, Part
+from sinf.passes import Passes, least
 from sinf.statistics import SiteStatistics, collect
 from sinf.steps import StepStore, Tensors
 from sinf.subgraph.coupling import CoupledGroup
@@ -70,9 +69,11 @@ class Compactor:
         options: Options,
         progress: Progress,
         store: StepStore,
+        passes: Passes | None = None,
     ) -> None:
         self.base, self.network, self.images = base, network, images
         self.criterion, self.options, self.progress, self.store = criterion, options, progress, store
+        self.passes = passes or Passes()
 
     def importance(self) -> dict[str, Tensor]:
         """By group, over as many of the images as decide."""
@@ -88,6 +89,7 @@ class Compactor:
                 needs=self.criterion.needs,
                 pool=self.criterion.pool,
                 seed=self.options.seed,
+                at_once=self.passes.at_once,
             )
             return importances(self.criterion, network, network.groups_free(), sites)
 
@@ -111,13 +113,12 @@ class Compactor:
             if groups:
                 keep = select(rule, groups, importance, macs, keep, self.options.round_to)
         smaller = slice_graph(network.graph, network.coupling, keep)
-        verify(network.graph, network.coupling, keep, smaller, self._inputs(4))
+        verify(network.graph, network.coupling, keep, smaller, self._inputs(self.passes.checked)[:])
         solved: LayerDeltas = {}
         if self.options.reconstruct:
-            inputs = self._inputs(self._fitting(most))
+            inputs = self._inputs(len(self.images) if most is None else most)
             total = len(network.coupling.mixers)
             self.progress("reconstruction", 0, total)
-            memory = self.options.reconstruct_bytes
             solved = reconstruct(
                 network.graph,
                 network.coupling,
@@ -126,21 +127,15 @@ class Compactor:
                 inputs,
                 inputs,
                 kernels=True,
-                memory=memory,
+                memory=least(self.options.reconstruct_bytes, self.passes.activations),
+                equations=self.passes.equations,
                 progress=counted(self.progress, "reconstruction", total),
             )
             self.progress("reconstruction", total, total)
         return Part(keep, solved)
 
-    def _fitting(self, most: int | None) -> int:
-        """How many images may wait in memory to join the reconstruction, at least two of every class."""
-        fitting = self.options.reconstruct_bytes // (4 * math.prod(self.base.spec.preprocessing.size))
-        there = len(self.images) if most is None else min(most, len(self.images))
-        return max(2 * self.base.spec.classes, min(there, fitting))
-
-    def _inputs(self, count: int) -> Tensor:
-        sample = self.images.sample(count, self.options.seed)
-        return torch.cat([x for x, _ in sample.batches(self.base.spec.preprocessing)])
+    def _inputs(self, count: int) -> Inputs:
+        return self.images.sample(count, self.options.seed).inputs(self.base.spec.preprocessing)
 
 
 def counted(progress: Progress, step: str, total: int) -> Callable[[str], None]:
@@ -152,7 +147,7 @@ def counted(progress: Progress, step: str, total: int) -> Callable[[str], None]:
 def batches(images: LabelledImages, base: BaseModel, step: str, progress: Progress) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of images and labels, with progress."""
     total = len(images)
-    for number, batch in enumerate(images.batches(base.spec.preprocessing)):
+    for number, batch in enumerate(images.batches(base.spec.preprocessing, BATCH)):
         progress(step, number * BATCH, total)
         yield batch
     progress(step, total, total)

@@ -59,6 +59,7 @@ class LabelledImages:
         self.cluster_of_class, self.cluster_names = cluster_of_class, cluster_names
         self._table, self._image_column = table, image_column
         self._cache: tuple[Preprocessing, Tensor] | None = None
+        self.batch, self.cache_bytes = BATCH, _CACHE_BYTES
         self._fingerprint: str | None = None
 
     def __len__(self) -> int:
@@ -83,6 +84,7 @@ class LabelledImages:
         part = self._with(_table=self._table.select(index.tolist()), labels=self.labels[index], _rows=self._rows[index])
         if self._cache is not None:
             part._cache = self._cache[0], self._cache[1][index]
+        part.batch, part.cache_bytes = self.batch, self.cache_bytes
         return part
 
     def relabelled(self, classes: list[int | None], names: list[str]) -> LabelledImages:
@@ -121,6 +123,15 @@ class LabelledImages:
             except Exception:  # a damaged file, of which an error tells when it is decoded
                 return None
         return (1 if grey else 3, *sizes.pop()) if len(sizes) == 1 else None
+
+    def limit(self, cache_bytes: int, batch: int) -> None:
+        """Keep decoded images only where they take at most ``cache_bytes``, and give at most ``batch`` at once where no
+        number is asked for; so will every selection of these images."""
+        self.cache_bytes, self.batch = cache_bytes, min(self.batch, batch)
+
+    def inputs(self, preprocessing: Preprocessing) -> Inputs:
+        """All images as a model reads them, normalised when they are asked for."""
+        return Inputs(self, preprocessing)
 
     def sample(self, count: int, seed: int = 0) -> LabelledImages:
         """About ``count`` images, equally many of every class (as far as there are), in an order drawn by ``seed``."""
@@ -186,14 +197,15 @@ class LabelledImages:
         stop = len(self) if stop is None else min(stop, len(self))
         if self._cache is not None and self._cache[0] == preprocessing:
             return self._cache[1][start:stop]
-        if len(self) * int(np.prod(preprocessing.size)) > _CACHE_BYTES:
+        if len(self) * int(np.prod(preprocessing.size)) > self.cache_bytes:
             return self._decode(preprocessing, start, stop)
         chunks = [self._decode(preprocessing, i, i + _DECODE_CHUNK) for i in range(0, len(self), _DECODE_CHUNK)]
         self._cache = preprocessing, torch.cat(chunks)
         return self._cache[1][start:stop]
 
-    def batches(self, preprocessing: Preprocessing, batch: int = BATCH) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, preprocessing: Preprocessing, batch: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """``(b, C, H, W)`` float32 normalised images and ``(b,)`` labels, in order."""
+        batch = self.batch if batch is None else batch
         for start in range(0, len(self), batch):
             pixels = self.pixels(preprocessing, start, start + batch)
             yield preprocessing.normalise(pixels), self.labels[start : start + batch]
@@ -210,37 +222,33 @@ class LabelledImages:
         return torch.from_numpy(np.stack(images))
 
 
-def augment(pixels: Tensor, generator: torch.Generator, padding: int | None = None) -> Tensor:
-    """Random crop after padding with grey (an eighth of the height by default), and random flip, of ``(B, H, W, C)``
-    uint8 images."""
-    batch, height, width, _ = pixels.shape
-    padding = height // 8 if padding is None else padding
-    padded = torch.nn.functional.pad(pixels, (0, 0, padding, padding, padding, padding), value=124)
+class Pixels:
+    """``pixels[rows]`` are the decoded images of some rows (numbers, in any order), ``(n, H, W, C)`` uint8 on a device:
+    all of them are kept where they fit into the images' cache, and decoded again each time where they do not."""
 
-    def draw(limit: int) -> Tensor:
-        return torch.randint(limit, (batch, 1), generator=generator, device=generator.device).to(pixels.device)
+    def __init__(self, images: LabelledImages, preprocessing: Preprocessing, device: str = "cpu") -> None:
+        self._images, self._preprocessing, self._device = images, preprocessing, device
+        size = len(images) * int(np.prod(preprocessing.size))
+        self._all = images.pixels(preprocessing).to(device) if size <= images.cache_bytes else None
 
-    top, left, flip = draw(2 * padding + 1), draw(2 * padding + 1), draw(2)
-    rows = top + torch.arange(height, device=pixels.device)
-    columns = torch.arange(width, device=pixels.device).expand(batch, width)
-    columns = left + torch.where(flip == 1, width - 1 - columns, columns)
-    images = torch.arange(batch, device=pixels.device)[:, None, None]
-    return padded[images, rows[:, :, None], columns[:, None, :]]
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        if self._all is not None:
+            return self._all[rows]
+        return self._images.select(rows.cpu()).pixels(self._preprocessing).to(self._device)
 
 
-def join_pairs(images: Tensor, generator: torch.Generator) -> Tensor:
-    """CutMix (Yun et al., arXiv 1905.04899): every image of ``(B, C, H, W)`` gets a rectangle of another one, the same
-    for all of a batch and at most half of an image."""
-    batch, _, height, width = images.shape
-    side = (0.5 * float(torch.rand(1, generator=generator))) ** 0.5
-    rows, columns = int(side * height), int(side * width)
-    top = int(torch.randint(height - rows + 1, (1,), generator=generator))
-    left = int(torch.randint(width - columns + 1, (1,), generator=generator))
-    other = images[torch.randperm(batch, generator=generator)]
-    place = (..., slice(top, top + rows), slice(left, left + columns))
-    joined = images.clone()
-    joined[place] = other[place]
-    return joined
+class Inputs:
+    """``inputs[a:b]`` are images a to b, ``(n, C, H, W)`` float32: none is in memory before."""
+
+    def __init__(self, images: LabelledImages, preprocessing: Preprocessing) -> None:
+        self._images, self._preprocessing = images, preprocessing
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        start, stop, _ = rows.indices(len(self))
+        return self._preprocessing.normalise(self._images.pixels(self._preprocessing, start, stop))
 
 
 def load_images(

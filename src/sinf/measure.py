@@ -17,6 +17,7 @@ from sinf.deferral import Deferral
 from sinf.engine.torch_engine import Routes, SemanticModel
 from sinf.risk import Calibration
 from sinf.routing import FALLBACK, part_name
+from sinf.shelf import Shelf
 from sinf.subgraph.slice import parameters_of
 from sinf.timing import Progress
 
@@ -139,18 +140,27 @@ def _mean_cost(by_part: dict[str, int], route: Tensor, tried: Tensor, fell_back:
 
 
 @torch.no_grad()
-def look(model: SemanticModel, images: LabelledImages, progress: Progress | None = None) -> Seen:
-    """Run base model, extractor and full tail over all images."""
-    features: list[Tensor] = []
+def look(
+    model: SemanticModel, images: LabelledImages, progress: Progress | None = None, shelf: Shelf | None = None
+) -> Seen:
+    """Run base model, extractor and full tail over all images; features lie on the ``shelf`` if there is one."""
+    features, done = torch.empty(0), 0
     fallback: list[Tensor] = []
     base: list[Tensor] = []
     for x, y in images.batches(model.bundle.spec.preprocessing):
-        features.append(model.extractor(x))
+        now = model.extractor(x)
+        if not done:
+            shape = (len(images), *now.shape[1:])
+            features = torch.empty(shape) if shelf is None else shelf.empty(*shape)
+        features[done : done + len(x)] = now
         base.append(model.engine.base(x).argmax(1) == y)
-        fallback.append(model.run_fallback(features[-1]).argmax(1) == y)
+        fallback.append(model.run_fallback(now).argmax(1) == y)
+        done += len(x)
+        if shelf is not None:
+            shelf.forget()
         if progress is not None:
-            progress(min(len(base) * BATCH, len(images)), len(images))
-    return Seen(torch.cat(features), images.labels, torch.cat(fallback), torch.cat(base))
+            progress(done, len(images))
+    return Seen(features, images.labels, torch.cat(fallback), torch.cat(base))
 
 
 def observe(model: SemanticModel, images: LabelledImages, progress: Progress | None = None) -> Observation:

@@ -22,7 +22,8 @@ OVERHEAD = 700_000_000
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _FLOAT = 4
-_SLACK = 1.15  # allocators keep some of what was freed
+_SLACK = 1.15  # some values are alive longer than they need be
+_KEPT = 10  # of the budget, one such part is left to allocators, which keep some of what was freed
 _SAME_IN_EVAL = (nn.Identity, nn.Flatten, nn.modules.dropout._DropoutNd)
 _VIEWS = {"flatten", "view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "dropout", "relu_", "add_"}
 
@@ -77,7 +78,7 @@ class Memory:
 
     def room(self, fixed: int = 0) -> int:
         """Bytes that are left beside ``fixed`` ones."""
-        return max(0, self.budget - OVERHEAD - fixed)
+        return max(0, self.budget - self.budget // _KEPT - OVERHEAD - fixed)
 
     def batch(self, name: str, each: int, most: int, *, fixed: int = 0, least: int = 1) -> int:
         """How many images the step ``name`` runs at once, ``most`` or as many as fit: ``each`` is what an image takes,
@@ -89,7 +90,7 @@ class Memory:
         count = min(most, self.room(fixed) // max(1, each))
         least = min(least, most)
         if count < least:
-            needed = OVERHEAD + fixed + least * each
+            needed = (OVERHEAD + fixed + least * each) * _KEPT / (_KEPT - 1)
             raise ConfigError(
                 f"{name} must fit into memory",
                 got=f"{say(self.budget)}, of about {say(needed)} that it takes with {_images(least)} at once",

@@ -7,12 +7,11 @@ seed alone, so a build that was killed and started again ends with the same bund
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from sinf.bundle import Bundle
@@ -20,30 +19,32 @@ from sinf.calibration import part_images, set_thresholds, tail_costs
 from sinf.clusters import Clusters
 from sinf.compact import Compactor, Progress, Rule, batches, counted
 from sinf.criteria import best_criterion, make_criterion
-from sinf.data import BATCH, LabelledImages, augment, join_pairs
+from sinf.data import LabelledImages
 from sinf.deferral import Deferral
 from sinf.delivery import Verdict
-from sinf.engine.prepare import prepare, prepare_teacher
+from sinf.engine.prepare import prepare
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError, DataError
 from sinf.estimate import Estimate, Pace, build_time
 from sinf.files import hash_tensors
+from sinf.low_rank import NEEDS as RANK_NEEDS
 from sinf.low_rank import LowRank
 from sinf.measure import look, observe_routes
+from sinf.memory import DEFAULT, Memory, Notice
 from sinf.models import BaseModel
 from sinf.models.trace import trace
 from sinf.network import Network, Part
-from sinf.precision import teaching
+from sinf.passes import least, plan_build
 from sinf.risk import require_limit
+from sinf.route_images import RouteImages
 from sinf.router import RoutePredictor, RouterConfig, calibrate, make_predictor, predictor_macs, train_router
+from sinf.shelf import Shelf
 from sinf.specialise import SPECIALISERS, Specialiser
 from sinf.steps import StepStore, Tensors
 from sinf.subgraph.select import Budget, Schedule
 from sinf.version import __version__
 
 WEIGHT_COST = 32.0  # what a weight costs beside a MAC on one thread of a server processor, measured on VGG16 at batch 1
-_MOST_PASSES = 10
-_PLAIN_PASSES = 5  # over the images that a route predictor learns from; with more, they are joined in pairs
 #: What it may cost that some classes have no images.
 _COSTS = {
     "scoring": "what they need may be removed; clusters without images are made from those of the others",
@@ -81,6 +82,8 @@ class BuildConfig:
         common_images: how many of the scoring images decide which channels extractor and full tail, which serve all
             classes, keep.
         reconstruct_bytes: memory that activations may take while those two are reconstructed from all scoring images.
+        memory: bytes that the process may take; batches are as large as that allows, and features that do not fit lie
+            in files of the work folder.
     """
 
     method: str = "channels"
@@ -104,6 +107,7 @@ class BuildConfig:
     common_images: int = 4000
     route_draws: int = 50_000
     reconstruct_bytes: int = 1 << 30
+    memory: int = DEFAULT
 
     def __post_init__(self) -> None:
         Budget(self.extractor, self.weight_cost)
@@ -125,6 +129,7 @@ class BuildConfig:
             got = "ratios" if isinstance(self.subgraph, Schedule) else f"the criterion {self.criterion}"
             raise ConfigError("low rank removes no channels, and takes a budget", got=got, remedy="leave it out")
         make_criterion(self.criterion_name)
+        Memory(self.memory)
         for name in ("route_draws", "common_images", "reconstruct_bytes", "choices"):
             if getattr(self, name) < 1:
                 raise ConfigError(
@@ -164,13 +169,14 @@ def build(
     progress: Progress | None = None,
     expect: Callable[[Estimate], None] | None = None,
     key: bytes | None = None,
+    notice: Notice | None = None,
 ) -> Bundle:
     """Build a bundle and save it to ``folder``, signed where there is a ``key``.
 
     Results of steps are kept in ``work`` (by default ``folder`` + ``.build``, removed at the end), where other builds
-    of the same base model find what they have in common. ``expect`` is told before it begins how long it will take.
-    Before it is saved the bundle is timed beside the base model in torch, on calibration images, and ``report`` is
-    called with what it brings (without ``report``, a bundle that is kept anyway is not timed).
+    of the same base model find what they have in common. ``expect`` is told how long it will take, and ``notice`` how
+    much memory, before it begins. Before it is saved the bundle is timed beside the base model in torch, on calibration
+    images, and ``report`` is called with what it brings (without it, a bundle that is kept anyway is not timed).
 
     Raises:
         DoesNotPayError: it is not faster, or nearly everything falls back. Steps stay, so that the same build with
@@ -181,6 +187,8 @@ def build(
     store = StepStore(folder.with_name(folder.name + ".build") if work is None else Path(work))
     progress = progress or (lambda step, done, total: None)
     making = _Build(base, images, clusters, config, store, progress)
+    if notice is not None:
+        notice(making.memory.summary())
     if expect is not None:
         expect(making.expected())
     bundle = making.run(provenance or {})
@@ -241,6 +249,14 @@ class _Build:
             lambda shape: predictor_macs(shape, len(clusters), config.router),
         )
         self.criterion = make_criterion(config.criterion_name)
+        self.memory = Memory(config.memory)
+        self.shelf = Shelf(store.folder, self.memory.cache)
+        needs = RANK_NEEDS if config.method == "ranks" else self.criterion.needs
+        self.whole_passes, self.tail_passes = plan_build(
+            self.memory, self.network, base.module, (images.scoring, images.routing, images.calibration), needs,
+            pool=self.criterion.pool, ranks=config.method == "ranks",
+            whole=min(config.extractor, config.fallback, config.common) < 1,
+        )  # fmt: skip
         # What every step depends on. Steps add to it what they use, and nothing else.
         self.origin = {
             "sinf": __version__,
@@ -269,10 +285,10 @@ class _Build:
         """How long all steps take, where none is stored."""
         config, images = self.config, self.images
         return build_time(
-            Pace.of(self.network.graph, self.base.spec.preprocessing.size),
+            Pace.of(self.network.graph, self.base.spec.preprocessing.size, images.scoring.batch),
             self.network,
             scoring=len(images.scoring),
-            routing=self._passes() * len(images.routing),
+            routing=self._route_images().passes * len(images.routing),
             calibration=len(images.calibration),
             clusters=len(self.clusters),
             common=min(config.extractor, config.fallback, config.common) < 1,
@@ -337,12 +353,14 @@ class _Build:
             images = self.images.scoring.sample(config.common_images, config.seed)
             whole = LowRank(
                 network.graph, network.coupling, lambda: batches(images, self.base, "statistics", self.progress),
-                self.base.spec.classes, config.seed,
+                self.base.spec.classes, config.seed, at_once=self.whole_passes.at_once,
             )  # fmt: skip
             ranks = whole.ranks([(cast(Budget, rule), macs) for rule, _, macs in rules], config.round_to)
-            inputs = torch.cat([x for x, _ in images.batches(self.base.spec.preprocessing)])
+            inputs = images.inputs(self.base.spec.preprocessing)
             layers = whole.layers(
-                ranks, inputs if config.reconstruct else None, memory=config.reconstruct_bytes,
+                ranks, inputs if config.reconstruct else None,
+                memory=least(config.reconstruct_bytes, self.whole_passes.activations),
+                equations=self.whole_passes.equations,
                 progress=counted(self.progress, "reconstruction", len(network.coupling.mixers)),
             )  # fmt: skip
             return Part(network.coupling.keep_all(), layers)
@@ -352,12 +370,14 @@ class _Build:
 
     def _compactor(self) -> Compactor:
         scoring = self.images.scoring
-        return Compactor(self.base, self.network, scoring, self.criterion, self.config, self.progress, self.store)
+        return Compactor(
+            self.base, self.network, scoring, self.criterion, self.config, self.progress, self.store, self.whole_passes
+        )
 
     def _specialiser(self) -> Specialiser:
         return SPECIALISERS[self.config.method](
             self.base, self.network, self.images.scoring, self.clusters, self.criterion, self.config, self.progress,
-            self.store, self.origin, self.compaction,
+            self.store, self.origin, self.compaction, self.tail_passes, self.shelf,
         )  # fmt: skip
 
     def _router(self, common: Part) -> RoutePredictor:
@@ -369,22 +389,30 @@ class _Build:
             "clusters": self.clusters.members,
         }
 
+        views = self._route_images()
+
         def compute() -> Tensors:
             features: list[Tensor] = []
+            rows = 0
 
             def keep(values: Tensor) -> None:  # as the predictor pools them first of all
-                features.append(router.pool(values.float()).half())
+                nonlocal rows
+                pooled = router.pool(values.float()).half()
+                if not features:
+                    shape = (views.passes * len(views.images), *pooled.shape[1:])
+                    features.append(self.shelf.empty(*shape, dtype=pooled.dtype))
+                features[0][rows : rows + len(pooled)] = pooled
+                rows += len(pooled)
+                self.shelf.forget()
 
             def teach() -> Tensors:  # the base model's own features are made on the way to what it thinks
-                return self._route_targets((lambda values: None) if common.changes else keep)
+                return views.targets((lambda values: None) if common.changes else keep)
 
             targets = self.store.get("targets", routing, teach)["targets"]
             if not features:
-                extractor = prepare_teacher(self.network.extractor(common))
-                for x in self._augmented("route features"):
-                    keep(extractor(x))
+                views.features(common, keep)
             trained = train_router(
-                torch.cat(features), targets, config.router, lambda done, total: self.progress("router", done, total)
+                features[0], targets, config.router, lambda done, total: self.progress("router", done, total)
             )
             return trained.state_dict()
 
@@ -396,44 +424,17 @@ class _Build:
         router.load_state_dict(self.store.get("router", depends, compute))
         return router.eval().requires_grad_(False)
 
-    @torch.no_grad()
-    def _route_targets(self, see: Callable[[Tensor], None]) -> Tensors:
-        """What the base model thinks of the clusters, for every routing image; ``see`` is given its features."""
-        onto = torch.nn.functional.one_hot(self.clusters.of_class(), len(self.clusters)).float()
-        extractor, tail = prepare(self.network.parts.extractor), prepare(self.network.parts.tail)
-        answers = []
-        for x in self._augmented("route targets"):
-            with teaching():
-                features = extractor(x)
-                see(features)
-                logits = tail(features)
-            answers.append(logits.float().softmax(1) @ onto)
-        return {"targets": torch.cat(answers)}
-
-    def _passes(self) -> int:
-        """Over the routing images."""
-        return min(_MOST_PASSES, max(1, round(self.config.route_draws / len(self.images.routing))))
-
-    def _augmented(self, step: str) -> Iterator[Tensor]:
-        """Cropped and flipped routing images, in as many passes as ``route_draws`` asks for. The base model has seen
-        them in training, as a rule; new views are nearer to what the router will meet. Where images are few and seen
-        often, they are joined in pairs: the base model says of what it sees whatever that is."""
-        images, preprocessing = self.images.routing, self.base.spec.preprocessing
-        generator = torch.Generator().manual_seed(self.config.seed)
-        passes = self._passes()
-        for number in range(passes):
-            for start in range(0, len(images), BATCH):
-                self.progress(step, number * len(images) + start, passes * len(images))
-                views = augment(images.pixels(preprocessing, start, start + BATCH), generator)
-                x = preprocessing.normalise(views)
-                yield join_pairs(x, generator) if passes > _PLAIN_PASSES else x
-        self.progress(step, passes * len(images), passes * len(images))
+    def _route_images(self) -> RouteImages:
+        config = self.config
+        return RouteImages(
+            self.base, self.network, self.images.routing, self.clusters, config.route_draws, config.seed, self.progress
+        )
 
     def _calibrate(self, bundle: Bundle) -> Bundle:
         """Temperature, deferral and thresholds, of the whole pipeline on images that nothing else has seen."""
         images, config = self.images.calibration, self.config
         model = SemanticModel(bundle)
-        seen = look(model, images, lambda done, total: self.progress("calibration", done, total))
+        seen = look(model, images, lambda done, total: self.progress("calibration", done, total), self.shelf)
         fitting, rest = part_images(images, config.seed)
         if len(self.clusters) > 1:
             calibrate(bundle.router, seen.features[fitting], self.clusters.of_class()[images.labels[fitting]])

@@ -8,6 +8,7 @@ from sinf.criteria import best_criterion, make_criterion
 from sinf.data import LabelledImages
 from sinf.delivery import Limits
 from sinf.errors import ConfigError
+from sinf.memory import DEFAULT, Memory
 from sinf.pipeline import WEIGHT_COST
 from sinf.prune_methods import METHODS, Channels, Ranks
 from sinf.subgraph.select import Budget, Schedule
@@ -51,6 +52,7 @@ class PruneConfig:
         round_to: widths of layers are multiples of this.
         reconstruct_bytes: memory that activations may take while it is reconstructed.
         weight_cost: MACs that loading a weight counts for where there is no rule (see ``Budget``).
+        memory: bytes that the process may take; batches are as large as that allows.
     """
 
     rule: Schedule | Budget | LatencyBudget | None = field(default_factory=lambda: Budget(0.5))
@@ -65,9 +67,11 @@ class PruneConfig:
     reconstruct_bytes: int = 1 << 30
     weight_cost: float = WEIGHT_COST
     seed: int = 0
+    memory: int = DEFAULT
 
     def __post_init__(self) -> None:
         make_criterion(self.criterion_name)
+        Memory(self.memory)
         Budget(1.0, self.weight_cost)
         for name in ("images", "round_to", "reconstruct_bytes"):
             if getattr(self, name) < 1:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from sinf.compact import Compactor, batches, counted
 from sinf.criteria import make_criterion
-from sinf.data import LabelledImages
+from sinf.data import Inputs, LabelledImages
 from sinf.errors import ConfigError
 from sinf.files import hash_tensors
 from sinf.low_rank import NEEDS, LowRank
+from sinf.memory import Memory
 from sinf.models import BaseModel
 from sinf.network import Network, Part
+from sinf.passes import Passes, least, plan_passes
 from sinf.steps import StepStore, Tensors
 from sinf.subgraph.select import Budget, Schedule
 from sinf.version import __version__
@@ -48,7 +50,7 @@ class Options(Protocol):
 @dataclass
 class Source:
     """What every method starts from: the base model, taken apart, and the images that decide. ``progress`` may be
-    replaced between two networks."""
+    replaced between two networks; ``memory`` is what methods may take, beside ``fixed`` bytes."""
 
     base: BaseModel
     network: Network
@@ -56,11 +58,13 @@ class Source:
     options: Options
     store: StepStore
     progress: Progress
+    memory: Memory = field(default_factory=Memory)
+    fixed: int = 0
 
-    def inputs(self, most: int | None) -> Tensor:
-        """``(N, C, H, W)`` normalised images, at most so many."""
+    def inputs(self, most: int | None) -> Inputs:
+        """Normalised images, at most so many."""
         images = self.images if most is None else self.images.sample(most, self.options.seed)
-        return torch.cat([x for x, _ in images.batches(self.base.spec.preprocessing)])
+        return images.inputs(self.base.spec.preprocessing)
 
 
 class Method(ABC):
@@ -70,6 +74,15 @@ class Method(ABC):
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self.passes = self.plan()
+
+    @abstractmethod
+    def plan(self) -> Passes:
+        """How many images its passes run at once.
+
+        Raises:
+            ConfigError: the memory is too small.
+        """
 
     @abstractmethod
     def tensors(self, rule: Schedule | Budget, *, reconstruct: bool, most: int | None = None) -> Tensors:
@@ -91,6 +104,14 @@ class Channels(Method):
 
     name = "channels"
 
+    def plan(self) -> Passes:
+        source = self.source
+        criterion, network = make_criterion(source.options.criterion_name), source.network
+        return plan_passes(
+            source.memory, network.graph, network.coupling, criterion.needs,
+            classes=source.base.spec.classes, pool=criterion.pool, fixed=source.fixed,
+        )  # fmt: skip
+
     def tensors(self, rule: Schedule | Budget, *, reconstruct: bool, most: int | None = None) -> Tensors:
         source, options = self.source, self.source.options
         compactor = Compactor(
@@ -101,6 +122,7 @@ class Channels(Method):
             _Options(reconstruct, options.reconstruct_bytes, options.images, options.round_to, options.seed),
             source.progress,
             source.store,
+            self.passes,
         )
         part = compactor.compact([(rule, source.network.groups_free(), source.network.macs)], most)
         return part.to_tensors(source.network.coupling, "", torch.float32)
@@ -111,6 +133,13 @@ class Ranks(Method):
 
     name = "ranks"
 
+    def plan(self) -> Passes:
+        source, network = self.source, self.source.network
+        return plan_passes(
+            source.memory, network.graph, network.coupling, NEEDS,
+            classes=source.base.spec.classes, fixed=source.fixed, ranks=True, part=" of ranks",
+        )  # fmt: skip
+
     def tensors(self, rule: Schedule | Budget, *, reconstruct: bool, most: int | None = None) -> Tensors:
         source, options, network = self.source, self.source.options, self.source.network
         if isinstance(rule, Schedule):
@@ -119,7 +148,8 @@ class Ranks(Method):
         layers = self._low_rank.layers(
             ranks,
             source.inputs(most) if reconstruct else None,
-            memory=options.reconstruct_bytes,
+            memory=least(options.reconstruct_bytes, self.passes.activations),
+            equations=self.passes.equations,
             progress=counted(source.progress, "reconstruction", len(network.coupling.mixers)),
         )
         return Part(network.coupling.keep_all(), layers).to_tensors(network.coupling, "", torch.float32)
@@ -142,6 +172,7 @@ class Ranks(Method):
             source.base.spec.classes,
             source.options.seed,
             lambda compute: source.store.get("statistics", depends, compute),
+            self.passes.at_once,
         )
 
 

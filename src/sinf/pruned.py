@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from sinf.data import LabelledImages
+from sinf.data import BATCH, LabelledImages
 from sinf.engine.prepare import prepare
 from sinf.measure import machine
+from sinf.memory import DEFAULT, Memory, activations, weight_bytes
 from sinf.models import BaseModel
 from sinf.models.trace import trace
 from sinf.plain_model import PlainModel, card_of, check_target, deployed
@@ -20,6 +21,7 @@ from sinf.subgraph.select import MacCount
 from sinf.timing import Latency, interleaved
 
 Progress = Callable[[str, int, int], None]
+_TIMED = 500  # images that batches are made of
 
 PREPARED = (
     "The base is timed twice: as it was loaded, and prepared, which makes it faster for nothing: batch norms in the "
@@ -72,19 +74,24 @@ def compare(
     threads: int = 1,
     keep_batch_norm: bool = False,
     progress: Progress | None = None,
+    memory: int = DEFAULT,
 ) -> Comparison:
     """Accuracy, MACs, parameters, and the time of each batch size: of the pruned network as :func:`save` writes it, of
-    the base model prepared alike, and of the base model as it is, in turns in one run."""
+    the base model prepared alike, and of the base model as it is, in turns in one run, in as many bytes as ``memory``
+    says."""
     progress = progress or (lambda step, done, total: None)
     before = prepare(trace(base.module, base.spec.preprocessing))
     after = deployed(pruned, keep_batch_norm=keep_batch_norm).module
+    budget = Memory(memory)
+    most = budget.batch("comparison", activations(before).forward, BATCH, fixed=4 * weight_bytes(before) + budget.cache)
+    images.limit(budget.cache, most)
     right, done = [0, 0], 0
     for x, y in images.batches(base.spec.preprocessing):
         for which, model in enumerate((before, after)):
             right[which] += int((model(x).argmax(1) == y).sum())
         done += len(y)
         progress("evaluating", done, len(images))
-    x = base.spec.preprocessing.normalise(images.pixels(base.spec.preprocessing, 0, 500))
+    x = images.inputs(base.spec.preprocessing)[:_TIMED]
     times = [
         interleaved(
             before, {"own": base.module, "pruned": after}, x, batch=batch, threads=threads,

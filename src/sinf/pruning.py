@@ -8,6 +8,7 @@ model, is not handed out. :mod:`sinf.pruned` measures and saves what comes out.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError, DataWarning, DoesNotPayError, SinfError, VerificationError
 from sinf.estimate import Estimate, Pace, prune_time
 from sinf.files import hash_tensors
+from sinf.memory import Memory, Notice, activations, weight_bytes
 from sinf.models import BaseModel, ModelSpec, load_spec
 from sinf.models.load import PLAIN
 from sinf.models.to_plain import to_plain
@@ -73,20 +75,24 @@ def prune(
     report: Callable[[EpochReport], None] | None = None,
     progress: Progress | None = None,
     expect: Callable[[Estimate], None] | None = None,
+    notice: Notice | None = None,
 ) -> Pruned:
     """A smaller model with the base model's classes, whose spec describes it whole.
 
     Steps are kept in the folder ``work``, where the same call goes on after a kill. ``validation`` are images that
     estimate the loss and decide nothing else, best some that the base model was not trained on; by default some of the
     scoring images are held out for that. ``training`` are the images to fine-tune on; ``report`` is called after every
-    epoch, ``expect`` with how long it will take (but for fine-tuning) before it begins.
+    epoch; before it begins ``expect`` is called with how long it will take (but for fine-tuning), and ``notice`` with
+    how much memory.
 
     Raises:
-        ConfigError: a budget is out of reach, or there are no batch norms to recalibrate.
+        ConfigError: a budget is out of reach, the memory is too small, or there are no batch norms to recalibrate.
         ModelError: the model cannot be described plainly; the message names what is in the way.
         DoesNotPayError: it loses more than the limits allow, or is not faster than the base model.
     """
     making = _Pruning(base, scoring, validation, config, Path(work), progress or (lambda step, done, total: None))
+    if notice is not None:
+        notice(making.source.memory.summary())
     if expect is not None:
         expect(making.expected())
     return making.run(training, report)
@@ -119,7 +125,9 @@ class _Pruning:
         self.images = scoring.sample(config.images, config.seed)
         self.store = StepStore(work)
         self.network = Network(trace(base.module, base.spec.preprocessing))
-        self.source = Source(base, self.network, self.images, config, self.store, progress)
+        memory = Memory(config.memory)
+        fixed = self._fit(memory)
+        self.source = Source(base, self.network, self.images, config, self.store, progress, memory, fixed)
         self.methods = {name: METHODS[name](self.source) for name in config.methods}
 
     def run(self, training: LabelledImages | None, report: Callable[[EpochReport], None] | None) -> Pruned:
@@ -149,7 +157,7 @@ class _Pruning:
         config = self.config
         compared = 0 if config.rule is not None and len(self.methods) == 1 else 1 if config.rule is not None else TRIALS
         return prune_time(
-            Pace.of(self.network.graph, self.base.spec.preprocessing.size),
+            Pace.of(self.network.graph, self.base.spec.preprocessing.size, self.images.batch),
             self.network,
             images=len(self.images),
             methods=tuple(self.methods),
@@ -157,6 +165,16 @@ class _Pruning:
             trial_images=_TRIAL_IMAGES,
             held_out=0 if self.held_out is None else len(self.held_out),
         )
+
+    def _fit(self, memory: Memory) -> int:
+        """Give images in batches that fit; the bytes of what is always in memory: weights, and decoded images."""
+        size = math.prod(self.base.spec.preprocessing.size)
+        sets = [self.images] if self.held_out is None else [self.images, self.held_out]
+        fixed = 3 * weight_bytes(self.base.module) + sum(min(memory.cache, len(images) * size) for images in sets)
+        batch = memory.batch("evaluation", activations(self.network.graph).forward, BATCH, fixed=fixed)
+        for images in sets:
+            images.limit(memory.cache, batch)
+        return fixed
 
     # ---- what is made
 
@@ -412,7 +430,7 @@ class _Pruning:
 
         def seen() -> Any:
             for number, (x, _) in enumerate(self.images.batches(self.base.spec.preprocessing)):
-                self.progress("recalibration", number * BATCH, total)
+                self.progress("recalibration", number * self.images.batch, total)
                 yield x
             self.progress("recalibration", total, total)
 

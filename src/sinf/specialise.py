@@ -16,19 +16,23 @@ from torch import Tensor
 
 from sinf import compact
 from sinf.clusters import Clusters
-from sinf.compact import Progress, batches, importances
+from sinf.compact import Progress, importances
 from sinf.criteria import Criterion
 from sinf.data import BATCH, LabelledImages
 from sinf.engine.prepare import prepare
 from sinf.low_rank import LowRank, Rank, choose_ranks_together
 from sinf.models import BaseModel
 from sinf.network import Network, Part
+from sinf.passes import Passes, least
 from sinf.routing import part_name
+from sinf.shelf import Shelf
 from sinf.statistics import collect
 from sinf.steps import StepStore, Tensors
 from sinf.subgraph.coupling import couple
+from sinf.subgraph.delta import LayerDeltas
 from sinf.subgraph.reconstruct import reconstruct
 from sinf.subgraph.select import Budget, Candidates, MacCount, Schedule, select, select_together
+from sinf.subgraph.side_by_side import Chosen
 from sinf.subgraph.slice import slice_graph
 from sinf.subgraph.verify import verify
 
@@ -64,10 +68,13 @@ class Specialiser(ABC):
         store: StepStore,
         origin: dict[str, Any],
         compaction: dict[str, Any],
+        passes: Passes | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         self.base, self.network, self.scoring, self.clusters = base, network, scoring, clusters
         self.criterion, self.options, self.progress, self.store = criterion, options, progress, store
         self.origin, self.compaction = origin, compaction
+        self.passes, self.shelf = passes or Passes(), shelf or Shelf(store.folder, 1 << 40)
         self._features: tuple[Tensor, Tensor] | None = None
 
     def specialise(self, common: Part) -> dict[str, Part]:
@@ -111,18 +118,36 @@ class Specialiser(ABC):
         rows = torch.nonzero(own).flatten()
         return rows if len(rows) >= _LEAST else torch.cat([rows, torch.nonzero(~own).flatten()[: _OTHERS - len(rows)]])
 
+    def _features_of(self, cluster: int, common: Part) -> tuple[Chosen, Chosen]:
+        """Those of the cluster's scoring images."""
+        (features, narrow), mine = self._features_of_all(common), self._images_of(cluster)
+        whole = Chosen(features, mine)
+        return whole, whole if narrow is features else Chosen(narrow, mine)
+
+    def _batches_of(self, cluster: int, common: Part) -> Iterable[tuple[Tensor, Tensor]]:
+        """Features of the base extractor, and labels."""
+        whole, labels = self._features_of(cluster, common)[0], self.scoring.labels[self._images_of(cluster)]
+        parts = (slice(first, first + BATCH) for first in range(0, len(labels), BATCH))
+        return ((whole[part], labels[part]) for part in parts)
+
     def _features_of_all(self, common: Part) -> tuple[Tensor, Tensor]:
         """Features of all scoring images, of the base extractor and of the one that will run."""
         if self._features is None:
             network = self.network
             base, smaller = prepare(network.parts.extractor), prepare(network.extractor(common))
-            whole, small = [], []
+            count, done = len(self.scoring), 0
+            whole = self.shelf.empty(count, *network.cut.shape)
+            small = self.shelf.empty(count, *network.feature_shape(common)) if common.changes else whole
             with torch.no_grad():
-                for x, _ in batches(self.scoring, self.base, "features", self.progress):
-                    whole.append(base(x).contiguous())
-                    small.append(smaller(x).contiguous() if common.changes else whole[-1])
-            features = torch.cat(whole)
-            self._features = features, torch.cat(small) if common.changes else features
+                for x, _ in self.scoring.batches(self.base.spec.preprocessing):
+                    self.progress("features", done, count)
+                    whole[done : done + len(x)] = base(x)
+                    if common.changes:
+                        small[done : done + len(x)] = smaller(x)
+                    done += len(x)
+                    self.shelf.forget()
+            self.progress("features", count, count)
+            self._features = whole, small
         return self._features
 
 
@@ -148,18 +173,18 @@ class ChannelSubgraphs(Specialiser):
         groups, seed = network.groups_after(), self.options.seed + cluster
 
         def compute() -> Tensors:
-            mine = self._images_of(cluster)
-            whole, labels = self._features_of_all(common)[0][mine], self.scoring.labels[mine]
             sites = collect(
                 network.parts.tail,
                 network.coupling,
-                zip(whole.split(BATCH), labels.split(BATCH), strict=True),
+                self._batches_of(cluster, common),
                 classes=self.base.spec.classes,
                 answer=members,
                 needs=self.criterion.needs,
                 pool=self.criterion.pool,
                 seed=seed,
+                at_once=self.passes.at_once,
             )
+            self.shelf.forget()
             return importances(self.criterion, network, groups, sites)
 
         depends = {"criterion": self.criterion.name, "options": self.criterion.options(), "seed": seed}
@@ -174,11 +199,17 @@ class ChannelSubgraphs(Specialiser):
         else:
             keep = self._together[cluster]
         coupling, tail = self.network.coupling, self.network.parts.tail
-        mine = self._images_of(cluster)
-        whole, small = (features[mine] for features in self._features_of_all(common))
+        whole, small = self._features_of(cluster, common)
         smaller = slice_graph(tail, coupling, keep)
-        verify(tail, coupling, keep, smaller, whole[:4], self.network.features_slot)
-        return Part(keep, reconstruct(tail, coupling, keep, smaller, whole, small) if self.options.reconstruct else {})
+        verify(tail, coupling, keep, smaller, whole[: self.passes.checked], self.network.features_slot)
+        solved: LayerDeltas = {}
+        if self.options.reconstruct:
+            solved = reconstruct(
+                tail, coupling, keep, smaller, whole, small,
+                memory=self.passes.activations, equations=self.passes.equations,
+            )  # fmt: skip
+        self.shelf.forget()
+        return Part(keep, solved)
 
 
 class RankSubgraphs(Specialiser):
@@ -200,31 +231,31 @@ class RankSubgraphs(Specialiser):
 
     def _tail(self, cluster: int, common: Part) -> LowRank:
         """The tail of the cluster's classes, over the features of its images."""
-        mine = self._images_of(cluster)
         keep = self.network.with_classes(self.network.coupling.keep_all(), list(self.clusters.members[cluster]))
         graph = self.network.tail(Part(keep))
 
-        def seen() -> Iterable[tuple[Tensor, Tensor]]:
-            features, labels = self._features_of_all(common)[0][mine], self.scoring.labels[mine]
-            return zip(features.split(BATCH), labels.split(BATCH), strict=True)
-
         coupling = couple(graph, free_input=True, free_output=True)
-        return LowRank(graph, coupling, seen, self.base.spec.classes, self.options.seed + cluster)
+        return LowRank(
+            graph, coupling, lambda: self._batches_of(cluster, common), self.base.spec.classes,
+            self.options.seed + cluster, at_once=self.passes.at_once,
+        )  # fmt: skip
 
     def _subgraph(self, cluster: int, common: Part) -> Part:
-        options, tail, mine = self.options, self._tail(cluster, common), self._images_of(cluster)
+        options, tail = self.options, self._tail(cluster, common)
         if self._together is None:
             budget = cast(Budget, options.subgraph)  # a configuration allows no schedule here
             ranks = tail.ranks([(budget, MacCount(tail.graph, tail.coupling))], options.round_to)
         else:
             ranks = self._together[cluster]
-        whole, small = (features[mine] for features in self._features_of_all(common))
+        whole, small = self._features_of(cluster, common)
         layers = tail.layers(
             ranks,
             whole if options.reconstruct else None,
             small if common.changes else None,
-            memory=options.reconstruct_bytes,
+            memory=least(options.reconstruct_bytes, self.passes.activations),
+            equations=self.passes.equations,
         )
+        self.shelf.forget()
         return Part(self.network.with_classes(common.keep, list(self.clusters.members[cluster])), layers)
 
 

@@ -460,3 +460,46 @@ def test_a_kernel_of_one_output_is_fitted_whole() -> None:
     assert {target: tuple(layer.tensors()) for target, layer in solved.items()} == dict.fromkeys(
         ("1", "3"), ("weight", "bias")
     )
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(5, 4, 3, padding=1),
+        nn.Conv2d(5, 4, (3, 1), stride=(2, 1), padding=(0, 2)),
+        nn.Conv2d(5, 4, 3, stride=2, padding=2, dilation=2, bias=False),
+    ],
+    ids=["plain", "oblong", "dilated"],
+)
+@pytest.mark.parametrize("few", [False, True], ids=["all positions", "some positions"])
+@torch.no_grad()
+def test_large_images_give_their_patches_in_bands(layer: nn.Conv2d, few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums are the same however few patches are in memory at once."""
+    x = torch.randn(9, 5, 13, 11)
+    if few:
+        monkeypatch.setattr("sinf.subgraph.reconstruct._ENOUGH_ROWS", 1)
+        monkeypatch.setattr("sinf.subgraph.reconstruct._LEAST_IMAGES", 9)
+    answers = [(layer(x), x)]
+    unknowns, places = layer.weight[0].numel() + 1, layer(x)[0, 0].numel()
+    monkeypatch.setattr("sinf.subgraph.reconstruct._PATCH_FLOATS", unknowns * places)  # one image at once
+    whole = kernel_equations(layer, torch.arange(4), answers, True)
+    monkeypatch.setattr("sinf.subgraph.reconstruct._PATCH_FLOATS", unknowns * places // 3)
+    bands = kernel_equations(layer, torch.arange(4), answers, True)
+    assert bands.rows[0] + bands.rows[1] == whole.rows[0] + whole.rows[1]
+    torch.testing.assert_close(bands.moments(), whole.moments(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(bands.cross.sum(0), whole.cross.sum(0), rtol=1e-4, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_kernel_whose_equations_do_not_fit_gets_a_mix() -> None:
+    graph = traced(Chain())
+    coupling = couple(graph, free_output=True)
+    keep = random_keep(coupling)
+    x = torch.randn(40, *COLOUR.size)
+    kinds = {}
+    for limit in (None, 1):
+        smaller = slice_graph(graph, coupling, keep)
+        solved = reconstruct(graph, coupling, keep, smaller, x, x, kernels=True, equations=limit)
+        kinds[limit] = {type(delta).__name__ for delta in solved.values()}
+    assert "Weights" in kinds[None]
+    assert kinds[1] == {"Mix"}

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from sinf.subgraph.side_by_side import SideBySide
+from sinf.subgraph.side_by_side import CHUNK, Rows, SideBySide
 from tiny import COLOUR, NETWORKS, traced
 
 
-def read(graph: fx.GraphModule, x: Tensor, memory: int | None = None) -> dict[str, Tensor]:
+def read(graph: fx.GraphModule, x: Rows, memory: int | None = None) -> dict[str, Tensor]:
     """By layer that mixes channels, what it reads of all images that have joined by then."""
     pair = SideBySide(graph, graph, x, x, memory)
     found = {}
@@ -80,3 +80,38 @@ def test_one_chunk_is_let_in_however_little_memory_there_is(monkeypatch: pytest.
     monkeypatch.setattr("sinf.subgraph.side_by_side.CHUNK", 2)
     with torch.no_grad():
         assert {len(v) for v in read(traced(Narrowing()), images(10), memory=1).values()} == {2}
+
+
+def test_chunks_are_as_large_as_memory_allows() -> None:
+    graph, x = traced(Narrowing()), images(40)
+    widest = 4 * 32 * (COLOUR.size[-1] // 2) ** 2 * 2
+    with torch.no_grad():
+        pair = SideBySide(graph, graph, x, x, memory=8 * 2 * widest)
+        assert 4 <= pair.chunk <= 16
+        assert pair.chunk * pair.needs[0] <= 8 * 2 * widest
+        assert SideBySide(graph, graph, x, x).chunk == CHUNK
+        found, everything = read(graph, x, memory=8 * 2 * widest), read(graph, x)
+    for target, value in found.items():
+        torch.testing.assert_close(value, everything[target][: len(value)], rtol=1e-4, atol=1e-5)
+
+
+def test_rows_are_read_when_they_join() -> None:
+    """Never more of them than run: all images of a network at 224 pixels do not fit into memory."""
+
+    class Counting:
+        def __init__(self, whole: Tensor) -> None:
+            self.whole, self.most = whole, 0
+
+        def __len__(self) -> int:
+            return len(self.whole)
+
+        def __getitem__(self, rows: slice) -> Tensor:
+            part = self.whole[rows]
+            self.most = max(self.most, len(part))
+            return part
+
+    graph, rows = traced(Narrowing()), Counting(images(600))
+    with torch.no_grad():
+        found = read(graph, rows, memory=1 << 18)
+    assert rows.most < 100
+    assert len(found["head"]) == 600

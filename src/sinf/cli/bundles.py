@@ -94,12 +94,14 @@ def build(
         typer.Option(help="Keep results of steps here: other builds of the same model find what they have in common."),
     ] = None,
     threads: options.Threads = None,
+    memory: options.Memory = options.MEMORY,
     json: options.Json = None,
 ) -> None:
     """Make a bundle: cut a subgraph for every semantic cluster, train and calibrate the route predictor."""
     from sinf import clusters as clustering
     from sinf.delivery import Verdict
     from sinf.measure import tail_shares
+    from sinf.memory import parse
     from sinf.pipeline import BuildConfig, Images
     from sinf.pipeline import build as run
     from sinf.report import tables
@@ -124,6 +126,7 @@ def build(
         choices=choices,
         seed=seed,
         keep_anyway=keep_anyway,
+        memory=parse(memory),
     )
     options.write_alone(context, out)
     columns = (image_column, label_column, cluster_column)
@@ -153,6 +156,7 @@ def build(
             progress=steps,
             expect=lambda expected: options.announce(expected.line()),
             key=options.key(),
+            notice=options.announce,
         )
     seconds = time.perf_counter() - start
     kept = tail_shares(bundle)

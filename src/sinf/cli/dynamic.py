@@ -65,6 +65,7 @@ def train(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
     threads: options.Threads = None,
+    memory: options.Memory = options.MEMORY,
 ) -> None:
     """Put gates on a pretrained network and train both. Resumes after a kill; torchrun makes several processes one."""
     from rich.console import Console
@@ -75,6 +76,7 @@ def train(
     from sinf.dynamic.targets import Target
     from sinf.dynamic.trainer import EpochReport, TrainConfig
     from sinf.dynamic.trainer import train as run
+    from sinf.memory import parse
 
     options.set_threads(threads)
     config = TrainConfig(
@@ -91,6 +93,7 @@ def train(
         bf16=bf16,
         seed=seed,
         device=device,
+        memory=parse(memory),
     )
     require_place(out)
     work, first = out.with_name(out.name + ".train"), int(os.environ.get("RANK", "0")) == 0
@@ -124,6 +127,7 @@ def train(
             progress=lambda done, total: steps("training", done, total),
             finishing=lambda done, total: steps("thresholds", done, total),
             expect=(lambda expected: options.announce(expected.line())) if first and device == "cpu" else None,
+            notice=options.announce,
         )
     if first:
         provenance = {

@@ -67,6 +67,9 @@ AllowFactory = Annotated[
     bool, typer.Option("--allow-factory", help="Let the bundle import its package.module:factory.")
 ]
 
+Memory = Annotated[str, typer.Option(help="Memory that it may take; batches are as large as that allows.")]
+MEMORY = "8GB"  # sinf.memory.DEFAULT, which is not imported here
+
 
 #: Names the file whose bytes sign the bundles that are written, and without whose signature none is read.
 KEY_FILE = "SINF_KEY_FILE"

@@ -88,6 +88,7 @@ def prune(
         ),
     ] = None,
     threads: options.Threads = 1,
+    memory: options.Memory = options.MEMORY,
     json: options.Json = None,
 ) -> None:
     """Make a model smaller for all its classes, and save it as a plain one: safetensors and a config, no pickle."""
@@ -95,6 +96,7 @@ def prune(
 
     from sinf import pruned as saved
     from sinf.delivery import Limits, describe_times
+    from sinf.memory import parse
     from sinf.pipeline import WEIGHT_COST
     from sinf.prune_config import describe
     from sinf.pruning import PruneConfig
@@ -116,6 +118,7 @@ def prune(
         round_to=round_to,
         weight_cost=WEIGHT_COST if weight_cost is None else weight_cost,
         seed=seed,
+        memory=parse(memory),
     )
     columns = (image_column, label_column, None, bool(finetune))
     scoring, tested = options.images(data, score, *columns), options.images(data, test, *columns)
@@ -143,11 +146,19 @@ def prune(
             report=report,
             progress=steps,
             expect=lambda expected: options.announce(expected.line()),
+            notice=options.announce,
         )  # fmt: skip
         expected = f"by {smaller.method}, {describe(smaller.rule)}: expected loss {smaller.expected}"
         console.print(f"{expected}; {describe_times(smaller.times)}")
         compared = saved.compare(
-            base, smaller, tested, pairs=pairs, threads=pinned, keep_batch_norm=keep_batch_norm, progress=steps
+            base,
+            smaller,
+            tested,
+            pairs=pairs,
+            threads=pinned,
+            keep_batch_norm=keep_batch_norm,
+            progress=steps,
+            memory=config.memory,
         )
     made_by = {
         "method": smaller.method,

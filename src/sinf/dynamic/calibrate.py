@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sinf.checkpoint import epoch_batches
-from sinf.data import LabelledImages, Preprocessing
+from sinf.data import LabelledImages, Pixels, Preprocessing
 from sinf.dynamic.latency import time_share
 from sinf.dynamic.network import GatedNetwork, Observed
 from sinf.dynamic.targets import Target
@@ -52,10 +52,12 @@ def finish(
     target: Target,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    at_once: int = _BATCH,
 ) -> None:
     """Set thresholds and the statistics of batch norms, these on images that are cropped and flipped as in training.
 
-    ``progress`` is called with (images done, images in all), whose number is an estimate.
+    ``progress`` is called with (images done, images in all), whose number is an estimate; at most ``at_once`` images
+    run at once.
 
     Raises:
         ConfigError: no threshold reaches the target.
@@ -69,8 +71,8 @@ def finish(
         if progress is not None:
             progress(min(done, most - 1), most)
 
-    calibrate(network, preprocessing, images, target, seed, watch)
-    pixels, batch = sample.pixels(preprocessing), min(_NORM_BATCH, len(sample))
+    calibrate(network, preprocessing, images, target, seed, watch, at_once)
+    pixels, batch = Pixels(sample, preprocessing), min(_NORM_BATCH, len(sample), max(2, at_once))
 
     def drawn() -> Iterator[Tensor]:
         for x, _ in epoch_batches(pixels, sample.labels, preprocessing, batch, seed, 0):
@@ -78,7 +80,7 @@ def finish(
             watch(len(x))
 
     if recalibrate(network, drawn()) and target.macs is not None:
-        calibrate(network, preprocessing, images, target, seed, watch)  # what new statistics made dearer
+        calibrate(network, preprocessing, images, target, seed, watch, at_once)  # what new statistics made dearer
     if progress is not None:
         progress(most, most)
 
@@ -91,6 +93,7 @@ def calibrate(
     target: Target,
     seed: int = 0,
     watch: Watch | None = None,
+    at_once: int = _BATCH,
 ) -> float:
     """Set the thresholds for good, on about 2000 of ``images``: the mean share of MACs that they cost. A target of MACs
     or of time is met from below, within a thousandth or as near as thresholds allow.
@@ -102,7 +105,7 @@ def calibrate(
         ConfigError: no threshold reaches the target.
     """
     network.eval()
-    search = _Search(network, preprocessing, images.sample(_IMAGES, seed), target, seed, watch)
+    search = _Search(network, preprocessing, images.sample(_IMAGES, seed), target, seed, watch, at_once)
     met = search.meets_goal()  # as training left them
     if target.channels is not None:
         return search.macs
@@ -152,7 +155,9 @@ class _Search:
         target: Target,
         seed: int,
         watch: Watch | None,
+        at_once: int,
     ) -> None:
+        self._at_once = min(_BATCH, at_once)
         self.network, self.preprocessing, self.images, self.target = network, preprocessing, images, target
         self.gates = [network.gate(index) for index in range(len(network.sites))]
         self.macs = 1.0
@@ -266,7 +271,7 @@ class _Search:
         macs = 0.0
         sums: list[Tensor] = []
         first: list[Tensor] = []
-        for x, _ in self.images.batches(self.preprocessing, _BATCH):
+        for x, _ in self.images.batches(self.preprocessing, self._at_once):
             _, seen = self.network.observe(x)
             macs += float(self.network.macs_of(self.network.keep(seen)).sum())
             first = first or seen.saliencies

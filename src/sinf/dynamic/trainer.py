@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sinf.checkpoint import (
     epoch_batches,
@@ -28,16 +29,18 @@ from sinf.checkpoint import (
     with_prefix,
     write_checkpoint,
 )
-from sinf.data import LabelledImages
+from sinf.data import BATCH, LabelledImages, Pixels
 from sinf.dynamic import losses
 from sinf.dynamic.calibrate import finish, finishing_images
 from sinf.dynamic.distributed import Group, joined, shared_statistics
+from sinf.dynamic.memory import TESTED, plan_training
 from sinf.dynamic.network import GateConfig, GatedNetwork, Observed, attach
 from sinf.dynamic.start import start_by_importance
 from sinf.dynamic.targets import Controller, Target
 from sinf.errors import ConfigError
 from sinf.estimate import Estimate, Pace, gated_time
 from sinf.files import hash_tensors
+from sinf.memory import DEFAULT, Memory, Notice, activations, weight_bytes
 from sinf.models import BaseModel, fit_state
 from sinf.models.trace import trace
 
@@ -53,6 +56,10 @@ class TrainConfig:
     is the share of the training at which the target is reached, ``updates`` how often an epoch thresholds move.
     ``start`` is ``importance`` (:mod:`sinf.dynamic.start`), or ``equal``: all saliencies 1, as in the paper. With
     ``bf16`` the network computes in bfloat16; gates, losses and weights stay float32.
+
+    ``memory`` is in bytes. A batch that does not fit runs in parts whose gradients are added: cross entropy and
+    complexity are those of the whole batch, batch norms take their statistics from a part, and the similarity loss
+    compares the images of a part.
     """
 
     target: Target = field(default_factory=lambda: Target(macs=0.5))
@@ -73,8 +80,10 @@ class TrainConfig:
     bf16: bool = False
     seed: int = 0
     device: str = "cpu"
+    memory: int = DEFAULT
 
     def __post_init__(self) -> None:
+        Memory(self.memory)
         for name, low, high in (
             ("epochs", 1, 10_000),
             ("batch", 2, 65_536),
@@ -123,23 +132,27 @@ def train(
     progress: Callable[[int, int], None] | None = None,
     finishing: Callable[[int, int], None] | None = None,
     expect: Callable[[Estimate], None] | None = None,
+    notice: Notice | None = None,
 ) -> GatedNetwork:
     """Attach gates to ``base`` and train both, or go on from the checkpoint in ``folder``; ``base`` is changed.
 
     ``report`` is called after every epoch, ``progress`` after every step with (steps done, steps in all), and
-    ``finishing`` in the same way while thresholds are set for good; ``expect`` is told how long it will take before it
-    begins.
+    ``finishing`` in the same way while thresholds are set for good; ``expect`` is told how long it will take, and
+    ``notice`` how much memory, before it begins.
 
     Raises:
         CutError: no convolution of the model can be gated.
-        ConfigError: the options contradict each other, or ``folder`` holds another run.
+        ConfigError: the options contradict each other, the memory is too small, or ``folder`` holds another run.
     """
     if images.classes > base.spec.classes:
         got = f"{base.spec.classes} of {images.classes}"
         raise ConfigError("the model must have the classes of the data", got=got, remedy="take another model")
     fingerprint = _fingerprint(base, config, images)
     if expect is not None:
-        pace = Pace.of(trace(base.module, base.spec.preprocessing), base.spec.preprocessing.size)
+        graph = trace(base.module, base.spec.preprocessing)
+        each, fixed = activations(graph).forward, 2 * weight_bytes(base.module)
+        at_once = Memory(config.memory).batch("an estimate of the time", each, BATCH, fixed=fixed)
+        pace = Pace.of(graph, base.spec.preprocessing.size, at_once)
         finishing_with = finishing_images(len(images), config.target)
         expect(gated_time(pace, images=len(images), epochs=config.epochs, finishing=finishing_with))
     with joined(config.device) as group, torch.random.fork_rng(devices=[]):
@@ -150,7 +163,11 @@ def train(
         network = attach(base, config.gates)
         if config.start == "importance":
             start_by_importance(network)
-        run = _Run(network, config, group, len(images) // config.batch)
+        memory = Memory(config.memory)
+        part, tested = plan_training(network, images, validation, base.spec.preprocessing, memory, config, group.world)
+        if notice is not None and group.rank == 0:
+            notice(memory.summary())
+        run = _Run(network, config, group, len(images) // config.batch, part)
         if run.steps_per_epoch == 0:
             raise ConfigError("a batch must not be larger than the data", got=config.batch, remedy="lower --batch")
         folder = open_folder(folder)
@@ -159,13 +176,13 @@ def train(
             timed = next(images.sample(_TIMED, config.seed).batches(base.spec.preprocessing))[0]
             run.target.measure(config.target.latency, timed, group)
         first = 0 if found is None else run.load(*found)
-        pixels, labels = images.pixels(base.spec.preprocessing).to(config.device), images.labels.to(config.device)
-        with shared_statistics(network.model, group):
+        pixels, labels = Pixels(images, base.spec.preprocessing, config.device), images.labels.to(config.device)
+        with run.slower_norms(), shared_statistics(network.model, group):
             for epoch in range(first, config.epochs):
                 start = time.perf_counter()
                 torch.manual_seed(config.seed * 100_003 + epoch)  # of dropout, if there is any
                 means = _epoch(run, base, pixels, labels, epoch, progress)
-                top1 = None if validation is None else top1_of(network, base, validation)
+                top1 = None if validation is None else top1_of(network, base, validation, tested)
                 if group.rank == 0:
                     write_checkpoint(folder, run.tensors(), fingerprint, epoch + 1)
                 group.wait()
@@ -173,7 +190,7 @@ def train(
                     report(EpochReport(epoch + 1, config.epochs, *means, top1, time.perf_counter() - start))
         network.to("cpu", memory_format=torch.contiguous_format).eval()
         if not run.finished:
-            finish(network, base.spec.preprocessing, images, config.target, config.seed, finishing)
+            finish(network, base.spec.preprocessing, images, config.target, config.seed, finishing, tested)
             run.finished.fill_(True)
             # Stored too: with another number of threads the statistics of norms would round differently.
             if group.rank == 0:
@@ -185,8 +202,11 @@ def train(
 class _Run:
     """All that changes while training."""
 
-    def __init__(self, network: GatedNetwork, config: TrainConfig, group: Group, steps_per_epoch: int) -> None:
+    def __init__(
+        self, network: GatedNetwork, config: TrainConfig, group: Group, steps_per_epoch: int, part: int
+    ) -> None:
         self.network, self.config, self.group, self.steps_per_epoch = network, config, group, steps_per_epoch
+        self.part = part  # images of this process's share of a batch that run at once
         network.to(config.device, memory_format=torch.channels_last)
         network.detach_features = config.detach_features
         network.wants_features = config.gates.kind == "manidp" and config.similarity > 0
@@ -214,19 +234,38 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         x, y = self.group.share(x), self.group.share(y)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
-            logits, seen = self.network.observe(x)
-        each = F.cross_entropy(logits.float(), y, reduction="none")
-        loss = each.sum() / total + self._regular(seen, each, total)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        found, every = torch.zeros((), device=x.device), []
+        for px, py in zip(x.split(self.part), y.split(self.part), strict=True):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
+                logits, seen = self.network.observe(px)
+            each = F.cross_entropy(logits.float(), py, reduction="none")
+            loss = each.sum() / total + self._regular(seen, each, total, len(px) / len(x))
+            loss.backward()
+            found += loss.detach()
+            every.append(each.detach())
+            self._sums.add(self.network, seen, every[-1])
+            del logits, seen, each, loss
         self.group.add_gradients(self.parameters)
         self.optimizer.step()
-        self._sums.add(self.network, seen, each.detach())
-        return loss.detach(), each.detach()
+        return found, torch.cat(every)
 
-    def _regular(self, seen: Observed, cross_entropy: Tensor, total: int) -> Tensor:
-        """This process's share of what is added to the cross entropy."""
+    @contextmanager
+    def slower_norms(self) -> Iterator[None]:
+        """While inside, batch norms that see a batch in parts follow it as fast as if they saw it whole."""
+        norms = [m for m in self.network.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        parts = math.ceil(self.config.batch / self.group.world / self.part)
+        for norm in norms if parts > 1 else ():
+            norm.momentum = None if norm.momentum is None else 1 - (1 - norm.momentum) ** (1 / parts)
+        try:
+            yield
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+
+    def _regular(self, seen: Observed, cross_entropy: Tensor, total: int, share: float) -> Tensor:
+        """This process's share of what is added to the cross entropy; these images are a ``share`` of its batch."""
         config, loss = self.config, cross_entropy.new_zeros(())
         if config.gates.kind == "fbs" and config.complexity > 0:
             loss = loss + config.complexity * losses.boosting_penalty(seen.saliencies, total)
@@ -239,7 +278,7 @@ class _Run:
         if config.similarity > 0:
             features = [self.group.rows(f) for f in seen.features]
             saliencies = [self.group.rows(s) for s in seen.saliencies]
-            loss = loss + config.similarity * losses.similarity(features, saliencies) / self.group.world
+            loss = loss + config.similarity * share * losses.similarity(features, saliencies) / self.group.world
         return loss
 
     @torch.no_grad()
@@ -309,7 +348,7 @@ class _Sums:
 def _epoch(
     run: _Run,
     base: BaseModel,
-    pixels: Tensor,
+    pixels: Pixels,
     labels: Tensor,
     epoch: int,
     progress: Callable[[int, int], None] | None,
@@ -331,19 +370,21 @@ def _epoch(
 
 
 @torch.no_grad()
-def top1_of(network: GatedNetwork, base: BaseModel, images: LabelledImages) -> float:
+def top1_of(network: GatedNetwork, base: BaseModel, images: LabelledImages, batch: int = TESTED) -> float:
     """Accuracy with the gates as they are now."""
     network.eval()
     device = next(network.parameters()).device
-    batches = images.batches(base.spec.preprocessing, 500)
+    batches = images.batches(base.spec.preprocessing, batch)
     return sum(int((network(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in batches) / len(images)
 
 
 def _fingerprint(base: BaseModel, config: TrainConfig, images: LabelledImages) -> str:
+    recipe = {**asdict(config), "device": None}
+    del recipe["memory"]  # a run may go on with more of it
     record = {
         "model": base.spec.to_json(),
         "weights": hash_tensors(base.module.state_dict()),
-        "recipe": {**asdict(config), "device": None},
+        "recipe": recipe,
         "images": images.fingerprint(),
     }
     return json.dumps(record, sort_keys=True)

@@ -15,6 +15,7 @@ from sinf.statistics.stored import from_tensors, to_tensors
 from sinf.subgraph.coupling import Coupling
 from sinf.subgraph.delta import LayerDeltas
 from sinf.subgraph.select import Budget, MacCount
+from sinf.subgraph.side_by_side import Rows
 
 #: Sums over images that ranks are chosen and solved by.
 NEEDS = ("made_sum", "made_gram", "made_count", "fisher", "strips")
@@ -25,7 +26,7 @@ class LowRank:
 
     ``batches`` gives the inputs (B, ...) with their labels (B,), from the first on at every call; ``classes`` is how
     many labels there are. They are run once, when statistics are first needed; ``remember`` may give what an earlier
-    run of its argument returned.
+    run of its argument returned. ``at_once`` of a batch's images run at once.
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class LowRank:
         classes: int,
         seed: int = 0,
         remember: Callable[[Callable[[], dict[str, Tensor]]], dict[str, Tensor]] | None = None,
+        at_once: int | None = None,
     ) -> None:
+        self._at_once = at_once
         self.graph, self.coupling, self._batches = graph, coupling, batches
         self._classes, self._seed, self._remember = classes, seed, remember
 
@@ -50,7 +53,8 @@ class LowRank:
 
     def _collect(self) -> Statistics:
         return collect(
-            self.graph, self.coupling, self._batches(), classes=self._classes, needs=NEEDS, seed=self._seed
+            self.graph, self.coupling, self._batches(), classes=self._classes, needs=NEEDS, seed=self._seed,
+            at_once=self._at_once,
         )  # fmt: skip
 
     @cached_property
@@ -72,10 +76,11 @@ class LowRank:
     def layers(
         self,
         ranks: dict[str, Rank],
-        inputs: Tensor | None = None,
-        smaller_inputs: Tensor | None = None,
+        inputs: Rows | None = None,
+        smaller_inputs: Rows | None = None,
         *,
         memory: int | None = None,
+        equations: int | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> LayerDeltas:
         """What stands in the place of layers. With ``inputs`` (N, ...), layers are solved one after the other, from
@@ -86,5 +91,5 @@ class LowRank:
             return start
         return reconstruct_ranks(
             self.graph, self.coupling, start, ranks, self.metrics, inputs, smaller_inputs,
-            memory=memory, progress=progress,
+            memory=memory, equations=equations, progress=progress,
         )  # fmt: skip

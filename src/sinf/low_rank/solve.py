@@ -19,8 +19,8 @@ from sinf.statistics import Statistics
 from sinf.subgraph.coupling import Coupling
 from sinf.subgraph.delta import Factors, LayerDelta, LayerDeltas, Weights, can_factor, replaced
 from sinf.subgraph.least_squares import NormalEquations
-from sinf.subgraph.reconstruct import kernel_equations
-from sinf.subgraph.side_by_side import SideBySide
+from sinf.subgraph.reconstruct import fits, kernel_equations
+from sinf.subgraph.side_by_side import Rows, SideBySide
 
 
 @torch.no_grad()
@@ -52,16 +52,18 @@ def reconstruct_ranks(
     start: LayerDeltas,
     ranks: dict[str, Rank],
     known: dict[str, Metric],
-    inputs: Tensor,
-    smaller_inputs: Tensor | None = None,
+    inputs: Rows,
+    smaller_inputs: Rows | None = None,
     *,
     memory: int | None = None,
+    equations: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> LayerDeltas:
     """Solve again for all layers from the first that became two, each from what the others make by then.
 
     ``start`` is what :func:`factor` found. ``smaller_inputs`` are read in the place of ``inputs`` by what is solved;
-    then all layers are. ``memory`` is that of :func:`sinf.subgraph.reconstruct.reconstruct`.
+    then all layers are. ``memory`` and ``equations`` are those of :func:`sinf.subgraph.reconstruct.reconstruct`: a
+    layer whose equations would take more stays as it was found.
     """
     keep, solved = coupling.keep_all(), LayerDeltas()
     smaller = replaced(graph, coupling, keep, start)
@@ -78,6 +80,8 @@ def reconstruct_ranks(
         answers = pair.answers_of(node, twin)
         if rank is not None and rank.separable:
             found: LayerDelta | None = _fit_second(smaller.get_submodule(target), answers)
+        elif can_factor(own) and not fits(own, len(own.weight), equations):
+            found = start.get(target)
         elif can_factor(own):
             constant = own.bias is not None or rank is not None
             sums = kernel_equations(own, torch.arange(len(own.weight)), list(answers), constant)

@@ -32,12 +32,14 @@ def collect(
     needs: Iterable[str] = DEFAULT,
     pool: int = 1,
     seed: int = 0,
+    at_once: int | None = None,
 ) -> Statistics:
     """Run ``graph`` (to logits) over batches of (inputs, labels) and return the statistics of every site, by target.
 
     ``answer`` limits the answer whose gradients are taken to some classes, those of a cluster; ``needs`` names the sums
     (see :mod:`sinf.statistics.sums`); ``pool`` is p, the side to which channels are pooled for the discriminative
-    features. Without needs no image is looked at.
+    features. Without needs no image is looked at. A batch runs in parts of ``at_once`` images, which changes nothing
+    but the memory that it takes (:func:`sinf.statistics.need.need_of` says how much).
     """
     names = set(needs)
     if not names <= set(SUMS):
@@ -53,14 +55,21 @@ def collect(
     generator = torch.Generator().manual_seed(seed)
     draw, seen = random.Random(seed), torch.zeros(classes, dtype=torch.int64)
     for inputs, labels in batches:
-        recorder.batch = _describe(labels, classes, pool, draw, seen)
-        with torch.set_grad_enabled(recorder.gradients):
-            logits = recorder.run(inputs.detach().requires_grad_(recorder.gradients).clone())  # may begin in place
-            logits = logits if answer is None else logits[:, answer]
-            if recorder.outputs:
-                recorder.add_written((logits * _direction(logits, generator)).sum())
-            if recorder.reads:
-                recorder.add_changes(_loss(logits, labels, answer), len(labels))
+        whole, noise = _describe(labels, classes, pool, draw, seen), None
+        for start in range(0, len(labels), at_once or len(labels)):
+            rows = slice(start, start + (at_once or len(labels)))
+            recorder.batch, x = whole.part(rows), inputs[rows]
+            with torch.set_grad_enabled(recorder.gradients):
+                logits = recorder.run(x.detach().requires_grad_(recorder.gradients).clone())  # may begin in place
+                logits = logits if answer is None else logits[:, answer]
+                if recorder.outputs:
+                    if noise is None:  # drawn for the whole batch: its parts do not matter
+                        noise = torch.randn((len(labels), logits.shape[1]), generator=generator)
+                    recorder.add_written((logits * _direction(logits, noise[rows])).sum())
+                if recorder.reads:
+                    recorder.add_changes(_loss(logits, labels[rows], answer), len(x))
+            recorder.outputs, recorder.reads = [], []
+            del logits
         found.images += len(labels)
     for site in found.values():
         site.images = found.images
@@ -88,10 +97,10 @@ def _describe(labels: Tensor, classes: int, pool: int, draw: random.Random, seen
     return Batch(labels, classes, pool, ranks, before < LOOKED_AT)
 
 
-def _direction(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """A random vector with the covariance of the softened answer, diag(p) - p p'."""
+def _direction(logits: Tensor, normal: Tensor) -> Tensor:
+    """A random vector with the covariance of the softened answer, diag(p) - p p', from ``normal`` numbers."""
     p = (logits.detach() / TEMPERATURE).softmax(1)
-    noise = p.sqrt() * torch.randn(p.shape, generator=generator)
+    noise = p.sqrt() * normal
     return noise - p * noise.sum(1, keepdim=True)
 
 

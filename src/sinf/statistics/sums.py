@@ -37,6 +37,10 @@ class Batch:
     ranks: Tensor
     early: Tensor
 
+    def part(self, rows: slice) -> Batch:
+        """Some of its images."""
+        return Batch(self.labels[rows], self.classes, self.pool, self.ranks[rows], self.early[rows])
+
 
 @dataclass
 class Visit:

@@ -22,16 +22,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from sinf.memory import equation_bytes
 from sinf.subgraph.coupling import Coupling, positions_of, unfolds
 from sinf.subgraph.delta import LayerDelta, LayerDeltas, Mix, Weights
 from sinf.subgraph.least_squares import NormalEquations
-from sinf.subgraph.side_by_side import SideBySide
+from sinf.subgraph.side_by_side import Rows, SideBySide
 
 HELD_OUT = 0.25  # share of a chunk's images that choose the damping
 _ENOUGH_ROWS = 32  # for each unknown of a kernel
 _SHARE_OF_PLACES = 0.25  # of an image that a kernel is fitted to, where there are more images than needed
 _LEAST_IMAGES = 1024
 _PATCH_FLOATS = 1 << 24  # of a kernel's patches that are in memory at once
+_ROW_FLOATS = 1 << 26  # of what a layer reads, in rows, that is in memory at once
 
 
 @torch.no_grad()
@@ -40,11 +42,12 @@ def reconstruct(
     coupling: Coupling,
     keep: Tensor,
     smaller: fx.GraphModule,
-    inputs: Tensor,
-    smaller_inputs: Tensor,
+    inputs: Rows,
+    smaller_inputs: Rows,
     *,
     kernels: bool = False,
     memory: int | None = None,
+    equations: int | None = None,
     damping: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> LayerDeltas:
@@ -52,14 +55,15 @@ def reconstruct(
 
     Both networks run side by side, layer by layer, over ``inputs`` (N, C, H, W); the smaller one's may differ (features
     of a smaller extractor). ``kernels`` fits whole kernels where that can do more than a mix. ``memory`` is what the
-    values of both networks may take in bytes (early layers then see fewer images). ``damping``, relative to the mean
+    values of both networks may take in bytes (early layers then see fewer images), ``equations`` what the sums of one
+    layer may: the kernel of a layer that would take more gets a mix alone. ``damping``, relative to the mean
     second moment, holds a solution near where it starts (the plain selection of channels, the mix); None finds it by
     validation. Solutions are rounded to float16, as they are stored.
     """
     targets = set(coupling.mixers.values())
     solved: LayerDeltas = {}
     seen: set[str] = set()
-    changed = not torch.equal(smaller_inputs, inputs)
+    changed = _differ(inputs, smaller_inputs)
     pair = SideBySide(base, smaller, inputs, smaller_inputs, memory)
     for node, twin in pair:
         target = str(node.target)
@@ -75,7 +79,7 @@ def reconstruct(
         rows = coupling.writes[target].index(keep)
         found: LayerDelta = Mix(_mix(layer, repeat, kept, pair.inputs_of(node, twin), damping).half().float())
         mixed = found.apply(layer, own, rows, coupling.reads[target])
-        if kernels and _reads_patches(layer, repeat):
+        if kernels and _reads_patches(layer, repeat) and fits(mixed, len(rows), equations):
             found = _kernel(mixed, rows, list(pair.answers_of(node, twin)), damping)
             mixed = found.apply(layer, own, rows, coupling.reads[target])
         solved[target] = found
@@ -83,6 +87,18 @@ def reconstruct(
         if progress is not None:
             progress(target)
     return solved
+
+
+def fits(own: nn.Module, outputs: int, limit: int | None) -> bool:
+    """Whether the equations of a layer's whole kernel take at most ``limit`` bytes."""
+    return limit is None or equation_bytes(own.weight[0].numel() + 1, outputs) <= limit
+
+
+def _differ(inputs: Rows, smaller_inputs: Rows) -> bool:
+    if inputs is smaller_inputs:
+        return False
+    tensors = isinstance(inputs, Tensor) and isinstance(smaller_inputs, Tensor)
+    return not (tensors and torch.equal(inputs, smaller_inputs))  # type: ignore[arg-type]
 
 
 def _folds(count: int, size: int) -> Iterator[tuple[slice, bool]]:
@@ -99,7 +115,8 @@ def _mix(
     """``(C, k)``: the channels of the base network from those that stay."""
     sums = NormalEquations(int(kept.sum()), len(kept))
     for whole, small in inputs:
-        for part, held_out in _folds(len(whole), len(whole)):
+        most = max(1, _ROW_FLOATS // max(1, whole[0].numel()))
+        for part, held_out in _folds(len(whole), most):
             x, y = (positions_of(layer, values[part], repeat) for values in (small, whole))
             sums.add(x, y, held_out=held_out)
     return sums.solve(torch.eye(len(kept))[:, kept], damping)
@@ -139,14 +156,44 @@ def kernel_equations(
     for whole, small in answers:
         for part, held_out in _folds(len(whole), max(1, _PATCH_FLOATS // (unknowns * places))):
             y = _positions(own, whole[part])
-            x = _patches(own, small[part])
-            if enough < places:
-                chosen = torch.randperm(places, generator=generator)[:enough]
-                x, y = x[:, chosen], y[:, chosen]
-            if constant:
-                x = F.pad(x, (0, 1), value=1.0)
-            sums.add(x.flatten(0, 1), y[..., rows].flatten(0, 1), held_out=held_out)
+            chosen = torch.randperm(places, generator=generator)[:enough] if enough < places else None
+            for at, x in _patch_bands(own, small[part], unknowns):
+                band = y[:, at]
+                if chosen is not None:
+                    here = chosen[(chosen >= at.start) & (chosen < at.stop)]
+                    x, band = x[:, here - at.start], y[:, here]
+                if constant:
+                    x = F.pad(x, (0, 1), value=1.0)
+                sums.add(x.flatten(0, 1), band[..., rows].flatten(0, 1), held_out=held_out)
     return sums
+
+
+def _patch_bands(layer: nn.Module, x: Tensor, unknowns: int) -> Iterator[tuple[slice, Tensor]]:
+    """Positions of outputs and their patches (:func:`_patches`), all at once where these are few, otherwise in bands of
+    rows of outputs."""
+    if not isinstance(layer, nn.Conv2d):
+        patches = _patches(layer, x)
+        yield slice(0, patches.shape[1]), patches
+        return
+    rows, columns = (_outputs(layer, dim, x.shape[2 + dim]) for dim in (0, 1))
+    step = max(1, _PATCH_FLOATS // (len(x) * unknowns * columns))
+    if step >= rows:
+        yield slice(0, rows * columns), _patches(layer, x)
+        return
+    down, across = (int(p) for p in layer.padding)
+    padded = F.pad(x, (across, across, down, down))
+    reach = layer.dilation[0] * (layer.kernel_size[0] - 1) + 1
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        band = padded[:, :, first * layer.stride[0] : (last - 1) * layer.stride[0] + reach]
+        patches = F.unfold(band, layer.kernel_size, layer.dilation, 0, layer.stride).transpose(1, 2)
+        yield slice(first * columns, last * columns), patches
+
+
+def _outputs(layer: nn.Conv2d, dim: int, size: int) -> int:
+    """How many outputs a convolution makes of ``size`` inputs along a dimension."""
+    reach = layer.dilation[dim] * (layer.kernel_size[dim] - 1) + 1
+    return (size + 2 * int(layer.padding[dim]) - reach) // layer.stride[dim] + 1
 
 
 def _positions(layer: nn.Module, y: Tensor) -> Tensor:

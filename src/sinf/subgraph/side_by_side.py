@@ -9,11 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, fx
 
 CHUNK = 256
+_LEAST_CHUNK = 4  # images, of which one is held out
+
+
+class Rows(Protocol):
+    """Images (N, C, H, W), or features, whose rows are made or read when they are asked for; or a tensor."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+
+class Chosen:
+    """Some rows of a tensor, in an order, which are copied when they are asked for."""
+
+    def __init__(self, whole: Tensor, rows: Tensor) -> None:
+        self.whole, self.rows = whole, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.whole[self.rows[rows]]
 
 
 class Run:
@@ -50,18 +71,21 @@ class SideBySide:
         self,
         base: fx.GraphModule,
         smaller: fx.GraphModule,
-        inputs: Tensor,
-        smaller_inputs: Tensor,
+        inputs: Rows,
+        smaller_inputs: Rows,
         memory: int | None = None,
     ) -> None:
         self.interpreters = (fx.Interpreter(base), fx.Interpreter(smaller))
         self.memory = memory
-        self.waiting = list(zip(inputs.split(CHUNK), smaller_inputs.split(CHUNK), strict=True))
+        self.inputs, self.smaller_inputs = inputs, smaller_inputs
         self.running: list[tuple[Run, Run]] = []
         self.nodes = list(zip(base.graph.nodes, smaller.graph.nodes, strict=True))
         self.ends = (_last_uses(base), _last_uses(smaller))
         self.done = 0
         self.needs = self._needs(inputs[:1], smaller_inputs[:1])
+        fitting = CHUNK if memory is None else memory // max(1, self.needs[0])
+        self.chunk = min(CHUNK, max(_LEAST_CHUNK, fitting))
+        self.waiting = list(range(0, len(inputs), self.chunk))
 
     def __iter__(self) -> Iterator[tuple[fx.Node, fx.Node]]:
         """Each pair of nodes when the base network has run it and the smaller one has not: what is changed in the
@@ -104,9 +128,12 @@ class SideBySide:
     def _join(self) -> None:
         """Let waiting chunks in while there is room for them to the end; one is always let in."""
         while self.waiting and (not self.running or self._room()):
-            left, right = (
-                Run(interpreter, x) for interpreter, x in zip(self.interpreters, self.waiting.pop(0), strict=True)
-            )
+            first = self.waiting.pop(0)
+            rows = slice(first, first + self.chunk)
+            x = self.inputs[rows]
+            same = self.smaller_inputs is self.inputs
+            left = Run(self.interpreters[0], x)
+            right = Run(self.interpreters[1], x if same else self.smaller_inputs[rows])
             for pair in self.nodes[: self.done]:
                 for run, node, ends in zip((left, right), pair, self.ends, strict=True):
                     run.step(node)
@@ -114,7 +141,7 @@ class SideBySide:
             self.running.append((left, right))
 
     def _room(self) -> bool:
-        return self.memory is None or (len(self.running) + 1) * CHUNK * self.needs[self.done] <= self.memory
+        return self.memory is None or (len(self.running) + 1) * self.chunk * self.needs[self.done] <= self.memory
 
 
 def _last_uses(graph: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:

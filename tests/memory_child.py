@@ -1,0 +1,76 @@
+"""Runs a verb in a process that may not take more memory than it was told: ``memory_child.py VERB BYTES FOLDER``.
+
+Not a test; tests/test_memory_limit.py starts it.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sinf.clusters import from_column
+from sinf.data import LabelledImages, Preprocessing
+from sinf.measure import memory_bytes
+from sinf.models import BaseModel, ModelSpec
+from tiny import CLASSES, coloured_images, conv, randomise
+
+SIDE = 96
+
+
+class Wide(nn.Module):
+    """Wide early maps, 2.4 MB each, many of which are alive at once while gradients are taken; little arithmetic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 1)
+        self.early = nn.Sequential(*(conv(64, 64, groups=64) for _ in range(4)))
+        self.narrow = nn.Sequential(nn.MaxPool2d(8), conv(64, 24))
+        self.late = nn.Sequential(conv(24, 16), conv(16, 16))
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.late(self.narrow(self.early(self.stem(x).relu()))).mean((2, 3)))
+
+
+def main(verb: str, budget: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    preprocessing = Preprocessing((3, SIDE, SIDE), (0.5,) * 3, (0.25,) * 3)
+    base = BaseModel(randomise(Wide()), ModelSpec("memory_child:Wide", CLASSES, preprocessing))
+    images = coloured_images(folder / "images", 120, seed=0)
+    other = coloured_images(folder / "other", 60, seed=1)
+    # What is allocated beyond it fails. Libraries have reserved more than they use.
+    most = memory_bytes("VmData") + budget - memory_bytes("VmRSS")
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    run(verb, budget, folder, base, images, other)
+    print("peak", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def run(verb: str, budget: int, folder: Path, base: BaseModel, images: LabelledImages, other: LabelledImages) -> None:
+    from sinf.dynamic.targets import Target
+    from sinf.dynamic.trainer import TrainConfig, train
+    from sinf.pipeline import BuildConfig, Images, build
+    from sinf.pruning import PruneConfig, prune
+    from sinf.router import RouterConfig
+    from sinf.subgraph.select import Budget
+
+    if verb in ("channels", "ranks"):
+        share = 0.8 if verb == "channels" else 0.95
+        config = PruneConfig(Budget(share), method=verb, limits=None, round_to=4, images=120, memory=budget)
+        prune(base, images, config, folder / "work", notice=print)
+    elif verb == "build":
+        build_config = BuildConfig(
+            cut="early.2", max_loss=0.9, route_draws=120, router=RouterConfig(epochs=1, hidden=8), round_to=4,
+            subgraph=Budget(0.8), memory=budget,
+        )  # fmt: skip
+        build(base, Images(images, images, other), from_column(images), build_config, folder / "bundle", notice=print)
+    else:
+        training = TrainConfig(Target(channels=0.8), epochs=1, batch=120, memory=budget)
+        train(base, images, folder / "run", training, notice=print)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
