@@ -42,7 +42,6 @@ from sinf.estimate import Estimate, Pace, gated_time
 from sinf.files import hash_tensors
 from sinf.memory import DEFAULT, Memory, Notice, activations, weight_bytes
 from sinf.models import BaseModel, fit_state
-from sinf.models.trace import trace
 
 STARTS = ("importance", "equal")
 _TIMED = 32  # images, for a target in time
@@ -148,13 +147,6 @@ def train(
         got = f"{base.spec.classes} of {images.classes}"
         raise ConfigError("the model must have the classes of the data", got=got, remedy="take another model")
     fingerprint = _fingerprint(base, config, images)
-    if expect is not None:
-        graph = trace(base.module, base.spec.preprocessing)
-        each, fixed = activations(graph).forward, 2 * weight_bytes(base.module)
-        at_once = Memory(config.memory).batch("an estimate of the time", each, BATCH, fixed=fixed)
-        pace = Pace.of(graph, base.spec.preprocessing.size, at_once)
-        finishing_with = finishing_images(len(images), config.target)
-        expect(gated_time(pace, images=len(images), epochs=config.epochs, finishing=finishing_with))
     with joined(config.device) as group, torch.random.fork_rng(devices=[]):
         if config.batch % group.world:
             got = f"{config.batch} over {group.world} processes"
@@ -176,6 +168,8 @@ def train(
             timed = next(images.sample(_TIMED, config.seed).batches(base.spec.preprocessing))[0]
             run.target.measure(config.target.latency, timed, group)
         first = 0 if found is None else run.load(*found)
+        if expect is not None and not run.finished:  # all that can be refused has been
+            expect(_expected(network, base, images, config, config.epochs - first))
         pixels, labels = Pixels(images, base.spec.preprocessing, config.device), images.labels.to(config.device)
         with run.slower_norms(), shared_statistics(network.model, group):
             for epoch in range(first, config.epochs):
@@ -197,6 +191,22 @@ def train(
                 write_checkpoint(folder, run.tensors(), fingerprint, config.epochs)
             group.wait()
     return network
+
+
+def _expected(
+    network: GatedNetwork, base: BaseModel, images: LabelledImages, config: TrainConfig, epochs: int
+) -> Estimate:
+    """How long the epochs that are left and the end take, from the time of the base model."""
+    network.enabled, training = False, network.training
+    network.eval()
+    try:
+        each, fixed = activations(network.graph).forward, 2 * weight_bytes(base.module)
+        at_once = Memory(config.memory).batch("an estimate of the time", each, BATCH, fixed=fixed)
+        pace = Pace.of(network.graph, base.spec.preprocessing.size, at_once)
+    finally:
+        network.enabled = True
+        network.train(training)
+    return gated_time(pace, images=len(images), epochs=epochs, finishing=finishing_images(len(images), config.target))
 
 
 class _Run:
