@@ -39,7 +39,6 @@ from sinf.errors import ConfigError
 from sinf.estimate import Estimate, Pace, gated_time
 from sinf.files import hash_tensors
 from sinf.models import BaseModel, fit_state
-from sinf.models.trace import trace
 
 STARTS = ("importance", "equal")
 _TIMED = 32  # images, for a target in time
@@ -138,10 +137,6 @@ def train(
         got = f"{base.spec.classes} of {images.classes}"
         raise ConfigError("the model must have the classes of the data", got=got, remedy="take another model")
     fingerprint = _fingerprint(base, config, images)
-    if expect is not None:
-        pace = Pace.of(trace(base.module, base.spec.preprocessing), base.spec.preprocessing.size)
-        finishing_with = finishing_images(len(images), config.target)
-        expect(gated_time(pace, images=len(images), epochs=config.epochs, finishing=finishing_with))
     with joined(config.device) as group, torch.random.fork_rng(devices=[]):
         if config.batch % group.world:
             got = f"{config.batch} over {group.world} processes"
@@ -159,6 +154,8 @@ def train(
             timed = next(images.sample(_TIMED, config.seed).batches(base.spec.preprocessing))[0]
             run.target.measure(config.target.latency, timed, group)
         first = 0 if found is None else run.load(*found)
+        if expect is not None and not run.finished:  # all that can be refused has been
+            expect(_expected(network, base, images, config, config.epochs - first))
         pixels, labels = images.pixels(base.spec.preprocessing).to(config.device), images.labels.to(config.device)
         with shared_statistics(network.model, group):
             for epoch in range(first, config.epochs):
@@ -180,6 +177,20 @@ def train(
                 write_checkpoint(folder, run.tensors(), fingerprint, config.epochs)
             group.wait()
     return network
+
+
+def _expected(
+    network: GatedNetwork, base: BaseModel, images: LabelledImages, config: TrainConfig, epochs: int
+) -> Estimate:
+    """How long the epochs that are left and the end take, from the time of the base model."""
+    network.enabled, training = False, network.training
+    network.eval()
+    try:
+        pace = Pace.of(network.graph, base.spec.preprocessing.size)
+    finally:
+        network.enabled = True
+        network.train(training)
+    return gated_time(pace, images=len(images), epochs=epochs, finishing=finishing_images(len(images), config.target))
 
 
 class _Run:
