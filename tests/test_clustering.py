@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import tiny
 from program import Program
+from sinf.answers import answered_by
 from sinf.cli import clusters as verb
 from sinf.clustering import METHODS, SOURCES, counts, find_clusters, named, partition, similarity
 from sinf.clusters import from_file, to_file
@@ -158,6 +159,16 @@ def test_without_labels_the_answers_of_the_base_model_serve(
     assert found.found.base_right is None
     assert all(right is None for _, right, _, _ in found.found.by_cluster)
     assert found.found.mimic > 0.98
+
+
+def test_images_without_labels_are_taken(base: BaseModel, images: LabelledImages, tmp_path: Path) -> None:
+    pixels = images.pixels(SIZE).numpy()
+    for number, picture in enumerate(pixels):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    unlabelled = answered_by(base, load_images(tmp_path, "train", need_labels=False)).images
+    found = find_clusters(base, unlabelled)
+    assert groups(found.clusters.of_class()) == PLANTED
+    assert (found.found.base_right, found.given) == (None, None)
 
 
 def test_classes_with_few_or_no_images_are_grouped_and_said(base: BaseModel, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_build_without_images_of_some_classes(
     part, other = without(tiny_images, *missing), tiny.coloured_images(tmp_path, 60, seed=1)
     config = BuildConfig(
         cut_at=0.5, max_loss=0.9, route_draws=120, router=RouterConfig(epochs=1, hidden=8), subgraph=Budget(0.5),
-        across_clusters=across,
+        across_clusters=across, keep_anyway=True,
     )  # fmt: skip
     with pytest.warns(DataWarning) as caught:
         build(base, Images(part, part, other), from_column(tiny_images), config, tmp_path / "bundle")

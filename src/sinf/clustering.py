@@ -104,7 +104,8 @@ def find_clusters(
         count: how many clusters, or None for the number with the fewest classes an image (see the module).
         cut, cut_at: the cut point, as in a build.
         max_loss: limit of the loss, as a fraction, at which the share that falls back is estimated.
-        labels: whether to use the labels of the images; without, the base model's answers count as right.
+        labels: whether to use the labels of the images, if all have some; without, the base model's answers count as
+            right.
         memory: bytes that may be taken; batches are made smaller.
 
     Raises:
@@ -112,6 +113,7 @@ def find_clusters(
         DataError: the images have other classes than the model, or are too few.
     """
     classes = model.spec.classes
+    labels = labels and images.labelled and (check is None or check.labelled)
     _check(model, [images] if check is None else [images, check], source, method, count, max_loss)
     progress = progress or (lambda step, done, total: None)
     network = Network(

@@ -45,7 +45,7 @@ def make():
 """
 
 
-SMALL = ("--macs", 0.8, "--round-to", 1, "--route-draws", 120)
+SMALL = ("--macs", 0.8, "--round-to", 1, "--route-draws", 120, "--keep-anyway")
 
 
 @pytest.fixture

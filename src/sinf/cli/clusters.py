@@ -31,7 +31,10 @@ def clusters(
     ] = None,
     cut: Annotated[str | None, typer.Option(help="Cut point whose features tell the routes [default: found].")] = None,
     max_loss: Annotated[float, typer.Option(help="Limit of the loss in points, at which images fall back.")] = 1.0,
-    labels: Annotated[bool, typer.Option(help="Use the labels; without, the base model's answers are right.")] = True,
+    labels: options.Labels = None,
+    no_labels: Annotated[
+        bool, typer.Option("--no-labels", help="Leave labels aside: the base model's answers count as right.")
+    ] = False,
     classes: options.Classes = None,
     size: options.Size = None,
     mean: options.Mean = None,
@@ -53,9 +56,11 @@ def clusters(
         files.require_ending(out)
         options.write_alone(context, out)
     columns = (image_column, label_column, cluster_column)
-    images = options.images(data, split, *columns)
-    held_out = options.images(data, check, *columns) if check else None
-    base = options.base_model(model, weights, classes or images.classes, size, mean, std, width)
+    images = options.images(data, split, *columns, need_labels=False)
+    held_out = options.images(data, check, *columns, need_labels=False) if check else None
+    base = options.base_model(model, weights, classes, size, mean, std, width, images=images)
+    images = options.as_classes_of(base, images, labels)
+    held_out = options.as_classes_of(base, held_out, labels)
     with options.Steps() as steps:
         found = find_clusters(
             base,
@@ -66,7 +71,7 @@ def clusters(
             count=count,
             cut=cut,
             max_loss=max_loss / 100,
-            labels=labels,
+            labels=not no_labels,
             progress=steps,
         )
     tables.show_clusters(found, max_loss)

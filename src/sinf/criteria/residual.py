@@ -4,10 +4,10 @@ Backward elimination in the manner of Optimal Brain Surgeon (Hassibi & Stork, NI
 second moments of the channels a layer reads and S = W' diag(sensitivity) W how they act on the answer, removing channel
 j and re-solving for the others costs S_jj / (G^-1)_jj, after which both matrices are updated. The sensitivity is the
 diagonal of the Fisher information of what the layer writes, of the cluster's classes alone when a cluster is scored:
-channels that do not tell these classes apart cost nothing. G is shrunk by how few rows it is from
-(:mod:`sinf.statistics.shrinkage`): with fewer rows than channels, the others would make up for any channel exactly. A
-unit's importance is the cost at the moment when it goes (at least that of those before it), so the sum over the units
-that went bounds the loss, and layers compare.
+channels that do not tell these classes apart cost nothing. Where rows are fewer than four for every channel, G is
+shrunk (:mod:`sinf.statistics.shrinkage`): with fewer rows than channels, the others would make up for any channel
+exactly. A unit's importance is the cost at the moment when it goes (at least that of those before it), so the sum over
+the units that went bounds the loss, and layers compare.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from sinf.criteria.base import Criterion, GroupStatistics, Reader
 from sinf.errors import ConfigError
 from sinf.statistics import SiteStatistics
 from sinf.statistics.shrinkage import shrunk
+
+_ENOUGH_ROWS = 4  # for every channel: with so many, what channels make up for each other is no chance
 
 
 class ResidualEnergy(Criterion):
@@ -91,7 +93,9 @@ class _SiteState:
 
 def _inverse(site: SiteStatistics, damping: float) -> Tensor:
     """``(C, C)`` G^-1."""
-    gram = shrunk(site.gram / site.positions, site.positions)
+    gram = site.gram.double() / site.positions
+    if site.positions < _ENOUGH_ROWS * len(gram):
+        gram = shrunk(gram, site.positions)
     level = torch.diagonal(gram).mean().clamp(min=1e-12)
     eye = torch.eye(len(gram), dtype=torch.float64)
     return torch.cholesky_inverse(torch.linalg.cholesky(gram + damping * level * eye))
