@@ -9,7 +9,7 @@ import pytest
 from sinf.cli import main
 
 #: What long work says where there is no terminal.
-PROGRESS = re.compile(r"expected time: .+|.+ (\.\.\.|\d+ % \(\d+ of \d+\)(, .+ left)?|done, .+)")
+PROGRESS = re.compile(r"expected time: .+|memory: .+|.+ (\.\.\.|\d+ % \(\d+ of \d+\)(, .+ left)?|done, .+)")
 
 
 class Program:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sinf import compact, prune_methods
+from sinf import compact
 from sinf.data import LabelledImages
-from sinf.low_rank import NEEDS
+from sinf.low_rank import NEEDS, compressor
 from sinf.models import load_model
 from sinf.pruning import PruneConfig, prune
 from sinf.statistics import Statistics, collect, weights_of
@@ -52,7 +52,7 @@ def test_another_budget_looks_at_no_image_again(
         return collect(*given, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(compact, "collect", counted)
-    monkeypatch.setattr(prune_methods, "collect", counted)
+    monkeypatch.setattr(compressor, "collect", counted)
     torch.manual_seed(0)
     base = load_model("vgg11", classes=6, options={"width": 0.125})
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from sinf import pipeline
+from sinf import pipeline, route_images
 from sinf.clusters import from_column
 from sinf.data import LabelledImages
 from sinf.models import load_model
@@ -38,7 +38,7 @@ class Watch:
         self.views = 0
         self.features: list[Tensor] = []
         self.targets: list[Tensor] = []
-        augment = pipeline.augment
+        augment = route_images.augment
 
         def drawn(pixels: Tensor, generator: torch.Generator) -> Tensor:
             self.views += len(pixels)
@@ -49,7 +49,7 @@ class Watch:
             self.targets.append(targets)
             return train_router(features, targets, *rest)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(pipeline, "augment", drawn)
+        monkeypatch.setattr(route_images, "augment", drawn)
         monkeypatch.setattr(pipeline, "train_router", trained)
 
 

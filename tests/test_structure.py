@@ -44,6 +44,7 @@ HOUSE = [
     {"measure"},
     {"calibration", "specialise", "route_images", "routability"},
     {"clustering"},
+    {"build_config"},
     {"pipeline"},
     {"pruned"},
     {"prune_methods", "prune_search"},

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sinf.build_config import WEIGHT_COST
 from sinf.criteria import best_criterion, make_criterion
 from sinf.data import LabelledImages
 from sinf.delivery import Limits
 from sinf.errors import ConfigError
 from sinf.memory import DEFAULT, Memory
-from sinf.pipeline import WEIGHT_COST
 from sinf.prune_methods import METHODS, Channels, Ranks
 from sinf.subgraph.select import Budget, Schedule
 from sinf.train import TrainConfig

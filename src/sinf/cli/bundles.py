@@ -168,7 +168,7 @@ def build(
 
 def _weight_cost(given: float | None, macs: float | None, *shares: float) -> float:
     """A budget that a person names is one of MACs alone, unless they say otherwise."""
-    from sinf.pipeline import WEIGHT_COST
+    from sinf.build_config import WEIGHT_COST
 
     if given is not None:
         return given

@@ -122,7 +122,7 @@ def _run(out: Path, threads: int | None) -> None:
 
 def _prune(base: BaseModel, scoring: LabelledImages, budget: float, steps: options.Steps) -> BaseModel:
     """The base model in low rank, with a fraction of its cost."""
-    from sinf.pipeline import WEIGHT_COST
+    from sinf.build_config import WEIGHT_COST
     from sinf.pruning import PruneConfig, prune
     from sinf.subgraph.select import Budget
 

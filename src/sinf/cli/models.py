@@ -137,7 +137,7 @@ def train(
             trained, place, list(further.class_names), made_by=made_by, keep_batch_norm=keep_batch_norm,
             key=options.key(),
         )  # fmt: skip
-        console.print(f"pruned model: {place}")
+        console.print(f"pruned model: {place}", soft_wrap=True)
     if half:
         save_half(trained, out / "model-half.safetensors")
     console.print(f"weights: {out / 'model.safetensors'}")

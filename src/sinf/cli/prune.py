@@ -95,9 +95,9 @@ def prune(
     from rich.console import Console
 
     from sinf import pruned as saved
+    from sinf.build_config import WEIGHT_COST
     from sinf.delivery import Limits, describe_times
     from sinf.memory import parse
-    from sinf.pipeline import WEIGHT_COST
     from sinf.prune_config import describe
     from sinf.pruning import PruneConfig
     from sinf.pruning import prune as run
@@ -191,7 +191,7 @@ def _work(out: Path) -> Path:
 def _rule(
     ratio: float | None, macs: float | None, latency: float | None, weight_cost: float | None, threads: int
 ) -> Schedule | Budget | LatencyBudget | None:
-    from sinf.pipeline import WEIGHT_COST
+    from sinf.build_config import WEIGHT_COST
     from sinf.pruning import LatencyBudget
     from sinf.subgraph.select import Budget, Schedule
 
