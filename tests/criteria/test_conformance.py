@@ -435,7 +435,8 @@ def waves(shape: torch.Size | tuple[int, ...], step: float) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["dcs", "residual", "energy", "l1", "random"])
-def test_numbers_of_the_first_release_stay(name: str) -> None:
+def test_numbers_of_the_first_release_stay(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sinf.criteria.residual._ENOUGH_ROWS", 0)  # twelve images are few: their moments shrink today
     net = Mixed(["residual"]).eval()
     for number, tensor in enumerate(net.state_dict().values()):
         if tensor.is_floating_point():
