@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -277,3 +278,16 @@ def test_data_with_some_of_the_classes_prunes(sinf: Program, tmp_path: Path, wei
     code, _, err = sinf.call(*own[:-1], tmp_path / "other", "--score", "train", *words)
     assert code == 2
     assert "'pink'" in err.splitlines()[-1]
+
+
+def test_what_sinf_wrote_is_scored_by_names(tiny_images: LabelledImages, capsys: pytest.CaptureFixture[str]) -> None:
+    """Data with as many classes in another order was scored wrongly in silence."""
+    from sinf.cli import options
+
+    order = [3, 0, 5, 1, 4, 2]
+    model = SimpleNamespace(classes=[tiny_images.class_names[c] for c in order])
+    found = options.labelled_as(model, tiny_images, None)  # type: ignore[arg-type]
+    assert found.class_names == model.classes
+    assert [order[label] for label in found.labels.tolist()] == tiny_images.labels.tolist()
+    with pytest.raises(DataError):
+        options.labelled_as(SimpleNamespace(classes=["red", "green"]), tiny_images, None)  # type: ignore[arg-type]

@@ -297,7 +297,7 @@ def test_every_architecture_of_the_list_is_made_from_numbers(kind: str) -> None:
 
     with torch.device("meta"):
         model = AutoModelForImageClassification.from_config(AutoConfig.for_model(kind, num_labels=5))
-    options = json.loads(json.dumps(_of_hf(model, "any").options))
+    options = json.loads(json.dumps(_of_hf(model, "any", {}).options))
     again = made("hf:any", options)
     assert {k: v.shape for k, v in again.model.state_dict().items()} == {
         k: v.shape for k, v in model.state_dict().items()

@@ -29,6 +29,7 @@ def evaluate(
     threshold: options.Threshold = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
+    labels: options.Labels = None,
     threads: options.Threads = None,
     allow_factory: options.AllowFactory = False,
     json: options.Json = None,
@@ -38,7 +39,7 @@ def evaluate(
     options.set_threads(threads)
     model = open_artefact(artefact, threshold, allow_factory)
     images = options.images(data, split, image_column, label_column, None)
-    options.require_classes(model, images.classes)
+    images = options.labelled_as(model, images, labels)
     beside = None if base is None else options.base_beside(model, base, base_weights)
     with options.Steps() as steps:
         result = kind.evaluate(model, images, beside, lambda done, total: steps("evaluating", done, total))

@@ -28,6 +28,7 @@ def bench(
     threshold: options.Threshold = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
+    labels: options.Labels = None,
     engine: Annotated[str, typer.Option(help="Of both: torch, torch-compile, onnxruntime or openvino.")] = "torch",
     precision: Annotated[str, typer.Option(help="Of the arithmetic of both: f32, bf16 (openvino) or int8.")] = "f32",
     calibrate: Calibrate = "test[:50%]",
@@ -53,7 +54,7 @@ def bench(
     start = time.perf_counter()
     model = open_artefact(artefact, threshold, allow_factory)
     load_seconds = time.perf_counter() - start
-    options.require_classes(model, images.classes)
+    images = options.labelled_as(model, images, labels)
     beside = None if base is None else options.base_beside(model, base, base_weights)
     empty = images.warn_of_empty_classes("the benchmark")
     asked = Bench(

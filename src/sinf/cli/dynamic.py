@@ -148,6 +148,7 @@ def evaluate(
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
     threads: options.Threads = None,
+    labels: options.Labels = None,
     allow_factory: options.AllowFactory = False,
     figure: Annotated[
         Path | None, typer.Option(help="Also draw MACs by difficulty, similarities, and classes by layer: a PNG.")
@@ -164,7 +165,7 @@ def evaluate(
     options.set_threads(threads)
     model = _load(bundle, allow_factory)
     images = options.images(data, split, image_column, label_column, None)
-    options.require_classes(model, images.classes)
+    images = options.labelled_as(model, images, labels)
     kind = Dynamic()
     with options.Steps() as steps:
         result = kind.evaluate(model, images, None, lambda done, total: steps("evaluating", done, total))
@@ -183,6 +184,7 @@ def bench(
     pairs: Annotated[int, typer.Option(min=2, help="Measurements of each, base and ours in turns.")] = 200,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
+    labels: options.Labels = None,
     engine: Annotated[str, typer.Option(help="What runs both: torch or onnxruntime (batch 1).")] = "torch",
     threads: options.Threads = 1,
     allow_factory: options.AllowFactory = False,
@@ -194,7 +196,7 @@ def bench(
     model = _load(bundle, allow_factory)
     load_seconds = time.perf_counter() - start
     images = options.images(data, split, image_column, label_column, None)
-    options.require_classes(model, images.classes)
+    images = options.labelled_as(model, images, labels)
     asked = Bench(
         bundle, images, data, split, batch, pairs, engine, "f32", None, pinned, False, False, None, load_seconds,
         images.warn_of_empty_classes("the benchmark"),

@@ -13,7 +13,7 @@ from sinf import files
 from sinf.cli.progress import Steps as Steps  # verbs find all that they share here
 from sinf.cli.progress import announce as announce
 from sinf.criteria import NAMES
-from sinf.errors import ConfigError, DataError
+from sinf.errors import ConfigError
 
 if TYPE_CHECKING:
     from sinf.classifier import Classifier
@@ -157,14 +157,17 @@ def bundle(folder: Path, threshold: float | None, allow_factory: bool) -> Semant
     return model
 
 
-def require_classes(model: Classifier, classes: int) -> None:
-    """Refuse images of other classes than the model's."""
-    if classes != len(model.classes):
-        raise DataError(
-            "the data must have the bundle's classes",
-            got=f"{classes} instead of {len(model.classes)}",
-            remedy="name another label column or another bundle",
-        )
+def labelled_as(model: Classifier, part: LabelledImages, labels: str | None) -> LabelledImages:
+    """Images with the classes of what sinf wrote, by the option ``--labels``, its names, or their numbers; what was
+    done is said."""
+    from sinf.labels import ModelClasses, match_labels
+
+    part.require_labels("accuracy")
+    names = ModelClasses.of(model.classes, "the folder")
+    matched = match_labels(part, len(model.classes), names, file=labels)
+    if matched.said is not None:
+        print(matched.said, file=sys.stderr)
+    return matched.images
 
 
 def images(

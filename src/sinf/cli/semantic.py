@@ -176,5 +176,4 @@ def calibration_images(model: SemanticModel, images: LabelledImages | None) -> T
 
     if images is None:
         return None
-    options.require_classes(model, images.classes)
     return first_images(images.sample(CALIBRATION), model, CALIBRATION)
