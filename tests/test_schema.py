@@ -140,3 +140,10 @@ def test_every_list_of_every_schema_is_refused_at_its_first_wrong_value() -> Non
             assert each.get("fail_fast"), (kind, each)
             checked += 1
     assert checked > 20
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400 + ".0"])
+def test_a_number_beyond_all_floats_is_no_number(number: str) -> None:
+    """It would be read as infinity, of which no digest can be made."""
+    with pytest.raises(BundleError, match="no number"):
+        parse(f'{{"threshold": {number}}}'.encode(), BundleError, "it")

@@ -10,6 +10,7 @@ Nothing here needs torch.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import fields
@@ -84,7 +85,7 @@ def parse(content: bytes, error: type[SinfError], where: str, *, remedy: str = "
             raise ValueError(f"more than {MAX_DEPTH} levels")
         if sum(map(text.count, "[{,")) > MAX_ITEMS:
             raise ValueError(f"more than {MAX_ITEMS:,} items")
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite)
     except ValueError as problem:
         raise error(f"{where} must be readable JSON", got=shortened(problem), remedy=remedy) from problem
 
@@ -162,6 +163,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         counts = Counter(name for name, _ in pairs)
         raise ValueError(f"the key {counts.most_common(1)[0][0]!r} stands there twice")
     return record
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{number[:40]} is no number")
+    return value
 
 
 def _no_constant(name: str) -> float:
