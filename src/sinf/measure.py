@@ -165,12 +165,12 @@ def look(
 
 def observe(model: SemanticModel, images: LabelledImages, progress: Progress | None = None) -> Observation:
     """Run every image through base model, routed subgraph and full tail."""
-    return observe_routes(model, look(model, images, progress))
+    return observe_routes(model, look(model, images, progress), images.batch)
 
 
-def observe_routes(model: SemanticModel, seen: Seen) -> Observation:
+def observe_routes(model: SemanticModel, seen: Seen, batch: int = BATCH) -> Observation:
     """The rest of :func:`observe`, for a model that is calibrated in between."""
-    return Observation(model.route_all(seen.features, seen.labels), seen.fallback_right, seen.base_right)
+    return Observation(model.route_all(seen.features, seen.labels, batch), seen.fallback_right, seen.base_right)
 
 
 @torch.no_grad()

@@ -346,7 +346,7 @@ class _Build:
         fitting, rest = part_images(images, config.seed)
         if len(self.clusters) > 1:
             calibrate(bundle.router, seen.features[fitting], self.clusters.of_class()[images.labels[fitting]])
-        observed = observe_routes(model, seen)
+        observed = observe_routes(model, seen, images.batch)
         deferral, threshold = set_thresholds(
             observed.select(fitting),
             observed.select(rest),

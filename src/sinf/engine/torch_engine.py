@@ -232,16 +232,16 @@ class SemanticModel(Classifier, ConstantModule):
             return self.tails.get(part_name(cluster))(features)
 
     @torch.no_grad()
-    def route_all(self, features: Tensor, labels: Tensor) -> Routes:
+    def route_all(self, features: Tensor, labels: Tensor, batch: int = BATCH) -> Routes:
         """What every route comes to, of extracted features (N, C, H, W) of images with ``labels`` (N,)."""
         predict = self.engine.front.router
-        log_clusters = torch.cat([predict(part).log_softmax(1) for part in features.split(BATCH)])
+        log_clusters = torch.cat([predict(part).log_softmax(1) for part in features.split(batch)])
         log_route, route = log_clusters.max(1)
         energy, log_within = torch.zeros(len(features)), torch.zeros(len(features))
         margin, right = torch.zeros(len(features)), torch.zeros(len(features), dtype=torch.bool)
         for where in route.unique().tolist():
             judge = self.engine.judges[part_name(where)]
-            for rows in torch.nonzero(route == where).flatten().split(BATCH):
+            for rows in torch.nonzero(route == where).flatten().split(batch):
                 said = self.run_subgraph(where, features[rows])
                 energy[rows] = said.logsumexp(1)
                 log_within[rows] = said.log_softmax(1).amax(1)
