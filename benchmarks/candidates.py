@@ -25,6 +25,7 @@ import typer
 from torch import Tensor, nn
 
 from sinf import Budget, BuildConfig, Images, LabelledImages, SemanticModel, build, load_images, load_model
+from sinf.build_config import WEIGHT_COST
 from sinf.bundle import Bundle
 from sinf.calibration import CALL_COST, part_images, set_thresholds, tail_costs
 from sinf.clusters import from_column
@@ -39,7 +40,6 @@ from sinf.files import hash_tensors, sha256, write_tensors
 from sinf.measure import Costs, Observation, observe
 from sinf.models import BaseModel
 from sinf.models.trace import trace
-from sinf.pipeline import WEIGHT_COST
 from sinf.pruning import PruneConfig, prune
 from sinf.risk import Calibration, Threshold
 from sinf.routing import FeatureRouter
@@ -376,9 +376,8 @@ def calls(graph: Any) -> int:
 
 def _predicted_parts(model: SemanticModel) -> dict[str, Any]:
     """The same for every part of a bundle."""
-    network, router, parts = model.network, model.bundle.router, model.bundle.parts
-    graphs = {"extractor": network.extractor(parts["common"])}
-    graphs |= {name: network.tail(part) for name, part in parts.items() if name != "common"}
+    network, router = model.network, model.bundle.router
+    graphs = network.graphs_of(model.bundle.parts)
     costs = {name: network.cost_of(graph, WEIGHT_COST) + CALL_COST * calls(graph) for name, graph in graphs.items()}
     costs["router"] = router.macs + WEIGHT_COST * sum(p.numel() for p in router.parameters()) + CALL_COST * 10
     return costs

@@ -27,12 +27,12 @@ import typer
 from table import Table, when_idle
 
 from sinf import Budget, LabelledImages, load_images, load_model
+from sinf.build_config import WEIGHT_COST
 from sinf.measure import machine
 from sinf.models import BaseModel, ModelSpec, load_spec
 from sinf.models.load import PLAIN
 from sinf.models.to_plain import to_plain
 from sinf.models.trace import trace
-from sinf.pipeline import WEIGHT_COST
 from sinf.pruned import Size, compare
 from sinf.pruning import PruneConfig, prune
 from sinf.train import EpochReport, Teacher, TrainConfig, train

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from program import Program
+from sinf.build_config import WEIGHT_COST
 from sinf.bundle import Bundle
 from sinf.clusters import from_column, one_cluster
 from sinf.data import LabelledImages
@@ -19,7 +20,7 @@ from sinf.low_rank import LowRank, Rank, choose_ranks, choose_ranks_together
 from sinf.measure import Costs
 from sinf.models import load_model
 from sinf.network import Network, Part
-from sinf.pipeline import WEIGHT_COST, BuildConfig, Images, build
+from sinf.pipeline import BuildConfig, Images, build
 from sinf.router import RouterConfig
 from sinf.routing import FALLBACK, part_name
 from sinf.subgraph.delta import Factors

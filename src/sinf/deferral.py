@@ -67,7 +67,10 @@ def _logistic(features: Tensor, harmless: Tensor) -> list[float]:
 
 def margin_of(logits: Tensor) -> Tensor:
     """``(N,)`` the difference between the two largest of ``(N, classes)`` logits; 0 where there is one class."""
-    if logits.shape[1] < 2:
-        return logits[:, 0] * 0
+    return logits[:, 0] * 0 if logits.shape[1] < 2 else margin_of_several(logits)
+
+
+def margin_of_several(logits: Tensor) -> Tensor:
+    """The same of two classes at least, without a branch, so that it can be traced."""
     largest = logits.topk(2, 1).values
-    return largest[:, 0] - largest[:, 1]
+    return largest.select(1, 0) - largest.select(1, 1)

@@ -84,10 +84,8 @@ class Costs:
 
     @staticmethod
     def of(model: SemanticModel) -> Costs:
-        network, parts = model.network, model.bundle.parts
-        router = model.bundle.router
-        graphs = {"extractor": network.extractor(parts["common"])}
-        graphs |= {name: network.tail(part) for name, part in parts.items() if name != "common"}
+        network, router = model.network, model.bundle.router
+        graphs = network.graphs_of(model.bundle.parts)
         macs = {name: network.cost_of(graph) for name, graph in graphs.items()}
         parameters = {name: parameters_of(graph) for name, graph in graphs.items()}
         macs["router"], parameters["router"] = router.macs, sum(p.numel() for p in router.parameters())

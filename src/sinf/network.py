@@ -4,7 +4,7 @@ from."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -142,6 +142,11 @@ class Network:
 
     def tail(self, part: Part) -> fx.GraphModule:
         return self._sliced(self.parts.tail, part)
+
+    def graphs_of(self, parts: Mapping[str, Part]) -> dict[str, fx.GraphModule]:
+        """The networks of a bundle's parts by name; ``common`` is the ``extractor``'s, all others are tails."""
+        tails = {name: self.tail(part) for name, part in parts.items() if name != "common"}
+        return {"extractor": self.extractor(parts["common"]), **tails}
 
     def split(self, whole: Part) -> tuple[Part, Part]:
         """A smaller version of the whole network as one of the extractor (whose features may be narrower) and one of

@@ -14,7 +14,6 @@ from typing import cast
 
 from torch import Tensor
 
-from sinf.build_config import WEIGHT_COST as WEIGHT_COST
 from sinf.build_config import BuildConfig
 from sinf.bundle import Bundle
 from sinf.calibration import part_images, set_thresholds, tail_costs

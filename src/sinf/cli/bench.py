@@ -108,7 +108,7 @@ def tune(
     options.write_alone(context, Path(bundle))
     pinned = options.set_threads(threads)
     held_out = None if data is None else options.images(data, calibrate, image_column, label_column, None)
-    model = options.bundle(bundle, None, allow_factory)
+    model = options.bundle(bundle, allow_factory)
     router = open_engine(
         model, engine, threads=pinned, precision=precision, calibration=calibration_images(model, held_out)
     )

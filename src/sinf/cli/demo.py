@@ -139,8 +139,9 @@ def _build(
 ) -> None:
     """A bundle that routes the base model. Neither extractor nor full tail is made smaller for all classes: that would
     spend the limit, and routing so small a network costs about what it saves even with all of it."""
+    from sinf.build_config import WEIGHT_COST
     from sinf.clusters import from_column
-    from sinf.pipeline import WEIGHT_COST, BuildConfig, Images, build
+    from sinf.pipeline import BuildConfig, Images, build
     from sinf.router import RouterConfig
     from sinf.subgraph.select import Budget
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sinf.classifier import Classifier
     from sinf.data import LabelledImages
     from sinf.engine.torch_engine import SemanticModel
+    from sinf.labels import Matched
     from sinf.models import BaseModel
 
 Model = Annotated[
@@ -131,10 +132,7 @@ def as_classes_of(base: BaseModel, part: Part, labels: str | None) -> Part:
 
     if part is None:
         return part
-    matched = match_to(base, part, labels) if part.labelled else answered_by(base, part)
-    if matched.said is not None:
-        print(matched.said, file=sys.stderr)
-    return matched.images
+    return _said(match_to(base, part, labels) if part.labelled else answered_by(base, part))
 
 
 def base_beside(model: Classifier, name: str, weights: Path | None) -> BaseModel:
@@ -147,14 +145,11 @@ def base_beside(model: Classifier, name: str, weights: Path | None) -> BaseModel
     return load_model(name, weights=weights, **given)  # type: ignore[arg-type]
 
 
-def bundle(folder: Path, threshold: float | None, allow_factory: bool) -> SemanticModel:
-    """A bundle in torch, with another threshold if one is given."""
+def bundle(folder: Path, allow_factory: bool) -> SemanticModel:
+    """A bundle in torch."""
     from sinf.engine.torch_engine import SemanticModel
 
-    model = SemanticModel.from_pretrained(folder, allow_factory=allow_factory, key=key())
-    if threshold is not None:
-        model.threshold = threshold
-    return model
+    return SemanticModel.from_pretrained(folder, allow_factory=allow_factory, key=key())
 
 
 def labelled_as(model: Classifier, part: LabelledImages, labels: str | None) -> LabelledImages:
@@ -164,7 +159,10 @@ def labelled_as(model: Classifier, part: LabelledImages, labels: str | None) -> 
 
     part.require_labels("accuracy")
     names = ModelClasses.of(model.classes, "the folder")
-    matched = match_labels(part, len(model.classes), names, file=labels)
+    return _said(match_labels(part, len(model.classes), names, file=labels))
+
+
+def _said(matched: Matched) -> LabelledImages:
     if matched.said is not None:
         print(matched.said, file=sys.stderr)
     return matched.images

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sinf.clusters import Clusters
-from sinf.deferral import Deferral
+from sinf.deferral import Deferral, margin_of_several
 
 
 class Front(nn.Module):
@@ -74,9 +74,7 @@ class CascadeJudge(nn.Module):
 
     def forward(self, logits: Tensor, log_clusters: Tensor) -> tuple[Tensor, Tensor]:
         # The log-probability of the one cluster is 0. It is added because runtimes drop an input that nobody reads.
-        largest = logits.topk(2, 1).values  # as margin_of, without its branch, which cannot be traced
-        margin = largest.select(1, 0) - largest.select(1, 1)
-        return logits, (margin * self.margin + log_clusters.select(1, 0) + self.intercept).sigmoid()
+        return logits, (margin_of_several(logits) * self.margin + log_clusters.select(1, 0) + self.intercept).sigmoid()
 
 
 def make_judge(clusters: Clusters, cluster: int, deferral: Deferral) -> Judge | CascadeJudge:
