@@ -25,28 +25,27 @@ import typer
 from torch import Tensor, nn
 
 from sinf import Budget, BuildConfig, Images, LabelledImages, SemanticModel, build, load_images, load_model
-from sinf.build_config import WEIGHT_COST
-from sinf.bundle import Bundle
-from sinf.calibration import CALL_COST, part_images, set_thresholds, tail_costs
-from sinf.clusters import from_column
-from sinf.deferral import Deferral
+from sinf.bundle.semantic import Bundle
+from sinf.data.clusters import from_column
 from sinf.engine.engines import open_engine
 from sinf.engine.onnx_parts import graph_to_onnx
 from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
-from sinf.engine.prepare import prepare
 from sinf.engine.torch_engine import Routes
 from sinf.errors import ConfigError
-from sinf.files import hash_tensors, sha256, write_tensors
-from sinf.measure import Costs, Observation, observe
+from sinf.graph.cost import WEIGHT_COST, MacCount
+from sinf.graph.coupling import couple
+from sinf.graph.prepare import prepare
+from sinf.graph.slice import parameters_of
+from sinf.graph.trace import trace
+from sinf.measure.accuracy import Costs, Observation, observe
 from sinf.models import BaseModel
-from sinf.models.trace import trace
-from sinf.pruning import PruneConfig, prune
-from sinf.risk import Calibration, Threshold
-from sinf.routing import FeatureRouter
-from sinf.steps import StepStore
-from sinf.subgraph.coupling import couple
-from sinf.subgraph.select import MacCount
-from sinf.subgraph.slice import parameters_of
+from sinf.pipelines.calibration import CALL_COST, part_images, set_thresholds, tail_costs
+from sinf.pipelines.prune import PruneConfig, prune
+from sinf.routing.deferral import Deferral
+from sinf.routing.router import FeatureRouter
+from sinf.routing.threshold import Calibration, Threshold
+from sinf.storage.files import hash_tensors, sha256, write_tensors
+from sinf.storage.steps import StepStore
 
 CHANNELS, RANKS, RANKS_TIME = "static", "static-low-rank", "static-low-rank-time"
 ROUTED = "semantic"

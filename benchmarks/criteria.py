@@ -34,22 +34,23 @@ from table import Table
 from torch import Tensor, fx
 
 from sinf import load_images, load_model
-from sinf.clusters import Clusters, from_column
-from sinf.compact import importances
+from sinf.compress.channels import importances
+from sinf.compress.recalibrate import recalibrate
+from sinf.compress.reconstruct import reconstruct
+from sinf.compress.select import Budget, Candidates, Schedule, select, select_together
 from sinf.criteria import NAMES, make_criterion
-from sinf.data import BATCH, LabelledImages
-from sinf.engine.prepare import prepare
+from sinf.data.clusters import Clusters, from_column
+from sinf.data.images import BATCH, LabelledImages
 from sinf.errors import ConfigError
+from sinf.graph.cost import MacCount
+from sinf.graph.coupling import CoupledGroup
+from sinf.graph.network import Network
+from sinf.graph.prepare import prepare
+from sinf.graph.slice import parameters_of, slice_graph
+from sinf.graph.trace import trace
+from sinf.graph.verify import verify
 from sinf.models import BaseModel
-from sinf.models.trace import trace
-from sinf.network import Network
 from sinf.statistics import Statistics, collect
-from sinf.subgraph.coupling import CoupledGroup
-from sinf.subgraph.recalibrate import recalibrate
-from sinf.subgraph.reconstruct import reconstruct
-from sinf.subgraph.select import Budget, Candidates, MacCount, Schedule, select, select_together
-from sinf.subgraph.slice import parameters_of, slice_graph
-from sinf.subgraph.verify import verify
 
 CUTS = {"vgg16": "features.23", "vgg19": "features.26", "resnet50": "layer2", "resnet56": "layer2"}
 SCORED, COSTLY, FITTED = 20, 2, 10  # images of a class; COSTLY: for sums of single maps

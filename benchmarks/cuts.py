@@ -5,7 +5,7 @@
 
 The true cluster is given. Scored and fitted on ``scored`` train images of every class, reported on the first ``rows``
 of test[50%:]. Channels go by the criterion residual, and the weights that stay are treated in three ways; or none goes,
-and every cluster's tail is written in low rank (sinf.low_rank). ``base_top1`` is the base model's, limited to the
+and every cluster's tail is written in low rank. ``base_top1`` is the base model's, limited to the
 classes of the image's cluster; ``tail_share`` is the part of the base model's MACs that comes after the cut.
 """
 
@@ -22,12 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from criteria import CLUSTER, CLUSTER_SCORED, WEIGHTS, Job, Side, Sides, measure, say
 from sinf import load_images, load_model
-from sinf.low_rank import NEEDS, choose_ranks, factor, metrics, reconstruct_ranks
-from sinf.models.trace import trace
-from sinf.network import Network
-from sinf.subgraph.delta import apply
-from sinf.subgraph.select import Budget
-from sinf.subgraph.slice import parameters_of
+from sinf.compress.low_rank import NEEDS, choose_ranks, factor, metrics, reconstruct_ranks
+from sinf.compress.select import Budget
+from sinf.graph.delta import apply
+from sinf.graph.network import Network
+from sinf.graph.slice import parameters_of
+from sinf.graph.trace import trace
 
 CUTS = {
     "vgg16": ("features.6", "features.13", "features.23", "features.33"),

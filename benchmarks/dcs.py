@@ -23,7 +23,7 @@ import typer
 from torch import Tensor
 
 from criteria import CLUSTER, SCORES, STATIC, Job, Side, published, run
-from sinf.compact import importances
+from sinf.compress.channels import importances
 from sinf.criteria import make_criterion
 from sinf.criteria.base import SiteCriterion, share
 from sinf.criteria.dcs import DCS

@@ -42,11 +42,11 @@ from sinf.dynamic.onnx import open_engine
 from sinf.dynamic.targets import Target, expected_macs, rate_for
 from sinf.dynamic.trainer import EpochReport, TrainConfig
 from sinf.dynamic.trainer import train as run
+from sinf.graph.trace import trace
+from sinf.measure.timing import interleaved
 from sinf.models import BaseModel
 from sinf.models.load import IMAGENET_MEAN, IMAGENET_STD
-from sinf.models.trace import trace
-from sinf.pruned import Size
-from sinf.timing import interleaved
+from sinf.pipelines.comparison import Size
 
 SHARES = (0.75, 0.5, 0.3)
 SMALL_WEIGHT = 256 * 256 * 9

@@ -17,7 +17,7 @@ from pathlib import Path
 import datasets
 from PIL import Image
 
-from sinf.data import load_images
+from sinf.data.images import load_images
 
 ASSETS = Path(__file__).parent.parent / "src" / "sinf" / "assets"
 COUNTS = {"scoring": ("train", 2200), "calibration": ("test[:50%]", 1200), "test": ("test[50%:]", 1200)}

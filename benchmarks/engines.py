@@ -27,17 +27,17 @@ import typer
 from table import Table, when_idle
 
 from sinf import SemanticModel, load_images
-from sinf.data import LabelledImages
+from sinf.data.images import LabelledImages
 from sinf.engine.engines import PRECISIONS, native, open_engine
 from sinf.engine.onnx_parts import part_to_onnx
 from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
 from sinf.export.single import OUTPUTS, export_single
 from sinf.export.split import export_split
-from sinf.measure import Evaluation, evaluate, first_images, folder_bytes, machine
-from sinf.network import Part
-from sinf.routing import BASE, FeatureRouter
-from sinf.stages import stage_times
-from sinf.timing import OtherProcesses, latency
+from sinf.graph.network import Part
+from sinf.measure.accuracy import Evaluation, evaluate, first_images, folder_bytes, machine
+from sinf.measure.stages import stage_times
+from sinf.measure.timing import OtherProcesses, latency
+from sinf.routing.router import BASE, FeatureRouter
 
 COLUMNS = (
     "what", "model", "dataset", "method", "engine", "precision", "device", "batch", "threads", "pairs",

@@ -36,8 +36,8 @@ from candidates import (
 from table import Table, when_idle
 
 from sinf.errors import ConfigError
-from sinf.risk import NEVER
-from sinf.timing import interleaved
+from sinf.measure.timing import interleaved
+from sinf.routing.threshold import NEVER
 
 CONFIDENT = {"vgg16": (1.0, 0.95)}  # asked and confidence of one more row
 COLUMNS = (

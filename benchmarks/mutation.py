@@ -1,7 +1,7 @@
 """Mutation score: which share of small faults in a module do its tests notice?
 
     python benchmarks/mutation.py --when after                       # all modules; some 20 minutes of one core
-    python benchmarks/mutation.py --module risk --module routing
+    python benchmarks/mutation.py --module routing.threshold --module routing.router
     python benchmarks/mutation.py --sample 40 --seed 1               # 40 mutants of every module, drawn at random
 
 A mutant is the module with one operation changed (DeMillo, Lipton & Sayward, Hints on Test Data Selection, 1978); it is
@@ -61,15 +61,16 @@ SLOW = ("-k", "not onnx and not openvino and not export and not stored and not p
 
 #: Tests of every module, the quickest first.
 MODULES: dict[str, tuple[str, ...]] = {
-    "risk": ("tests/test_risk_formulas.py", "tests/test_risk.py"),
-    "calibration": ("tests/test_calibration.py", "tests/test_bundle.py"),
-    "routing": ("tests/test_routing.py", "tests/test_grouping.py", "tests/test_bundle.py",
-                "tests/engine/test_conformance.py"),
-    "deferral": ("tests/test_deferral.py", "tests/test_risk_formulas.py"),
-    "bundle": ("tests/test_bundle.py", "tests/test_grouping.py"),
-    "subgraph.least_squares": ("tests/subgraph/test_least_squares.py", "tests/subgraph/test_reconstruct.py"),
-    "subgraph.reconstruct": ("tests/subgraph/test_reconstruct.py",),
-    "low_rank.solve": ("tests/test_low_rank.py",),
+    "routing.threshold": ("tests/routing/test_threshold_formulas.py", "tests/routing/test_threshold.py"),
+    "pipelines.calibration": ("tests/pipelines/test_calibration.py", "tests/bundle/test_semantic.py"),
+    "routing.router": ("tests/routing/test_router.py", "tests/routing/test_grouping.py",
+                       "tests/bundle/test_semantic.py", "tests/engine/test_conformance.py"),
+    "routing.deferral": ("tests/routing/test_deferral.py", "tests/routing/test_threshold_formulas.py"),
+    "bundle.semantic": ("tests/bundle/test_semantic.py", "tests/routing/test_grouping.py",
+                        "tests/bundle/test_hostile_files.py"),
+    "compress.least_squares": ("tests/compress/test_least_squares.py", "tests/compress/test_reconstruct.py"),
+    "compress.reconstruct": ("tests/compress/test_reconstruct.py",),
+    "compress.low_rank.solve": ("tests/compress/test_low_rank.py",),
 }  # fmt: skip
 
 COLUMNS = ("when", "module", "mutants", "killed", "timeout", "survived", "not_run", "share", "equivalent", "invalid",

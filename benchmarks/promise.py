@@ -9,8 +9,8 @@
     draws        as many draws with replacement of 5,000 of them: all images are then what they are drawn from, and
                  their mean loss is the expected one
 
-The file of observed answers is what ``sinf.measure.observe`` gives for all test images; candidates.py --observed writes
-it.
+The file of observed answers is what ``sinf.measure.accuracy.observe`` gives for all test images; candidates.py
+--observed writes it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from safetensors.torch import load_file
 from table import Table
 from torch import Tensor
 
-from sinf.calibration import FITTING, set_thresholds
 from sinf.engine.torch_engine import Routes
 from sinf.errors import ConfigError
-from sinf.measure import Observation
-from sinf.risk import Calibration, candidate_thresholds, choose_threshold
+from sinf.measure.accuracy import Observation
+from sinf.pipelines.calibration import FITTING, set_thresholds
+from sinf.routing.threshold import Calibration, candidate_thresholds, choose_threshold
 
 STEPS = 200_000
 GAINED = 0.02  # of the images: the base model is wrong, and ours right

@@ -22,9 +22,9 @@ SERVE = """
 import ctypes, gc, sys, time
 import torch
 from sinf import SemanticModel
-from sinf.routing import part_name
-from sinf.measure import memory_bytes
-from sinf.timing import OtherProcesses
+from sinf.routing.router import part_name
+from sinf.measure.accuracy import memory_bytes
+from sinf.measure.timing import OtherProcesses
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 # What a process imports and sets up at its first model is no cost of this one.

@@ -5,7 +5,7 @@
     python benchmarks/run.py SHARED --only headline
 
 Every command names the files of benchmarks/results that it writes; together they are all files that a page shows
-(tests/test_pages.py). Commands whose data is not in SHARED are left out, with a line.
+(tests/benchmarks/test_pages.py). Commands whose data is not in SHARED are left out, with a line.
 """
 
 from __future__ import annotations

@@ -41,13 +41,13 @@ def score(name: str, weights: str, data: str, criterion: str, images: int, clust
     import torch
 
     from sinf import load_images, load_model
-    from sinf.clusters import from_column
-    from sinf.compact import importances
+    from sinf.compress.channels import importances
     from sinf.criteria import make_criterion
-    from sinf.data import BATCH
-    from sinf.measure import memory_bytes
-    from sinf.models.trace import trace
-    from sinf.network import Network
+    from sinf.data.clusters import from_column
+    from sinf.data.images import BATCH
+    from sinf.graph.network import Network
+    from sinf.graph.trace import trace
+    from sinf.measure.accuracy import memory_bytes
     from sinf.statistics import collect
 
     torch.set_num_threads(1)

@@ -4,7 +4,8 @@ with a little fine-tuning, beside torch-pruning's own pruners.
     python benchmarks/static.py vgg16 WEIGHTS CIFAR100 --work runs/static
 
     residual       ours: the budget is spent where it costs least, then reconstruction; 10,000 images
-    low-rank       ours: convolutions in two, through fewer channels or separable (sinf.low_rank), the same images
+    low-rank       ours: convolutions in two, through fewer channels or separable (sinf.compress.low_rank),
+                   the same images
     low-rank-time  low-rank with loading a weight counted as 32 MACs, as at batch 1 it takes time: a budget of both
     l1, taylor  torch-pruning's MagnitudePruner with its importances of these names, the same ratio in every layer (its
                 default) until the same MACs are reached; gradients of taylor by 1,000 images
@@ -27,15 +28,16 @@ import typer
 from table import Table, when_idle
 
 from sinf import Budget, LabelledImages, load_images, load_model
-from sinf.build_config import WEIGHT_COST
-from sinf.measure import machine
+from sinf.graph.cost import WEIGHT_COST
+from sinf.graph.trace import trace
+from sinf.measure.accuracy import machine
+from sinf.measure.plain import Size
 from sinf.models import BaseModel, ModelSpec, load_spec
 from sinf.models.load import PLAIN
 from sinf.models.to_plain import to_plain
-from sinf.models.trace import trace
-from sinf.pruned import Size, compare
-from sinf.pruning import PruneConfig, prune
-from sinf.train import EpochReport, Teacher, TrainConfig, train
+from sinf.pipelines.comparison import compare
+from sinf.pipelines.prune import PruneConfig, prune
+from sinf.training.train import EpochReport, Teacher, TrainConfig, train
 
 OURS, RANKS, RANKS_TIME = "residual", "low-rank", "low-rank-time"
 SMALL = 0.25

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sinf.files import replacing
-from sinf.measure import machine
+from sinf.measure.accuracy import machine
+from sinf.storage.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
 T = TypeVar("T")

@@ -26,7 +26,7 @@ from headline import text, thresholds
 from table import Table, when_idle
 
 from sinf.errors import ConfigError
-from sinf.timing import interleaved
+from sinf.measure.timing import interleaved
 
 LIMITS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 3.75)  # 3.75: what VGG16 loses in the paper
 METHODS = (ROUTED, CHANNELS, "semantic-noreconstruct", "semantic-wholeextractor")

@@ -29,10 +29,10 @@ def measure(name: str, weights: str, data: str) -> None:
     import torch
 
     from sinf import load_images, load_model
-    from sinf.clusters import from_column
-    from sinf.measure import machine
-    from sinf.models.trace import trace
-    from sinf.network import Network
+    from sinf.data.clusters import from_column
+    from sinf.graph.network import Network
+    from sinf.graph.trace import trace
+    from sinf.measure.accuracy import machine
 
     base = load_model(name, weights=weights)
     images = load_images(data, "test[50%:]").sample(IMAGES)

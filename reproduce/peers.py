@@ -58,10 +58,10 @@ def measure(name: str, weights: str, data: str, checkouts: str) -> None:
     from scipy.stats import spearmanr
 
     from sinf import load_images, load_model
-    from sinf.compact import importances
+    from sinf.compress.channels import importances
     from sinf.criteria import make_criterion
-    from sinf.models.trace import trace
-    from sinf.network import Network
+    from sinf.graph.network import Network
+    from sinf.graph.trace import trace
     from sinf.statistics import collect
 
     torch.set_num_threads(1)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from sinf.data import LabelledImages
+from sinf.compress.select import Schedule
+from sinf.data.images import LabelledImages
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.gates import SaliencyGate
 from sinf.dynamic.network import GateConfig, attach
 from sinf.models import BaseModel, load_model
-from sinf.pruned import save
-from sinf.pruning import PruneConfig, prune
-from sinf.subgraph.select import Schedule
+from sinf.pipelines.comparison import save
+from sinf.pipelines.prune import PruneConfig, prune
 from tiny import randomise
 
 

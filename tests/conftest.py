@@ -22,12 +22,12 @@ from safetensors.torch import save_file
 
 import tiny
 from program import Program
-from sinf.clusters import Clusters, from_column, one_cluster
-from sinf.data import LabelledImages
+from sinf.compress.select import Budget, Schedule
+from sinf.data.clusters import Clusters, from_column, one_cluster
+from sinf.data.images import LabelledImages
 from sinf.models import load_model
-from sinf.pipeline import BuildConfig, Images, build
-from sinf.router import RouterConfig
-from sinf.subgraph.select import Budget, Schedule
+from sinf.pipelines.build import BuildConfig, Images, build
+from sinf.routing.predictor import RouterConfig
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
     torch.set_num_threads(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sinf.data import LabelledImages
+from sinf.data.images import LabelledImages
 from sinf.dynamic.gates import SaliencyGate
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach
 from sinf.models import BaseModel, ModelSpec

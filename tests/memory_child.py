@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sinf.clusters import from_column
-from sinf.data import LabelledImages, Preprocessing
-from sinf.measure import memory_bytes
+from sinf.data.clusters import from_column
+from sinf.data.images import LabelledImages, Preprocessing
+from sinf.measure.accuracy import memory_bytes
 from sinf.models import BaseModel, ModelSpec
 from tiny import CLASSES, coloured_images, conv, randomise
 
@@ -50,12 +50,12 @@ def main(verb: str, budget: int, folder: Path) -> None:
 
 
 def run(verb: str, budget: int, folder: Path, base: BaseModel, images: LabelledImages, other: LabelledImages) -> None:
+    from sinf.compress.select import Budget
     from sinf.dynamic.targets import Target
     from sinf.dynamic.trainer import TrainConfig, train
-    from sinf.pipeline import BuildConfig, Images, build
-    from sinf.pruning import PruneConfig, prune
-    from sinf.router import RouterConfig
-    from sinf.subgraph.select import Budget
+    from sinf.pipelines.build import BuildConfig, Images, build
+    from sinf.pipelines.prune import PruneConfig, prune
+    from sinf.routing.predictor import RouterConfig
 
     if verb in ("channels", "ranks"):
         share = 0.8 if verb == "channels" else 0.95

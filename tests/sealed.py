@@ -10,21 +10,21 @@ from typing import Any
 
 import torch
 
-from sinf.bundle import Bundle
-from sinf.clusters import Clusters
-from sinf.deferral import Deferral
+from sinf.bundle.semantic import Bundle
+from sinf.data.clusters import Clusters
 from sinf.engine.torch_engine import SemanticModel
-from sinf.files import sha256
-from sinf.grouping import TailTimes
+from sinf.graph.delta import Mix
+from sinf.graph.network import Network, Part
 from sinf.models import ModelSpec
 from sinf.models.load import PLAIN
 from sinf.models.to_plain import to_plain
-from sinf.network import Network, Part
-from sinf.risk import Threshold
-from sinf.router import RoutePredictor, RouterConfig
-from sinf.routing import part_name
-from sinf.seal import DIGEST, sealed
-from sinf.subgraph.delta import Mix
+from sinf.routing.deferral import Deferral
+from sinf.routing.grouping import TailTimes
+from sinf.routing.predictor import RoutePredictor, RouterConfig
+from sinf.routing.router import part_name
+from sinf.routing.threshold import Threshold
+from sinf.storage.files import sha256
+from sinf.storage.seal import DIGEST, sealed
 from tiny import CLASSES, COLOUR, Chain, traced
 
 TIMES = TailTimes("torch", "f32", 1, "a processor", (1, 4), (0.1, 0.2), (0.3, 0.9), 0.25)

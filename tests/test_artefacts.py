@@ -21,12 +21,12 @@ import tiny
 from artefacts import make_dynamic, make_static
 from program import Program
 from sinf import edge
-from sinf.classifier import Classifier
+from sinf.bundle.classifier import Classifier
+from sinf.bundle.plain import has_batch_norms
 from sinf.cli.kinds import KINDS
-from sinf.data import LabelledImages
+from sinf.data.images import LabelledImages
 from sinf.errors import ConfigError, DataError, ModelError, SinfError
 from sinf.load import MODELS
-from sinf.plain_model import has_batch_norms
 
 KEY = b"sixteen secret bytes"
 

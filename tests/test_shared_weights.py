@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sinf.clusters import from_column
-from sinf.data import load_images
+from sinf.compress.select import Budget
+from sinf.data.clusters import from_column
+from sinf.data.images import load_images
 from sinf.engine.torch_engine import SemanticModel
-from sinf.measure import evaluate
+from sinf.measure.accuracy import evaluate
 from sinf.models import load_model
-from sinf.pipeline import BuildConfig, Images, build
-from sinf.subgraph.select import Budget
+from sinf.pipelines.build import BuildConfig, Images, build
 
 SHARED = Path(__file__).parents[2] / "shared"
 DATA = SHARED / "data" / "cifar100"

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, fx, nn
 
-from sinf.data import LabelledImages, Preprocessing, load_images
+from sinf.data.images import LabelledImages, Preprocessing, load_images
 from sinf.engine import engines
 from sinf.engine.torch_engine import TorchEngine
-from sinf.files import hash_tensors
-from sinf.models.trace import trace
-from sinf.subgraph.coupling import Coupling
-from sinf.subgraph.delta import to_tensors
+from sinf.graph.coupling import Coupling
+from sinf.graph.delta import to_tensors
+from sinf.graph.trace import trace
+from sinf.storage.files import hash_tensors
 
 CLASSES = 6
 COLOUR = Preprocessing((3, 8, 8), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))

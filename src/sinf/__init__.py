@@ -1,11 +1,11 @@
-"""sinf: trained image classifiers made faster by running, for each input, only the part of the network that it needs.
+"""sinf: trained image classifiers made faster, where they run, for a loss that the user names.
 
-The pipeline, in the order in which data flows:
+The rooms, in the order in which data flows:
 
-    data -> statistics -> clusters -> criteria -> subgraph -> router -> risk -> bundle -> engine -> cli
+    data -> graph -> statistics -> compress -> routing -> bundle -> engine -> measure
 
-``build`` runs it; :class:`SemanticModel` is what comes out: a classifier that sends every input to the subgraph of its
-semantic cluster, or to the full tail when it is unsure.
+``prune`` makes one smaller network for all classes. ``build`` makes a bundle, and :class:`SemanticModel` of it a
+classifier that sends every input to a small subgraph, or to the full tail when it is unsure.
 """
 
 from __future__ import annotations
@@ -16,49 +16,49 @@ from typing import TYPE_CHECKING, Any
 from sinf.version import __version__
 
 if TYPE_CHECKING:
-    from sinf.clustering import FoundClusters, find_clusters
-    from sinf.clusters import Clusters
-    from sinf.data import LabelledImages, Preprocessing, load_images
+    from sinf.bundle.plain import PlainModel
+    from sinf.compress.select import Budget, Schedule
+    from sinf.data.clusters import Clusters
+    from sinf.data.images import LabelledImages, Preprocessing, load_images
     from sinf.dynamic.model import DynamicModel
     from sinf.engine.torch_engine import SemanticModel
     from sinf.errors import SinfError
     from sinf.load import from_pretrained
-    from sinf.measure import evaluate
+    from sinf.measure.accuracy import evaluate
+    from sinf.measure.timing import latency
     from sinf.models import BaseModel, ModelSpec, load_model
-    from sinf.pipeline import BuildConfig, Images, build
-    from sinf.plain_model import PlainModel
-    from sinf.pruning import PruneConfig, prune
-    from sinf.router import RouterConfig
-    from sinf.routing import Routed
-    from sinf.subgraph.select import Budget, Schedule
-    from sinf.timing import latency
+    from sinf.pipelines.build import BuildConfig, Images, build
+    from sinf.pipelines.prune import PruneConfig, prune
+    from sinf.routing.clustering import FoundClusters, find_clusters
+    from sinf.routing.predictor import RouterConfig
+    from sinf.routing.router import Routed
 
 _HOMES = {
     "BaseModel": "sinf.models",
-    "Budget": "sinf.subgraph.select",
-    "BuildConfig": "sinf.pipeline",
-    "Clusters": "sinf.clusters",
+    "Budget": "sinf.compress.select",
+    "BuildConfig": "sinf.pipelines.build",
+    "Clusters": "sinf.data.clusters",
     "DynamicModel": "sinf.dynamic.model",
-    "FoundClusters": "sinf.clustering",
-    "Images": "sinf.pipeline",
-    "PlainModel": "sinf.plain_model",
-    "LabelledImages": "sinf.data",
+    "FoundClusters": "sinf.routing.clustering",
+    "Images": "sinf.pipelines.build",
+    "PlainModel": "sinf.bundle.plain",
+    "LabelledImages": "sinf.data.images",
     "ModelSpec": "sinf.models",
-    "Preprocessing": "sinf.data",
-    "PruneConfig": "sinf.pruning",
-    "Routed": "sinf.routing",
-    "RouterConfig": "sinf.router",
-    "Schedule": "sinf.subgraph.select",
+    "Preprocessing": "sinf.data.images",
+    "PruneConfig": "sinf.pipelines.prune",
+    "Routed": "sinf.routing.router",
+    "RouterConfig": "sinf.routing.predictor",
+    "Schedule": "sinf.compress.select",
     "SemanticModel": "sinf.engine.torch_engine",
     "SinfError": "sinf.errors",
-    "build": "sinf.pipeline",
-    "evaluate": "sinf.measure",
-    "find_clusters": "sinf.clustering",
+    "build": "sinf.pipelines.build",
+    "evaluate": "sinf.measure.accuracy",
+    "find_clusters": "sinf.routing.clustering",
     "from_pretrained": "sinf.load",
-    "latency": "sinf.timing",
-    "load_images": "sinf.data",
+    "latency": "sinf.measure.timing",
+    "load_images": "sinf.data.images",
     "load_model": "sinf.models",
-    "prune": "sinf.pruning",
+    "prune": "sinf.pipelines.prune",
 }
 
 __all__ = [

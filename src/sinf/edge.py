@@ -15,16 +15,17 @@ from typing import Literal, cast
 
 import numpy as np
 
+from sinf.bundle.records import ClassNames, ClusterList, ThresholdValue, TimesList, Weight
+from sinf.data.record import PreprocessingRecord
 from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
 from sinf.engine.openvino_engine import OpenVinoEngine
 from sinf.engine.sessions import SessionEngine
 from sinf.errors import BundleError
-from sinf.files import sha256
-from sinf.grouping import TailTimes
-from sinf.records import ClassNames, ClusterList, PreprocessingRecord, ThresholdValue, TimesList, Weight
-from sinf.routing import BASE, FALLBACK, FRONT, FeatureRouter, part_name
-from sinf.schema import Digest, Name, Record, Share, parse_file, shortened, validated
-from sinf.seal import unsealed
+from sinf.routing.grouping import TailTimes
+from sinf.routing.router import BASE, FALLBACK, FRONT, FeatureRouter, part_name
+from sinf.storage.files import sha256
+from sinf.storage.schema import Digest, Name, Record, Share, parse_file, shortened, validated
+from sinf.storage.seal import unsealed
 
 MANIFEST = "manifest.json"
 FORMAT = 3

@@ -6,19 +6,19 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sinf import bundle_files
-from sinf.bundle_files import folder_of
+from sinf.bundle import folder as bundle_files
+from sinf.bundle.folder import folder_of
 
 if TYPE_CHECKING:
+    from sinf.bundle.plain import PlainModel
     from sinf.dynamic.model import DynamicModel
     from sinf.engine.torch_engine import SemanticModel
-    from sinf.plain_model import PlainModel
 
 #: The class that opens what a method made.
 MODELS = {
     "semantic": "sinf.engine.torch_engine:SemanticModel",
     "dynamic": "sinf.dynamic.model:DynamicModel",
-    "static": "sinf.plain_model:PlainModel",
+    "static": "sinf.bundle.plain:PlainModel",
 }
 
 
@@ -32,7 +32,7 @@ def from_pretrained(
     source: str | Path, *, allow_factory: bool = False, key: bytes | None = None
 ) -> SemanticModel | DynamicModel | PlainModel:
     """Load a bundle of any method, or a pruned model, from a folder, or from the hub when there is no such folder; the
-    options are those of :meth:`sinf.bundle.Bundle.load`."""
+    options are those of :meth:`sinf.bundle.semantic.Bundle.load`."""
     module, _, name = MODELS[method_of(source)].partition(":")
     kind = getattr(importlib.import_module(module), name)
     return kind.from_pretrained(source, allow_factory=allow_factory, key=key)

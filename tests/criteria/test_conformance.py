@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 from sinf.criteria import CRITERIA, Criterion, FilterCriterion, GroupStatistics, group_statistics, make_criterion
 from sinf.criteria.base import Reader, Writer
 from sinf.errors import ConfigError
-from sinf.models.trace import trace
+from sinf.graph.coupling import CoupledGroup, Coupling, couple
+from sinf.graph.trace import trace
 from sinf.statistics import Statistics, collect
-from sinf.subgraph.coupling import CoupledGroup, Coupling, couple
 from tiny import CLASSES, COLOUR, COUPLED, Mixed, conv, traced
 
 

@@ -32,9 +32,9 @@ from sinf.criteria import (
     make_criterion,
 )
 from sinf.errors import ConfigError
-from sinf.models.trace import trace
+from sinf.graph.coupling import couple
+from sinf.graph.trace import trace
 from sinf.statistics import collect
-from sinf.subgraph.coupling import couple
 from tiny import CLASSES, COLOUR, Chain, Mixed, conv, randomise
 
 IMAGES = 24

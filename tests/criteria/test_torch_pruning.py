@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from sinf.criteria import DCS, NAMES, Criterion, group_statistics, make_criterion
 from sinf.criteria.torch_pruning import as_importance
 from sinf.errors import ConfigError, CutError, DependencyError
-from sinf.models.trace import trace
+from sinf.graph.coupling import couple
+from sinf.graph.trace import trace
 from sinf.statistics import collect
-from sinf.subgraph.coupling import couple
 from tiny import CLASSES, COLOUR, Depthwise, Mixed, conv, randomise
 
 

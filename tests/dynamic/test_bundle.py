@@ -11,7 +11,7 @@ import torch
 import sinf
 from gated import stir
 from sealed import rewrite
-from sinf.data import LabelledImages, load_images
+from sinf.data.images import LabelledImages, load_images
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.cost import Spread
 from sinf.dynamic.model import DynamicModel, evaluate

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gated import mean_macs, stir
-from sinf.data import LabelledImages
+from sinf.data.images import LabelledImages
 from sinf.dynamic.calibrate import calibrate, finish
 from sinf.dynamic.gates import KINDS
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from gated import stir
-from sinf.data import LabelledImages
+from sinf.data.images import LabelledImages
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.manifold import Similarity, explore
 from sinf.dynamic.model import DynamicModel

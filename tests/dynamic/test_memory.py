@@ -18,7 +18,7 @@ from sinf.dynamic.network import GatedNetwork, attach
 from sinf.dynamic.targets import Target
 from sinf.dynamic.trainer import TrainConfig, _Run, train
 from sinf.errors import ConfigError
-from sinf.memory import OVERHEAD, Memory, activations, weight_bytes
+from sinf.machine.memory import OVERHEAD, Memory, activations, weight_bytes
 from sinf.models import BaseModel, ModelSpec, load_model
 from tiny import CLASSES, COLOUR, Concat, Mixed, Residual, conv, randomise, tiny_data
 

@@ -9,8 +9,8 @@ from torch import Tensor, fx, nn
 from gated import DEEP, cut, gated, gated_as_it_is
 from sinf.dynamic.network import GatedNetwork, attach
 from sinf.errors import ConfigError, CutError
+from sinf.graph.slice import Masked
 from sinf.models import BaseModel, ModelSpec, load_model
-from sinf.subgraph.slice import Masked
 from tiny import (
     CLASSES,
     COLOUR,

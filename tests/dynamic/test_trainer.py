@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 from gated import mean_macs
-from sinf.data import LabelledImages
+from sinf.data.images import LabelledImages
 from sinf.dynamic import calibrate, latency, trainer
 from sinf.dynamic.network import GateConfig, GatedNetwork
 from sinf.dynamic.targets import Target, expected_macs, rate_for
 from sinf.dynamic.trainer import EpochReport, TrainConfig, train
 from sinf.errors import ConfigError
+from sinf.measure.timing import pinned_threads
 from sinf.models import BaseModel, ModelSpec, load_model
-from sinf.timing import pinned_threads
 from tiny import CLASSES, COLOUR, tiny_data
 
 CONFIG = TrainConfig(Target(channels=0.5), epochs=3, batch=8, learning_rate=0.02, similarity=0.5)
@@ -257,7 +257,7 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path, images: Labelle
 
 def _main() -> None:
     """What the tests above start as a process of its own: ``FOLDER DATA VARIANT|slowly``."""
-    from sinf.data import load_images
+    from sinf.data.images import load_images
 
     folder, data, word = sys.argv[1:]
     config = CONFIG if word == "slowly" else replace(CONFIG, **VARIANTS[word])

@@ -13,7 +13,7 @@ from sinf.engine.compiled_engine import CompiledTorchEngine
 from sinf.engine.onnx_parts import bare
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import DependencyError, ModelError, SinfError
-from sinf.routing import BASE, FALLBACK, FRONT, part_name
+from sinf.routing.router import BASE, FALLBACK, FRONT, part_name
 
 
 def test_every_part_is_compiled_once_for_one_input_and_once_for_more(

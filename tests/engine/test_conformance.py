@@ -10,14 +10,14 @@ import onnx
 import pytest
 import torch
 
-from sinf.bundle import Bundle
+from sinf.bundle.semantic import Bundle
 from sinf.engine.engines import open_engine
 from sinf.engine.onnx_parts import part_to_onnx
 from sinf.engine.quantise import Quantiser
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError, DataError, DependencyError
-from sinf.routing import FRONT, FeatureRouter, Routed
-from sinf.subgraph.delta import Factors
+from sinf.graph.delta import Factors
+from sinf.routing.router import FRONT, FeatureRouter, Routed
 from tiny import ENGINES
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sinf.engine.memory import release
-from sinf.measure import memory_bytes
+from sinf.measure.accuracy import memory_bytes
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells what is mapped in /proc")
 COUNT = 2**22  # 16 MiB

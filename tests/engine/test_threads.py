@@ -28,9 +28,9 @@ from sinf.engine.compiled_engine import CompiledTorchEngine
 from sinf.engine.engines import open_engine
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError
+from sinf.machine.threads import Lock
 from sinf.models import BaseModel, load_model
-from sinf.once import Lock
-from sinf.routing import FRONT, FeatureRouter, Routed
+from sinf.routing.router import FRONT, FeatureRouter, Routed
 from tiny import CLASSES, ENGINES, randomise
 
 THREADS, CALLS = 8, 6

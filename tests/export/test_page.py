@@ -20,7 +20,7 @@ from PIL import Image
 
 import browser
 import tiny
-from sinf.data import LabelledImages, Preprocessing
+from sinf.data.images import LabelledImages, Preprocessing
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import BundleError, ConfigError, DependencyError
 from sinf.export import page

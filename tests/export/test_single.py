@@ -13,14 +13,14 @@ import onnxruntime
 import pytest
 import torch
 
-from sinf.bundle import Bundle
-from sinf.deferral import Deferral
+from sinf.bundle.semantic import Bundle
 from sinf.engine.onnx_parts import part_to_onnx
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError, VerificationError
 from sinf.export import single
 from sinf.export.single import OUTPUTS, export_single
-from sinf.routing import BASE
+from sinf.routing.deferral import Deferral
+from sinf.routing.router import BASE
 
 
 def images_of(model: SemanticModel, count: int = 30) -> torch.Tensor:

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from program import PROGRESS, Program
-from sinf.bundle import Bundle
-from sinf.data import load_images
+from sinf.bundle.semantic import Bundle
+from sinf.data.images import load_images
 from sinf.errors import ModelError
 from sinf.models import load_model, load_spec, own
 from tiny import picture, write_parquet

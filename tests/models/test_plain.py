@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sinf.data import Preprocessing
+from sinf.data.images import Preprocessing
 from sinf.errors import ModelError
+from sinf.graph.trace import trace
 from sinf.models import BaseModel, ModelSpec, load_model, plain
 from sinf.models.to_plain import make_plain, to_plain
-from sinf.models.trace import trace
-from sinf.pruned import check_target, save
+from sinf.pipelines.comparison import check_target, save
 from tiny import COLOUR, Mixed, randomise
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -208,7 +208,7 @@ def test_a_forged_hash_of_other_tensors(folder: Path, twin: Path) -> None:
     """Whoever writes a digest of his own can write tensors of his own: they must still be those of the layers."""
     from safetensors.torch import load_file, save_file
 
-    from sinf.files import sha256
+    from sinf.storage.files import sha256
 
     state = load_file(folder / WEIGHTS)
     first = next(iter(state))

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinf.bundle import Bundle
-from sinf.data import Preprocessing
+from sinf.bundle.semantic import Bundle
+from sinf.data.images import Preprocessing
 from sinf.errors import ModelError, SinfError
 from sinf.models import ModelSpec, load_model, load_spec
 from sinf.models.load import spec_from_metadata

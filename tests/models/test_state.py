@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from sinf.bundle import Bundle
+from sinf.bundle.semantic import Bundle
 from sinf.errors import ModelError
 from sinf.models import ModelSpec, fit_state, load_model, load_spec, read_weights
 from sinf.models.load import PLAIN

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sinf.labels import match_labels
+from sinf.data.labels import match_labels
 from sinf.models import load_model, tells
 from sinf.models.tells import Wanted
 
@@ -47,7 +47,7 @@ def test_timm_is_followed_to_the_pixel() -> None:
     config = resolve_data_config(model=base.module)
     theirs = create_transform(**config)
     wanted = tells.of_timm(base.module.pretrained_cfg)
-    from sinf.preprocessing import Preprocessing
+    from sinf.data.preprocessing import Preprocessing
 
     ours = Preprocessing(wanted.size, wanted.mean, wanted.std, wanted.resize, wanted.interpolation)
     for seed, size in enumerate([(300, 200), (180, 240), (90, 100), (177, 176)]):
@@ -143,7 +143,7 @@ def test_synsets_of_imagenet() -> None:
     import torch
     from timm.data import ImageNetInfo
 
-    from sinf.data import LabelledImages
+    from sinf.data.images import LabelledImages
 
     info = ImageNetInfo("imagenet-1k")
     synsets = info.label_names()

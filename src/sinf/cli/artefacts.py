@@ -14,7 +14,7 @@ from sinf.cli.kinds import kind_of, open_artefact
 from sinf.errors import DataError
 
 if TYPE_CHECKING:
-    from sinf.classifier import Prediction
+    from sinf.bundle.classifier import Prediction
 
 _SHOWN = 100  # predictions on the screen
 _NAMED = 3  # images in a message
@@ -63,7 +63,7 @@ def predict(
     """Classes with probabilities and the time of every image; of a bundle also the route, or the MACs.
 
     An image that cannot be read does not stop the others: it is reported at the end, with exit code 2."""
-    from sinf.image_files import count_files, image_files
+    from sinf.data.image_files import count_files, image_files
     from sinf.report import predictions
 
     if out is not None:

@@ -90,11 +90,11 @@ def tune(
 ) -> None:
     """Measure what the tails cost here, batch by batch, and store it in the bundle: small groups of a batch then go to
     the full tail where that is faster."""
-    from sinf.bundle import replace_times
+    from sinf.bundle.semantic import replace_times
     from sinf.engine.engines import open_engine, require_precision
     from sinf.load import method_of
+    from sinf.measure.tune import measure_tails
     from sinf.report import tables
-    from sinf.tune import measure_tails
 
     require_precision(engine, precision)
     if (precision == "int8") != (data is not None):

@@ -11,7 +11,7 @@ import typer
 from sinf.cli import options
 
 if TYPE_CHECKING:
-    from sinf.subgraph.select import Budget, Schedule
+    from sinf.compress.select import Budget, Schedule
 
 
 def build(
@@ -98,12 +98,12 @@ def build(
     json: options.Json = None,
 ) -> None:
     """Make a bundle: cut a subgraph for every semantic cluster, train and calibrate the route predictor."""
-    from sinf import clusters as clustering
-    from sinf.delivery import Verdict
-    from sinf.measure import tail_shares
-    from sinf.memory import parse
-    from sinf.pipeline import BuildConfig, Images
-    from sinf.pipeline import build as run
+    from sinf.data import clusters as clustering
+    from sinf.machine.memory import parse
+    from sinf.measure.accuracy import tail_shares
+    from sinf.measure.delivery import Verdict
+    from sinf.pipelines.build import BuildConfig, Images
+    from sinf.pipelines.build import build as run
     from sinf.report import tables
 
     options.set_threads(threads)
@@ -168,7 +168,7 @@ def build(
 
 def _weight_cost(given: float | None, macs: float | None, *shares: float) -> float:
     """A budget that a person names is one of MACs alone, unless they say otherwise."""
-    from sinf.build_config import WEIGHT_COST
+    from sinf.graph.cost import WEIGHT_COST
 
     if given is not None:
         return given
@@ -176,7 +176,7 @@ def _weight_cost(given: float | None, macs: float | None, *shares: float) -> flo
 
 
 def _rule(macs: float | None, weight_cost: float, ratios: str | None) -> Schedule | Budget:
-    from sinf.subgraph.select import Budget, Schedule
+    from sinf.compress.select import Budget, Schedule
 
     if ratios is None:
         return Budget(0.3 if macs is None else macs, weight_cost)

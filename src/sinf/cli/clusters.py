@@ -47,9 +47,9 @@ def clusters(
     json: options.Json = None,
 ) -> None:
     """Group the classes by what the base model confuses, and estimate what share of images would fall back."""
-    from sinf import clusters as files
-    from sinf.clustering import find_clusters
+    from sinf.data import clusters as files
     from sinf.report import tables
+    from sinf.routing.clustering import find_clusters
 
     options.set_threads(threads)
     if out is not None:

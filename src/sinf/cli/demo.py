@@ -14,7 +14,7 @@ import typer
 from sinf.cli import options
 
 if TYPE_CHECKING:
-    from sinf.data import LabelledImages
+    from sinf.data.images import LabelledImages
     from sinf.engine.torch_engine import SemanticModel
     from sinf.models import BaseModel
     from sinf.report.candidates import Comparison
@@ -73,11 +73,11 @@ def _run(out: Path, threads: int | None) -> None:
     choose nothing."""
     from rich.console import Console
 
-    from sinf import pruned
-    from sinf.data import load_images
+    from sinf.data.images import load_images
     from sinf.engine.torch_engine import SemanticModel
-    from sinf.measure import machine
+    from sinf.measure.accuracy import machine
     from sinf.models import load_model
+    from sinf.pipelines import comparison as pruned
     from sinf.report import candidates, figure, tables
 
     figure.require()  # a missing package should not cost the minutes before the figure
@@ -122,9 +122,9 @@ def _run(out: Path, threads: int | None) -> None:
 
 def _prune(base: BaseModel, scoring: LabelledImages, budget: float, steps: options.Steps) -> BaseModel:
     """The base model in low rank, with a fraction of its cost."""
-    from sinf.build_config import WEIGHT_COST
-    from sinf.pruning import PruneConfig, prune
-    from sinf.subgraph.select import Budget
+    from sinf.compress.select import Budget
+    from sinf.graph.cost import WEIGHT_COST
+    from sinf.pipelines.prune import PruneConfig, prune
 
     def progress(step: str, done: int, total: int) -> None:
         steps(f"{step}, {100 * budget:g} %", done, total)
@@ -139,11 +139,11 @@ def _build(
 ) -> None:
     """A bundle that routes the base model. Neither extractor nor full tail is made smaller for all classes: that would
     spend the limit, and routing so small a network costs about what it saves even with all of it."""
-    from sinf.build_config import WEIGHT_COST
-    from sinf.clusters import from_column
-    from sinf.pipeline import BuildConfig, Images, build
-    from sinf.router import RouterConfig
-    from sinf.subgraph.select import Budget
+    from sinf.compress.select import Budget
+    from sinf.data.clusters import from_column
+    from sinf.graph.cost import WEIGHT_COST
+    from sinf.pipelines.build import BuildConfig, Images, build
+    from sinf.routing.predictor import RouterConfig
 
     config = BuildConfig(
         cut=CUT,
@@ -160,12 +160,12 @@ def _compare(
     networks: dict[str, BaseModel], model: SemanticModel | None, images: LabelledImages, name: str, steps: options.Steps
 ) -> Comparison:
     """Networks, and, if there is a bundle, its parts without routing and the bundle."""
-    from sinf.engine.prepare import prepare
-    from sinf.measure import Costs, evaluate
-    from sinf.models.trace import trace
-    from sinf.pruned import Size
+    from sinf.graph.prepare import prepare
+    from sinf.graph.trace import trace
+    from sinf.measure.accuracy import Costs, evaluate
+    from sinf.measure.plain import Size
     from sinf.report.candidates import Candidate, compare
-    from sinf.routing import FALLBACK
+    from sinf.routing.router import FALLBACK
 
     def progress(step: str) -> Callable[[int, int], None]:
         return lambda done, total: steps(f"{step}, {name}", done, total)

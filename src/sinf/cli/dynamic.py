@@ -15,7 +15,7 @@ from sinf.cli.kinds import Bench, Export, Kind, Progress
 from sinf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sinf.data import LabelledImages
+    from sinf.data.images import LabelledImages
     from sinf.dynamic.model import DynamicModel
     from sinf.models import BaseModel
 
@@ -70,13 +70,13 @@ def train(
     """Put gates on a pretrained network and train both. Resumes after a kill; torchrun makes several processes one."""
     from rich.console import Console
 
-    from sinf.bundle_files import require_place
+    from sinf.bundle.folder import require_place
     from sinf.dynamic.bundle import DynamicBundle
     from sinf.dynamic.network import GateConfig
     from sinf.dynamic.targets import Target
     from sinf.dynamic.trainer import EpochReport, TrainConfig
     from sinf.dynamic.trainer import train as run
-    from sinf.memory import parse
+    from sinf.machine.memory import parse
 
     options.set_threads(threads)
     config = TrainConfig(
@@ -233,10 +233,10 @@ class Dynamic(Kind):
         tables.show_dynamic(result)
 
     def bench(self, model: DynamicModel, asked: Bench) -> dict[str, Any]:
-        from sinf import measure
         from sinf.dynamic.onnx import open_engine
+        from sinf.measure import accuracy as measure
+        from sinf.measure.timing import latency
         from sinf.report import tables
-        from sinf.timing import latency
 
         if asked.precision != "f32":
             raise ConfigError("dynamic bundles compute in f32", got=asked.precision, remedy="leave out --precision")

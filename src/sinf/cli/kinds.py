@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sinf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sinf.classifier import Classifier
-    from sinf.data import LabelledImages
+    from sinf.bundle.classifier import Classifier
+    from sinf.data.images import LabelledImages
     from sinf.models import BaseModel
 
 Progress = Callable[[int, int], None]
@@ -62,7 +62,7 @@ class Export:
 
 
 class Kind(ABC):
-    """What differs between methods; what they have in common is in :class:`sinf.classifier.Classifier`."""
+    """What differs between methods; what they have in common is in :class:`sinf.bundle.classifier.Classifier`."""
 
     #: Options that are refused, with the rule that says why.
     refuses: ClassVar[dict[str, str]] = {}
@@ -85,7 +85,7 @@ class Kind(ABC):
 
     @abstractmethod
     def show_predictions(self, records: list[dict[str, Any]]) -> None:
-        """Print a table; records are those of :meth:`sinf.classifier.Prediction.to_json` without error."""
+        """Print a table; records are those of :meth:`sinf.bundle.classifier.Prediction.to_json` without error."""
 
     def parts(self, model: Any) -> dict[str, dict[str, float]]:
         """For ``sinf profile``: of every part beside the base model, its MACs and parameters; none where all of the

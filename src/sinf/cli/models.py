@@ -28,7 +28,7 @@ def profile(
     """Where the time of a model goes, which channels go together, and where it can be cut.
 
     Of a bundle it is that of its base model, and what the parts cost."""
-    from sinf.profile import profile as run
+    from sinf.measure.profile import profile as run
     from sinf.report import artefacts, tables
 
     parts: dict[str, dict[str, float]] = {}
@@ -81,12 +81,12 @@ def train(
     SGD with Nesterov, one-cycle, label smoothing, crop, flip. Resumes after a kill."""
     from rich.console import Console
 
-    from sinf import pruned
+    from sinf.bundle.plain import has_batch_norms
     from sinf.models import REFERENCE_NAMES
     from sinf.models.load import read_plain
-    from sinf.plain_model import has_batch_norms
-    from sinf.train import TrainConfig, save_half
-    from sinf.train import train as run
+    from sinf.pipelines import comparison as pruned
+    from sinf.training.train import TrainConfig, save_half
+    from sinf.training.train import train as run
 
     options.set_threads(threads)
     config = TrainConfig(

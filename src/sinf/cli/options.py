@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from sinf import files
 from sinf.cli.progress import Steps as Steps  # verbs find all that they share here
 from sinf.cli.progress import announce as announce
 from sinf.criteria import NAMES
 from sinf.errors import ConfigError
+from sinf.storage import files
 
 if TYPE_CHECKING:
-    from sinf.classifier import Classifier
-    from sinf.data import LabelledImages
+    from sinf.bundle.classifier import Classifier
+    from sinf.data.images import LabelledImages
+    from sinf.data.labels import Matched
     from sinf.engine.torch_engine import SemanticModel
-    from sinf.labels import Matched
     from sinf.models import BaseModel
 
 Model = Annotated[
@@ -69,7 +69,7 @@ AllowFactory = Annotated[
 ]
 
 Memory = Annotated[str, typer.Option(help="Memory that it may take; batches are as large as that allows.")]
-MEMORY = "8GB"  # sinf.memory.DEFAULT, which is not imported here
+MEMORY = "8GB"  # sinf.machine.memory.DEFAULT, which is not imported here
 
 
 #: Names the file whose bytes sign the bundles that are written, and without whose signature none is read.
@@ -127,7 +127,7 @@ Part = TypeVar("Part", "LabelledImages", "LabelledImages | None")
 def as_classes_of(base: BaseModel, part: Part, labels: str | None) -> Part:
     """Images with the classes of a model, by the option ``--labels``, its names, or their numbers; what was done is
     said. Images without labels get the model's own answers."""
-    from sinf.answers import answered_by
+    from sinf.measure.answers import answered_by
     from sinf.models.classes import match_to
 
     if part is None:
@@ -155,7 +155,7 @@ def bundle(folder: Path, allow_factory: bool) -> SemanticModel:
 def labelled_as(model: Classifier, part: LabelledImages, labels: str | None) -> LabelledImages:
     """Images with the classes of what sinf wrote, by the option ``--labels``, its names, or their numbers; what was
     done is said."""
-    from sinf.labels import ModelClasses, match_labels
+    from sinf.data.labels import ModelClasses, match_labels
 
     part.require_labels("accuracy")
     names = ModelClasses.of(model.classes, "the folder")
@@ -177,8 +177,8 @@ def images(
     need_labels: bool = True,
 ) -> LabelledImages:
     """One split of the data that the options describe."""
-    from sinf.data import load_images
-    from sinf.splits import SEED
+    from sinf.data.images import load_images
+    from sinf.data.splits import SEED
 
     part = load_images(
         data,

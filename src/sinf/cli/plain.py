@@ -10,9 +10,9 @@ from sinf.cli.kinds import Bench, Export, Kind, Progress
 from sinf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sinf.data import LabelledImages
+    from sinf.bundle.plain import PlainModel
+    from sinf.data.images import LabelledImages
     from sinf.models import BaseModel
-    from sinf.plain_model import PlainModel
 
 _IMAGES = 2000  # at most: what is timed runs over them in turns
 _CALIBRATION = 256
@@ -22,7 +22,7 @@ class Plain(Kind):
     refuses: ClassVar = {"threshold": "a plain model has no fallback"}
 
     def evaluate(self, model: PlainModel, images: LabelledImages, base: BaseModel | None, progress: Progress) -> Any:
-        from sinf.measure_plain import evaluate
+        from sinf.measure.plain import evaluate
 
         return evaluate(model, images, base, progress=progress)
 
@@ -32,14 +32,14 @@ class Plain(Kind):
         artefacts.show_plain(result)
 
     def bench(self, model: PlainModel, asked: Bench) -> dict[str, Any]:
-        from sinf import measure
         from sinf.engine.engines import native
         from sinf.engine.network_engine import open_network
-        from sinf.engine.prepare import prepare
-        from sinf.measure_plain import right_share
-        from sinf.models.trace import trace
+        from sinf.graph.prepare import prepare
+        from sinf.graph.trace import trace
+        from sinf.measure import accuracy as measure
+        from sinf.measure.plain import right_share
+        from sinf.measure.timing import alone, latency
         from sinf.report import artefacts, tables
-        from sinf.timing import alone, latency
 
         size, feed, images = model.preprocessing.size, model.preprocessing, asked.images
         sizes = asked.sizes((1, 32) if len(images) >= 32 else (1,))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sinf.durations import duration
+from sinf.machine.durations import duration
 
 _SECONDS = 30.0  # between two lines; of long steps a tenth of the time that they have taken
 _SHARE = 0.1

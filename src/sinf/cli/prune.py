@@ -12,9 +12,9 @@ from sinf.cli import options
 from sinf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sinf.pruning import LatencyBudget
-    from sinf.subgraph.select import Budget, Schedule
-    from sinf.train import EpochReport, TrainConfig
+    from sinf.compress.select import Budget, Schedule
+    from sinf.pipelines.prune import LatencyBudget
+    from sinf.training.train import EpochReport, TrainConfig
 
 
 def prune(
@@ -94,13 +94,13 @@ def prune(
     """Make a model smaller for all its classes, and save it as a plain one: safetensors and a config, no pickle."""
     from rich.console import Console
 
-    from sinf import pruned as saved
-    from sinf.build_config import WEIGHT_COST
-    from sinf.delivery import Limits, describe_times
-    from sinf.memory import parse
-    from sinf.prune_config import describe
-    from sinf.pruning import PruneConfig
-    from sinf.pruning import prune as run
+    from sinf.graph.cost import WEIGHT_COST
+    from sinf.machine.memory import parse
+    from sinf.measure.delivery import Limits, describe_times
+    from sinf.pipelines import comparison as saved
+    from sinf.pipelines.prune import PruneConfig
+    from sinf.pipelines.prune import prune as run
+    from sinf.pipelines.prune_config import describe
     from sinf.report import tables
 
     pinned = options.set_threads(threads)
@@ -191,9 +191,9 @@ def _work(out: Path) -> Path:
 def _rule(
     ratio: float | None, macs: float | None, latency: float | None, weight_cost: float | None, threads: int
 ) -> Schedule | Budget | LatencyBudget | None:
-    from sinf.build_config import WEIGHT_COST
-    from sinf.pruning import LatencyBudget
-    from sinf.subgraph.select import Budget, Schedule
+    from sinf.compress.select import Budget, Schedule
+    from sinf.graph.cost import WEIGHT_COST
+    from sinf.pipelines.prune import LatencyBudget
 
     given = [
         name for name, value in (("--ratio", ratio), ("--macs", macs), ("--latency", latency)) if value is not None
@@ -213,7 +213,7 @@ def _rule(
 
 
 def _recipe(epochs: int, learning_rate: float, batch: int, bf16: bool, seed: int, device: str) -> TrainConfig | None:
-    from sinf.train import TrainConfig
+    from sinf.training.train import TrainConfig
 
     if not epochs:
         return None

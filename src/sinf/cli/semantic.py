@@ -12,10 +12,10 @@ from sinf.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sinf.data import LabelledImages
+    from sinf.data.images import LabelledImages
     from sinf.engine.torch_engine import SemanticModel
     from sinf.models import BaseModel
-    from sinf.routing import FeatureRouter
+    from sinf.routing.router import FeatureRouter
 
 CALIBRATION = 256  # images of int8
 _IMAGES = 2000  # at most: what is timed runs over them in turns
@@ -25,7 +25,7 @@ class Semantic(Kind):
     refuses: ClassVar = {"base": "a bundle holds its base model"}
 
     def evaluate(self, model: SemanticModel, images: LabelledImages, base: BaseModel | None, progress: Progress) -> Any:
-        from sinf.measure import evaluate
+        from sinf.measure.accuracy import evaluate
 
         return evaluate(model, images, progress=progress)
 
@@ -35,11 +35,11 @@ class Semantic(Kind):
         tables.show_evaluation(result)
 
     def bench(self, model: SemanticModel, asked: Bench) -> dict[str, Any]:
-        from sinf import measure
-        from sinf.energy import find_meters
         from sinf.engine.engines import native, open_engine
+        from sinf.measure import accuracy as measure
+        from sinf.measure.energy import find_meters
+        from sinf.measure.stages import stage_times
         from sinf.report import tables
-        from sinf.stages import stage_times
 
         images, engine, precision, threads = asked.images, asked.engine, asked.precision, asked.threads
         calibration = calibration_images(model, asked.held_out)
@@ -87,7 +87,7 @@ class Semantic(Kind):
         from sinf.export import page
         from sinf.export.single import export_single
         from sinf.export.split import export_split
-        from sinf.measure import folder_bytes
+        from sinf.measure.accuracy import folder_bytes
         from sinf.report import tables
 
         if (asked.layout, asked.file_format) == ("single", "openvino"):
@@ -114,14 +114,14 @@ class Semantic(Kind):
         tables.show_predictions(records)
 
     def parts(self, model: SemanticModel) -> dict[str, dict[str, float]]:
-        from sinf.measure import Costs
+        from sinf.measure.accuracy import Costs
 
         costs = Costs.of(model)
         return {name: {"macs": costs.macs[name], "parameters": costs.parameters[name]} for name in costs.macs}
 
 
 def _time(router: FeatureRouter, x: Any, sizes: list[int], pairs: int, threads: int, steps: options.Steps) -> list[Any]:
-    from sinf.timing import latency
+    from sinf.measure.timing import latency
 
     for row in range(0, len(x), 50):
         router(x[row : row + 50])  # makes every part that these images need, before anything is timed
@@ -157,7 +157,7 @@ def _accuracy(model: Any, router: FeatureRouter, x: Any, labels: Any, steps: opt
 def _energy(
     router: FeatureRouter, x: Any, sizes: list[int], threads: int, meters: list[Any], steps: options.Steps
 ) -> list[Any]:
-    from sinf.energy import energy
+    from sinf.measure.energy import energy
 
     rows = []
     for size in sizes if meters else []:
@@ -172,7 +172,7 @@ def _energy(
 
 def calibration_images(model: SemanticModel, images: LabelledImages | None) -> Tensor | None:
     """Normalised images that show an int8 engine what values to expect."""
-    from sinf.measure import first_images
+    from sinf.measure.accuracy import first_images
 
     if images is None:
         return None

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
+from sinf.graph.coupling import CoupledGroup, Coupling
 from sinf.statistics import SiteStatistics
 from sinf.statistics.sums import BY_LABEL
-from sinf.subgraph.coupling import CoupledGroup, Coupling
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from sinf.criteria.base import Criterion, group_statistics
-from sinf.data import Preprocessing
+from sinf.data.images import Preprocessing
 from sinf.errors import ConfigError, CutError, DependencyError
-from sinf.models.trace import trace
+from sinf.graph.coupling import CoupledGroup, couple
+from sinf.graph.trace import trace
 from sinf.statistics import collect
-from sinf.subgraph.coupling import CoupledGroup, couple
 
 
 def as_importance(

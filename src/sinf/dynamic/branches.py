@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 
 from sinf.dynamic.sites import Site
-from sinf.subgraph.coupling import Coupling, Slot
+from sinf.graph.coupling import Coupling, Slot
 
 _SUMS = (operator.add, operator.iadd, torch.add)
 _SUM_METHODS = ("add", "add_")

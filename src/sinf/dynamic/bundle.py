@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sinf.bundle_files import (
+from sinf.bundle.folder import (
     ConfigRecord,
     consistent,
     map_tensors,
@@ -30,9 +30,9 @@ from sinf.bundle_files import (
 from sinf.dynamic.gates import BoostingGate
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach
 from sinf.errors import BundleError
-from sinf.files import write_tensors
 from sinf.models import BaseModel, ModelSpec, fit_state, load_spec
-from sinf.schema import Name, record_of
+from sinf.storage.files import write_tensors
+from sinf.storage.schema import Name, record_of
 
 _FILES = ("model.safetensors", "dynamic.safetensors", "README.md")
 _Sites = Annotated[tuple[Name, ...], Field(fail_fast=True, min_length=1, max_length=10_000)]
@@ -137,7 +137,7 @@ class DynamicBundle:
 
     @staticmethod
     def load(folder: str | Path, *, allow_factory: bool = False, key: bytes | None = None) -> DynamicBundle:
-        """Read a bundle; tensors are memory-mapped. The options are those of :meth:`sinf.bundle.Bundle.load`.
+        """Read a bundle; tensors are memory-mapped. The options are those of :meth:`sinf.bundle.semantic.Bundle.load`.
 
         Raises:
             BundleError: not a dynamic bundle, another format, or a file that is missing, damaged, changed or

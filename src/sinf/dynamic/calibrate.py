@@ -18,13 +18,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sinf.checkpoint import epoch_batches
-from sinf.data import LabelledImages, Pixels, Preprocessing
+from sinf.compress.recalibrate import recalibrate
+from sinf.data.images import LabelledImages, Pixels, Preprocessing
 from sinf.dynamic.latency import time_share
 from sinf.dynamic.network import GatedNetwork, Observed
 from sinf.dynamic.targets import Target
 from sinf.errors import ConfigError
-from sinf.subgraph.recalibrate import recalibrate
+from sinf.training.checkpoint import epoch_batches
 
 _IMAGES, _TIMED = 2000, 64
 _BATCH = 250  # of these; saliencies of the first one predict what another setting costs

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinf.subgraph.select import MacCount
+from sinf.graph.cost import MacCount
 
 
 def macs_of(count: MacCount, keep: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from torch import Tensor
 from sinf.dynamic.gates import SaliencyGate
 from sinf.dynamic.network import GatedNetwork
 from sinf.dynamic.sparse import SparseNetwork
-from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError
-from sinf.timing import latency
+from sinf.graph.prepare import prepare
+from sinf.measure.timing import latency
 
 _PAIRS = 60
 _SPREAD = 1e-3  # of saliencies around 1: none is 0, and no two are equal

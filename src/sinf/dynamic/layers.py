@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sinf.dynamic.gates import Gate, SaliencyGate, StaticGate
-from sinf.subgraph.coupling import Slot
+from sinf.graph.coupling import Slot
 
 _LONG_RUN = 64  # numbers in a row, from which slices are taken in one step
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sinf.data import LabelledImages
+from sinf.data.images import LabelledImages
 from sinf.dynamic.model import DynamicModel
 from sinf.dynamic.network import GatedNetwork, attach
 from sinf.errors import DataError

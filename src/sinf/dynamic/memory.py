@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
-from sinf.data import LabelledImages, Preprocessing
+from sinf.data.images import LabelledImages, Preprocessing
 from sinf.dynamic.network import GatedNetwork
-from sinf.memory import Memory, activations, weight_bytes
+from sinf.machine.memory import Memory, activations, weight_bytes
 
 TESTED = 500  # images at once without gradients, where memory allows it
 _STATE = 5  # weights, their copy to compare with, gradients, momenta, and what a checkpoint is written from

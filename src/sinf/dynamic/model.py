@@ -11,18 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from sinf.bundle_files import folder_of
-from sinf.classifier import Classifier
-from sinf.data import BATCH, LabelledImages, Preprocessing
+from sinf.bundle.classifier import Classifier
+from sinf.bundle.folder import folder_of
+from sinf.data.images import BATCH, LabelledImages, Preprocessing
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.cost import Spread
 from sinf.dynamic.network import GatedNetwork
 from sinf.dynamic.sparse import SparseNetwork
 from sinf.engine.constant import ConstantModule
-from sinf.engine.prepare import prepare
+from sinf.graph.prepare import prepare
+from sinf.graph.trace import RUNNING, trace
+from sinf.machine.threads import Lock, Once
 from sinf.models import BaseModel
-from sinf.models.trace import RUNNING, trace
-from sinf.once import Lock, Once
 
 
 class Chosen(NamedTuple):

@@ -21,10 +21,10 @@ from sinf.dynamic.cost import macs_of
 from sinf.dynamic.gates import Gate, make_gate
 from sinf.dynamic.sites import Site, Sites, choose, find_sites
 from sinf.errors import ConfigError
+from sinf.graph.cost import MacCount
+from sinf.graph.coupling import Coupling, couple
+from sinf.graph.trace import trace
 from sinf.models import BaseModel
-from sinf.models.trace import trace
-from sinf.subgraph.coupling import Coupling, couple
-from sinf.subgraph.select import MacCount
 
 
 @dataclass

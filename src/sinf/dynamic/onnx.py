@@ -19,11 +19,11 @@ from torch import Tensor, fx, nn
 from sinf.dynamic.gates import BoostingGate, Gate, SaliencyGate, StaticGate
 from sinf.dynamic.model import DynamicModel
 from sinf.engine.onnx_parts import graph_to_onnx
-from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError, DependencyError, ModelError, VerificationError
-from sinf.files import replacing
+from sinf.graph.prepare import prepare
+from sinf.graph.trace import trace
 from sinf.models import fit_state, load_spec
-from sinf.models.trace import trace
+from sinf.storage.files import replacing
 
 if TYPE_CHECKING:
     import onnx

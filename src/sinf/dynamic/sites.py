@@ -1,6 +1,6 @@
 """Where a gate can stand: convolutions whose output channels may go, for one input, without touching any other's.
 
-A site is a coupled group (:mod:`sinf.subgraph.coupling`) that one convolution makes: a gate looks at what that
+A site is a coupled group (:mod:`sinf.graph.coupling`) that one convolution makes: a gate looks at what that
 convolution reads and decides which units stay, and the mask multiplies what the layers at the other end read. What lies
 between (norm, activation, pooling, a depthwise convolution, squeeze and excite) needs no mask of its own: a removed
 channel stays alone until a layer would mix it into others.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sinf.errors import ConfigError, CutError
-from sinf.subgraph.coupling import CoupledGroup, Coupling
+from sinf.graph.coupling import CoupledGroup, Coupling
 
 _SUMS = {"add", "add_", "iadd", "sub", "isub"}
 

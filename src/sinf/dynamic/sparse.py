@@ -16,11 +16,11 @@ from torch import Tensor, fx, nn
 
 from sinf.dynamic.layers import BranchSum, GateLayer, Pick, Reads, Scale, make_layer
 from sinf.dynamic.network import GatedNetwork
-from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError
-from sinf.models.trace import attribute
-from sinf.subgraph.coupling import Slot
-from sinf.subgraph.slice import copy_graph
+from sinf.graph.coupling import Slot
+from sinf.graph.prepare import prepare
+from sinf.graph.slice import copy_graph
+from sinf.graph.trace import attribute
 
 BATCHES = ("auto", "each", "mask")
 _TURNS = 2  # of a batch, after which the faster way is known

@@ -19,7 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sinf.checkpoint import (
+from sinf.data.images import BATCH, LabelledImages, Pixels
+from sinf.dynamic import losses
+from sinf.dynamic.calibrate import finish, finishing_images
+from sinf.dynamic.distributed import Group, joined, shared_statistics
+from sinf.dynamic.memory import TESTED, plan_training
+from sinf.dynamic.network import GateConfig, GatedNetwork, Observed, attach
+from sinf.dynamic.start import start_by_importance
+from sinf.dynamic.targets import Controller, Target
+from sinf.errors import ConfigError
+from sinf.machine.memory import DEFAULT, Memory, Notice, activations, weight_bytes
+from sinf.measure.estimate import Estimate, Pace, gated_time
+from sinf.models import BaseModel, fit_state
+from sinf.storage.files import hash_tensors
+from sinf.training.checkpoint import (
     epoch_batches,
     load_momenta,
     momenta,
@@ -29,19 +42,6 @@ from sinf.checkpoint import (
     with_prefix,
     write_checkpoint,
 )
-from sinf.data import BATCH, LabelledImages, Pixels
-from sinf.dynamic import losses
-from sinf.dynamic.calibrate import finish, finishing_images
-from sinf.dynamic.distributed import Group, joined, shared_statistics
-from sinf.dynamic.memory import TESTED, plan_training
-from sinf.dynamic.network import GateConfig, GatedNetwork, Observed, attach
-from sinf.dynamic.start import start_by_importance
-from sinf.dynamic.targets import Controller, Target
-from sinf.errors import ConfigError
-from sinf.estimate import Estimate, Pace, gated_time
-from sinf.files import hash_tensors
-from sinf.memory import DEFAULT, Memory, Notice, activations, weight_bytes
-from sinf.models import BaseModel, fit_state
 
 STARTS = ("importance", "equal")
 _TIMED = 32  # images, for a target in time

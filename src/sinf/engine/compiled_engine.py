@@ -12,12 +12,12 @@ from torch import Tensor, fx, nn
 
 from sinf.engine.onnx_parts import bare
 from sinf.engine.parts import Specialist
-from sinf.engine.prepare import prepare
 from sinf.engine.torch_engine import TorchEngine, as_tensors
 from sinf.errors import ConfigError, DependencyError, ModelError
-from sinf.models.trace import RUNNING, TRACING, Tracer
-from sinf.once import Once
-from sinf.routing import BASE, FALLBACK, FRONT
+from sinf.graph.prepare import prepare
+from sinf.graph.trace import RUNNING, TRACING, Tracer
+from sinf.machine.threads import Once
+from sinf.routing.router import BASE, FALLBACK, FRONT
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def compiling(what: str) -> Iterator[None]:
 
 
 class CompiledTorchEngine:
-    """Implements :class:`sinf.routing.Engine` over the parts of a bundle, and runs bare parts; torch tensors come out.
+    """An :class:`sinf.routing.router.Engine` over the parts of a bundle, and of bare parts; torch tensors come out.
 
     A part is compiled for one input and for larger batches apart. A memory budget does not hold here: what is compiled
     stays. Calls of many threads wait for each other, because torch compiles, and compiles again for other shapes, in

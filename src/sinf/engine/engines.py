@@ -13,7 +13,7 @@ from sinf.engine.openvino_engine import OpenVinoEngine
 from sinf.engine.quantise import Quantiser
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError
-from sinf.routing import Engine, FeatureRouter
+from sinf.routing.router import Engine, FeatureRouter
 
 #: What each engine computes in, on the processor.
 PRECISIONS = {

@@ -22,9 +22,9 @@ from sinf.engine.quantise import quantise_graph, require_images
 from sinf.engine.sessions import SessionEngine
 from sinf.engine.torch_engine import as_tensors
 from sinf.errors import ConfigError
-from sinf.models.trace import Tracer
-from sinf.once import Once
-from sinf.routing import BASE
+from sinf.graph.trace import Tracer
+from sinf.machine.threads import Once
+from sinf.routing.router import BASE
 
 #: Normalised images (B, C, H, W) -> logits (B, classes), arrays of the engine's own kind.
 Network = Callable[[Any], Any]

@@ -13,8 +13,8 @@ from torch import nn
 
 from sinf.engine.torch_engine import TorchEngine
 from sinf.errors import DependencyError, ModelError
-from sinf.models.trace import RUNNING, TRACING
-from sinf.routing import BASE, FALLBACK, FRONT
+from sinf.graph.trace import RUNNING, TRACING
+from sinf.routing.router import BASE, FALLBACK, FRONT
 
 if TYPE_CHECKING:
     import onnx
@@ -30,7 +30,7 @@ def bare(part: str) -> str:
 
 
 def signature(part: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of a part's inputs and outputs, in order (see :mod:`sinf.routing`)."""
+    """Names of a part's inputs and outputs, in order (see :mod:`sinf.routing.router`)."""
     if part.startswith(_BARE):
         return (("images",), ("features",)) if part == bare(FRONT) else (("features",), ("logits",))
     if part == FRONT:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sinf.engine.sessions import Session, SessionEngine, Source
 from sinf.errors import ConfigError, DependencyError
-from sinf.once import Once
+from sinf.machine.threads import Once
 
 PRECISIONS = ("f32", "bf16")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sinf.clusters import Clusters
-from sinf.deferral import Deferral, margin_of_several
+from sinf.data.clusters import Clusters
+from sinf.routing.deferral import Deferral, margin_of_several
 
 
 class Front(nn.Module):
@@ -27,8 +27,8 @@ class Judge(nn.Module):
     """From what a cluster's subgraph says of its classes to an answer over all classes, and how far to believe it.
 
     The cluster's probability is shared out as the subgraph says, the probability of every other cluster evenly among
-    its classes. All of that and the judgement (:mod:`sinf.deferral`) are one linear map of log-probabilities of the
-    clusters, logits, their log-probabilities and the largest of these: at batch 1 an operation costs more than its
+    its classes. All of that and the judgement (:mod:`sinf.routing.deferral`) are one linear map of log-probabilities of
+    the clusters, logits, their log-probabilities and the largest of these: at batch 1 an operation costs more than its
     arithmetic.
     """
 

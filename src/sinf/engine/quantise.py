@@ -21,7 +21,7 @@ from torch import Tensor
 from sinf.engine.onnx_parts import bare, signature
 from sinf.engine.torch_engine import TorchEngine
 from sinf.errors import ConfigError, DependencyError, ModelError
-from sinf.routing import FRONT, part_name
+from sinf.routing.router import FRONT, part_name
 
 if TYPE_CHECKING:
     import onnx

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from sinf.errors import BundleError, ConfigError, SinfError
-from sinf.once import Once
+from sinf.machine.threads import Once
 
 #: Where a part is: the path of its file, or the bytes of its ONNX graph.
 Source = Callable[[str], Path | bytes]
@@ -23,7 +23,7 @@ Session = Callable[[list[np.ndarray]], tuple[np.ndarray, ...]]
 
 
 class SessionEngine(ABC):
-    """Implements :class:`sinf.routing.Engine`; torch tensors are taken too, numpy arrays come out.
+    """Implements :class:`sinf.routing.router.Engine`; torch tensors are taken too, numpy arrays come out.
 
     Many threads may run one engine. It belongs to the process that opened it: the runtime's own threads are not there
     after a fork, and its sessions cannot be copied.

@@ -11,22 +11,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from sinf.bundle import Bundle
-from sinf.bundle_files import folder_of
-from sinf.classifier import Classifier
-from sinf.data import BATCH, Preprocessing
-from sinf.deferral import margin_of
+from sinf.bundle.classifier import Classifier
+from sinf.bundle.folder import folder_of
+from sinf.bundle.semantic import Bundle
+from sinf.data.images import BATCH, Preprocessing
 from sinf.engine.constant import ConstantModule
 from sinf.engine.memory import release
 from sinf.engine.parts import Front, Specialist, make_judge
-from sinf.engine.prepare import prepare
 from sinf.errors import ConfigError
-from sinf.grouping import TailTimes
+from sinf.graph.network import Network, Part
+from sinf.graph.prepare import prepare
+from sinf.graph.trace import RUNNING
+from sinf.machine.threads import Lock, Once
 from sinf.models import BaseModel, fit_state, load_spec
-from sinf.models.trace import RUNNING
-from sinf.network import Network, Part
-from sinf.once import Lock, Once
-from sinf.routing import BASE, FALLBACK, FRONT, Engine, FeatureRouter, Routed, part_name
+from sinf.routing.deferral import margin_of
+from sinf.routing.grouping import TailTimes
+from sinf.routing.router import BASE, FALLBACK, FRONT, Engine, FeatureRouter, Routed, part_name
 
 
 class Routes(NamedTuple):

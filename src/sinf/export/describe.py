@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sinf.bundle.records import cluster_list
 from sinf.edge import FORMAT
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import VerificationError
-from sinf.records import cluster_list
 
 _TOLERANCE = 1e-3  # of logits; the arithmetic is the same, its order is not
 

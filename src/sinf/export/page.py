@@ -20,17 +20,17 @@ import onnx
 from PIL import Image
 
 from sinf import edge
-from sinf.data import LabelledImages, load_images
+from sinf.data.images import LabelledImages, load_images
 from sinf.engine.onnx_parts import part_to_onnx
 from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import BundleError, ConfigError, DependencyError
 from sinf.export.describe import description, require_same, samples
 from sinf.export.single import export_single
-from sinf.files import replacing_folder, sha256, write_json
-from sinf.measure import Progress
-from sinf.routing import BASE
-from sinf.seal import sealed
+from sinf.measure.accuracy import Progress
+from sinf.routing.router import BASE
+from sinf.storage.files import replacing_folder, sha256, write_json
+from sinf.storage.seal import sealed
 
 PAGE = Path(__file__).parent / "web"
 PACKAGE = Path("node_modules", "onnxruntime-web")

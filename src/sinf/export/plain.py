@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from sinf.bundle.plain import PlainModel
 from sinf.engine.network_engine import usual_order
 from sinf.engine.onnx_parts import network_to_onnx
 from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
@@ -21,9 +22,8 @@ from sinf.engine.openvino_engine import OpenVinoEngine
 from sinf.engine.sessions import SessionEngine
 from sinf.errors import ConfigError, DependencyError
 from sinf.export.describe import require_same
-from sinf.files import replacing
-from sinf.plain_model import PlainModel
-from sinf.routing import BASE
+from sinf.routing.router import BASE
+from sinf.storage.files import replacing
 
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml"}
 _SAMPLES = 3

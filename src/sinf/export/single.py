@@ -24,9 +24,9 @@ from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError, ModelError
 from sinf.export.describe import description, require_same, samples
 from sinf.export.weights import Weights
-from sinf.files import replacing
-from sinf.measure import Progress
-from sinf.routing import BASE, FALLBACK, FRONT, early_floor, part_name
+from sinf.measure.accuracy import Progress
+from sinf.routing.router import BASE, FALLBACK, FRONT, early_floor, part_name
+from sinf.storage.files import replacing
 
 OUTPUTS = ("logits", "route", "confidence", "fell_back", "tried")
 _SAMPLES = 8

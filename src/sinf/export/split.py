@@ -11,10 +11,10 @@ from sinf.engine.onnx_parts import part_to_onnx
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import BundleError, DependencyError
 from sinf.export.describe import description, require_same, samples
-from sinf.files import replacing_folder, sha256, write_json
-from sinf.measure import Progress
-from sinf.routing import FALLBACK, FRONT
-from sinf.seal import sealed
+from sinf.measure.accuracy import Progress
+from sinf.routing.router import FALLBACK, FRONT
+from sinf.storage.files import replacing_folder, sha256, write_json
+from sinf.storage.seal import sealed
 
 _SAMPLES = 3
 

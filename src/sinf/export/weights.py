@@ -15,8 +15,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from sinf.engine.torch_engine import TorchEngine
-from sinf.network import Part
-from sinf.subgraph.delta import Mix
+from sinf.graph.delta import Mix
+from sinf.graph.network import Part
 
 _PREFIXES = ("extractor.", "tail.")  # of modules around the base model's layers
 _CLOSE = 1e-4  # relative: folding a norm and mixing channels are done in another order
@@ -106,7 +106,7 @@ def _gather(recipe: Recipe, index: np.ndarray, axis: int) -> None:
 
 
 def _mix(recipe: Recipe, mix: np.ndarray) -> None:
-    """``W M``, as :func:`sinf.subgraph.delta.mixed` does: ``M^T (k, C)`` times the weight as (O, C, positions).
+    """``W M``, as :func:`sinf.graph.delta.mixed` does: ``M^T (k, C)`` times the weight as (O, C, positions).
 
     The matrix stays in half precision in the file.
     """

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sinf.data import LabelledImages
-from sinf.labels import Matched, match_labels
+from sinf.data.images import LabelledImages
+from sinf.data.labels import Matched, match_labels
 from sinf.models.load import BaseModel
 from sinf.models.tells import IMAGENET_CLASSES, imagenet_classes
 
 
 def match_to(base: BaseModel, images: LabelledImages, file: str | Path | None = None) -> Matched:
-    """The images with the model's classes (see :func:`sinf.labels.match_labels`). A model of 1,000 classes without
+    """The images with the model's classes (see :func:`sinf.data.labels.match_labels`). A model of 1,000 classes without
     names has ImageNet's, where they hold all labels of the data and those are fewer.
 
     Raises:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sinf.data import LabelledImages, Preprocessing
+from sinf.data.images import LabelledImages, Preprocessing
+from sinf.data.labels import ModelClasses
 from sinf.errors import DependencyError, ModelError
-from sinf.labels import ModelClasses
 from sinf.models import tells
 from sinf.models.own import call_factory
 from sinf.models.spec import HF_TYPES, REFERENCE_NAMES, ModelSpec, require_channels

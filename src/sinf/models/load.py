@@ -17,17 +17,17 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from sinf.data import LabelledImages, Preprocessing
+from sinf.data.images import LabelledImages, Preprocessing
+from sinf.data.labels import ModelClasses
 from sinf.errors import ModelError
-from sinf.labels import ModelClasses
 from sinf.models import plain, resnet, vgg
 from sinf.models.foreign import IMAGENET_MEAN, IMAGENET_STD, make_foreign, make_hf_from_spec
 from sinf.models.own import made_before
 from sinf.models.spec import PLAIN, REFERENCE_NAMES, ModelSpec, require_channels
 from sinf.models.state import fit_state, head_size, read_weights, require_finite, require_shapes
 from sinf.models.to_plain import make_plain
-from sinf.schema import Classes, Digest, Name, Record, Text, parse, validated
-from sinf.seal import SIGNATURE, unsealed
+from sinf.storage.schema import Classes, Digest, Name, Record, Text, parse, validated
+from sinf.storage.seal import SIGNATURE, unsealed
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "PLAIN", "REFERENCE_NAMES", "ModelSpec", "read_weights"]
 

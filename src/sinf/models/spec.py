@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, create_model
 
-from sinf.data import Preprocessing
+from sinf.data.images import Preprocessing
+from sinf.data.record import PreprocessingRecord
 from sinf.errors import ModelError
 from sinf.models import plain, resnet, vgg
-from sinf.records import PreprocessingRecord
-from sinf.schema import Classes, Name, Record, shortened, validated
+from sinf.storage.schema import Classes, Name, Record, shortened, validated
 
 REFERENCE_NAMES = vgg.NAMES + resnet.NAMES
 #: Names of specs whose options describe the whole network, with that of the model that it comes from.

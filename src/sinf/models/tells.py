@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from sinf.labels import ModelClasses, are_numbers
+from sinf.data.labels import ModelClasses, are_numbers
 
 IMAGENET_CLASSES = 1000
 _ALIKE = 0.95  # of the names of a model of 1,000 classes that must be ImageNet's, for the others to be
@@ -21,7 +21,7 @@ _ALIKE = 0.95  # of the names of a model of 1,000 classes that must be ImageNet'
 
 @dataclass(frozen=True)
 class Wanted:
-    """How images are prepared, as far as a library says; see :class:`sinf.preprocessing.Preprocessing`."""
+    """How images are prepared, as far as a library says; see :class:`sinf.data.preprocessing.Preprocessing`."""
 
     size: tuple[int, int, int] | None = None
     mean: tuple[float, ...] | None = None

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from sinf.errors import ModelError
+from sinf.graph.trace import EXAMPLES, ShapeTracer, Tracer, attribute, forget_looks
 from sinf.models.plain import FUNCTIONS, LAYERS, METHODS, Plain, checked
-from sinf.models.trace import EXAMPLES, ShapeTracer, Tracer, attribute, forget_looks
 
 _PLACEMENT = ("self", "device", "dtype")
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sinf.report.tables import _bytes, _console, _count, _share, _table
 
 if TYPE_CHECKING:
-    from sinf.measure_plain import PlainEvaluation
-    from sinf.timing import Alone
+    from sinf.measure.plain import PlainEvaluation
+    from sinf.measure.timing import Alone
 
 
 def show_plain(result: PlainEvaluation) -> None:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sinf.data import LabelledImages, Preprocessing
+from sinf.data.images import LabelledImages, Preprocessing
 from sinf.errors import ConfigError
-from sinf.timing import Latency, Progress, pinned_threads, summary
+from sinf.measure.timing import Latency, Progress, pinned_threads, summary
 
 _PASSES = 3
 _DRAWS = 2000  # of the bootstrap over images

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sinf.data import LabelledImages
+from sinf.data.images import LabelledImages
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import DependencyError
-from sinf.measure import Costs, observe
+from sinf.measure.accuracy import Costs, observe
 from sinf.report.candidates import Comparison, Row
-from sinf.risk import NEVER
+from sinf.routing.threshold import NEVER
 
 _BASE, _OURS, _GREY = "#9aa5b1", "#0b7285", "#495057"
 

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sinf.classifier import Prediction
+from sinf.bundle.classifier import Prediction
 from sinf.errors import ConfigError
-from sinf.files import replacing
+from sinf.storage.files import replacing
 
 Add = Callable[[Prediction], None]
 _ROWS = 1024  # of a group in parquet, which is in memory at once

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sinf.errors import ConfigError, StorageError
-from sinf.files import write_json
+from sinf.storage.files import write_json
 
 FORMAT = 1
 KEY = "sinf_bench"

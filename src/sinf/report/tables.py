@@ -10,18 +10,18 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from sinf.bundle import Bundle
-    from sinf.clustering import FoundClusters
+    from sinf.bundle.semantic import Bundle
     from sinf.dynamic.model import DynamicEvaluation
-    from sinf.energy import Energy
-    from sinf.grouping import TailTimes
-    from sinf.measure import Evaluation
-    from sinf.profile import Profile
-    from sinf.pruned import Comparison as Pruned
+    from sinf.measure.accuracy import Evaluation
+    from sinf.measure.energy import Energy
+    from sinf.measure.profile import Profile
+    from sinf.measure.stages import StageTimes
+    from sinf.measure.timing import Latency
+    from sinf.pipelines.comparison import Comparison as Pruned
     from sinf.report.candidates import Comparison
     from sinf.report.runs import Run
-    from sinf.stages import StageTimes
-    from sinf.timing import Latency
+    from sinf.routing.clustering import FoundClusters
+    from sinf.routing.grouping import TailTimes
 
 _PERCENT = "{:.1f} %"
 
@@ -333,7 +333,7 @@ def _beside_base(row: dict[str, Any]) -> tuple[str, str, str, str]:
 
 
 def show_pruned(comparison: Pruned, folder: Path, threads: int) -> None:
-    from sinf.pruned import PREPARED, rows_of
+    from sinf.pipelines.comparison import PREPARED, rows_of
 
     title = f"{comparison.images} images, {threads} thread(s), all timed in turns in one run"
     table = _table(title, "", "your model, as loaded", "base, prepared", "pruned, as saved")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from sinf.subgraph.coupling import Coupling
+from sinf.graph.coupling import Coupling
 
 _SAME_IN_EVAL = (nn.Identity, nn.modules.dropout._DropoutNd)
 _PASSED_FUNCTIONS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "pool1d", "pool2d", "pool3d")  # or max_pool2d

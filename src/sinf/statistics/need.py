@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
-from sinf.memory import activations, value_bytes
+from sinf.graph.coupling import Coupling
+from sinf.machine.memory import activations, value_bytes
 from sinf.statistics.site import SAMPLE
 from sinf.statistics.strips import has_strips
 from sinf.statistics.sums import CHANGES, MADE, MAPS, READ, WRITTEN
-from sinf.subgraph.coupling import Coupling
 
 
 class Need(NamedTuple):
@@ -69,7 +69,7 @@ def _sum_bytes(name: str, module: nn.Module, channels: int, classes: int, pool: 
 
 
 def metric_bytes(graph: fx.GraphModule, coupling: Coupling) -> int:
-    """Bytes of the metrics of low rank (:mod:`sinf.low_rank.metric`): two roots of every site, and work on one."""
+    """Bytes of :mod:`sinf.compress.low_rank.metric`: two roots of every site, and work on one."""
     widths = [len(graph.get_submodule(t).weight) for t in set(coupling.mixers.values()) if _is_there(graph, t)]
     return 16 * sum(width**2 for width in widths) + 40 * max(widths, default=0) ** 2
 

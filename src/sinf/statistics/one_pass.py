@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from sinf.errors import ConfigError
+from sinf.graph.coupling import Coupling
 from sinf.statistics.maps import MapSource, map_source
 from sinf.statistics.site import SiteStatistics, Statistics
 from sinf.statistics.sums import CHANGES, LOOKED_AT, MADE, MAPS, READ, SUMS, WRITTEN, Batch, Visit
-from sinf.subgraph.coupling import Coupling
 
 # The answer's distribution is softened by this before its sensitivity is taken: a network that has seen the scoring
 # images in training is so sure of them that its own distribution says nothing.

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sinf.subgraph.coupling import unfolds
+from sinf.graph.coupling import unfolds
 
 _CHUNK = 1 << 24  # numbers of strips that are in memory at once
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sinf.graph.coupling import positions_of
 from sinf.statistics.site import Sample
 from sinf.statistics.strips import strips_of
-from sinf.subgraph.coupling import positions_of
 
 #: Costly sums of single images (ranks, independence) look at so many of each class: they change little from image to
 #: image, and classes that come one after the other count alike.

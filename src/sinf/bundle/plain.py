@@ -1,0 +1,214 @@
+"""A smaller network for all classes, as ``sinf prune`` makes it: a module of torch, and the folder that holds it.
+
+The folder needs torch and safetensors to be loaded, and nothing of sinf (see :mod:`sinf.models.plain`):
+
+    config.json         layers and steps as data, classes, what it is fed, how it was made, what was measured
+    model.safetensors   the tensors; names are those that they had in the base model
+    load.py             the loader
+    README.md           a model card
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sinf.bundle.classifier import Classifier
+from sinf.bundle.folder import folder_of
+from sinf.data.images import Preprocessing
+from sinf.errors import ModelError, StorageError, VerificationError
+from sinf.graph.prepare import prepare
+from sinf.graph.trace import trace
+from sinf.models import BaseModel, ModelSpec, load_spec, plain
+from sinf.models.load import PLAIN, read_plain
+from sinf.models.to_plain import to_plain
+from sinf.storage.files import replacing_folder, sha256, write_tensors
+from sinf.storage.schema import parse_file
+from sinf.storage.seal import sealed
+
+_CARD = "README.md"
+_LONGEST_CARD = 1 << 20
+_SAMPLES, _CLOSE = 4, 1e-3
+
+
+class PlainModel(Classifier, nn.Module):
+    """``(B, C, H, W)`` normalised images -> ``(B, classes)`` logits, by one network for all classes.
+
+    ``made_by`` says how it was made, ``measured`` what was measured of it, ``card`` is the text of its model card.
+    """
+
+    def __init__(
+        self,
+        model: BaseModel,
+        class_names: list[str] | tuple[str, ...],
+        *,
+        made_by: dict[str, Any] | None = None,
+        measured: dict[str, Any] | None = None,
+        card: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not model.spec.name.startswith(PLAIN):
+            raise ModelError("a plain model describes itself", got=model.spec.name, remedy="make it with sinf.prune")
+        if len(class_names) != model.spec.classes:
+            got = f"{len(class_names)} names of {model.spec.classes} classes"
+            raise ModelError("every class must have a name", got=got, remedy="give those of the images")
+        self.network = model.module
+        self.spec: ModelSpec = model.spec
+        self.made_by, self.measured, self.card = made_by or {}, measured, card or card_of(model.spec, made_by or {})
+        self._names = tuple(class_names)
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, allow_factory: bool = False, key: bytes | None = None
+    ) -> PlainModel:
+        """Load a folder, or from the hub when there is no such folder. Nothing that lies in the folder is run. With a
+        ``key``, what is not signed with it is refused; ``allow_factory`` changes nothing, a plain model needs none.
+
+        Raises:
+            ModelError: there is no plain model, or a damaged one.
+        """
+        folder = folder_of(source)
+        read = read_plain(folder, key)
+        return cls(read.model, read.class_names, made_by=read.made_by, measured=read.measured, card=_read_card(folder))
+
+    def save_pretrained(self, folder: str | Path, *, key: bytes | None = None) -> None:
+        """Write the folder; one that holds another plain model is replaced, anything else is refused. With a ``key``
+        (16 bytes at least) it is signed.
+
+        Raises:
+            StorageError: the folder holds something else, or cannot be written; what was there stays.
+        """
+        folder = Path(folder)
+        check_target(folder)
+        spec = self.spec
+        with replacing_folder(folder) as partial:
+            write_tensors(self.network.state_dict(), partial / plain.WEIGHTS)
+            shutil.copyfile(plain.__file__, partial / "load.py")
+            (partial / _CARD).write_text(self.card)
+            config = {
+                "format": plain.FORMAT,
+                "name": spec.name.removeprefix(PLAIN),
+                "classes": spec.classes,
+                "class_names": list(self._names),
+                "preprocessing": spec.preprocessing.to_json(),
+                "made_by": self.made_by,
+                "measured": self.measured,
+                "sha256": {plain.WEIGHTS: sha256(partial / plain.WEIGHTS)},
+                "network": spec.options,
+            }
+            (partial / "config.json").write_text(json.dumps(sealed(config, key), indent=1) + "\n")
+            plain.load(partial)  # what is written can be read, or the old folder stays
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._names
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.spec.preprocessing
+
+    def base_model(self) -> BaseModel:
+        return BaseModel(self.network, self.spec)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+    def _answer(self, images: Tensor) -> tuple[Tensor, None]:
+        return self(images), None
+
+
+@torch.no_grad()
+def deployed(model: BaseModel, *, keep_batch_norm: bool = False) -> BaseModel:
+    """A network as a plain model that is laid out for running: weights in the order of channels_last, and batch norms
+    in the convolutions before them, unless ``keep_batch_norm``. It is what :func:`sinf.graph.prepare.prepare` makes
+    for a timing; who trains on needs the batch norms.
+
+    Raises:
+        ModelError: the model cannot be described plainly; the message names what is in the way.
+        VerificationError: it does not answer as the model does.
+    """
+    graph = trace(model.module, model.spec.preprocessing)
+    description, state = to_plain(graph if keep_batch_norm else prepare(graph))
+    name = PLAIN + model.spec.name.removeprefix(PLAIN)
+    spec = ModelSpec(name, model.spec.classes, model.spec.preprocessing, description)
+    module = load_spec(spec).requires_grad_(False)
+    module.load_state_dict(state)
+    module.to(memory_format=torch.channels_last)
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(_SAMPLES, *spec.preprocessing.size, generator=draw)
+    expected, found = model.module(x.clone()), module(x.clone())
+    difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    if not difference <= _CLOSE:
+        raise VerificationError(
+            "what is saved must answer as the network does",
+            got=f"a relative difference of {difference:.2g}",
+            remedy="report it with the model's name",
+        )
+    return BaseModel(module, spec)
+
+
+def has_batch_norms(module: nn.Module) -> bool:
+    """Whether there are batch norms of torch, which training needs."""
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
+
+
+def check_target(folder: Path) -> None:
+    """Refuse a folder that holds something else, before anything is computed."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_plain(folder))):
+        raise StorageError(
+            "only a pruned model may be replaced", got=f"{folder} holds other files", remedy="name another"
+        )
+
+
+def _is_plain(folder: Path) -> bool:
+    """Of any version, so that a folder of an earlier one can be written again."""
+    try:
+        config = parse_file(folder / "config.json", StorageError)
+    except StorageError:
+        return False
+    return isinstance(config, dict) and str(config.get("format")).startswith(plain.FORMAT.rstrip("0123456789"))
+
+
+def card_of(spec: ModelSpec, made_by: dict[str, Any], table: list[str] | None = None) -> str:
+    """The text of a model card; ``table`` are its lines about what was measured."""
+    lines = ["---", "library_name: sinf", "pipeline_tag: image-classification", "---", ""]
+    lines += [f"# {spec.name.removeprefix(PLAIN)}, pruned", "", *(table or [])]
+    lines += [f"- {key}: {value}" for key, value in made_by.items()]
+    lines += [f"- images: {spec.preprocessing.describe()}", ""]
+    lines += [
+        "```python",
+        "import sinf",
+        "",
+        'model = sinf.from_pretrained("FOLDER")  # runs nothing that lies in the folder',
+        'model.predict(["image.png"])[0].classes  # the most likely ones; model(model.preprocess(paths)) for logits',
+        "```",
+        "",
+        "Without sinf, with torch and safetensors alone:",
+        "",
+        "```python",
+        "from load import load",
+        "",
+        'model = load("FOLDER")  # weights in the order of channels_last, which images need not have',
+        "logits = model(images)  # (B, C, H, W), prepared as above -> (B, classes)",
+        "```",
+        "",
+        "Importing a `load.py` that you downloaded runs its code, whatever it is by then. With sinf installed,",
+        '`sinf.load_model("FOLDER").module` is the same network, and nothing in the folder is run.',
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _read_card(folder: Path) -> str | None:
+    """The card beside a model; None where there is none, or no text."""
+    try:
+        with (folder / _CARD).open("rb") as file:
+            return file.read(_LONGEST_CARD).decode()
+    except (OSError, UnicodeDecodeError):
+        return None

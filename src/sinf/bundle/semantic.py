@@ -1,0 +1,339 @@
+"""What is saved and loaded: a folder with the base weights once, and for every subgraph only what differs.
+
+    config.json             format, model, classes, clusters, cut point, deferral, thresholds, provenance, sha256 of
+                            the others, digest
+    model.safetensors       the base model's weights
+    subgraphs.safetensors   PART.kept.GROUP (kept channels, base coordinates) and PART.mix.LAYER (C, k) for every part;
+                            PART.whole.PARAMETER where whole weights differ
+    router.safetensors      the route predictor
+    times.json              what tails cost on the machines where sinf tune measured it, if it did
+    README.md               a model card
+
+It is written to a temporary folder and renamed, so that a kill or a full disk leaves what was there. No pickle.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sinf.bundle.folder import (
+    ConfigRecord,
+    config_digest,
+    consistent,
+    map_tensors,
+    read_config,
+    replace_bundle,
+    require_fit,
+    require_tensor,
+    spec_of,
+    write_config,
+)
+from sinf.bundle.records import ClusterList, ThresholdValue, TimesList, Weight, cluster_list
+from sinf.data.clusters import Clusters
+from sinf.errors import BundleError
+from sinf.graph.delta import LayerDelta
+from sinf.graph.network import Network, Part
+from sinf.graph.trace import trace
+from sinf.models import ModelSpec, fit_state, load_spec
+from sinf.routing.deferral import Deferral
+from sinf.routing.grouping import TailTimes
+from sinf.routing.predictor import RoutePredictor, RouterConfig, make_predictor
+from sinf.routing.router import part_name
+from sinf.routing.threshold import Threshold
+from sinf.storage.files import write_json, write_tensors
+from sinf.storage.schema import Digest, Name, Record, Share, parse_file, record_of, validated
+from sinf.storage.seal import sealed, unsealed
+
+_FILES = ("model.safetensors", "subgraphs.safetensors", "router.safetensors", "README.md")
+_TIMES = "times.json"
+_MOST_ROOM = 1 << 30  # bytes
+_NOTHING = "common.kept.none"  # a file of tensors must hold one
+
+#: Fields without a line here have the bounds of :func:`sinf.storage.schema.record_of`.
+_DEFERRAL = record_of(Deferral, intercept=Weight, route=Weight, energy=Weight, within=Weight, margin=Weight)
+_THRESHOLD = record_of(
+    Threshold,
+    value=ThresholdValue,
+    early=Share,
+    max_loss=Share,
+    loss=Annotated[float, Field(ge=-1, le=1)],
+    fallback=Share,
+    tried=Share,
+    confidence=Share | None,
+    images=Annotated[int, Field(ge=1, le=1 << 40)],
+    choices=Annotated[int, Field(ge=1, le=1 << 40)],
+)
+
+
+class _Config(ConfigRecord):
+    method: str = "semantic"
+    clusters: ClusterList
+    cut: Name
+    deferral: _DEFERRAL  # type: ignore[valid-type]
+    threshold: _THRESHOLD | None  # type: ignore[valid-type]
+    router: record_of(RouterConfig)  # type: ignore[valid-type]
+
+
+class _Times(Record):
+    bundle: Digest
+    tails: TimesList
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained classifier with its semantic subgraphs; see :class:`sinf.SemanticModel` for running it."""
+
+    spec: ModelSpec
+    class_names: tuple[str, ...]
+    clusters: Clusters
+    cut: str
+    deferral: Deferral
+    threshold: Threshold | None
+    parts: dict[str, Part]
+    base_state: dict[str, Tensor]
+    router: RoutePredictor
+    router_config: RouterConfig
+    provenance: dict[str, str]
+    times: tuple[TailTimes, ...] = ()
+
+    def times_of(self, engine: str, precision: str, threads: int) -> TailTimes | None:
+        """What tails cost in an engine, as far as it was measured."""
+        return next((each for each in self.times if each.setting == (engine, precision, threads)), None)
+
+    def network(self) -> Network:
+        """The base model taken apart, with this bundle's weights (not copied)."""
+        return _network(self.spec, self.base_state, self.cut)
+
+    # ---- saving
+
+    def save(self, folder: str | Path, *, key: bytes | None = None) -> None:
+        """Write the bundle; an existing bundle in ``folder`` is replaced, anything else is refused. With a ``key`` (16
+        bytes at least) it is signed.
+
+        Raises:
+            BundleError: the folder holds something else, or cannot be written; what was there stays.
+        """
+        replace_bundle(Path(folder), lambda partial: self._write(partial, key))
+
+    def _write(self, folder: Path, key: bytes | None) -> None:
+        _require_room(self.clusters)
+        network_coupling = self.network().coupling
+        tensors: dict[str, Tensor] = {}
+        for name, part in self.parts.items():
+            tensors |= part.to_tensors(network_coupling, f"{name}.")
+        if not tensors:
+            tensors = {_NOTHING: torch.zeros(0, dtype=torch.int32)}
+        write_tensors(self.base_state, folder / "model.safetensors")
+        write_tensors(tensors, folder / "subgraphs.safetensors")
+        write_tensors(self.router.state_dict(), folder / "router.safetensors")
+        (folder / "README.md").write_text(self._card())
+        record = {
+            "method": "semantic",
+            "model": self.spec.to_json(),
+            "classes": list(self.class_names),
+            "clusters": cluster_list(self.clusters.names, self.clusters.members),
+            "cut": self.cut,
+            "deferral": asdict(self.deferral),
+            "threshold": None if self.threshold is None else asdict(self.threshold),
+            "router": asdict(self.router_config),
+            "provenance": self.provenance,
+        }
+        write_config(folder, record, _Config, _FILES, key)
+        if self.times:
+            write_times(self.times, folder, key)
+
+    def _card(self) -> str:
+        lines = ["---", "library_name: sinf", "pipeline_tag: image-classification", "---", ""]
+        lines += [f"# {self.spec.name}, semantic inference", ""]
+        lines += [
+            f"{len(self.class_names)} classes in {len(self.clusters)} semantic clusters; cut after `{self.cut}`.",
+            "",
+        ]
+        if self.threshold is not None:
+            t = self.threshold
+            lines += [
+                "| on the calibration images | |",
+                "|---|---|",
+                f"| loss against the base model | {100 * t.loss:.2f} points (limit {100 * t.max_loss:g}) |",
+                f"| a subgraph runs | {100 * t.tried:.1f} % |",
+                f"| fallback to the full tail | {100 * t.fallback:.1f} % |",
+                "",
+                t.promise(),
+                "",
+            ]
+        lines += [f"- {key}: {value}" for key, value in sorted(self.provenance.items())]
+        lines += [f"- machine: {platform.machine()}, torch {torch.__version__}"]
+        lines += [f"- images: {self.spec.preprocessing.describe()}", ""]
+        lines += ["```python", "import sinf", "", 'model = sinf.from_pretrained("FOLDER")']
+        lines += ["logits = model(model.preprocess(paths))  # (B, classes)", "```", ""]
+        return "\n".join(lines)
+
+    # ---- loading
+
+    @staticmethod
+    def load(folder: str | Path, *, allow_factory: bool = False, key: bytes | None = None) -> Bundle:
+        """Read a bundle; tensors are memory-mapped.
+
+        ``allow_factory`` permits a model of the user's own code (``package.module:factory``), which is imported and
+        run. With a ``key``, what is not signed with it is refused.
+
+        Raises:
+            BundleError: not a bundle, another format, or a file that is missing, damaged, changed or contradicts the
+                others.
+        """
+        folder = Path(folder)
+        config = read_config(folder, _Config, _FILES, key)
+        with consistent(f"in {folder}"):
+            spec = spec_of(config, allow_factory)
+            clusters = Clusters(
+                tuple(each.name for each in config.clusters), tuple(each.classes for each in config.clusters)
+            )
+            _require_room(clusters)
+            if clusters.classes != spec.classes:
+                raise BundleError("clusters must cover the model's classes", got=f"{clusters.classes} classes")
+            base_state = map_tensors(folder / "model.safetensors")
+            network = _network(spec, base_state, config.cut)
+            parts = _read_parts(folder / "subgraphs.safetensors", network, clusters)
+            return Bundle(
+                spec=spec,
+                class_names=config.classes,
+                clusters=clusters,
+                cut=config.cut,
+                deferral=config.deferral,
+                threshold=config.threshold,
+                parts=parts,
+                base_state=base_state,
+                router=_read_router(folder, network.feature_shape(parts["common"]), len(clusters), config.router),
+                router_config=config.router,
+                provenance=config.provenance,
+                times=read_times(folder, key),
+            )
+
+
+def _require_room(clusters: Clusters) -> None:
+    """Refuse clusters whose answers (:class:`sinf.engine.parts.Judge`, a matrix each) would take gigabytes, which a
+    file of some megabytes could ask for."""
+    count, sizes = len(clusters), [len(classes) for classes in clusters.members]
+    room = sum(4 * (count + 2 * size + 1) * (count + size + 1) for size in sizes)
+    if room > _MOST_ROOM:
+        got = f"{room >> 20} MB for {count} clusters of up to {max(sizes)} classes"
+        raise BundleError(
+            f"answers of clusters must fit in {_MOST_ROOM >> 20} MB", got=got, remedy="take fewer, or smaller"
+        )
+
+
+def _network(spec: ModelSpec, state: dict[str, Tensor], cut: str) -> Network:
+    """A model of a spec with weights that are not copied. Nothing is allocated before it is known that they fit."""
+    with torch.device("meta"):
+        module = load_spec(spec)
+    require_fit(state, module.state_dict(), "model.safetensors")
+    fit_state(module, state, spec.name, assign=True)
+    for name, buffer in module.named_buffers():
+        if buffer.is_meta:
+            raise BundleError("every buffer of the model must be in its weights", got=name)
+    return Network(trace(module.requires_grad_(False), spec.preprocessing), cut)
+
+
+def _read_parts(path: Path, network: Network, clusters: Clusters) -> dict[str, Part]:
+    names = ["common", "fallback", *(part_name(cluster) for cluster in range(len(clusters)))]
+    by_part: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    for key, tensor in map_tensors(path).items():
+        name, _, rest = key.partition(".")
+        if key == _NOTHING:
+            continue
+        if name not in by_part:
+            raise BundleError("tensors must be those of the bundle's parts", got=key[:100], remedy="build it again")
+        by_part[name][rest] = tensor
+    parts = {name: _read_part(name, tensors, network) for name, tensors in by_part.items()}
+    features, output = network.features_slot, network.coupling.output
+    for cluster, (name, part) in enumerate(parts.items(), -2):
+        classes = list(range(clusters.classes)) if cluster < 0 else list(clusters.members[cluster])
+        if output is None or output.index(part.keep).tolist() != classes:
+            raise BundleError("a part must answer with the classes of its cluster", got=name, remedy="build it again")
+        if not torch.equal(features.index(part.keep), features.index(parts["common"].keep)):
+            raise BundleError("a part must read the features that are extracted", got=name, remedy="build it again")
+    return parts
+
+
+def _read_part(name: str, tensors: dict[str, Tensor], network: Network) -> Part:
+    """A part whose kept channels are some of their groups', and whose tensors have the shapes that these ask for."""
+    groups = network.coupling.groups
+    for key, tensor in tensors.items():
+        kind, _, group = key.partition(".")
+        if kind == "kept":
+            require_tensor(tensor, torch.int32, (tensor.numel(),), f"{name}.{key}")
+            size = groups[group].size if group in groups and groups[group].blocked is None else 0
+            kept = tensor.long()
+            if not len(kept) or not bool((kept.diff() > 0).all()) or kept[0] < 0 or kept[-1] >= size:
+                got = f"{name}.{key}"[:200]
+                raise BundleError(
+                    "kept channels must be some of a group's, ascending", got=got, remedy="build it again"
+                )
+    for key, tensor in tensors.items():
+        if not key.startswith("kept."):
+            require_tensor(tensor, torch.float16, tuple(tensor.shape), f"{name}.{key}")
+    part = Part.from_tensors(tensors, network.coupling, "")
+    mixers = set(network.coupling.mixers.values())
+    for target, layer in part.layers.items():
+        if target not in mixers or not _fits(layer, target, part, network):
+            got = f"{name}: {layer.kind} of {target}"[:200]
+            raise BundleError("a layer must be one of the network's, in its shape", got=got, remedy="build it again")
+    return part
+
+
+def _fits(layer: LayerDelta, target: str, part: Part, network: Network) -> bool:
+    base, read = network.graph.get_submodule(target), network.coupling.reads[target]
+    written = network.coupling.writes[target]
+    shape = (len(written.index(part.keep)), len(read.index(part.keep)), *base.weight.shape[2:])
+    return layer.fits(base, shape, read)
+
+
+def _read_router(folder: Path, shape: tuple[int, ...], clusters: int, config: RouterConfig) -> RoutePredictor:
+    with torch.device("meta"):
+        router = make_predictor(shape, clusters, config)
+    state = map_tensors(folder / "router.safetensors")
+    require_fit(state, router.state_dict(), "router.safetensors")
+    if not state["temperature"] > 0 or any((t < 0).any() for name, t in state.items() if name.endswith("running_var")):
+        raise BundleError(
+            "temperature and variances must be positive", got="router.safetensors", remedy="build it again"
+        )
+    router.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
+    return router.eval().requires_grad_(False)
+
+
+def read_times(folder: Path, key: bytes | None = None) -> tuple[TailTimes, ...]:
+    """What ``sinf tune`` has measured of a bundle; nothing where it has not.
+
+    Raises:
+        BundleError: the file is damaged, was changed or is that of another bundle; see :meth:`Bundle.load` for keys.
+    """
+    path, remedy = folder / _TIMES, "remove it, or tune again"
+    if not path.exists():
+        return ()
+    record = parse_file(path, BundleError, remedy=remedy)
+    if not isinstance(record, dict):
+        raise BundleError(f"{path} must be as sinf tune writes it", got=type(record).__name__, remedy=remedy)
+    content, _ = unsealed(record, BundleError, str(path), key)
+    times = validated(content, _Times, BundleError, str(path), remedy=remedy)
+    if times.bundle != config_digest(folder, key):
+        raise BundleError("times must be those of their bundle", got=f"{path} of another one", remedy=remedy)
+    return times.tails
+
+
+def replace_times(folder: Path, new: TailTimes, key: bytes | None = None) -> None:
+    """Store what was measured in a bundle, in the place of earlier times of the same setting."""
+    kept = (each for each in read_times(folder, key) if each.setting != new.setting)
+    write_times((*kept, new), folder, key)
+
+
+def write_times(times: tuple[TailTimes, ...], folder: Path, key: bytes | None = None) -> None:
+    """Put what was measured beside the rest of a bundle."""
+    record = {"bundle": config_digest(folder, key), "tails": [asdict(each) for each in times]}
+    write_json(sealed(record, key), folder / _TIMES)

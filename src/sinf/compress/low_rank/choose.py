@@ -1,0 +1,135 @@
+"""Ranks within a budget: those that lose least all together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sinf.compress.low_rank.metric import Metric
+from sinf.compress.select import Budget
+from sinf.errors import ConfigError
+from sinf.graph.cost import MacCount
+from sinf.graph.delta import can_factor
+
+_PARTS = 1 << 14  # of what a budget has above the least that must stay
+
+
+class Rank(NamedTuple):
+    """How many channels are between two layers, and whether they are separable."""
+
+    channels: int
+    separable: bool = False
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What stands for a layer (None: the layer as it is), the nats that it loses, and what it costs."""
+
+    rank: Rank | None
+    loss: float
+    cost: float
+
+
+def choose_ranks(budget: Budget, count: MacCount, known: dict[str, Metric], round_to: int = 8) -> dict[str, Rank]:
+    """Ranks by target, of the layers that become two, within a budget of MACs.
+
+    Raises:
+        ConfigError: no ranks are within the budget.
+    """
+    return choose_ranks_together(budget, [(count, known)], [1.0], round_to)[0]
+
+
+def choose_ranks_together(
+    budget: Budget, parts: Sequence[tuple[MacCount, dict[str, Metric]]], shares: Sequence[float], round_to: int = 8
+) -> list[dict[str, Rank]]:
+    """What :func:`choose_ranks` finds, for several parts under one budget: of their mean MACs, each part counting by
+    its share of the inputs, and so does what it loses.
+
+    Raises:
+        ConfigError: no ranks are within the budget.
+    """
+    if round_to < 1:
+        raise ConfigError("round_to must be at least 1", got=round_to, remedy="take 8")
+    options: dict[tuple[int, str], list[_Choice]] = {}
+    for part, ((count, known), share) in enumerate(zip(parts, shares, strict=True)):
+        for target in _targets(count):
+            choices = _options(target, count, known, round_to, budget.weight_cost)
+            options[part, target] = [_Choice(c.rank, share * c.loss, share * c.cost) for c in choices]
+    whole = sum(choices[0].cost for choices in options.values())
+    least = sum(min(choice.cost for choice in choices) for choices in options.values())
+    if least > budget.macs * whole:
+        got = f"{budget.macs:g}; at least {least / whole:.3f} must stay"
+        raise ConfigError("the MAC budget must be within reach of ranks", got=got, remedy="raise the budget")
+    found: list[dict[str, Rank]] = [{} for _ in parts]
+    for (part, target), choice in zip(options, _cheapest(list(options.values()), budget.macs * whole), strict=True):
+        if choice.rank:
+            found[part][target] = choice.rank
+    return found
+
+
+def _cheapest(options: list[list[_Choice]], most: float) -> list[_Choice]:
+    """One choice of each list, of least loss within ``most``: a knapsack, filled list by list. Costs are rounded up to
+    parts of it, all together by at most ``len(options) / _PARTS``."""
+    least = [min(choice.cost for choice in choices) for choices in options]
+    part = (most - sum(least)) / _PARTS
+    loss = torch.zeros(_PARTS + 1, dtype=torch.float64)  # by how many parts may be spent above the least
+    taken: list[Tensor] = []
+    steps = [
+        [0 if choice.cost <= low else math.ceil((choice.cost - low) / part) if part > 0 else _PARTS + 1
+         for choice in choices]
+        for choices, low in zip(options, least, strict=True)
+    ]  # fmt: skip
+    for choices, parts in zip(options, steps, strict=True):
+        best, which = torch.full_like(loss, torch.inf), torch.zeros(len(loss), dtype=torch.int64)
+        for index, (choice, spent) in enumerate(zip(choices, parts, strict=True)):
+            if spent > _PARTS:
+                continue
+            found = loss[: len(loss) - spent] + choice.loss
+            better = found < best[spent:]
+            best[spent:][better], which[spent:][better] = found[better], index
+        loss = best
+        taken.append(which)
+    left, chosen = _PARTS, []
+    for choices, parts, which in zip(reversed(options), reversed(steps), reversed(taken), strict=True):
+        index = int(which[left])
+        chosen.append(choices[index])
+        left -= parts[index]
+    return chosen[::-1]
+
+
+def _targets(count: MacCount) -> list[str]:
+    return list(dict.fromkeys(target for target, _, _ in count.nodes))
+
+
+def _options(
+    target: str, count: MacCount, known: dict[str, Metric], round_to: int, weight_cost: float
+) -> list[_Choice]:
+    calls = [(module, positions) for name, module, positions in count.nodes if name == target]
+    module = calls[0][0]
+    out, into = module.weight.shape[:2]
+    kernel = module.weight[0, 0].numel()
+    weights = weight_cost * len(calls)
+    places = sum(positions // kernel for _, positions in calls) + weights  # positions of outputs
+    whole = places * out * into * kernel
+    choices = [_Choice(None, 0.0, whole)]
+    if target not in known or not can_factor(module):
+        return choices
+    metric = known[target]
+
+    def offer(values: Tensor, each: float, most: int, separable: bool) -> None:
+        dropped = values.sum() - values.cumsum(0)
+        for rank in range(round_to, most + 1, round_to):
+            if each * rank < whole:
+                choices.append(_Choice(Rank(rank, separable), 0.5 * float(dropped[rank - 1]), each * rank))
+
+    offer(metric.values, places * (into * kernel + out), out, separable=False)
+    if len(metric.strips):
+        rows, columns = module.weight.shape[2:]
+        each = (metric.strip_places + weights) * into * columns + places * out * rows
+        offer(metric.strips, each, min(into * columns, out * rows), separable=True)
+    return choices

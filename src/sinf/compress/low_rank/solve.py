@@ -1,0 +1,142 @@
+"""The two layers in the place of one, in closed form: each on its own, or in sequence.
+
+In sequence, every layer is fitted by least squares to what the base network's layer answers, from what the network so
+far makes: a layer that becomes two through channels is fitted whole, and reduced in rank in the metric that chose it;
+the second of two separable layers is fitted to what the first makes, a third of a kernel's unknowns at most, so that
+the equations are a tenth of the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, fx, nn
+
+from sinf.compress.least_squares import NormalEquations
+from sinf.compress.low_rank.choose import Rank
+from sinf.compress.low_rank.metric import Metric, covariance_made
+from sinf.compress.reconstruct import fits, kernel_equations
+from sinf.compress.side_by_side import Rows, SideBySide
+from sinf.graph.coupling import Coupling
+from sinf.graph.delta import Factors, LayerDelta, LayerDeltas, Weights, can_factor, replaced
+from sinf.statistics import Statistics
+
+
+@torch.no_grad()
+def factor(graph: fx.GraphModule, ranks: dict[str, Rank], found: Statistics, known: dict[str, Metric]) -> LayerDeltas:
+    """Every layer on its own, from what the network reads and writes as it is."""
+    solved: LayerDeltas = {}
+    for target, rank in ranks.items():
+        own, site, metric = graph.get_submodule(target), found[target], known[target]
+        weight = own.weight.double()
+        bias = weight.new_zeros(len(weight)) if own.bias is None else own.bias.double()
+        if rank.separable:
+            strips = site.strips
+            expand, reduce = metric.separable(weight, strips.covariance(), strips.alike(), rank.channels)
+            mean = strips.total / strips.count
+            lost = weight.sum(2).flatten(1) @ mean - expand.sum(2) @ (reduce @ mean)
+            solved[target] = _separable(own, expand, reduce, bias + lost)
+        else:
+            expand, reduce = metric.channels(covariance_made(site), rank.channels)
+            mean = site.made_sum / float(site.made_count)
+            bias = mean - expand @ (reduce @ (mean - bias))
+            solved[target] = _channels(own, expand, reduce @ weight.flatten(1), bias)
+    return solved
+
+
+@torch.no_grad()
+def reconstruct_ranks(
+    graph: fx.GraphModule,
+    coupling: Coupling,
+    start: LayerDeltas,
+    ranks: dict[str, Rank],
+    known: dict[str, Metric],
+    inputs: Rows,
+    smaller_inputs: Rows | None = None,
+    *,
+    memory: int | None = None,
+    equations: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> LayerDeltas:
+    """Solve again for all layers from the first that became two, each from what the others make by then.
+
+    ``start`` is what :func:`factor` found. ``smaller_inputs`` are read in the place of ``inputs`` by what is solved;
+    then all layers are. ``memory`` and ``equations`` are those of :func:`sinf.compress.reconstruct.reconstruct`: a
+    layer whose equations would take more stays as it was found.
+    """
+    keep, solved = coupling.keep_all(), LayerDeltas()
+    smaller = replaced(graph, coupling, keep, start)
+    targets, seen = set(coupling.mixers.values()), set[str]()
+    changed = smaller_inputs is not None
+    pair = SideBySide(graph, smaller, inputs, inputs if smaller_inputs is None else smaller_inputs, memory)
+    for node, twin in pair:
+        target = str(node.target)
+        changed = changed or target in ranks
+        if node.op != "call_module" or target not in targets or target in seen or not changed:
+            continue
+        seen.add(target)
+        own, rank = graph.get_submodule(target), ranks.get(target)
+        answers = pair.answers_of(node, twin)
+        if rank is not None and rank.separable:
+            found: LayerDelta | None = _fit_second(smaller.get_submodule(target), answers)
+        elif can_factor(own) and not fits(own, len(own.weight), equations):
+            found = start.get(target)
+        elif can_factor(own):
+            constant = own.bias is not None or rank is not None
+            sums = kernel_equations(own, torch.arange(len(own.weight)), list(answers), constant)
+            found = _fit(target, own, sums, constant, rank, known)
+        else:
+            found = None
+        if found is not None:
+            rows, read = coupling.writes[target].index(keep), coupling.reads[target]
+            smaller.set_submodule(target, found.apply(own, own, rows, read))
+            solved[target] = found
+        if progress is not None:
+            progress(target)
+    return solved
+
+
+def _fit(
+    target: str, own: nn.Module, sums: NormalEquations, constant: bool, rank: Rank | None, known: dict[str, Metric]
+) -> LayerDelta:
+    """What stands in the place of ``own``, at full rank or less, from the sums of its kernel."""
+    prior = own.weight.detach().flatten(1)
+    if constant:
+        bias = prior.new_zeros(len(prior)) if own.bias is None else own.bias.detach()
+        prior = torch.cat([prior, bias[:, None]], 1)
+    fit = sums.solve(prior).double()
+    weight = fit[:, : own.weight[0].numel()]
+    if rank is None:
+        return Weights(weight.reshape(own.weight.shape).float(), fit[:, -1].float() if constant else None)
+    moments = sums.moments()
+    mean = moments[-1, :-1]
+    covariance = moments[:-1, :-1] - torch.outer(mean, mean)
+    expand, reduce = known[target].channels(weight @ covariance @ weight.T, rank.channels)
+    before = weight @ mean
+    return _channels(own, expand, reduce @ weight, before + fit[:, -1] - expand @ (reduce @ before))
+
+
+def _fit_second(pair: nn.Module, answers: Iterator[tuple[Tensor, Tensor]]) -> Factors:
+    """The second of two separable layers, from what the first makes."""
+    first, second = pair.get_submodule("reduce"), pair.get_submodule("expand")
+    reduced = [(whole, first(small)) for whole, small in answers]
+    prior = torch.cat([second.weight.flatten(1), second.bias[:, None]], 1)
+    fit = kernel_equations(second, torch.arange(len(second.weight)), reduced, True).solve(prior)
+    return _factors(first.weight, fit[:, :-1].view_as(second.weight), fit[:, -1])
+
+
+def _channels(own: nn.Module, expand: Tensor, reduce: Tensor, bias: Tensor) -> Factors:
+    """``(O, r)``, ``(r, C kh kw)`` and ``(O,)``."""
+    ones = own.weight.ndim - 2
+    return _factors(reduce.reshape(-1, *own.weight.shape[1:]), expand[(..., *[None] * ones)], bias)
+
+
+def _separable(own: nn.Module, expand: Tensor, reduce: Tensor, bias: Tensor) -> Factors:
+    """``(O, r, kh)``, ``(r, C kw)`` and ``(O,)``."""
+    _, channels, _, columns = own.weight.shape
+    return _factors(reduce.view(-1, channels, 1, columns), expand[..., None], bias)
+
+
+def _factors(reduce: Tensor, expand: Tensor, bias: Tensor) -> Factors:
+    return Factors(*(tensor.detach().float().contiguous() for tensor in (reduce, expand, bias)))

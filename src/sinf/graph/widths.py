@@ -1,0 +1,88 @@
+"""How wide layers are and what they cost while units go, without a walk over the graph for every choice that is tried.
+
+Where units are is looked up once. A choice that takes some units away is then a count of their places, and one product
+for all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor, nn
+
+from sinf.graph.coupling import Coupling, Slot
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Integers = NDArray[np.int64]
+
+_NONE = -1  # instead of a slot
+
+
+class Places:
+    """Where every unit is: ``slots`` S are all that layers and parameters read and write.
+
+    ``nodes`` are (target, layer, positions of its output times those of its kernel), as ``MacCount`` has them;
+    ``weight_cost`` is what a weight counts for in MACs.
+    """
+
+    def __init__(self, coupling: Coupling, nodes: Iterable[tuple[str, nn.Module, int]], weight_cost: float) -> None:
+        slots = (*coupling.reads.values(), *coupling.writes.values())
+        reads = {target: number for number, target in enumerate(coupling.reads)}
+        writes = {target: len(reads) + number for number, target in enumerate(coupling.writes)}
+        self.slots = len(slots)
+        self._start, self._slot = _by_unit(coupling.units, slots)
+        rows = [_row(target, layer, size, reads, writes, coupling, weight_cost) for target, layer, size in nodes]
+        columns = list(zip(*rows, strict=True)) or [()] * 6
+        self._price, self._out, self._into, self._repeat = (np.array(c, dtype=np.float64) for c in columns[:4])
+        self._written, self._read = (np.array(c, dtype=np.int64) for c in columns[4:])
+
+    def count(self, units: Tensor) -> Integers:
+        """``(S,)`` how many channels of each slot belong to ``units`` (n,)."""
+        chosen = units.numpy()
+        first, last = self._start[chosen], self._start[chosen + 1]
+        lengths = last - first
+        entries = np.repeat(first - np.cumsum(lengths) + lengths, lengths) + np.arange(int(lengths.sum()))
+        return np.bincount(self._slot[entries], minlength=self.slots)
+
+    def cost(self, widths: Integers) -> int:
+        """What all layers cost together when slots have ``widths`` (S,)."""
+        padded = np.append(widths, 0)  # for those without a slot
+        out = np.where(self._written == _NONE, self._out, padded[self._written])
+        into = np.where(self._read == _NONE, self._into, padded[self._read] * self._repeat)
+        return int((self._price * out * into).astype(np.int64).sum())
+
+    def layers_at(self, places: Integers) -> NDArray[np.bool_]:
+        """``(layers,)`` whether the cost of a layer depends on a slot where ``places`` (S,) is not zero."""
+        touched = np.append(places > 0, False)
+        return touched[self._written] | touched[self._read]
+
+
+def _by_unit(units: int, slots: tuple[Slot, ...]) -> tuple[Integers, Integers]:
+    """``(units + 1,)`` where the entries of each unit begin, and their slots: an entry for each channel."""
+    unit = np.concatenate([slot.units.numpy() for slot in slots]) if slots else np.zeros(0, dtype=np.int64)
+    number = np.repeat(np.arange(len(slots)), [len(slot.units) for slot in slots])
+    start = np.zeros(units + 1, dtype=np.int64)
+    np.cumsum(np.bincount(unit, minlength=units), out=start[1:])
+    return start, number[np.argsort(unit, kind="stable")]
+
+
+def _row(
+    target: str,
+    layer: nn.Module,
+    size: int,
+    reads: dict[str, int],
+    writes: dict[str, int],
+    coupling: Coupling,
+    weight_cost: float,
+) -> tuple[float, float, float, float, int, int]:
+    """Of one layer: price of a pair of channels, widths out and in, repeats, slots written and read."""
+    out, into = layer.weight.shape[:2]
+    price = size + weight_cost * layer.weight[0, 0].numel()
+    if target not in writes or target not in reads:
+        return price, out, into, 1, _NONE, _NONE
+    full = getattr(layer, "groups", 1) == 1
+    return price, out, into, coupling.reads[target].repeat, writes[target], reads[target] if full else _NONE

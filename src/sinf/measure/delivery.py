@@ -1,0 +1,232 @@
+"""What must hold before a network is delivered: the loss against the base model on images that fitted nothing, and the
+time beside the base model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sinf.data.images import LabelledImages
+from sinf.data.preprocessing import Preprocessing
+from sinf.errors import ConfigError, DoesNotPayError
+from sinf.measure.timing import Latency, interleaved
+
+Network = Callable[[Tensor], Tensor]
+Progress = Callable[[int, int], None]
+
+MOST_FALLBACK = 0.95  # of the calibration images; where more fall back, subgraphs are for nothing
+_LEAST_SAVED = 0.01  # of the time: a machine with other work makes networks differ by less that are the same
+_DRAWS = 10_000  # of the bootstrap
+_TIMED = 256  # images that batches are made of
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a network must keep to be delivered.
+
+    Attributes:
+        max_loss: most loss of accuracy on held-out images, as a fraction (0.01 is one point). The estimate counts, not
+            the upper end of its interval, which a few hundred images leave wide.
+        held_out: how many images are held out to estimate the loss, as a share of those that decide.
+        batches: batch sizes at which it is timed beside the base model. It must be faster at one of them, and slower
+            at none; what is within the noise is neither.
+        threads: of the processor, while it is timed.
+        pairs: measurements of time at batch 1; a fifth at larger ones.
+        keep_anyway: deliver it whatever was measured.
+    """
+
+    max_loss: float = 0.02
+    held_out: float = 0.2
+    batches: tuple[int, ...] = (1, 32)
+    threads: int = 1
+    pairs: int = 100
+    keep_anyway: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_loss <= 1:
+            raise ConfigError("max_loss must be in 0..1, a fraction", got=self.max_loss, remedy="0.01 is one point")
+        if not 0 < self.held_out < 1:
+            raise ConfigError("the share of held-out images must be in (0, 1)", got=self.held_out, remedy="take 0.2")
+        if not self.batches or min(self.batches) < 1 or self.threads < 1 or self.pairs < 2:
+            got = f"batches {self.batches}, threads {self.threads}, pairs {self.pairs}"
+            raise ConfigError("batches and threads must be at least 1, pairs at least 2", got=got)
+
+
+@dataclass(frozen=True)
+class ExpectedLoss:
+    """Loss against the base model over held-out images.
+
+    Attributes:
+        points: loss of top-1 accuracy in percentage points, and its 95 % interval ``low`` .. ``high`` (paired
+            bootstrap over the images). Without labels the base model's answers stand for them.
+        disagreement: share of the images whose answer differs from the base model's.
+        base_top1: fraction of 1; None without labels.
+        images: how many.
+    """
+
+    points: float
+    low: float
+    high: float
+    disagreement: float
+    base_top1: float | None
+    images: int
+
+    @staticmethod
+    def of(base: Tensor, answers: Tensor, labels: Tensor | None = None) -> ExpectedLoss:
+        """From the classes that both networks answer, (N,), and the labels (N,)."""
+        if not len(base):
+            raise ConfigError("an expected loss needs held-out images", got="none", remedy="give more images")
+        right = torch.ones_like(base, dtype=torch.bool) if labels is None else base == labels
+        ours = answers == (base if labels is None else labels)
+        lost, won, count = int((right & ~ours).sum()), int((~right & ours).sum()), len(base)
+        low, high = _interval(lost, won, count)
+        return ExpectedLoss(
+            points=100 * (lost - won) / count,
+            low=low,
+            high=high,
+            disagreement=float((base != answers).double().mean()),
+            base_top1=None if labels is None else float(right.double().mean()),
+            images=count,
+        )
+
+    def __str__(self) -> str:
+        kind = "" if self.base_top1 is not None else " of agreement with the base model"
+        return f"{self.points:.1f} points{kind} ({self.low:.1f} .. {self.high:.1f}) on {self.images} held-out images"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _interval(lost: int, won: int, count: int) -> tuple[float, float]:
+    """What 95 % of the bootstrapped losses lie between, in points. Half an image more is counted as lost, and half as
+    won: without that, few images of which none changed would make the loss look certain."""
+    chances = np.array([lost + 0.5, won + 0.5, count - lost - won]) / (count + 1)
+    draws = np.random.default_rng(0).multinomial(count, chances, _DRAWS)
+    losses = 100 * (draws[:, 0] - draws[:, 1]) / count
+    return float(np.quantile(losses, 0.025)), float(np.quantile(losses, 0.975))
+
+
+@torch.no_grad()
+def answers_of(
+    network: Network, images: LabelledImages, preprocessing: Preprocessing, progress: Progress | None = None
+) -> Tensor:
+    """``(N,)`` the classes that a network answers."""
+    answers: list[Tensor] = []
+    for x, _ in images.batches(preprocessing):
+        answers.append(network(x).argmax(1))
+        if progress is not None:
+            progress(sum(map(len, answers)), len(images))
+    return torch.cat(answers)
+
+
+def hold_out(images: LabelledImages, share: float, most: int, seed: int) -> tuple[LabelledImages, LabelledImages]:
+    """Images that may decide, and images that are held out: ``share`` of the ``most`` images that will be looked at,
+    drawn by the seed from all. One image of every class stays with the first."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    labels = images.labels[order]
+    first = torch.zeros(len(order), dtype=torch.bool)
+    first[[int((labels == label).int().argmax()) for label in labels.unique()]] = True
+    free = order[~first]
+    count = min(len(free), max(1, round(share * min(most, len(images)))))
+    held = free[:count]
+    if not count:
+        raise ConfigError(
+            "some images must be held out to estimate the loss",
+            got=f"{len(images)}, one of every class at most",
+            remedy="give more images",
+        )
+    rest = torch.ones(len(images), dtype=torch.bool)
+    rest[held] = False
+    return images.select(torch.nonzero(rest).flatten()), images.select(held)
+
+
+def time_beside(
+    base: Network,
+    networks: Mapping[str, Network],
+    images: LabelledImages,
+    preprocessing: Preprocessing,
+    limits: Limits,
+    progress: Progress | None = None,
+) -> dict[str, tuple[Latency, ...]]:
+    """By name, the time at every batch size of the limits; all are timed in one run, the base model in between."""
+    x = preprocessing.normalise(images.pixels(preprocessing, 0, _TIMED))
+    times: dict[str, tuple[Latency, ...]] = dict.fromkeys(networks, ())
+    for batch in limits.batches:
+        pairs = limits.pairs if batch == 1 else max(10, limits.pairs // 5)
+        found = interleaved(
+            base, networks, x, batch=batch, pairs=pairs, warmup=max(2, pairs // 10), threads=limits.threads,
+            progress=progress,
+        )  # fmt: skip
+        times = {name: (*times[name], latency) for name, latency in found.items()}
+    return times
+
+
+def is_faster(times: tuple[Latency, ...]) -> bool:
+    """Whether it is surely faster than the base model at one batch size, by a per cent at least, and surely slower at
+    none."""
+    return any(time.low > _LEAST_SAVED for time in times) and not any(time.high < 0 for time in times)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a bundle brings: its time beside the base model's at every batch size, and the share of the calibration
+    images that fall back."""
+
+    times: tuple[Latency, ...]
+    fallback: float
+
+    @staticmethod
+    def of(
+        base: Network,
+        bundle: Network,
+        fallback: float,
+        images: LabelledImages,
+        preprocessing: Preprocessing,
+        progress: Callable[[str, int, int], None],
+    ) -> Verdict:
+        """Timed on one thread, as a request has, at the batch sizes of the default limits."""
+        times = time_beside(
+            base, {"bundle": bundle}, images, preprocessing, Limits(), lambda done, total: progress("time", done, total)
+        )
+        return Verdict(times["bundle"], fallback)
+
+    @property
+    def pays(self) -> bool:
+        return is_faster(self.times) and self.fallback <= MOST_FALLBACK
+
+    def require(self) -> None:
+        """Raises:
+        DoesNotPayError: the bundle is not faster, or nearly everything falls back.
+        """
+        if not self.pays:
+            raise DoesNotPayError(
+                f"a bundle must be faster than the base model, and at most {100 * MOST_FALLBACK:g} % may fall back",
+                got=str(self),
+                remedy="allow more loss, cut earlier, take fewer clusters, or try sinf prune; --keep-anyway writes it",
+                numbers=self.to_json(),
+            )
+
+    def __str__(self) -> str:
+        return f"{describe_times(self.times)}; {100 * self.fallback:.1f} % fall back"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"pays": self.pays, "fallback": self.fallback, "times": [time.to_json() for time in self.times]}
+
+
+def describe_times(times: tuple[Latency, ...]) -> str:
+    """E.g. ``11.2 % slower at batch 1 (10.9 .. 11.5), 3.0 % faster at batch 32 (1.0 .. 5.0)``."""
+    return ", ".join(
+        f"{100 * abs(t.time_saved):.1f} % {'faster' if t.time_saved > 0 else 'slower'} at batch {t.batch} "
+        f"({_between(t)} %)"
+        for t in times
+    )
+
+
+def _between(time: Latency) -> str:
+    ends = sorted((100 * time.low, 100 * time.high) if time.time_saved > 0 else (-100 * time.low, -100 * time.high))
+    return f"{ends[0]:.1f} .. {ends[1]:.1f}"

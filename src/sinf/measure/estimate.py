@@ -1,0 +1,148 @@
+"""How long work will take, said before it begins: from the time of a few batches, times how many passes are known to
+come.
+
+What a pass takes beside the forward pass of the base model (gradients, sums, equations) is a factor that was measured
+on networks of several kinds; see ``docs/guide.md`` for how near the estimates were.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from sinf.data.images import BATCH
+from sinf.graph.coupling import Coupling
+from sinf.graph.network import Network
+from sinf.graph.prepare import prepare_teacher
+from sinf.machine.durations import duration
+
+LONG = 30 * 60.0  # seconds, above which the line says what would shorten the work
+
+# Times that of a forward pass of the same layers, as they were built.
+STATISTICS, RANK_STATISTICS = 3.0, 6.0  # a forward and a backward pass, and the sums
+FIT, KERNEL_FIT = 3.5, 4.0  # both networks, and normal equations of mixes, or of whole kernels
+GATED_STEP, GATED = 4.5, 1.5  # a training step with gates, and a forward pass
+_CUBES = 8.0  # of a layer's inputs: factorisations in float64 while it is scored and solved
+_MATRIX = 512
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of named steps. ``shorter`` says what would make it shorter."""
+
+    steps: dict[str, float]
+    shorter: str
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.steps.values())
+
+    def line(self) -> str:
+        """``expected time: about 12 min (route predictor 7 min, subgraphs 4 min)``, the longest steps first."""
+        told = sorted(self.steps.items(), key=lambda step: -step[1])
+        parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in told if seconds >= 0.05 * self.seconds)
+        more = f"; to shorten it: {self.shorter}" if self.seconds > LONG else ""
+        return f"expected time: about {duration(self.seconds)} ({parts}){more}"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds, measured: of an image's forward pass through the base model as it is (``forward``), prepared and in the
+    precision of what only teaches (``teaching``), and of a billion float64 multiply-accumulates of matrices."""
+
+    forward: float
+    teaching: float
+    matrix: float
+
+    @staticmethod
+    @torch.no_grad()
+    def of(graph: fx.GraphModule, size: tuple[int, ...], batch: int = BATCH) -> Pace:
+        """The base model runs five batches of images (C, H, W) that say nothing."""
+        generator = torch.Generator().manual_seed(0)  # of our own: nobody else's draws are to change
+        x = torch.rand(batch, *size, generator=generator)
+        teacher = prepare_teacher(graph)
+        teacher(x.clone())  # what is set up at the first call is not timed
+        matrix = torch.rand(_MATRIX, _MATRIX, dtype=torch.float64, generator=generator)
+        graph(x.clone())
+        return Pace(
+            _seconds(lambda: graph(x.clone())) / batch,
+            min(_seconds(lambda: teacher(x.clone())) for _ in range(2)) / batch,
+            min(_seconds(lambda: matrix @ matrix) for _ in range(3)) / (_MATRIX**3 / 1e9),
+        )
+
+    def factorisations(self, coupling: Coupling) -> float:
+        """Seconds of those of all layers of a network, once."""
+        widths = [len(coupling.reads[target].units) for target in set(coupling.mixers.values())]
+        return self.matrix * _CUBES * sum(width**3 for width in widths) / 1e9
+
+
+def _seconds(run: Callable[[], Tensor]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def build_time(
+    pace: Pace,
+    network: Network,
+    *,
+    scoring: int,
+    routing: int,
+    calibration: int,
+    clusters: int,
+    common: bool,
+    common_images: int,
+    reconstruct: bool,
+) -> Estimate:
+    """Of a build from so many images; ``routing`` counts all views of them, ``common`` says whether extractor or full
+    tail are made smaller too."""
+    share = network.extractor_macs.total() / max(1, network.macs.total())
+    each = STATISTICS + FIT * reconstruct
+    steps = {
+        "route predictor": routing * pace.teaching * (1 + share * common),
+        "features": scoring * pace.forward * share * (1 + common),
+        "subgraphs": scoring * pace.forward * (1 - share) * each
+        + clusters * pace.factorisations(network.coupling) * (1 - share),
+        "calibration": calibration * pace.forward * 2.5,
+    }
+    if common:
+        steps["extractor and full tail"] = pace.factorisations(network.coupling) + pace.forward * (
+            min(scoring, common_images) * STATISTICS + scoring * KERNEL_FIT * reconstruct
+        )
+    return Estimate(steps, "a smaller --route-draws, fewer --score and --calibrate images, or more --threads")
+
+
+def prune_time(
+    pace: Pace,
+    network: Network,
+    *,
+    images: int,
+    methods: tuple[str, ...],
+    trials: int,
+    trial_images: int,
+    held_out: int,
+) -> Estimate:
+    """Of a pruning by one or more methods, each with ``trials`` that fit weights to fewer images before one that fits
+    them to all."""
+    fits, once = images + trials * min(trial_images, images), pace.factorisations(network.coupling)
+    steps = {}
+    for method in methods:
+        looks, fit = (RANK_STATISTICS, 1.5 * KERNEL_FIT) if method == "ranks" else (STATISTICS, KERNEL_FIT)
+        steps[method] = pace.forward * (images * looks + fits * fit) + (2 + trials) * once
+    steps["held-out images"] = pace.forward * held_out * (1 + len(methods) * (1 + trials))
+    return Estimate(
+        steps, "fewer --images, one --method, a budget (--macs) instead of --max-loss alone, or more --threads"
+    )
+
+
+def gated_time(pace: Pace, *, images: int, epochs: int, finishing: int) -> Estimate:
+    """Of a dynamic training; ``finishing`` images set thresholds and norms."""
+    steps = {
+        "training": epochs * images * pace.forward * GATED_STEP,
+        "thresholds": finishing * pace.forward * GATED,
+    }
+    return Estimate(steps, "fewer --epochs, fewer images, --bf16, another --device, or more --threads")

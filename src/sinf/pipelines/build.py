@@ -1,0 +1,358 @@
+"""build(): from a trained classifier and labelled images to a semantic-inference bundle, step by step, resumable.
+
+Every step's result is a file in a work folder; a step whose file is there is not done again. All draws depend on the
+seed alone, so a build that was killed and started again ends with the same bundle.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from torch import Tensor
+
+from sinf.bundle.semantic import Bundle
+from sinf.compress.channels import Compactor, Progress, Rule, batches, counted
+from sinf.compress.low_rank import NEEDS as RANK_NEEDS
+from sinf.compress.low_rank import LowRank
+from sinf.compress.passes import least, plan_build
+from sinf.compress.select import Budget
+from sinf.criteria import make_criterion
+from sinf.data.clusters import Clusters
+from sinf.data.images import LabelledImages
+from sinf.engine.torch_engine import SemanticModel
+from sinf.errors import DataError
+from sinf.graph.network import Network, Part
+from sinf.graph.prepare import prepare
+from sinf.graph.trace import trace
+from sinf.machine.memory import Memory, Notice
+from sinf.measure.accuracy import look, observe_routes
+from sinf.measure.delivery import Verdict
+from sinf.measure.estimate import Estimate, Pace, build_time
+from sinf.models import BaseModel
+from sinf.pipelines.build_config import BuildConfig
+from sinf.pipelines.calibration import part_images, set_thresholds, tail_costs
+from sinf.pipelines.route_images import RouteImages
+from sinf.pipelines.subgraphs import SPECIALISERS, Specialiser
+from sinf.routing.deferral import Deferral
+from sinf.routing.predictor import RoutePredictor, calibrate, make_predictor, predictor_macs, train_router
+from sinf.storage.files import hash_tensors
+from sinf.storage.shelf import Shelf
+from sinf.storage.steps import StepStore, Tensors
+from sinf.version import __version__
+
+#: What it may cost that some classes have no images.
+_COSTS = {
+    "scoring": "what they need may be removed; clusters without images are made from those of the others",
+    "routing": "more of them may take a wrong route, and fall back",
+    "calibration": "the limit of the loss does not speak of them",
+}
+_CHANCE_DUPLICATES = 0.01  # public data sets hold a few images twice
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a build, by use. ``calibration`` must share no image with what the base model was trained on, nor
+    with the other two."""
+
+    scoring: LabelledImages
+    routing: LabelledImages
+    calibration: LabelledImages
+
+
+def build(
+    base: BaseModel,
+    images: Images,
+    clusters: Clusters,
+    config: BuildConfig,
+    folder: str | Path,
+    *,
+    work: str | Path | None = None,
+    provenance: dict[str, str] | None = None,
+    report: Callable[[Verdict], None] | None = None,
+    progress: Progress | None = None,
+    expect: Callable[[Estimate], None] | None = None,
+    key: bytes | None = None,
+    notice: Notice | None = None,
+) -> Bundle:
+    """Build a bundle and save it to ``folder``, signed where there is a ``key``.
+
+    Results of steps are kept in ``work`` (by default ``folder`` + ``.build``, removed at the end), where other builds
+    of the same base model find what they have in common. ``expect`` is told how long it will take, and ``notice`` how
+    much memory, before it begins. Before it is saved the bundle is timed beside the base model in torch, on calibration
+    images, and ``report`` is called with what it brings (without it, a bundle that is kept anyway is not timed).
+
+    Raises:
+        DoesNotPayError: it is not faster, or nearly everything falls back. Steps stay, so that the same build with
+            ``keep_anyway`` is done at once.
+    """
+    _check(base, images, clusters)
+    folder = Path(folder)
+    store = StepStore(folder.with_name(folder.name + ".build") if work is None else Path(work))
+    progress = progress or (lambda step, done, total: None)
+    making = _Build(base, images, clusters, config, store, progress)
+    if notice is not None:
+        notice(making.memory.summary())
+    if expect is not None:
+        expect(making.expected())
+    bundle = making.run(provenance or {})
+    verdict = None if report is None and config.keep_anyway else making.verdict(bundle)
+    if verdict is not None and report is not None:
+        report(verdict)
+    if verdict is not None and not config.keep_anyway:
+        verdict.require()
+    bundle.save(folder, key=key)
+    if work is None:
+        shutil.rmtree(store.folder, ignore_errors=True)
+    return bundle
+
+
+def _check(base: BaseModel, images: Images, clusters: Clusters) -> None:
+    for purpose, part in (
+        ("scoring", images.scoring),
+        ("routing", images.routing),
+        ("calibration", images.calibration),
+    ):
+        if part.classes != base.spec.classes:
+            raise DataError(
+                f"{part.name}: the data must have the model's classes",
+                got=f"{part.classes} instead of {base.spec.classes}",
+                remedy="name another label column, or another model",
+            )
+        part.require_labels(purpose)
+        part.warn_of_empty_classes(purpose, _COSTS[purpose])
+    calibration = set(images.calibration.digests())
+    for purpose, part in (("scoring", images.scoring), ("routing", images.routing)):
+        shared = len(calibration.intersection(part.digests()))
+        if shared > _CHANCE_DUPLICATES * len(images.calibration):
+            raise DataError(
+                f"calibration images must not be among the {purpose} images",
+                got=f"{shared} shared by {images.calibration.name} and {part.name}",
+                remedy="name disjoint splits",
+            )
+    if clusters.classes != base.spec.classes:
+        raise DataError("clusters must cover the model's classes", got=f"{clusters.classes} classes")
+
+
+class _Build:
+    def __init__(
+        self,
+        base: BaseModel,
+        images: Images,
+        clusters: Clusters,
+        config: BuildConfig,
+        store: StepStore,
+        progress: Progress,
+    ) -> None:
+        self.base, self.images, self.clusters, self.config = base, images, clusters, config
+        self.store, self.progress = store, progress
+        self.network = Network(
+            trace(base.module, base.spec.preprocessing),
+            config.cut,
+            config.cut_at,
+            lambda shape: predictor_macs(shape, len(clusters), config.router),
+        )
+        self.criterion = make_criterion(config.criterion_name)
+        self.memory = Memory(config.memory)
+        self.shelf = Shelf(store.folder, self.memory.cache)
+        needs = RANK_NEEDS if config.method == "ranks" else self.criterion.needs
+        self.whole_passes, self.tail_passes = plan_build(
+            self.memory, self.network, base.module, (images.scoring, images.routing, images.calibration), needs,
+            pool=self.criterion.pool, ranks=config.method == "ranks",
+            whole=min(config.extractor, config.fallback, config.common) < 1,
+        )  # fmt: skip
+        # What every step depends on. Steps add to it what they use, and nothing else.
+        self.origin = {
+            "sinf": __version__,
+            "spec": base.spec.to_json(),
+            "weights": hash_tensors(base.module.state_dict()),
+            "scoring": images.scoring.fingerprint(),
+            "cut": self.network.cut.name,
+            "seed": config.seed,
+        }
+        self.compaction = self.origin | {
+            name: getattr(config, name)
+            for name in (
+                "method",
+                "criterion_name",
+                "extractor",
+                "common",
+                "weight_cost",
+                "reconstruct",
+                "round_to",
+                "common_images",
+                "reconstruct_bytes",
+            )
+        }
+
+    def expected(self) -> Estimate:
+        """How long all steps take, where none is stored."""
+        config, images = self.config, self.images
+        return build_time(
+            Pace.of(self.network.graph, self.base.spec.preprocessing.size, images.scoring.batch),
+            self.network,
+            scoring=len(images.scoring),
+            routing=self._route_images().passes * len(images.routing),
+            calibration=len(images.calibration),
+            clusters=len(self.clusters),
+            common=min(config.extractor, config.fallback, config.common) < 1,
+            common_images=config.common_images,
+            reconstruct=config.reconstruct,
+        )
+
+    def run(self, provenance: dict[str, str]) -> Bundle:
+        common, fallback = self._common()
+        router = self._router(common)
+        parts = {"common": common, "fallback": fallback, **self._specialiser().specialise(common)}
+        bundle = Bundle(
+            spec=self.base.spec,
+            class_names=tuple(self.images.scoring.class_names),
+            clusters=self.clusters,
+            cut=self.network.cut.name,
+            deferral=Deferral(),
+            threshold=None,
+            parts=parts,
+            base_state=dict(self.base.module.state_dict()),
+            router=router,
+            router_config=self.config.router,
+            provenance=provenance | self._provenance(),
+        )
+        return self._calibrate(bundle)
+
+    def verdict(self, bundle: Bundle) -> Verdict:
+        fallback = 1.0 if bundle.threshold is None else bundle.threshold.fallback
+        networks = prepare(self.network.graph), SemanticModel(bundle)
+        return Verdict.of(*networks, fallback, self.images.calibration, self.base.spec.preprocessing, self.progress)
+
+    def _provenance(self) -> dict[str, str]:
+        config = self.config
+        rule = f"{config.subgraph}{', one budget for all' if config.across_clusters else ''}"
+        how = {"channels": {"criterion": config.criterion_name}, "ranks": {"method": "low rank"}}[config.method]
+        return how | {"seed": str(config.seed), "subgraphs": rule}
+
+    # ---- steps
+
+    def _common(self) -> tuple[Part, Part]:
+        """The extractor and the full tail, each made smaller for all classes if asked for."""
+        config, network = self.config, self.network
+        if config.extractor == config.fallback == config.common == 1:
+            return Part(network.coupling.keep_all()), Part(network.coupling.keep_all())
+
+        budgets = (
+            (config.common, network.groups_free, network.macs),
+            (config.extractor, network.groups_before, network.extractor_macs),
+            (config.fallback, network.groups_after, network.tail_macs),
+        )
+        rules: list[Rule] = [
+            (Budget(share, config.weight_cost), groups() if config.method == "channels" else [], macs)
+            for share, groups, macs in budgets
+            if share < 1
+        ]
+
+        def compute() -> Tensors:
+            make = by_ranks if config.method == "ranks" else self._compactor().compact
+            return make(rules).to_tensors(network.coupling, "")
+
+        def by_ranks(rules: list[Rule]) -> Part:
+            images = self.images.scoring.sample(config.common_images, config.seed)
+            whole = LowRank(
+                network.graph, network.coupling, lambda: batches(images, self.base, "statistics", self.progress),
+                self.base.spec.classes, config.seed, at_once=self.whole_passes.at_once,
+            )  # fmt: skip
+            ranks = whole.ranks([(cast(Budget, rule), macs) for rule, _, macs in rules], config.round_to)
+            inputs = images.inputs(self.base.spec.preprocessing)
+            layers = whole.layers(
+                ranks, inputs if config.reconstruct else None,
+                memory=least(config.reconstruct_bytes, self.whole_passes.activations),
+                equations=self.whole_passes.equations,
+                progress=counted(self.progress, "reconstruction", len(network.coupling.mixers)),
+            )  # fmt: skip
+            return Part(network.coupling.keep_all(), layers)
+
+        tensors = self.store.get("common", self.compaction | {"fallback": config.fallback}, compute)
+        return network.split(Part.from_tensors(tensors, network.coupling, ""))
+
+    def _compactor(self) -> Compactor:
+        scoring = self.images.scoring
+        return Compactor(
+            self.base, self.network, scoring, self.criterion, self.config, self.progress, self.store, self.whole_passes
+        )
+
+    def _specialiser(self) -> Specialiser:
+        return SPECIALISERS[self.config.method](
+            self.base, self.network, self.images.scoring, self.clusters, self.criterion, self.config, self.progress,
+            self.store, self.origin, self.compaction, self.tail_passes, self.shelf,
+        )  # fmt: skip
+
+    def _router(self, common: Part) -> RoutePredictor:
+        """The route predictor, before its calibration."""
+        config = self.config
+        routing = self.origin | {
+            "routing": self.images.routing.fingerprint(),
+            "draws": config.route_draws,
+            "clusters": self.clusters.members,
+        }
+
+        views = self._route_images()
+
+        def compute() -> Tensors:
+            features: list[Tensor] = []
+            rows = 0
+
+            def keep(values: Tensor) -> None:  # as the predictor pools them first of all
+                nonlocal rows
+                pooled = router.pool(values.float()).half()
+                if not features:
+                    shape = (views.passes * len(views.images), *pooled.shape[1:])
+                    features.append(self.shelf.empty(*shape, dtype=pooled.dtype))
+                features[0][rows : rows + len(pooled)] = pooled
+                rows += len(pooled)
+                self.shelf.forget()
+
+            def teach() -> Tensors:  # the base model's own features are made on the way to what it thinks
+                return views.targets((lambda values: None) if common.changes else keep)
+
+            targets = self.store.get("targets", routing, teach)["targets"]
+            if not features:
+                views.features(common, keep)
+            trained = train_router(
+                features[0], targets, config.router, lambda done, total: self.progress("router", done, total)
+            )
+            return trained.state_dict()
+
+        router = make_predictor(self.network.feature_shape(common), len(self.clusters), config.router)
+        if len(self.clusters) == 1:
+            return router.eval()
+        extractor = hash_tensors(common.to_tensors(self.network.coupling, ""))
+        depends = routing | asdict(config.router) | {"extractor": extractor}
+        router.load_state_dict(self.store.get("router", depends, compute))
+        return router.eval().requires_grad_(False)
+
+    def _route_images(self) -> RouteImages:
+        config = self.config
+        return RouteImages(
+            self.base, self.network, self.images.routing, self.clusters, config.route_draws, config.seed, self.progress
+        )
+
+    def _calibrate(self, bundle: Bundle) -> Bundle:
+        """Temperature, deferral and thresholds, of the whole pipeline on images that nothing else has seen."""
+        images, config = self.images.calibration, self.config
+        model = SemanticModel(bundle)
+        seen = look(model, images, lambda done, total: self.progress("calibration", done, total), self.shelf)
+        fitting, rest = part_images(images, config.seed)
+        if len(self.clusters) > 1:
+            calibrate(bundle.router, seen.features[fitting], self.clusters.of_class()[images.labels[fitting]])
+        observed = observe_routes(model, seen, images.batch)
+        deferral, threshold = set_thresholds(
+            observed.select(fitting),
+            observed.select(rest),
+            config.max_loss,
+            config.confidence,
+            tail_costs(model, config.weight_cost),
+            choices=config.choices,
+            seed=config.seed,
+        )
+        return replace(bundle, deferral=deferral, threshold=threshold)

@@ -1,0 +1,447 @@
+"""Static pruning: a trained classifier made smaller for all its classes, for good, and saved as a plain model.
+
+A method (:mod:`sinf.pipelines.prune_methods`) makes a network of a budget; where the method or the budget is not given,
+those are searched that lose least, or save most, by images that fitted nothing. Then, if asked for, come batch-norm
+statistics from images, and fine-tuning with the base model as the teacher. What loses too much, or is not faster than
+the base model, is not handed out. :mod:`sinf.pipelines.comparison` measures and saves what comes out.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from sinf.compress.recalibrate import recalibrate
+from sinf.compress.select import Budget, Schedule
+from sinf.data.images import BATCH, LabelledImages
+from sinf.errors import ConfigError, DataWarning, DoesNotPayError, SinfError, VerificationError
+from sinf.graph.network import Network
+from sinf.graph.prepare import prepare
+from sinf.graph.trace import trace
+from sinf.machine.memory import Memory, Notice, activations, weight_bytes
+from sinf.measure.delivery import ExpectedLoss, Limits, answers_of, describe_times, hold_out, is_faster, time_beside
+from sinf.measure.estimate import Estimate, Pace, prune_time
+from sinf.measure.timing import Latency, latency
+from sinf.models import BaseModel, ModelSpec, load_spec
+from sinf.models.load import PLAIN
+from sinf.models.to_plain import to_plain
+from sinf.pipelines.prune_config import LatencyBudget as LatencyBudget
+from sinf.pipelines.prune_config import PruneConfig as PruneConfig
+from sinf.pipelines.prune_config import describe, require_no_labels
+from sinf.pipelines.prune_methods import METHODS, Method, Source
+from sinf.pipelines.prune_search import TRIALS, largest_in_time, smallest_budget
+from sinf.storage.files import hash_tensors
+from sinf.storage.steps import StepStore, Tensors
+from sinf.training.train import EpochReport, Teacher, TrainConfig, train
+from sinf.version import __version__
+
+Progress = Callable[[str, int, int], None]
+
+_CLOSE = 1e-4
+_TRIAL_IMAGES = 1000  # that weights are fitted to while methods and budgets are compared
+_STEP, _RAISES = 0.04, 3  # by which a budget is raised, and how often, where all images lose more than a trial's did
+_HINTS = 4  # trials for what an error proposes
+_SURE_BASE = 0.985  # a base model that answers so many right has most likely been trained on these images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruned(BaseModel):
+    """A smaller model: by which method and rule it was made, its expected loss, and its time beside the base model's at
+    every batch size of the limits (none of both without limits)."""
+
+    method: str
+    rule: Schedule | Budget
+    expected: ExpectedLoss | None = None
+    times: tuple[Latency, ...] = ()
+
+
+def prune(
+    base: BaseModel,
+    scoring: LabelledImages,
+    config: PruneConfig,
+    work: str | Path,
+    *,
+    validation: LabelledImages | None = None,
+    training: LabelledImages | None = None,
+    report: Callable[[EpochReport], None] | None = None,
+    progress: Progress | None = None,
+    expect: Callable[[Estimate], None] | None = None,
+    notice: Notice | None = None,
+) -> Pruned:
+    """A smaller model with the base model's classes, whose spec describes it whole.
+
+    Steps are kept in the folder ``work``, where the same call goes on after a kill. ``validation`` are images that
+    estimate the loss and decide nothing else, best some that the base model was not trained on; by default some of the
+    scoring images are held out for that. ``training`` are the images to fine-tune on; ``report`` is called after every
+    epoch; before it begins ``expect`` is called with how long it will take (but for fine-tuning), and ``notice`` with
+    how much memory.
+
+    Raises:
+        ConfigError: a budget is out of reach, the memory is too small, or there are no batch norms to recalibrate.
+        ModelError: the model cannot be described plainly; the message names what is in the way.
+        DoesNotPayError: it loses more than the limits allow, or is not faster than the base model.
+    """
+    making = _Pruning(base, scoring, validation, config, Path(work), progress or (lambda step, done, total: None))
+    if notice is not None:
+        notice(making.source.memory.summary())
+    if expect is not None:
+        expect(making.expected())
+    return making.run(training, report)
+
+
+class _Pruning:
+    def __init__(
+        self,
+        base: BaseModel,
+        scoring: LabelledImages,
+        validation: LabelledImages | None,
+        config: PruneConfig,
+        work: Path,
+        progress: Progress,
+    ) -> None:
+        for part in (scoring, validation):
+            if part is not None and part.classes != base.spec.classes:
+                raise ConfigError(
+                    f"{part.name}: the data must have the model's classes",
+                    got=f"{part.classes} instead of {base.spec.classes}",
+                    remedy="name another label column, or another model",
+                )
+        if not scoring.labelled:
+            require_no_labels(config, scoring)
+        scoring.warn_of_empty_classes("scoring", "what they need may be removed, and no loss of theirs is seen")
+        self.base, self.config, self.progress = base, config, progress
+        self.held_out, self.is_own = validation, validation is not None
+        if config.limits is not None and validation is None:
+            scoring, self.held_out = hold_out(scoring, config.limits.held_out, config.images, config.seed)
+        self.images = scoring.sample(config.images, config.seed)
+        self.store = StepStore(work)
+        self.network = Network(trace(base.module, base.spec.preprocessing))
+        memory = Memory(config.memory)
+        fixed = self._fit(memory)
+        self.source = Source(base, self.network, self.images, config, self.store, progress, memory, fixed)
+        self.methods = {name: METHODS[name](self.source) for name in config.methods}
+
+    def run(self, training: LabelledImages | None, report: Callable[[EpochReport], None] | None) -> Pruned:
+        config = self.config
+        if config.finetune is not None and training is None:
+            raise ConfigError(
+                "fine-tuning needs images", got="none", remedy="give those that the base model was trained on"
+            )
+        method, rule = self._choose()
+        pruned = self._plain(method, rule)
+        if config.finetune is not None and training is not None:
+            trained = train(
+                pruned.spec,
+                self._without_held_out(training),
+                self._finetune_folder(method, rule, training, config.finetune),
+                config.finetune,
+                start=pruned.module.state_dict(),
+                teacher=Teacher(self.base.module),
+                report=report,
+                progress=lambda done, total: self.progress("fine-tuning", done, total),
+            )
+            pruned = replace(pruned, module=trained.module)
+        return pruned if config.limits is None else self._deliver(pruned, method, config.limits)
+
+    def expected(self) -> Estimate:
+        """How long all steps take, where none is stored."""
+        config = self.config
+        compared = 0 if config.rule is not None and len(self.methods) == 1 else 1 if config.rule is not None else TRIALS
+        return prune_time(
+            Pace.of(self.network.graph, self.base.spec.preprocessing.size, self.images.batch),
+            self.network,
+            images=len(self.images),
+            methods=tuple(self.methods),
+            trials=compared,
+            trial_images=_TRIAL_IMAGES,
+            held_out=0 if self.held_out is None else len(self.held_out),
+        )
+
+    def _fit(self, memory: Memory) -> int:
+        """Give images in batches that fit; the bytes of what is always in memory: weights, and decoded images."""
+        size = math.prod(self.base.spec.preprocessing.size)
+        sets = [self.images] if self.held_out is None else [self.images, self.held_out]
+        fixed = 3 * weight_bytes(self.base.module) + sum(min(memory.cache, len(images) * size) for images in sets)
+        batch = memory.batch("evaluation", activations(self.network.graph).forward, BATCH, fixed=fixed)
+        for images in sets:
+            images.limit(memory.cache, batch)
+        return fixed
+
+    # ---- what is made
+
+    def _choose(self) -> tuple[Method, Schedule | Budget]:
+        """The method, and the rule of ratios or MACs."""
+        rules: list[tuple[Method, Schedule | Budget]] = []
+        reasons: list[SinfError] = []
+        for method in self.methods.values():
+            try:
+                rules.append((method, self._rule(method)))
+            except (ConfigError, DoesNotPayError) as reason:
+                reasons.append(reason)
+        if not rules:
+            raise reasons[0]
+        if len(rules) == 1:
+            return rules[0]
+        if self.config.rule is not None:
+            return min(rules, key=lambda pair: _order(self._trial(*pair)))
+        return self._fastest(rules)
+
+    def _rule(self, method: Method) -> Schedule | Budget:
+        rule = self.config.rule
+        if isinstance(rule, LatencyBudget):
+            return self._within_time(rule, method)
+        if rule is not None and len(self.methods) > 1:
+            self._trial(method, rule)  # whether it is within reach
+        return rule or self._largest(method)
+
+    def _largest(self, method: Method) -> Budget:
+        """The smallest budget within the limit of the loss. It is found with fewer images that weights are fitted to,
+        and raised a little where all of them lose more."""
+        limit, cost = self._limit, self.config.weight_cost
+        found = smallest_budget(lambda macs: self._trial(method, Budget(macs, cost)).points, limit)
+        for budget in () if found is None else (found.budget + step * _STEP for step in range(_RAISES)):
+            rule = Budget(min(1.0, budget), cost)
+            if self._expected(self._graph(method, rule)).points <= limit:
+                return rule
+        raise DoesNotPayError(
+            f"no network made by {method.name} is within the limit of the loss",
+            got=f"{limit:g} points",
+            remedy="allow more, or give more images",
+            numbers={"method": method.name, "max_loss": limit / 100},
+        )
+
+    def _fastest(self, rules: list[tuple[Method, Schedule | Budget]]) -> tuple[Method, Schedule | Budget]:
+        """Timed in one run."""
+        networks = {method.name: prepare(self._graph(method, rule)) for method, rule in rules}
+        times = self._time(networks)
+        return min(rules, key=lambda pair: (not is_faster(times[pair[0].name]), -times[pair[0].name][0].time_saved))
+
+    def _trial(self, method: Method, rule: Schedule | Budget) -> ExpectedLoss:
+        """The loss of a network whose weights are fitted to some of the images only."""
+        what, spec = f"{method.name}, {describe(rule)}", self.base.spec
+
+        def compute() -> dict[str, Tensor]:
+            with self._named(what):
+                tensors = method.tensors(rule, reconstruct=self.config.reconstruct, most=_TRIAL_IMAGES)
+                return {"answers": answers_of(prepare(method.graph(tensors)), self._held_out, spec.preprocessing)}
+
+        depends = self._depends(method, rule) | {"most": _TRIAL_IMAGES, "held out": self._held_out.fingerprint()}
+        return ExpectedLoss.of(
+            self._base_answers, self.store.get("trial", depends, compute)["answers"], self._held_out.labels
+        )
+
+    def _within_time(self, target: LatencyBudget, method: Method) -> Budget:
+        """What stays is what counts for time, not its weights: nothing is reconstructed on the way."""
+        x = self._first(200)
+
+        def ratio(macs: float) -> float:
+            rule = Budget(macs, target.weight_cost)
+            ours = prepare(method.graph(method.tensors(rule, reconstruct=False)))
+            times = latency(self._ready, ours, x, pairs=target.pairs, threads=target.threads)
+            return times.median / times.base_median
+
+        macs = largest_in_time(ratio, target.time, lambda done, total: self.progress("latency budget", done, total))
+        return Budget(macs, target.weight_cost)
+
+    def _graph(self, method: Method, rule: Schedule | Budget) -> fx.GraphModule:
+        """The network whose weights are fitted to all images that decide."""
+
+        def compute() -> Tensors:
+            return method.tensors(rule, reconstruct=self.config.reconstruct)
+
+        return method.graph(self.store.get(method.name, self._depends(method, rule), compute))
+
+    def _plain(self, method: Method, rule: Schedule | Budget) -> Pruned:
+        graph = self._graph(method, rule)
+        description, state = to_plain(graph)
+        base = self.base.spec
+        spec = ModelSpec(PLAIN + base.name.removeprefix(PLAIN), base.classes, base.preprocessing, description)
+        module, classes = load_spec(spec).requires_grad_(False), self.base.classes
+        pruned = Pruned(module, spec, classes, method=method.name, rule=rule)
+
+        def compute() -> Tensors:
+            pruned.module.load_state_dict(state)
+            self._check(graph, pruned)
+            if self.config.recalibrate:
+                self._recalibrate(pruned)
+            return pruned.module.state_dict()
+
+        # Stored, because fine-tuning resumes from exactly these: another number of threads would round differently.
+        depends = self._depends(method, rule) | {"recalibrate": self.config.recalibrate}
+        pruned.module.load_state_dict(self.store.get("state", depends, compute))
+        return pruned
+
+    def _depends(self, method: Method, rule: Schedule | Budget) -> dict[str, Any]:
+        config = self.config
+        return {
+            "sinf": __version__,
+            "spec": asdict(self.base.spec) | {"preprocessing": self.base.spec.preprocessing.to_json()},
+            "weights": self._weights_hash,
+            "images": self.images.fingerprint(),
+            "method": method.name,
+            "rule": {"kind": type(rule).__name__, **asdict(rule)},
+            "options": {
+                name: getattr(config, name)
+                for name in ("criterion_name", "reconstruct", "round_to", "reconstruct_bytes", "seed")
+            },
+        }
+
+    def _finetune_folder(
+        self, method: Method, rule: Schedule | Budget, training: LabelledImages, recipe: TrainConfig
+    ) -> Path:
+        """One for each run, since a work folder may serve several."""
+        depends = self._depends(method, rule) | asdict(recipe) | {"device": None, "training": training.fingerprint()}
+        depends["recalibrate"] = self.config.recalibrate
+        return self.store.folder / self.store.name("finetune", depends)
+
+    def _without_held_out(self, training: LabelledImages) -> LabelledImages:
+        """Images that estimate the loss are not trained on."""
+        held = set() if self.held_out is None else set(self.held_out.digests())
+        rows = [row for row, digest in enumerate(training.digests()) if digest not in held] if held else []
+        return training if not held or len(rows) == len(training) else training.select(rows)
+
+    # ---- whether it is handed out
+
+    def _deliver(self, pruned: Pruned, method: Method, limits: Limits) -> Pruned:
+        network = prepare(trace(pruned.module, pruned.spec.preprocessing))
+        expected = self._expected(network)
+        self._warn_of_training(expected)
+        if expected.points > self._limit and not limits.keep_anyway:
+            raise DoesNotPayError(
+                "a pruned network must lose no more than max_loss allows",
+                got=f"{expected} with {describe(pruned.rule)} by {method.name}; allowed are {self._limit:g}",
+                remedy=self._what_would_do(method, pruned.rule),
+                numbers={"method": method.name, "rule": describe(pruned.rule), "expected_loss": expected.to_json()},
+            )
+        times = self._time({"ours": network})["ours"]
+        if not is_faster(times) and not limits.keep_anyway:
+            raise DoesNotPayError(
+                "a pruned network must be faster than the base model",
+                got=f"{describe_times(times)}, with {describe(pruned.rule)} by {method.name}; it loses {expected}",
+                remedy="allow more loss, take another method, or leave the model as it is",
+                numbers={
+                    "method": method.name,
+                    "rule": describe(pruned.rule),
+                    "expected_loss": expected.to_json(),
+                    "times": [time.to_json() for time in times],
+                },
+            )
+        return replace(pruned, expected=expected, times=times)
+
+    def _what_would_do(self, method: Method, rule: Schedule | Budget) -> str:
+        """The budget between this one and the whole network whose loss is within the limit."""
+
+        def points(share: float) -> float:
+            if isinstance(rule, Schedule):
+                return self._trial(method, Schedule(1 - share, 1 - share)).points
+            return self._trial(method, Budget(share, rule.weight_cost)).points
+
+        low = 1 - max(rule.first, rule.last) if isinstance(rule, Schedule) else rule.macs
+        found = smallest_budget(points, self._limit, low=low, trials=_HINTS)
+        if found is None:
+            return "allow more loss, give more images, or leave the model as it is"
+        share = round(found.budget, 3)
+        milder = Schedule(round(1 - share, 3), round(1 - share, 3)) if isinstance(rule, Schedule) else Budget(share)
+        return f"about {found.points:.1f} points are lost with {describe(milder)}; take that, or allow more"
+
+    def _warn_of_training(self, expected: ExpectedLoss) -> None:
+        if not self.is_own and expected.base_top1 is not None and expected.base_top1 >= _SURE_BASE:
+            warnings.warn(
+                f"the base model answers {100 * expected.base_top1:.1f} % of the held-out images right: if it was "
+                "trained on them, new images lose more; give images that it has not seen (--validate)",
+                DataWarning,
+                stacklevel=4,
+            )
+
+    def _expected(self, network: fx.GraphModule) -> ExpectedLoss:
+        found = answers_of(network, self._held_out, self.base.spec.preprocessing, self._reporter("expected loss"))
+        return ExpectedLoss.of(self._base_answers, found, self._held_out.labels)
+
+    def _time(self, networks: dict[str, fx.GraphModule]) -> dict[str, tuple[Latency, ...]]:
+        limits = self.config.limits or Limits()
+        return time_beside(
+            self._ready, networks, self._held_out, self.base.spec.preprocessing, limits, self._reporter("time")
+        )
+
+    # ---- what is asked for more than once
+
+    @property
+    def _limit(self) -> float:
+        """Of the loss, in points."""
+        return 100 * (self.config.limits or Limits()).max_loss
+
+    @property
+    def _held_out(self) -> LabelledImages:
+        return self.images if self.held_out is None else self.held_out
+
+    @cached_property
+    def _ready(self) -> fx.GraphModule:
+        """The base model as it is timed."""
+        return prepare(self.network.graph)
+
+    @cached_property
+    def _base_answers(self) -> Tensor:
+        return answers_of(self._ready, self._held_out, self.base.spec.preprocessing, self._reporter("base model"))
+
+    @cached_property
+    def _weights_hash(self) -> str:
+        return hash_tensors(self.base.module.state_dict())
+
+    def _reporter(self, step: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.progress(step, done, total)
+
+    @contextmanager
+    def _named(self, what: str) -> Iterator[None]:
+        """Steps of a trial say which it is."""
+        self.source.progress = lambda step, done, total: self.progress(f"{step}, {what}", done, total)
+        try:
+            yield
+        finally:
+            self.source.progress = self.progress
+
+    def _first(self, count: int) -> Tensor:
+        sample = self.images.sample(count, self.config.seed)
+        return torch.cat([x for x, _ in sample.batches(self.base.spec.preprocessing)])
+
+    @torch.no_grad()
+    def _check(self, graph: fx.GraphModule, pruned: BaseModel) -> None:
+        """The plain model answers as the network that it describes, which was checked against the masked base model."""
+        x = self._first(4)
+        expected, found = graph(x.clone()), pruned.module(x.clone())
+        difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+        if not difference <= _CLOSE:
+            raise VerificationError(
+                "the plain model must answer as the pruned network does",
+                got=f"a relative difference of {difference:.2g}",
+                remedy="report it with the model's name",
+            )
+
+    def _recalibrate(self, pruned: BaseModel) -> None:
+        total = len(self.images)
+
+        def seen() -> Any:
+            for number, (x, _) in enumerate(self.images.batches(self.base.spec.preprocessing)):
+                self.progress("recalibration", number * self.images.batch, total)
+                yield x
+            self.progress("recalibration", total, total)
+
+        if not recalibrate(pruned.module, seen()):
+            raise ConfigError(
+                "a model to recalibrate must have batch norms of torch",
+                got=f"none in {self.base.spec.name}",
+                remedy="leave --recalibrate out",
+            )
+
+
+def _order(loss: ExpectedLoss) -> tuple[float, float]:
+    """What loses less comes first."""
+    return loss.points, loss.disagreement

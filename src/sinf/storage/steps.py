@@ -1,0 +1,55 @@
+"""Results of steps in files, so that a build that was killed goes on where it stopped.
+
+A file's name holds a hash of everything that the step depends on: a step of other options is another file, and none is
+ever taken for one that it is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sinf.errors import ConfigError
+from sinf.storage.files import remove_partials, write_tensors
+
+Tensors = dict[str, Tensor]
+_DAY = 24 * 3600.0  # no step takes as long to write
+
+
+class StepStore:
+    """Remembers what steps computed, in ``folder``, which several builds may share at the same time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"the work folder must be writable: {folder}", got=error, remedy="name another"
+            ) from error
+        remove_partials(folder, older=_DAY)  # of builds that were killed; others may be writing now
+
+    @staticmethod
+    def name(step: str, depends: Any) -> str:
+        """Of the file, or folder, of a step that depends on this."""
+        record = json.dumps(depends, sort_keys=True, default=str)
+        return f"{step}-{hashlib.sha256(record.encode()).hexdigest()[:16]}"
+
+    def get(self, name: str, depends: Any, compute: Callable[[], Tensors]) -> Tensors:
+        """The tensors of a step: read if they are there, else computed and written."""
+        path = self.folder / f"{self.name(name, depends)}.safetensors"
+        if path.exists():
+            try:
+                return load_file(path)
+            except (SafetensorError, OSError):
+                path.unlink(missing_ok=True)  # not one of ours, or the disk's fault: compute it again
+        tensors = compute()
+        write_tensors(tensors, path)
+        return tensors

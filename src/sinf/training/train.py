@@ -1,0 +1,295 @@
+"""Training a network, plainly and well: SGD with Nesterov momentum, one-cycle, label smoothing, crop and flip; from
+scratch, or from weights that are there, with a teacher to learn from if one is given.
+
+A checkpoint is written after every epoch, without pickle, and every random draw depends on the seed and the epoch
+alone: a run that was killed and started again ends with the weights of a run that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sinf.data.images import LabelledImages
+from sinf.errors import ConfigError
+from sinf.models import BaseModel, ModelSpec, fit_state, load_spec
+from sinf.storage.files import hash_tensors, write_tensors
+from sinf.training.checkpoint import (
+    epoch_batches,
+    load_momenta,
+    momenta,
+    open_folder,
+    read_checkpoint,
+    require_device,
+    with_prefix,
+    write_checkpoint,
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The recipe. ``average`` is the decay of the weight average per epoch-length of steps, 0 for none."""
+
+    epochs: int = 30
+    batch: int = 128
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    label_smoothing: float = 0.1
+    warmup: float = 0.2
+    average: float = 0.0
+    bf16: bool = False
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("epochs", 1, 10_000),
+            ("batch", 2, 65_536),
+            ("learning_rate", 1e-8, 100),
+            ("weight_decay", 0, 1),
+            ("momentum", 0, 0.9999),
+            ("warmup", 0, 0.99),
+            ("average", 0, 0.99999),
+            ("label_smoothing", 0, 0.99),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name} must be in {low}..{high}", got=value, remedy=f"change {name}")
+        require_device(self.device)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model whose answers count beside the labels (Hinton et al., 2015, arXiv 1503.02531):
+
+    loss = (1 - weight) CE(student, labels) + weight T^2 KL(teacher / T || student / T)
+    """
+
+    model: nn.Module
+    weight: float = 0.9
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 1 or not 0.1 <= self.temperature <= 100:
+            raise ConfigError(
+                "a teacher's weight must be in 0..1 and its temperature in 0.1..100",
+                got=f"{self.weight}, {self.temperature}",
+                remedy="take 0.9 and 4",
+            )
+
+    def loss(self, logits: Tensor, answers: Tensor, hard: Tensor) -> Tensor:
+        """``hard`` is the loss of the labels; ``logits`` and ``answers`` are (B, classes)."""
+        t = self.temperature
+        soft = F.kl_div(
+            (logits / t).log_softmax(1), (answers / t).log_softmax(1), log_target=True, reduction="batchmean"
+        )
+        return (1 - self.weight) * hard + self.weight * t * t * soft
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch came to; ``top1`` is None where there are no validation images."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    top1: float | None
+    seconds: float
+
+
+def train(
+    spec: ModelSpec,
+    images: LabelledImages,
+    folder: str | Path,
+    config: TrainConfig,
+    *,
+    start: dict[str, Tensor] | None = None,
+    teacher: Teacher | None = None,
+    validation: LabelledImages | None = None,
+    report: Callable[[EpochReport], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> BaseModel:
+    """Train from scratch or from the weights ``start``, or go on from the checkpoint in ``folder``; the result is
+    ``folder/model.safetensors``.
+
+    ``report`` is called after every epoch, ``progress`` after every step with (steps done, steps in all).
+    """
+    if images.classes > spec.classes:
+        raise ConfigError(
+            "the model must have the classes of the data",
+            got=f"{spec.classes} of {images.classes}",
+            remedy="make it with as many",
+        )
+    folder = open_folder(folder)
+    torch.manual_seed(config.seed)
+    device = torch.device(config.device)
+    model = load_spec(spec, start if spec.is_factory else None)
+    if start is not None:
+        model.load_state_dict(start)
+    model = model.requires_grad_(True).to(device, memory_format=torch.channels_last)
+    run = _Run(model, config, steps_per_epoch=len(images) // config.batch, teacher=_ready(teacher, device))
+    if run.steps_per_epoch == 0:
+        raise ConfigError("a batch must not be larger than the data", got=config.batch, remedy="take a smaller batch")
+    fingerprint = _fingerprint(spec, config, images, start, teacher)
+    first = _resume(folder, run, fingerprint)
+    pixels = images.pixels(spec.preprocessing).to(device)
+    labels = images.labels.to(device)
+    for epoch in range(first, config.epochs):
+        begin = time.perf_counter()
+        loss = _epoch(run, pixels, labels, spec, epoch, progress)
+        top1 = None
+        if validation is not None:
+            top1 = _top1(run.averaged or run.model, validation, spec, device)
+        write_checkpoint(folder, run.tensors(), fingerprint, epoch + 1)
+        if report is not None:
+            report(EpochReport(epoch + 1, config.epochs, loss, top1, time.perf_counter() - begin))
+    final = (run.averaged or run.model).to("cpu", memory_format=torch.contiguous_format).eval()
+    write_tensors(final.state_dict(), folder / "model.safetensors", {"sinf_model": json.dumps(spec.to_json())})
+    return BaseModel(final, spec)
+
+
+class _Run:
+    """All that changes while training."""
+
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, steps_per_epoch: int, teacher: Teacher | None = None
+    ) -> None:
+        self.model, self.config, self.steps_per_epoch, self.teacher = model, config, steps_per_epoch, teacher
+        decayed = [p for p in model.parameters() if p.ndim > 1]
+        plain = [p for p in model.parameters() if p.ndim <= 1]
+        self.optimizer = torch.optim.SGD(
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+        )
+        self.averaged: nn.Module | None = None
+        if config.average:
+            self.averaged = copy.deepcopy(model)
+
+    def step(self, x: Tensor, y: Tensor, step: int) -> Tensor:
+        config = self.config
+        rate = _one_cycle(step / max(1, config.epochs * self.steps_per_epoch), config.warmup) * config.learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
+            logits = self.model(x).float()
+            loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+            if self.teacher is not None:
+                with torch.no_grad():
+                    answers = self.teacher.model(x).float()
+                loss = self.teacher.loss(logits, answers, loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self._average()
+        return loss.detach()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        if self.averaged is None:
+            return
+        decay = self.config.average ** (1 / self.steps_per_epoch)
+        for mean, now in zip(self.averaged.state_dict().values(), self.model.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(now, 1 - decay)
+            else:
+                mean.copy_(now)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a checkpoint must hold."""
+        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
+        if self.averaged is not None:
+            tensors |= {f"average.{key}": value for key, value in self.averaged.state_dict().items()}
+        return tensors | momenta(self.model, self.optimizer)
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        fit_state(self.model, with_prefix(tensors, "model."), "the checkpoint")
+        if self.averaged is not None:
+            fit_state(self.averaged, with_prefix(tensors, "average."), "the checkpoint")
+        load_momenta(self.model, self.optimizer, tensors)
+
+
+def _one_cycle(progress: float, warmup: float) -> float:
+    """Fraction of the peak learning rate: a cosine up from 1/25, then a cosine down to nearly zero."""
+    if progress < warmup:
+        return 1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * progress / warmup)) / 2
+    return (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2 + 1e-5
+
+
+def _epoch(
+    run: _Run,
+    pixels: Tensor,
+    labels: Tensor,
+    spec: ModelSpec,
+    epoch: int,
+    progress: Callable[[int, int], None] | None,
+) -> float:
+    run.model.train()
+    config = run.config
+    total = torch.zeros((), device=labels.device)
+    batches = epoch_batches(pixels, labels, spec.preprocessing, config.batch, config.seed, epoch)
+    for step, (x, y) in enumerate(batches):
+        total += run.step(x, y, epoch * run.steps_per_epoch + step)
+        if progress is not None:
+            progress(epoch * run.steps_per_epoch + step + 1, config.epochs * run.steps_per_epoch)
+    return float(total) / run.steps_per_epoch
+
+
+@torch.no_grad()
+def _top1(model: nn.Module, images: LabelledImages, spec: ModelSpec, device: torch.device) -> float:
+    model.eval()
+    right = sum(
+        int((model(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in images.batches(spec.preprocessing, 500)
+    )
+    return right / len(images)
+
+
+def _ready(teacher: Teacher | None, device: torch.device) -> Teacher | None:
+    """A copy of its own, in eval mode, where the training is."""
+    if teacher is None:
+        return None
+    model = copy.deepcopy(teacher.model).eval().requires_grad_(False)
+    return replace(teacher, model=model.to(device, memory_format=torch.channels_last))
+
+
+def _fingerprint(
+    spec: ModelSpec,
+    config: TrainConfig,
+    images: LabelledImages,
+    start: dict[str, Tensor] | None,
+    teacher: Teacher | None,
+) -> str:
+    recipe = {**asdict(config), "device": None}
+    record = {"model": spec.to_json(), "recipe": recipe, "images": images.fingerprint()}
+    if start is not None:
+        record["start"] = hash_tensors(start)
+    if teacher is not None:
+        taught = hash_tensors(teacher.model.state_dict())
+        record["teacher"] = {"weights": taught, "weight": teacher.weight, "temperature": teacher.temperature}
+    return json.dumps(record, sort_keys=True)
+
+
+def _resume(folder: Path, run: _Run, fingerprint: str) -> int:
+    """Load the checkpoint, if there is one of the same run, and return the number of epochs it has seen."""
+    found = read_checkpoint(folder, fingerprint)
+    if found is None:
+        return 0
+    run.load(found[0])
+    return found[1]
+
+
+def save_half(model: BaseModel, path: str | Path) -> None:
+    """Write a model's weights in float16: half the size, the same answers within rounding."""
+    state = {k: v.half() if v.is_floating_point() else v for k, v in model.module.state_dict().items()}
+    write_tensors(state, Path(path), {"sinf_model": json.dumps(model.spec.to_json())})

@@ -1,0 +1,264 @@
+"""The Python of README, guide and other pages runs as it stands, and their tables are those of the results."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sinf.criteria import NAMES, group_statistics
+from sinf.dynamic.bundle import DynamicBundle
+from sinf.dynamic.network import attach
+from sinf.engine.torch_engine import SemanticModel
+from sinf.errors import ConfigError
+from sinf.export.split import export_split
+from sinf.graph.coupling import couple
+from sinf.graph.trace import trace
+from sinf.models import BaseModel, ModelSpec, load_model
+from sinf.models.spec import PLAIN
+from sinf.models.to_plain import make_plain, to_plain
+from sinf.pipelines import comparison as pruned
+from sinf.statistics import collect
+from tiny import CLASSES, COLOUR, Residual, randomise
+
+ROOT = Path(__file__).parents[2]
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+def test_the_readme_runs(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sinf-demo").mkdir()
+    (tmp_path / "sinf-demo" / "bundle").symlink_to(built)
+    base = load_model("vgg11", classes=6, options={"width": 0.125})
+    description, state = to_plain(trace(base.module, base.spec.preprocessing))
+    network = make_plain(description, base.spec.preprocessing.size)
+    network.load_state_dict(state)
+    spec = ModelSpec(f"{PLAIN}vgg11", 6, base.spec.preprocessing, description)
+    pruned.save(BaseModel(network, spec), tmp_path / "sinf-demo" / "low-rank", [f"class {c}" for c in range(6)])
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("README.md")
+    names: dict = {"images": torch.randn(5, 3, 32, 32)}
+    exec(code, names)
+    torch.testing.assert_close(names["logits"], base.module(names["images"]))
+    assert torch.equal(names["routed"].logits, names["model"](names["images"]))
+
+
+def test_the_guide_runs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a narrow network and few images of the names that the guide uses."""
+    monkeypatch.chdir(tmp_path)
+    save_file(
+        load_model("vgg16", classes=6, options={"width": 0.125}).module.state_dict(), "vgg16_cifar100.safetensors"
+    )
+    (tmp_path / "cifar100").symlink_to(data)
+    serving, code = blocks("docs/guide.md")
+    compile(serving, "guide", "exec")  # tests/test_artefacts.py runs what it says
+    code = code.replace("max_loss=0.01", "max_loss=0.9, route_draws=60, keep_anyway=True")
+    names: dict = {}
+    exec(code, names)
+    assert (tmp_path / "bundle" / "config.json").is_file()
+
+
+def test_the_page_of_criteria_runs() -> None:
+    in_torch_pruning, own = blocks("docs/criteria.md")
+    model, labels = randomise(Residual(width=10)), torch.arange(12) % CLASSES
+    batches = [(torch.randn(12, *COLOUR.size), labels)]
+    names: dict = {"model": model, "batches": batches}
+    exec(in_torch_pruning.replace("3, 32, 32", "3, 8, 8"), names)
+    assert (model.stem[0].out_channels, model.head.in_features) == (7, 7)
+    exec(own, names)
+    criterion, graph = names["Variance"](), trace(model, COLOUR)
+    coupling = couple(graph)
+    found = collect(graph, coupling, batches, classes=CLASSES, needs=criterion.needs)
+    scores = criterion.score(group_statistics(graph, coupling, coupling.groups["inner.0.0"], found))
+    assert scores.shape == (model.inner[0][0].out_channels,)
+    assert bool((scores > 0).any())
+
+
+def test_the_page_of_criteria_lists_them_all() -> None:
+    table = (ROOT / "docs" / "criteria.md").read_text().split("## What they share")[0]
+    listed = [name for row in re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE) for name in row.split(", ")]
+    assert sorted(listed) == sorted(f"`{name}`" for name in NAMES)
+
+
+def test_the_page_on_engines_runs(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundle").symlink_to(built)
+    export_split(SemanticModel.from_pretrained("bundle"), "out")
+    in_torch, in_integers, at_the_edge = blocks("docs/engines.md")
+    names: dict = {"images": torch.randn(5, 3, 32, 32), "pixels": torch.zeros(5, 32, 32, 3, dtype=torch.uint8).numpy()}
+    exec(in_torch, names)
+    assert names["logits"].shape == (5, 6)
+    exec(in_integers, names)
+    assert names["router"](names["images"]).shape == (5, 6)
+    exec(at_the_edge, names)
+    assert names["routed"].logits.shape == (5, 6)
+
+
+def test_the_page_on_dynamic_pruning_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    of_a_bundle, attaching = blocks("docs/dynamic.md")
+    names: dict = {"images": torch.randn(2, 3, 32, 32)}
+    exec(attaching, names)
+    assert len(names["network"].sites) == 18
+    base = load_model("resnet20", classes=10)
+    before = {key: value.clone() for key, value in base.module.state_dict().items()}
+    network = attach(base)
+    DynamicBundle.of(network, base.spec, before, [str(i) for i in range(10)], {}).save("bundle")
+    exec(of_a_bundle, names)
+    assert names["logits"].shape == (2, 10)
+    assert names["chosen"].remaining.shape == (2, 18)
+
+
+# ---- tables of the pages, and what measures them
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Scripts of benchmarks and reproduce, by name."""
+    names: set[str] = set()
+    for folder in ("benchmarks", "reproduce"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
+
+    def load(name: str) -> ModuleType:
+        names.add(name)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return importlib.import_module(name)
+
+    yield load
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_pages_show_the_results(scripts: Callable[[str], ModuleType]) -> None:
+    """Written again they would not change: a page that was edited by hand or forgotten fails."""
+    pages = scripts("pages")
+    for page in pages.PAGES:
+        assert pages.written(page.read_text()) == page.read_text(), f"{page.name}: run python benchmarks/pages.py"
+
+
+def test_every_table_is_on_a_page_and_every_marker_has_a_table(scripts: Callable[[str], ModuleType]) -> None:
+    pages = scripts("pages")
+    markers = [m for page in pages.PAGES for m in re.findall(r"<!-- table: (.*?) -->", page.read_text())]
+    assert sorted(set(markers)) == sorted(pages.TABLES)
+
+
+def test_a_changed_result_is_a_stale_page(
+    scripts: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = scripts("pages")
+    shutil.copytree(pages.RESULTS, tmp_path / "results")
+    monkeypatch.setattr(pages, "RESULTS", tmp_path / "results")
+    path = tmp_path / "results" / "engines_vgg16_cpu.csv"
+    path.write_text(path.read_text().replace("0.70", "0.71"))
+    (tmp_path / "results" / "dynamic_train_resnet56_cifar100.csv").unlink()
+    stale = [page.name for page in pages.PAGES if pages.written(page.read_text()) != page.read_text()]
+    assert "dynamic.md" in stale
+
+
+def test_make_bench_measures_every_file_that_a_page_shows(
+    scripts: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that are there, and files that pages ask for, are what the commands of benchmarks/run.py write."""
+    pages, run = scripts("pages"), scripts("run")
+    asked: set[str] = set()
+    read = pages.read
+    monkeypatch.setattr(pages, "read", lambda name: asked.add(name) or read(name))
+    for table in pages.TABLES.values():
+        table()
+    written = {name for command in run.commands(tmp_path, tmp_path / "runs") for name in command.writes}
+    there = {path.name for path in pages.RESULTS.iterdir()}
+    assert asked <= written
+    assert there <= written, "a result that no command of benchmarks/run.py measures"
+
+
+def test_commands_take_what_they_are_given(scripts: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    """Every option of a command is one of its script, and those that can leave rows out are told to by --keep."""
+    for command in scripts("run").commands(tmp_path, tmp_path / "runs"):
+        line = command.line(keep=True)
+        if command.name == "sinf":
+            continue
+        text = Path(line[1]).read_text()
+        for word in line[2:]:
+            if word.startswith("--"):
+                name = word.removeprefix("--").replace("-", "_")
+                assert f'"{word}"' in text or re.search(rf"^    {name}: ", text, flags=re.MULTILINE), (line, word)
+        assert ("--keep" in line) == (re.search(r"^    keep: ", text, flags=re.MULTILINE) is not None)
+
+
+def test_nothing_is_picked_by_the_report_images(scripts: Callable[[str], ModuleType]) -> None:
+    """Other losses and times of the report leave every picked row picked."""
+    pages = scripts("pages")
+    draw = random.Random(0)
+    for _ in range(50):
+        rows = [
+            {
+                "limit": draw.choice(("", "1", "2")), "cost": f"{draw.random():.3f}",
+                "calibration_loss": f"{3 * draw.random():.3f}", "loss": f"{3 * draw.random():.3f}",
+                "time_saved": f"{draw.random():.3f}", "top1": f"{draw.random():.3f}",
+            }
+            for _ in range(6)
+        ]  # fmt: skip
+        other = [row | {name: f"{draw.random():.3f}" for name in ("loss", "time_saved", "top1")} for row in rows]
+        for limit in (1.0, 2.0):
+            first, second = pages.picked(rows, limit), pages.picked(other, limit)
+            assert (first is None) == (second is None)
+            if first is not None:
+                assert rows.index(first) == other.index(second)
+
+
+class _Made:
+    """A network without routes, or a routed one: what each limit makes of it, and what that loses on the report."""
+
+    def __init__(self, name: str, cost: float, loss: float, on_report: float, fitting_cost: float = 0.0) -> None:
+        self.plan, self.cost, self.loss, self.on_report, self.fitting_cost = name, cost, loss, on_report, fitting_cost
+
+    def at(self, asked: float, confidence: float | None = None, on_fitting: bool = False) -> SimpleNamespace:
+        if asked < self.loss and self.fitting_cost:
+            raise ConfigError("no threshold", got=asked)
+        return SimpleNamespace(
+            plan=self.plan, cost=self.fitting_cost if on_fitting else self.cost, calibration_loss=self.loss,
+            loss=self.on_report, confidence=confidence, on_fitting=on_fitting,
+        )  # fmt: skip
+
+
+def test_the_cheapest_within_the_limit_on_calibration_images_is_chosen(scripts: Callable[[str], ModuleType]) -> None:
+    candidates = scripts("candidates")
+    made = [_Made("small", 0.4, 1.1, 0.2), _Made("middle", 0.6, 0.9, 2.5), _Made("large", 0.9, 0.1, 0.1)]
+    assert candidates.choose_static(made, 1.0).plan == "middle"  # whatever it turns out to lose
+    assert candidates.choose_static(made, 0.05) is None
+
+
+def test_with_a_confidence_the_plan_is_chosen_on_other_images_than_the_threshold(
+    scripts: Callable[[str], ModuleType],
+) -> None:
+    """Choosing among plans on the images that set the threshold would void the guarantee."""
+    candidates = scripts("candidates")
+    made = [_Made("a", 0.5, 0.5, 0.0, fitting_cost=0.8), _Made("b", 0.6, 0.5, 0.0, fitting_cost=0.7)]
+    assert candidates.choose_routed(made, 1.0).plan == "a"
+    certain = candidates.choose_routed(made, 1.0, 0.95)
+    assert (certain.plan, certain.confidence, certain.on_fitting) == ("b", 0.95, False)
+    assert candidates.choose_routed(made, 0.1) is None
+
+
+def test_the_interval_of_a_loss_is_a_bootstrap_over_images(scripts: Callable[[str], ModuleType]) -> None:
+    """Close to the normal one of 5,000 images of which 3 % lose and 2 % gain."""
+    candidates = scripts("candidates")
+    losses = torch.zeros(5000)
+    losses[:150], losses[150:250] = 1, -1
+    choice = candidates.Choice(candidates.Plan("static", 0.5), 1.0, None, 1.0, 0.5, losses, 0.7, 0.5, 1.0)
+    low, high = choice.interval()
+    spread = 1.96 * 100 * float(losses.std()) / 5000**0.5
+    assert choice.loss == pytest.approx(1.0)
+    assert low == pytest.approx(1 - spread, abs=0.05)
+    assert high == pytest.approx(1 + spread, abs=0.05)

@@ -1,0 +1,223 @@
+"""Low rank: what two layers keep of one, which ranks a budget buys, and what solving in sequence makes up for."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from sinf.compress import low_rank
+from sinf.compress.low_rank import Rank, choose
+from sinf.compress.low_rank import metric as metric_module
+from sinf.compress.select import Budget, Schedule
+from sinf.data.images import LabelledImages
+from sinf.errors import ConfigError
+from sinf.graph.coupling import Slot
+from sinf.graph.delta import Factors, LayerDeltas, can_factor
+from sinf.graph.network import Network, Part
+from sinf.models import BaseModel, load_model
+from sinf.pipelines.comparison import Size
+from sinf.pipelines.prune import LatencyBudget, PruneConfig, prune
+from sinf.statistics import SiteStatistics, Statistics, collect
+from sinf.statistics.strips import has_strips, strips_of
+from tiny import CLASSES, COLOUR, Chain, Depthwise, Mixed, randomise, traced
+
+
+def seen(make: Callable[[], nn.Module], images: int = 40) -> tuple[Network, Statistics, Tensor]:
+    torch.manual_seed(0)
+    network = Network(traced(make()))
+    x = torch.randn(images, *COLOUR.size)
+    y = torch.arange(images) % CLASSES
+    found = collect(network.graph, network.coupling, [(x, y)], classes=CLASSES, needs=low_rank.NEEDS)
+    return network, found, x
+
+
+def full_ranks(network: Network, separable: bool) -> dict[str, Rank]:
+    """Of all layers that can be of the form."""
+    modules = {target: network.graph.get_submodule(target) for target in network.coupling.mixers.values()}
+    if separable:
+        return {t: Rank(m.in_channels * m.kernel_size[1], True) for t, m in modules.items() if has_strips(m)}
+    return {target: Rank(len(m.weight)) for target, m in modules.items() if can_factor(m)}
+
+
+class Strided(nn.Module):
+    """Kernels, strides, paddings and dilations that differ by direction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, (3, 2), stride=(2, 1), padding=(0, 1))
+        self.second = nn.Conv2d(6, 8, (2, 3), stride=(1, 2), padding=(1, 0), dilation=(2, 1), bias=False)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
+
+
+NETWORKS = {"Chain": Chain, "Depthwise": Depthwise, "Mixed": lambda: Mixed(["plain", "residual"]), "Strided": Strided}
+# Where both forms are to be there; what a budget buys depends on the draw of the network.
+MIXED_FORMS = {
+    "Chain": {"first.0": Rank(4), "second.0": Rank(4, True)},
+    "Strided": {"first": Rank(3, True), "second": Rank(6, True)},
+}
+FORMS = pytest.mark.parametrize("separable", [False, True], ids=["channels", "separable"])
+
+
+def with_layers(network: Network, layers: LayerDeltas) -> fx.GraphModule:
+    return network.whole(Part(network.coupling.keep_all(), layers))
+
+
+@FORMS
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_at_full_rank_nothing_changes(name: str, separable: bool) -> None:
+    """Each layer alone, and then one after the other."""
+    network, found, x = seen(NETWORKS[name])
+    ranks = full_ranks(network, separable)
+    solved = low_rank.factor(network.graph, ranks, found, low_rank.metrics(found))
+    two = with_layers(network, solved)
+    torch.testing.assert_close(two(x.clone()), network.graph(x.clone()), rtol=1e-3, atol=1e-3)
+    again = low_rank.reconstruct_ranks(network.graph, network.coupling, solved, ranks, low_rank.metrics(found), x)
+    solved_again = with_layers(network, again)
+    torch.testing.assert_close(solved_again(x.clone()), network.graph(x.clone()), rtol=1e-3, atol=1e-3)
+    called = {str(node.target) for node in two.graph.nodes if node.op == "call_module"}
+    assert ranks or name == "Depthwise"  # whose full convolutions see one position
+    for target in ranks:
+        assert {f"{target}.reduce", f"{target}.expand"} <= called
+        assert target not in called
+
+
+@torch.no_grad()
+def test_what_separable_layers_lose_is_what_was_said() -> None:
+    """Where rows of a patch are independent and none is outside, the covariance is the Kronecker product: losses are
+    exact."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 7, 3, padding=(0, 1))
+    x = torch.randn(3000, 3, 3, 5)
+    strips, y = strips_of(layer, x), layer(x).movedim(1, -1).flatten(0, -2).double()
+    site = SiteStatistics("layer", layer.weight.flatten(2), 1)
+    site.sums |= {"made_sum": y.sum(0), "made_gram": y.T @ y, "made_count": torch.tensor(len(y))}
+    site.sums |= {"fisher": torch.eye(7), "strips": strips}
+    metric = low_rank.metrics(Statistics({"layer": site}))["layer"]
+    graph = fx.symbolic_trace(nn.Sequential(OrderedDict(layer=layer)))
+    raised = 1 + metric_module._FLOOR  # the Fisher information of one for all, and its floor
+    for rank in (2, 4, 8):
+        ranks, known = {"layer": Rank(rank, True)}, {"layer": metric}
+        found = low_rank.factor(graph, ranks, Statistics({"layer": site}), known)
+        two = found["layer"].apply(layer, layer, torch.arange(7), Slot(1, torch.arange(3)))
+        lost = two(x).movedim(1, -1).flatten(0, -2).double() - y
+        said = float(metric.strips[rank:].sum())
+        assert float(lost.square().sum(1).mean()) * raised == pytest.approx(said, rel=0.05)
+
+
+@torch.no_grad()
+def test_with_one_metric_for_all_outputs_it_is_principal_components() -> None:
+    """The error of a layer's outputs is the sum of the variances that were dropped, and their mean stays."""
+    network, found, x = seen(Chain)
+    site = found["second.0"]
+    site.sums["fisher"] = torch.eye(5) * site.images
+    known = low_rank.metrics(found)
+    solved = low_rank.factor(network.graph, {"second.0": Rank(2)}, found, known)
+    wrote: dict[str, Tensor] = {}
+    for name, graph, target in (("base", network.graph, "second.0"), ("two", None, "second.0.expand")):
+        graph = graph or with_layers(network, solved)
+        layer = graph.get_submodule(target)
+        handle = layer.register_forward_hook(
+            lambda m, a, out, name=name: wrote.update({name: out.clone().movedim(1, -1)})
+        )
+        graph(x.clone())
+        handle.remove()
+    base, two = (wrote[name].flatten(0, -2).double() for name in ("base", "two"))
+    variances = torch.linalg.eigvalsh(base.T.cov(correction=0)).flip(0)
+    assert float((base - two).square().sum(1).mean()) == pytest.approx(float(variances[2:].sum()), rel=1e-3)
+    torch.testing.assert_close(two.mean(0), base.mean(0), rtol=1e-3, atol=1e-3)
+
+
+def test_no_other_ranks_within_the_budget_lose_less() -> None:
+    network, found, _ = seen(Chain)
+    known, count = low_rank.metrics(found), network.macs
+    choices = {t: choose._options(t, count, known, 1, 0.0) for t in ("first.0", "second.0", "head")}
+    whole = sum(options[0].cost for options in choices.values())
+    for share in (0.9, 0.6, 0.4):
+        ranks = low_rank.choose_ranks(Budget(share), count, known, 1)
+        ours = [next(o for o in options if o.rank == ranks.get(t)) for t, options in choices.items()]
+        cost, loss = sum(o.cost for o in ours), sum(o.loss for o in ours)
+        assert cost <= share * whole
+        for other in product(*choices.values()):
+            within = sum(o.cost for o in other) <= share * whole * (1 - 1e-3)  # costs are rounded up
+            assert not within or sum(o.loss for o in other) >= loss - 1e-12
+
+
+def test_ranks_are_multiples() -> None:
+    network, found, _ = seen(Chain)
+    ranks = low_rank.choose_ranks(Budget(0.6), network.macs, low_rank.metrics(found), 2)
+    assert ranks
+    assert all(rank.channels % 2 == 0 for rank in ranks.values())
+    for wrong, match in (((Budget(0.01), 1), "within reach"), ((Budget(0.6), 0), "round_to")):
+        with pytest.raises(ConfigError, match=match):
+            low_rank.choose_ranks(wrong[0], network.macs, low_rank.metrics(found), wrong[1])
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding="same"), nn.ReLU()])
+def test_layers_that_cannot_be_two(layer: nn.Module) -> None:
+    assert not can_factor(layer)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_solving_in_sequence_comes_nearer(name: str) -> None:
+    network, found, x = seen(NETWORKS[name], 200)
+    known = low_rank.metrics(found)
+    ranks = MIXED_FORMS.get(name) or low_rank.choose_ranks(Budget(0.75), network.macs, known, 1)
+    start = low_rank.factor(network.graph, ranks, found, known)
+    solved = low_rank.reconstruct_ranks(network.graph, network.coupling, start, ranks, known, x)
+    assert {target for target, layer in solved.items() if isinstance(layer, Factors)} == set(ranks)
+    wanted = network.graph(x.clone())
+    gaps = [(with_layers(network, s)(x.clone()) - wanted).square().mean() for s in (start, solved)]
+    assert float(gaps[1]) < float(gaps[0])
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseModel:
+    torch.manual_seed(0)
+    made = load_model("resnet20", classes=6, options={"width": 0.5})
+    return BaseModel(randomise(made.module), made.spec)
+
+
+CONFIG = PruneConfig(Budget(0.75), "ranks", limits=None, images=36, round_to=1)
+
+
+def test_a_plain_model_within_the_budget(base: BaseModel, tiny_images: LabelledImages, tmp_path: Path) -> None:
+    plain = prune(base, tiny_images, CONFIG, tmp_path)
+    assert 0.6 < Size.of(plain).macs / Size.of(base).macs <= 0.75
+    assert "layer3.2.conv1.reduce.weight" in plain.module.state_dict()
+    again = prune(base, tiny_images, CONFIG, tmp_path)  # what was stored
+    assert all(torch.equal(value, again.module.state_dict()[name]) for name, value in plain.module.state_dict().items())
+
+
+def test_a_budget_of_time(
+    base: BaseModel, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time is played by parameters, so that the test does not depend on the machine."""
+
+    class Times:
+        def __init__(self, median: float, base_median: float) -> None:
+            self.median, self.base_median = median, base_median
+
+    def fake(theirs: nn.Module, ours: nn.Module, x: Tensor, **options: object) -> Times:
+        return Times(*(sum(p.numel() for p in m.parameters()) for m in (ours, theirs)))
+
+    monkeypatch.setattr("sinf.pipelines.prune.latency", fake)
+    plain = prune(base, tiny_images, replace(CONFIG, rule=LatencyBudget(0.8), reconstruct=False), tmp_path)
+    assert 0.5 < Size.of(plain).parameters / Size.of(base).parameters < 0.85
+
+
+@pytest.mark.parametrize("wrong", [{"rule": Schedule(0.5, 0.5)}, {"criterion": "l1"}], ids=str)
+def test_it_removes_no_channels(wrong: dict) -> None:
+    with pytest.raises(ConfigError, match="removes no channels"):
+        replace(CONFIG, **wrong)

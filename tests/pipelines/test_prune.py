@@ -1,0 +1,505 @@
+"""Static pruning to a plain model: what is made, measured and saved, and who can load it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sinf.bundle.plain import deployed
+from sinf.compress.select import Budget, Schedule
+from sinf.data.images import LabelledImages
+from sinf.errors import ConfigError, ModelError, StorageError
+from sinf.graph.cost import MacCount
+from sinf.graph.coupling import couple
+from sinf.graph.network import Network
+from sinf.graph.slice import slice_graph
+from sinf.graph.trace import trace
+from sinf.measure.timing import interleaved
+from sinf.models import BaseModel, ModelSpec, load_model, load_spec
+from sinf.models import plain as plain_module
+from sinf.models.to_plain import make_plain, to_plain
+from sinf.pipelines import comparison as pruned_module
+from sinf.pipelines import prune as pruning
+from sinf.pipelines.comparison import Size, check_target, compare, save
+from sinf.pipelines.prune import LatencyBudget, PruneConfig, prune
+from sinf.training.train import TrainConfig
+from tiny import COLOUR, NETWORKS, random_keep, randomise, traced
+
+CONFIG = PruneConfig(Budget(0.5), "channels", limits=None, images=36)
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseModel:
+    torch.manual_seed(0)
+    made = load_model("vgg11", classes=6, options={"width": 0.125})
+    randomise(made.module)
+    return made
+
+
+@pytest.fixture(scope="module")
+def pruned(base: BaseModel, tiny_images: LabelledImages, tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    return prune(base, tiny_images, CONFIG, tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(scope="module")
+def folder(pruned: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Do not write into it."""
+    path = tmp_path_factory.mktemp("pruned") / "model"
+    save(pruned, path, list("abcdef"))
+    return path
+
+
+def answers(model: nn.Module, seed: int = 0) -> torch.Tensor:
+    x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return model.eval()(x)
+
+
+# ---- what is made
+
+
+def test_a_budget_of_macs_is_kept(base: BaseModel, pruned: BaseModel) -> None:
+    before, after = Size.of(base), Size.of(pruned)
+    assert 0.3 < after.macs / before.macs <= 0.5
+    assert after.parameters < before.parameters
+    assert answers(pruned.module).shape == (3, 6)
+
+
+def test_names_of_tensors_stay(base: BaseModel, pruned: BaseModel) -> None:
+    before, after = base.module.state_dict(), pruned.module.state_dict()
+    assert after.keys() == before.keys()
+    assert after["features.0.weight"].shape[0] <= before["features.0.weight"].shape[0]
+
+
+def test_a_ratio_is_the_same_in_every_layer(base: BaseModel, tiny_images: LabelledImages, tmp_path: Path) -> None:
+    made = prune(base, tiny_images, replace(CONFIG, rule=Schedule(0.5, 0.5), round_to=1), tmp_path)
+    widths = [m.out_channels for m in made.module.modules() if isinstance(m, nn.Conv2d)]
+    assert widths == [m.out_channels // 2 for m in base.module.modules() if isinstance(m, nn.Conv2d)]
+
+
+def test_a_ratio_of_nothing_is_the_base_model(base: BaseModel, tiny_images: LabelledImages, tmp_path: Path) -> None:
+    made = prune(base, tiny_images, replace(CONFIG, rule=Schedule(0, 0)), tmp_path)
+    assert torch.equal(answers(made.module), answers(base.module))
+
+
+def test_without_reconstruction_weights_are_those_that_stay(
+    base: BaseModel, tiny_images: LabelledImages, tmp_path: Path
+) -> None:
+    made = prune(base, tiny_images, replace(CONFIG, reconstruct=False), tmp_path)
+    for name, value in made.module.state_dict().items():
+        whole = base.module.state_dict()[name]
+        if value.ndim:
+            assert bool(torch.isin(value, whole).all()), name
+
+
+def test_reconstruction_answers_more_like_the_base_model(
+    base: BaseModel, pruned: BaseModel, tiny_images: LabelledImages, tmp_path: Path
+) -> None:
+    bare = prune(base, tiny_images, replace(CONFIG, reconstruct=False), tmp_path)
+    x = torch.cat([x for x, _ in tiny_images.batches(base.spec.preprocessing)])
+    with torch.no_grad():
+        wanted = base.module(x)
+        distances = [float((model.module(x) - wanted).norm()) for model in (pruned, bare)]
+    assert distances[0] < 0.8 * distances[1]
+
+
+def test_recalibration_changes_statistics_alone(base: BaseModel, tiny_images: LabelledImages, tmp_path: Path) -> None:
+    bare = prune(base, tiny_images, replace(CONFIG, reconstruct=False), tmp_path)
+    again = prune(base, tiny_images, replace(CONFIG, reconstruct=False, recalibrate=True), tmp_path)
+    before, after = bare.module.state_dict(), again.module.state_dict()
+    for name in before:
+        moves = "running" in name or "num_batches" in name
+        assert torch.equal(before[name], after[name]) != moves, name
+    x = torch.cat([x for x, _ in tiny_images.sample(36, 0).batches(base.spec.preprocessing)])
+    with torch.no_grad():
+        first = again.module.get_submodule("features.0")(x)
+    torch.testing.assert_close(after["features.1.running_mean"], first.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+
+
+class NoNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU())
+        self.head = nn.Linear(16, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def test_recalibration_without_batch_norms_is_refused(
+    base: BaseModel, tiny_images: LabelledImages, tmp_path: Path
+) -> None:
+    bare = BaseModel(NoNorm().eval(), ModelSpec("own:NoNorm", 6, base.spec.preprocessing))
+    with pytest.raises(ConfigError, match="batch norms"):
+        prune(bare, tiny_images, replace(CONFIG, recalibrate=True, round_to=4), tmp_path)
+
+
+# ---- a latency budget
+
+
+def test_a_latency_budget_finds_the_largest_network_in_time(
+    base: BaseModel, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With time as the square root of the MACs, 0.7 of the time is 0.49 of the MACs."""
+    whole = Network(trace(base.module, base.spec.preprocessing)).macs.total()
+
+    class Times:
+        def __init__(self, ratio: float) -> None:
+            self.median, self.base_median = ratio, 1.0
+
+    def measured(before: nn.Module, after: nn.Module, x: torch.Tensor, **options: object) -> Times:
+        graph = trace(after, base.spec.preprocessing)
+        return Times((MacCount(graph, couple(graph, free_output=True)).total() / whole) ** 0.5)
+
+    monkeypatch.setattr(pruning, "latency", measured)
+    config = replace(CONFIG, rule=LatencyBudget(0.7, weight_cost=0), round_to=4, reconstruct=False)
+    made = prune(base, tiny_images, config, tmp_path)
+    assert 0.4 < Size.of(made).macs / whole <= 0.49
+    with pytest.raises(ConfigError, match="within reach"):
+        prune(base, tiny_images, replace(config, rule=LatencyBudget(0.02, weight_cost=0)), tmp_path)
+
+
+@pytest.mark.parametrize("value", [0, 1, -1, 2])
+def test_a_latency_budget_out_of_range(value: float) -> None:
+    with pytest.raises(ConfigError, match="latency budget"):
+        LatencyBudget(value)
+
+
+# ---- fine-tuning
+
+
+def test_fine_tuning_resumes_and_ends_the_same(base: BaseModel, tiny_images: LabelledImages, tmp_path: Path) -> None:
+    config = replace(CONFIG, finetune=TrainConfig(epochs=2, batch=30, learning_rate=0.01, label_smoothing=0.0))
+
+    def stop(epoch: object) -> None:
+        raise KeyboardInterrupt
+
+    whole = prune(base, tiny_images, config, tmp_path / "whole", training=tiny_images)
+    with pytest.raises(KeyboardInterrupt):
+        prune(base, tiny_images, config, tmp_path / "part", training=tiny_images, report=stop)
+    epochs: list[int] = []
+    resumed = prune(
+        base, tiny_images, config, tmp_path / "part", training=tiny_images, report=lambda e: epochs.append(e.epoch)
+    )
+    assert epochs == [2]
+    for name, value in whole.module.state_dict().items():
+        assert torch.equal(value, resumed.module.state_dict()[name]), name
+    bare = prune(base, tiny_images, replace(config, finetune=None), tmp_path / "part")
+    assert not torch.equal(answers(bare.module), answers(whole.module))
+
+
+def test_fine_tuning_needs_images(base: BaseModel, tiny_images: LabelledImages, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="images"):
+        prune(base, tiny_images, replace(CONFIG, finetune=TrainConfig(epochs=1)), tmp_path)
+
+
+# ---- a description of a network
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_way_of_coupling_can_be_described(name: str) -> None:
+    graph = traced(NETWORKS[name]())
+    coupling = couple(graph)
+    smaller = slice_graph(graph, coupling, random_keep(coupling))
+    description, state = to_plain(smaller)
+    made = make_plain(json.loads(json.dumps(description)), COLOUR.size)
+    made.load_state_dict(state)
+    x = torch.randn(4, *COLOUR.size)
+    with torch.no_grad():
+        expected = smaller(x.clone())
+        torch.testing.assert_close(made(x.clone()), expected)
+        torch.testing.assert_close(trace(made, COLOUR)(x.clone()), expected)
+        torch.testing.assert_close(torch.export.export(made, (x.clone(),)).module()(x.clone()), expected)
+
+
+class Same(nn.Conv2d):
+    """A layer of another library: it pads by the size of what it reads, as TensorFlow does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[-2:]
+        down, across = (max(0, (math.ceil(n / 2) - 1) * 2 + 3 - n) for n in (height, width))
+        return nn.functional.conv2d(nn.functional.pad(x, (0, across, 0, down)), self.weight, self.bias, 2)
+
+
+def sometimes(x: torch.Tensor, training: bool) -> torch.Tensor:
+    return x * 2 if training else x
+
+
+def clipped(x: torch.Tensor) -> torch.Tensor:
+    return x.clamp(0, 6)
+
+
+def halved_(x: torch.Tensor) -> torch.Tensor:
+    return x.mul_(0.5)
+
+
+torch.fx.wrap("halved_")
+torch.fx.wrap("sometimes")
+torch.fx.wrap("clipped")
+
+
+class Foreign(nn.Module):
+    def __init__(self, activation: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.same, self.head, self.activation = Same(3, 6, 3), nn.Linear(6, 6), activation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.activation(sometimes(self.same(x), self.training)).mean((2, 3)))
+
+
+def test_layers_of_other_libraries_are_opened() -> None:
+    graph = traced(Foreign(torch.relu))
+    description, state = to_plain(graph)
+    assert [layer["type"] for layer in description["layers"].values()] == ["Linear"]
+    assert {step.get("of") for step in description["steps"]} >= {"same.weight", "torch.nn.functional.pad", "torch.relu"}
+    made = make_plain(description, COLOUR.size)
+    made.load_state_dict(state)
+    x = torch.randn(5, *COLOUR.size)
+    with torch.no_grad():
+        torch.testing.assert_close(made(x), graph(x))
+
+
+@pytest.mark.parametrize(("name", "activation"), [("clipped", lambda x: clipped(x)), ("halved_", lambda x: halved_(x))])
+def test_a_function_that_cannot_be_described_is_named(
+    name: str, activation: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    with pytest.raises(ModelError, match=name):
+        to_plain(traced(Foreign(activation)))
+
+
+# ---- what is timed and saved
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_is_saved_is_what_was_timed(
+    base: BaseModel, pruned: BaseModel, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    keep: bool,
+) -> None:  # fmt: skip
+    """To the order of the weights in memory; the user's own model runs as it was loaded, in the same run."""
+    runs: list[dict[str, nn.Module]] = []
+
+    def timed(before: nn.Module, candidates: dict[str, nn.Module], x: torch.Tensor, **options: object) -> object:
+        runs.append({"prepared": before, **candidates})
+        return interleaved(before, candidates, x, **options)
+
+    monkeypatch.setattr(pruned_module, "interleaved", timed)
+    found = compare(base, pruned, tiny_images, batches=(1, 4), pairs=2, keep_batch_norm=keep)
+    save(pruned, tmp_path / "model", list("abcdef"), comparison=found, keep_batch_norm=keep)
+    assert len(runs) == 2
+    loaded = plain_module.load(tmp_path / "model")
+    for run in runs:
+        assert run["own"] is base.module
+        assert torch.equal(answers(loaded), answers(run["pruned"]))
+        own, timed_state = loaded.state_dict(), run["pruned"].state_dict()
+        assert own.keys() == timed_state.keys()
+        for name, value in own.items():
+            assert torch.equal(value, timed_state[name])
+            assert value.stride() == timed_state[name].stride()
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in run["prepared"].modules())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in loaded.modules()) == keep
+    convolutions = [m.weight for m in loaded.modules() if isinstance(m, nn.Conv2d)]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in convolutions)
+    assert len(found.own_times) == len(found.times) == 2
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| your model, as loaded | base, prepared | pruned, as saved |" in card
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_laid_out_answers_the_same(name: str) -> None:
+    graph = traced(NETWORKS[name]())
+    model = BaseModel(graph, ModelSpec("own:network", 6, COLOUR))
+    ready = deployed(model)
+    x = torch.randn(4, *COLOUR.size)
+    with torch.no_grad():
+        expected = graph(x.clone())
+        for images in (x.clone(), x.clone().to(memory_format=torch.channels_last)):
+            torch.testing.assert_close(ready.module(images), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_layers_that_are_exchanged_are_run(pruned: BaseModel) -> None:
+    """What runs a plain model keeps no layers of its own: quantisers put others in their place."""
+    made = deployed(pruned).module
+    head = next(name for name, layer in made.named_modules() if isinstance(layer, nn.Linear))
+    made.set_submodule(head, nn.Sequential(made.get_submodule(head), nn.Softmax(1)))
+    torch.testing.assert_close(answers(made).sum(1), torch.ones(3))
+
+
+def test_it_loads_without_this_library(folder: Path, pruned: BaseModel, tmp_path: Path) -> None:
+    """In a process that cannot import sinf, and that torch.export takes it."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(folder)!r})
+sys.modules["sinf"] = None
+import torch
+from load import load
+model = load({str(folder)!r})
+x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+batch = torch.export.Dim("batch", min=2, max=64)
+exported = torch.export.export(model, (x,), dynamic_shapes=({{0: batch}},)).module()
+more = torch.cat([x, x])
+with torch.no_grad():
+    assert torch.equal(exported(more), model(more)) or (exported(more) - model(more)).abs().max() < 1e-5
+    print(model(x).flatten().tolist())
+print([name for name in ("sinf.models", "torchvision", "timm") if sys.modules.get(name)])
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    numbers, modules = run.stdout.strip().splitlines()
+    torch.testing.assert_close(
+        torch.tensor(json.loads(numbers)), answers(pruned.module).flatten(), atol=1e-4, rtol=1e-4
+    )
+    assert modules == "[]"
+
+
+def test_the_loader_stands_alone() -> None:
+    tree = ast.parse(Path(plain_module.__file__).read_text())
+    found = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    found |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert found - set(sys.stdlib_module_names) == {"torch", "safetensors"}
+
+
+def test_a_folder_is_a_model(folder: Path, pruned: BaseModel) -> None:
+    loaded, ready = load_model(str(folder)), deployed(pruned)
+    assert loaded.spec == ready.spec
+    assert torch.equal(answers(loaded.module), answers(ready.module))
+    assert not any(p.is_meta for p in load_spec(loaded.spec).parameters())
+
+
+def test_a_pruned_model_can_be_pruned_again(folder: Path, tiny_images: LabelledImages, tmp_path: Path) -> None:
+    again = prune(load_model(str(folder)), tiny_images, replace(CONFIG, rule=Budget(0.7), round_to=1), tmp_path)
+    assert Size.of(again).macs < 0.71 * Size.of(load_model(str(folder))).macs
+    assert again.spec.name == "plain:vgg11"
+
+
+def test_what_was_measured_is_written_down(
+    base: BaseModel, pruned: BaseModel, tiny_images: LabelledImages, tmp_path: Path
+) -> None:
+    compared = compare(base, pruned, tiny_images, pairs=3)
+    assert compared.loss == pytest.approx(100 * (compared.base_top1 - compared.top1))
+    assert [t.batch for t in compared.times] == [1, 32]
+    save(pruned, tmp_path / "out", list("abcdef"), made_by={"criterion": "residual"}, comparison=compared)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["measured"]["pruned"]["macs"] == Size.of(pruned).macs
+    card = (tmp_path / "out" / "README.md").read_text()
+    for word in ("top-1", "MACs", "batch 32", "criterion: residual", "from load import load"):
+        assert word in card
+
+
+def test_only_a_pruned_model_is_replaced(pruned: BaseModel, tmp_path: Path) -> None:
+    save(pruned, tmp_path / "out", list("abcdef"))
+    save(pruned, tmp_path / "out", list("abcdef"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    for path in (tmp_path / "other", tmp_path / "out" / "config.json"):
+        with pytest.raises(StorageError, match="only a pruned model"):
+            check_target(path)
+        with pytest.raises(StorageError, match="only a pruned model"):
+            save(pruned, path, list("abcdef"))
+
+
+def damage(folder: Path, target: Path, change: object) -> Path:
+    """A copy of the folder with its config changed."""
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    config = json.loads((target / "config.json").read_text())
+    change(config)  # type: ignore[operator]
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("format",), "other"),
+        (("network", "steps", 1, "do"), "exec"),
+        (("network", "steps", 1, "of"), "__class__"),
+        (("network", "layers", "features.0", "type"), "Module.__init__"),
+        (("network", "layers", "features.0", "type"), "functional"),
+        (("network", "layers", "features.0", "args"), {"colour": 1}),
+        (("network", "steps"), []),
+        (("network",), {}),
+        (("sha256",), {}),
+        (("preprocessing",), None),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_damaged_description_is_refused(folder: Path, tmp_path: Path, path: tuple, value: object) -> None:
+    def change(config: dict) -> None:
+        for key in path[:-1]:
+            config = config[key]
+        config[path[-1]] = value
+
+    with pytest.raises(ModelError):
+        load_model(str(damage(folder, tmp_path / "copy", change)))
+
+
+@pytest.mark.parametrize(
+    ("do", "of", "args"),
+    [
+        ("function", "torch.load", ["x"]),
+        ("function", "torch.save", []),
+        ("function", "os.system", ["true"]),
+        ("function", "builtins.eval", ["1"]),
+        ("function", "torch.os.system", ["true"]),
+        ("function", "operator.attrgetter", ["x"]),
+        ("method", "__reduce__", [{"$step": "x"}]),
+        ("method", "_make_subclass", [{"$step": "x"}]),
+        ("layer", "a b", []),
+        ("function", "torch.relu", [{"$step": "later"}]),
+        ("import", "os", []),
+    ],
+)
+def test_nothing_but_functions_of_tensors_can_be_named(do: str, of: str, args: list) -> None:
+    steps = [
+        {"name": "x", "do": "input"},
+        {"name": "y", "do": do, "of": of, "args": args},
+        {"name": "out", "do": "output", "args": [{"$step": "y"}]},
+    ]
+    with pytest.raises(ValueError, match=r"no |must be|reads"):
+        plain_module.Plain({"layers": {}, "tensors": {}, "steps": steps})
+
+
+def test_attributes_other_than_shapes_are_refused() -> None:
+    step = {"name": "y", "do": "function", "of": "builtins.getattr", "args": [{"$step": "x"}, "__class__"]}
+    steps = [{"name": "x", "do": "input"}, step, {"name": "out", "do": "output", "args": [{"$step": "y"}]}]
+    model = plain_module.Plain({"layers": {}, "tensors": {}, "steps": steps})
+    with pytest.raises(ValueError, match="attribute"):
+        model(torch.zeros(1))
+
+
+def test_changed_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    copy = damage(folder, tmp_path / "copy", lambda config: None)
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(ModelError, match="changed"):
+        load_model(str(copy))
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="changed"):
+        plain_module.load(copy)
+
+
+def test_a_folder_of_something_else(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="sinf prune"):
+        load_model(str(tmp_path))
+
+
+def test_options_beside_a_folder_are_refused(folder: Path) -> None:
+    with pytest.raises(ModelError, match="size"):
+        load_model(str(folder), size=(3, 32, 32))
+    with pytest.raises(ModelError, match="classes"):
+        load_model(str(folder), classes=7)

@@ -1,0 +1,69 @@
+"""What a work folder keeps of a pruning: statistics are collected once, and serve every later budget and method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sinf.compress import channels as compact
+from sinf.compress.low_rank import NEEDS, compressor
+from sinf.compress.select import Budget
+from sinf.data.images import LabelledImages
+from sinf.graph.coupling import couple
+from sinf.models import load_model
+from sinf.pipelines.prune import PruneConfig, prune
+from sinf.statistics import Statistics, collect, weights_of
+from sinf.statistics.stored import from_tensors, to_tensors
+from tiny import CLASSES, COLOUR, NETWORKS, traced
+
+
+@pytest.mark.parametrize("name", ["Chain", "Concat", "Depthwise", "Grouped", "Scaled"])
+def test_stored_statistics_are_what_was_collected(name: str) -> None:
+    graph = traced(NETWORKS[name]())
+    coupling = couple(graph)
+    draw = torch.Generator().manual_seed(0)
+    batch = torch.randn(20, *COLOUR.size, generator=draw), torch.randint(CLASSES, (20,), generator=draw)
+    found = collect(graph, coupling, [batch], classes=CLASSES, needs=NEEDS)
+    read = from_tensors(to_tensors(found), weights_of(graph, coupling))
+    assert list(read) == list(found)
+    assert read.images == found.images == 20
+    for target, site in found.items():
+        assert torch.equal(read[target].weight, site.weight)
+        assert read[target].images == site.images
+        assert read[target].sums.keys() == site.sums.keys()
+        for sum_name, value in site.sums.items():
+            if sum_name == "strips":
+                for part, tensor in vars(value).items():
+                    assert torch.equal(getattr(read[target].strips, part), tensor)
+            else:
+                assert torch.equal(read[target].sums[sum_name], value)
+
+
+@pytest.mark.parametrize("method", ["channels", "ranks"])
+def test_another_budget_looks_at_no_image_again(
+    method: str, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[str] = []
+
+    def counted(*given: object, **options: object) -> Statistics:
+        passes.append(method)
+        return collect(*given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(compact, "collect", counted)
+    monkeypatch.setattr(compressor, "collect", counted)
+    torch.manual_seed(0)
+    base = load_model("vgg11", classes=6, options={"width": 0.125})
+
+    def made(macs: float, folder: str) -> dict[str, torch.Tensor]:
+        config = PruneConfig(Budget(macs), method=method, images=24, round_to=1, limits=None)
+        return prune(base, tiny_images, config, tmp_path / folder).module.state_dict()
+
+    made(0.8, "work")
+    small = made(0.6, "work")
+    assert len(passes) == 1
+    alone = made(0.6, "other")
+    assert len(passes) == 2
+    assert small.keys() == alone.keys()
+    assert all(torch.equal(small[key], alone[key]) for key in small)

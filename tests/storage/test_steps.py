@@ -1,0 +1,96 @@
+"""What a killed build computed is found again, and nothing is ever taken for what it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sinf.errors import ConfigError
+from sinf.storage.steps import StepStore, Tensors
+
+
+class Counting:
+    """A step that counts how often it is computed."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self) -> Tensors:
+        self.times += 1
+        return {
+            "mix": torch.linspace(-1, 1, 6).reshape(2, 3).half(),
+            "kept": torch.tensor([1, 5], dtype=torch.int32),
+            "across": torch.arange(6.0).reshape(2, 3).T,  # not contiguous
+            "none": torch.zeros(0, 3),
+        }
+
+
+def test_a_step_is_computed_once(tmp_path: Path) -> None:
+    compute = Counting()
+    computed = StepStore(tmp_path / "deep" / "work").get("router", {"seed": 0}, compute)
+    read = StepStore(tmp_path / "deep" / "work").get("router", {"seed": 0}, compute)
+    assert compute.times == 1
+    assert read.keys() == computed.keys()
+    for name, tensor in computed.items():
+        assert read[name].dtype == tensor.dtype
+        assert torch.equal(read[name], tensor)
+
+
+def test_a_step_that_depends_on_other_things_is_another_one(tmp_path: Path) -> None:
+    store, compute = StepStore(tmp_path), Counting()
+    for depends in ({"seed": 0}, {"seed": 1}, {"seed": "0"}, {"seed": 0, "cut": "layer1"}, {"seed": [0, 1]}):
+        store.get("router", depends, compute)
+    store.get("common", {"seed": 0}, compute)
+    assert compute.times == 6
+    store.get("router", {"cut": "layer1", "seed": 0}, compute)  # the order of options is no difference
+    assert compute.times == 6
+
+
+def test_a_step_without_tensors_is_remembered_too(tmp_path: Path) -> None:
+    times = []
+
+    def compute() -> Tensors:
+        times.append(1)
+        return {}
+
+    assert StepStore(tmp_path).get("cluster0", {}, compute) == {}
+    assert StepStore(tmp_path).get("cluster0", {}, compute) == {}
+    assert len(times) == 1
+
+
+def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
+    store, compute = StepStore(tmp_path), Counting()
+    good = store.get("router", {}, compute)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    for number, damaged in enumerate((b"", whole[:5], whole[:-1], b"\xff" * len(whole), b"not a tensor at all")):
+        path.write_bytes(damaged)
+        again = store.get("router", {}, compute)
+        assert compute.times == number + 2
+        assert torch.equal(again["kept"], good["kept"])
+        assert path.read_bytes() == whole
+    store.get("router", {}, compute)
+    assert compute.times == 6
+
+
+def test_a_step_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    def fail() -> Tensors:
+        raise KeyboardInterrupt
+
+    store, compute = StepStore(tmp_path), Counting()
+    with pytest.raises(KeyboardInterrupt):
+        store.get("router", {}, fail)
+    assert list(tmp_path.iterdir()) == []
+    store.get("router", {}, compute)
+    assert compute.times == 1
+    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+
+
+@pytest.mark.parametrize("below", ["", "work"])
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, below: str) -> None:
+    (tmp_path / "taken").write_text("something else")
+    with pytest.raises(ConfigError, match=r"work folder must be writable.*taken"):
+        StepStore(tmp_path / "taken" / below)
+    assert (tmp_path / "taken").read_text() == "something else"
