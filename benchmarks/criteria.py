@@ -180,7 +180,9 @@ SCORES: dict[str, Callable[[Side, Job], dict[str, Tensor]]] = {}
 def published(side: Side, job: Job) -> dict[str, Tensor]:
     """The importances of every group by a criterion of the library."""
     options = {"seed": job.seed} if job.criterion == "random" else {}
-    return importances(make_criterion(job.criterion, **options), side.network, side.groups, side.sites)
+    return importances(
+        make_criterion(job.criterion, **options), side.network.graph, side.network.coupling, side.groups, side.sites
+    )
 
 
 class Sides:

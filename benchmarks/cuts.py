@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from criteria import CLUSTER, CLUSTER_SCORED, WEIGHTS, Job, Side, Sides, measure, say
 from sinf import load_images, load_model
-from sinf.compress.low_rank import NEEDS, choose_ranks, factor, metrics, reconstruct_ranks
+from sinf.compress.low_rank import LowRank, choose_ranks, factor, metrics, reconstruct_ranks
 from sinf.compress.select import Budget
 from sinf.graph.delta import apply
 from sinf.graph.network import Network
@@ -100,7 +100,9 @@ def main(
         ways = [way for way in only.split(",") if not table.has(cut=cut, weights=way, scored_on=scored)]
         jobs = {way: Job(CLUSTER, CRITERION, "budget", BUDGET, way, 0) for way in ways if way != RANKS}
         network = Network(graph, cut)
-        sides = Sides(base, network, train, test, rows, [*jobs.values()], scored, NEEDS if RANKS in ways else ())
+        sides = Sides(
+            base, network, train, test, rows, [*jobs.values()], scored, LowRank.needs if RANKS in ways else ()
+        )
         share = network.tail_macs.total() / network.macs.total()
         for way in ways:
             found = sides.of(CLUSTER, 0)

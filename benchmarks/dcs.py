@@ -72,7 +72,7 @@ class Elimination(SiteCriterion):
 
 
 def elimination(side: Side, job: Job) -> dict[str, Tensor]:
-    return importances(Elimination(), side.network, side.groups, side.sites)
+    return importances(Elimination(), side.network.graph, side.network.coupling, side.groups, side.sites)
 
 
 def dcs_energy(side: Side, job: Job) -> dict[str, Tensor]:
@@ -92,7 +92,7 @@ def reach(side: Side, job: Job, by_dcs: bool = False) -> dict[str, Tensor]:
     for target, site in side.sites.items():
         weight = of_unit[coupling.writes[target].units] * site.images
         sites[target] = SiteStatistics(target, site.weight, site.images, site.sums | {"sensitivity": weight})
-    return importances(make_criterion("residual"), side.network, side.groups, sites)
+    return importances(make_criterion("residual"), side.network.graph, side.network.coupling, side.groups, sites)
 
 
 SCORES |= {

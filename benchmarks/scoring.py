@@ -68,7 +68,7 @@ def score(name: str, weights: str, data: str, criterion: str, images: int, clust
             network.graph, network.coupling, batches, classes=base.spec.classes, needs=rule.needs, pool=rule.pool,
             answer=None if clusters == 1 else members,
         )  # fmt: skip
-        importances(rule, network, network.groups_free(), found)
+        importances(rule, network.graph, network.coupling, network.groups_free(), found)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "bytes": max(0, (memory_bytes("VmHWM") or 0) - before)}
 

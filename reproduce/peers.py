@@ -81,7 +81,7 @@ def measure(name: str, weights: str, data: str, checkouts: str) -> None:
             network.graph, network.coupling, list(zip(x.split(20), y.split(20), strict=True)),
             classes=base.spec.classes, needs=rule.needs,
         )  # fmt: skip
-        mine = importances(rule, network, groups, found)
+        mine = importances(rule, network.graph, network.coupling, groups, found)
         if len(part) == 1:
             theirs = authors(criterion, Path(checkouts), network, groups, x, y)
         else:

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
 
 import tiny
+from outsider import outsider
 from program import Program
 from sinf.compress.select import Budget, Schedule
 from sinf.data.clusters import Clusters, from_column, one_cluster
@@ -124,6 +125,13 @@ def built_cascade(tmp_path_factory: pytest.TempPathFactory, tiny_images: Labelle
     return _build(
         tmp_path_factory, tiny_images, clusters, method="ranks", extractor=0.8, subgraph=Budget(0.5), round_to=2
     )
+
+
+@pytest.fixture(scope="session")
+def built_sparse(tmp_path_factory: pytest.TempPathFactory, tiny_images: LabelledImages) -> Path:
+    """All parts by a compressor from outside the package."""
+    with outsider() as method:
+        return _build(tmp_path_factory, tiny_images, method=method, common=0.8, subgraph=Budget(0.7))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,14 @@ from sinf.cli import main
 
 #: What long work says where there is no terminal.
 PROGRESS = re.compile(r"expected time: .+|memory: .+|.+ (\.\.\.|\d+ % \(\d+ of \d+\)(, .+ left)?|done, .+)")
+
+
+def build_words(data: Path, weights: Path, out: Path) -> list[object]:
+    """A build of a narrow VGG11 that is kept whatever it saves."""
+    return [
+        "build", "vgg11", "--keep-anyway", "--weights", weights, "--data", data, "--score", "train", "--route", "train",
+        "--calibrate", "test", "--max-loss", "90", "--extractor", "0.8", "--out", out, "--threads", "1",
+    ]  # fmt: skip
 
 
 class Program:

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from test_cli import build_words
 
-from program import Program
+from program import Program, build_words
 from sinf.bundle.semantic import Bundle
 from sinf.cli.app import _WarningsOnce, app
 from sinf.errors import DataWarning

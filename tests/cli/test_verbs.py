@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tiny
-from program import Program
+from program import Program, build_words
 from sinf.criteria import NAMES
 from sinf.errors import ConfigError
 from sinf.export.page import RUNTIME
@@ -25,13 +25,6 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "image.png"
     path.write_bytes(tiny.picture(size=(40, 32)))
     return path
-
-
-def build_words(data: Path, weights: Path, out: Path) -> list[object]:
-    return [
-        "build", "vgg11", "--keep-anyway", "--weights", weights, "--data", data, "--score", "train", "--route", "train",
-        "--calibrate", "test", "--max-loss", "90", "--extractor", "0.8", "--out", out, "--threads", "1",
-    ]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

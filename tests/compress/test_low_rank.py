@@ -34,7 +34,7 @@ def seen(make: Callable[[], nn.Module], images: int = 40) -> tuple[Network, Stat
     network = Network(traced(make()))
     x = torch.randn(images, *COLOUR.size)
     y = torch.arange(images) % CLASSES
-    found = collect(network.graph, network.coupling, [(x, y)], classes=CLASSES, needs=low_rank.NEEDS)
+    found = collect(network.graph, network.coupling, [(x, y)], classes=CLASSES, needs=low_rank.LowRank.needs)
     return network, found, x
 
 

@@ -24,7 +24,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 COUNT = 24
 
 
-@pytest.fixture(scope="module", params=["built", "built_whole", "built_ranks", "built_cascade"])
+@pytest.fixture(scope="module", params=["built", "built_whole", "built_ranks", "built_cascade", "built_sparse"])
 def model(request: pytest.FixtureRequest) -> SemanticModel:
     """A bundle whose thresholds part its inputs: some stop early, some fall back after their subgraph."""
     return SemanticModel(Bundle.load(request.getfixturevalue(request.param)))

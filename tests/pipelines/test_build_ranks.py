@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from program import Program
 from sinf.bundle.semantic import Bundle
-from sinf.compress.low_rank import LowRank, Rank, choose_ranks, choose_ranks_together
+from sinf.compress.low_rank import LowRank, Rank, choose_ranks, choose_ranks_together, factor, metrics
 from sinf.compress.select import Budget, Schedule
 from sinf.data.clusters import from_column, one_cluster
 from sinf.data.images import LabelledImages
@@ -25,6 +25,7 @@ from sinf.models import load_model
 from sinf.pipelines.build import BuildConfig, Images, build
 from sinf.routing.predictor import RouterConfig
 from sinf.routing.router import FALLBACK, part_name
+from sinf.statistics import collect
 from tiny import CLASSES, COLOUR, Chain, coloured_images, traced
 
 
@@ -85,15 +86,17 @@ def test_one_budget_across_parts_is_spent_where_it_loses_least() -> None:
     torch.manual_seed(0)
     network = Network(traced(Chain()))
     x, y = torch.randn(40, *COLOUR.size), torch.arange(40) % CLASSES
-    whole = LowRank(network.graph, network.coupling, lambda: [(x, y)], CLASSES)
-    part = (MacCount(network.graph, network.coupling), whole.metrics)
+    found = collect(network.graph, network.coupling, [(x, y)], classes=CLASSES, needs=LowRank.needs)
+    known = metrics(found)
+    part = (MacCount(network.graph, network.coupling), known)
     alone = choose_ranks(Budget(0.6), *part, 1)
     assert choose_ranks_together(Budget(0.6), [part], [1.0], 1) == [alone]
 
     def cost(ranks: dict[str, Rank]) -> int:
-        return network.cost_of(network.whole(Part(network.coupling.keep_all(), whole.layers(ranks))))
+        solved = factor(network.graph, ranks, found, known)
+        return network.cost_of(network.whole(Part(network.coupling.keep_all(), solved)))
 
-    louder = {name: replace(m, values=50 * m.values, strips=50 * m.strips) for name, m in whole.metrics.items()}
+    louder = {name: replace(m, values=50 * m.values, strips=50 * m.strips) for name, m in known.items()}
     loud = (part[0], louder)
     quiet, kept = choose_ranks_together(Budget(0.6), [part, loud], [0.5, 0.5], 1)
     assert cost(quiet) < cost(kept)

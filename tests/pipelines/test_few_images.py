@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import build_words
 
 import tiny
-from program import Program
+from program import Program, build_words
 from sinf.bundle.semantic import Bundle
 from sinf.compress.select import Budget
 from sinf.criteria import NAMES, group_statistics, make_criterion

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sinf.compress import channels as compact
-from sinf.compress.low_rank import NEEDS, compressor
+from sinf.compress import compressor
+from sinf.compress.low_rank import LowRank
 from sinf.compress.select import Budget
 from sinf.data.images import LabelledImages
 from sinf.graph.coupling import couple
@@ -25,7 +25,7 @@ def test_stored_statistics_are_what_was_collected(name: str) -> None:
     coupling = couple(graph)
     draw = torch.Generator().manual_seed(0)
     batch = torch.randn(20, *COLOUR.size, generator=draw), torch.randint(CLASSES, (20,), generator=draw)
-    found = collect(graph, coupling, [batch], classes=CLASSES, needs=NEEDS)
+    found = collect(graph, coupling, [batch], classes=CLASSES, needs=LowRank.needs)
     read = from_tensors(to_tensors(found), weights_of(graph, coupling))
     assert list(read) == list(found)
     assert read.images == found.images == 20
@@ -51,7 +51,6 @@ def test_another_budget_looks_at_no_image_again(
         passes.append(method)
         return collect(*given, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(compact, "collect", counted)
     monkeypatch.setattr(compressor, "collect", counted)
     torch.manual_seed(0)
     base = load_model("vgg11", classes=6, options={"width": 0.125})

@@ -72,11 +72,11 @@ def test_another_budget_finds_the_scores(
     tiny_images: LabelledImages, calibration: LabelledImages, tmp_path: Path
 ) -> None:
     made(tiny_images, calibration, tmp_path, across_clusters=False)
-    scores = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("importance-*")}
+    scores = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("observed-*")}
     assert len(scores) == 3
     for options in ({"subgraph": Budget(0.7)}, {"across_clusters": False, "subgraph": Schedule(0.1, 0.3)}):
         made(tiny_images, calibration, tmp_path, **options)
-    assert scores == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("importance-*")}
+    assert scores == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("observed-*")}
 
 
 def test_a_step_of_one_budget_is_not_taken_for_the_other_kind(

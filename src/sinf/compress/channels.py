@@ -1,142 +1,103 @@
-"""Static pruning for all classes: the feature extractor, the full tail, or the whole network, made smaller for good.
-
-The same statistics, criteria, selection, check and reconstruction as for the subgraphs of clusters, over images of all
-classes.
-"""
+"""Channels removed: score, select within a budget, check against the masked network, reconstruct."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
-from typing import Protocol
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 
-from sinf.compress.passes import Passes, least
+from sinf.compress.compressor import Compressor, Observed, Progress, Rule, Run, Scope
 from sinf.compress.reconstruct import reconstruct
-from sinf.compress.select import Budget, Schedule, select
+from sinf.compress.select import Budget, Candidates, select, select_together
 from sinf.criteria import Criterion, group_statistics
-from sinf.data.images import BATCH, Inputs, LabelledImages
-from sinf.graph.cost import MacCount
-from sinf.graph.coupling import CoupledGroup
+from sinf.data.images import BATCH, LabelledImages
+from sinf.errors import CutError
+from sinf.graph.coupling import CoupledGroup, Coupling
 from sinf.graph.delta import LayerDeltas
-from sinf.graph.network import Network, Part
+from sinf.graph.network import Part
 from sinf.graph.slice import slice_graph
 from sinf.graph.verify import verify
 from sinf.models import BaseModel
-from sinf.statistics import SiteStatistics, collect
-from sinf.storage.files import hash_tensors
-from sinf.storage.steps import StepStore, Tensors
-from sinf.version import __version__
-
-Progress = Callable[[str, int, int], None]
-#: A rule, the groups that it chooses from, and the MACs that it counts.
-Rule = tuple[Schedule | Budget, list[CoupledGroup], MacCount]
-
-
-class Options(Protocol):
-    """What of a build's configuration matters here."""
-
-    @property
-    def reconstruct(self) -> bool: ...
-    @property
-    def reconstruct_bytes(self) -> int: ...
-    @property
-    def common_images(self) -> int: ...
-    @property
-    def round_to(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
+from sinf.statistics import SiteStatistics, Statistics
+from sinf.storage.steps import Tensors
 
 
 def importances(
-    criterion: Criterion, network: Network, groups: list[CoupledGroup], sites: dict[str, SiteStatistics]
+    criterion: Criterion,
+    graph: fx.GraphModule,
+    coupling: Coupling,
+    groups: list[CoupledGroup],
+    sites: dict[str, SiteStatistics],
 ) -> dict[str, Tensor]:
-    """The importance of every unit of every group, by the group's name."""
-    return {
-        group.name: criterion.score(group_statistics(network.graph, network.coupling, group, sites)) for group in groups
-    }
+    """The importance of every unit of every group, by the group's name. ``graph`` is the whole network."""
+    return {group.name: criterion.score(group_statistics(graph, coupling, group, sites)) for group in groups}
 
 
-class Compactor:
-    """Makes smaller versions of a network for all classes; statistics are collected once and serve every budget."""
+class ChannelRemoval(Compressor):
+    """Channels go by a ``criterion``; widths that stay are multiples of ``round_to``. A plan is the units that stay
+    (units,) bool."""
 
-    def __init__(
-        self,
-        base: BaseModel,
-        network: Network,
-        images: LabelledImages,
-        criterion: Criterion,
-        options: Options,
-        progress: Progress,
-        store: StepStore,
-        passes: Passes | None = None,
-    ) -> None:
-        self.base, self.network, self.images = base, network, images
-        self.criterion, self.options, self.progress, self.store = criterion, options, progress, store
-        self.passes = passes or Passes()
+    name = "channels"
+    by_criterion = True
 
-    def importance(self) -> dict[str, Tensor]:
-        """By group, over as many of the images as decide."""
-        network = self.network
-        images = self.images.sample(self.options.common_images, self.options.seed)
+    def __init__(self, criterion: Criterion, round_to: int = 8) -> None:
+        self.criterion, self.round_to = criterion, round_to
+        self.needs, self.pool = criterion.needs, criterion.pool
 
-        def compute() -> Tensors:
-            sites = collect(
-                network.graph,
-                network.coupling,
-                batches(images, self.base, "statistics", self.progress),
-                classes=self.base.spec.classes,
-                needs=self.criterion.needs,
-                pool=self.criterion.pool,
-                seed=self.options.seed,
-                at_once=self.passes.at_once,
-            )
-            return importances(self.criterion, network, network.groups_free(), sites)
+    @property
+    def reads_labels(self) -> bool:
+        return self.criterion.reads_labels
 
-        depends = {
-            "sinf": __version__,
-            "weights": hash_tensors(self.base.module.state_dict()),
-            "images": images.fingerprint(),
-            "criterion": self.criterion.name,
-            "options": self.criterion.options(),
-            "seed": self.options.seed,
-        }
-        return self.store.get("importance", depends, compute)
+    def describe(self) -> dict[str, str]:
+        return {"criterion": self.criterion.name}
 
-    def compact(self, rules: list[Rule], most: int | None = None) -> Part:
-        """Apply each rule to its groups, check the result against the masked base model, and reconstruct from at most
-        ``most`` images."""
-        network = self.network
-        keep = network.coupling.keep_all()
-        importance = self.importance()
-        for rule, groups, macs in rules:
-            if groups:
-                keep = select(rule, groups, importance, macs, keep, self.options.round_to)
-        smaller = slice_graph(network.graph, network.coupling, keep)
-        verify(network.graph, network.coupling, keep, smaller, self._inputs(self.passes.checked)[:])
+    def identity(self) -> dict[str, Any]:
+        return {"criterion": self.criterion.name, "options": self.criterion.options()}
+
+    def observe(self, scope: Scope, statistics: Statistics) -> Tensors:
+        """The importance of every unit, by group."""
+        groups = {group.name: group for region in scope.regions.values() for group in region.groups}
+        return importances(self.criterion, scope.graph, scope.coupling, list(groups.values()), statistics)
+
+    def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[Tensor]:
+        importance = [observed(scope) for scope in scopes]
+        keep = [scope.start.keep for scope in scopes]
+        for rule, region in rules:
+            parts = [
+                Candidates(_groups(scope, region), mine, scope.regions[region].macs, kept)
+                for scope, mine, kept in zip(scopes, importance, keep, strict=True)
+            ]
+            if isinstance(rule, Budget):
+                keep = select_together(rule, parts, [scope.share for scope in scopes], self.round_to)
+            else:
+                keep = [select(rule, *part, self.round_to) for part in parts]
+        return keep
+
+    def make(self, scope: Scope, plan: Tensor, observed: Observed, run: Run) -> Part:
+        smaller = slice_graph(scope.graph, scope.coupling, plan)
+        few = scope.inputs(run.passes.checked)[0][: run.passes.checked]
+        verify(scope.graph, scope.coupling, plan, smaller, few, scope.slot)
         solved: LayerDeltas = {}
-        if self.options.reconstruct:
-            inputs = self._inputs(len(self.images) if most is None else most)
-            total = len(network.coupling.mixers)
-            self.progress("reconstruction", 0, total)
+        if run.fit:
+            whole, small = scope.inputs(run.most)
             solved = reconstruct(
-                network.graph,
-                network.coupling,
-                keep,
-                smaller,
-                inputs,
-                inputs,
-                kernels=True,
-                memory=least(self.options.reconstruct_bytes, self.passes.activations),
-                equations=self.passes.equations,
-                progress=counted(self.progress, "reconstruction", total),
-            )
-            self.progress("reconstruction", total, total)
-        return Part(keep, solved)
+                scope.graph, scope.coupling, plan, smaller, whole, small, kernels=scope.kernels,
+                memory=run.activations, equations=run.passes.equations,
+                progress=counted(run.progress, "reconstruction", len(scope.coupling.mixers)),
+            )  # fmt: skip
+        return Part(plan, solved)
 
-    def _inputs(self, count: int) -> Inputs:
-        return self.images.sample(count, self.options.seed).inputs(self.base.spec.preprocessing)
+
+def _groups(scope: Scope, region: str) -> list[CoupledGroup]:
+    """Those that may lose channels in a region."""
+    groups = scope.regions[region].groups
+    if not groups:
+        raise CutError(
+            f"{region} must have channels that may be removed", got="none", remedy="cut elsewhere, or take ranks"
+        )
+    return groups
 
 
 def counted(progress: Progress, step: str, total: int) -> Callable[[str], None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -13,7 +13,7 @@ from sinf.data.images import BATCH, LabelledImages
 from sinf.graph.coupling import Coupling
 from sinf.graph.network import Network
 from sinf.machine.memory import Memory, activations, equation_bytes, weight_bytes
-from sinf.statistics.need import metric_bytes, need_of, patch_bytes
+from sinf.statistics.need import need_of, patch_bytes
 
 _CHECKED = 4  # images on which a smaller network is checked
 _PATCHES = 3 << 26  # bytes of patches, however small an image's are
@@ -40,17 +40,17 @@ def plan_passes(
     classes: int,
     pool: int = 1,
     fixed: int = 0,
-    ranks: bool = False,
+    beside: int = 0,
     part: str = "",
 ) -> Passes:
-    """Passes of ``graph`` for the sums ``needs``, beside ``fixed`` bytes; ``ranks`` counts the metrics of low rank, and
-    ``part`` names the part of a network that ``graph`` is.
+    """Passes of ``graph`` for the sums ``needs``, beside ``fixed`` bytes that are always taken and those ``beside`` the
+    sums; ``part`` names the part of a network that ``graph`` is.
 
     Raises:
         ConfigError: the fewest images do not fit.
     """
     needed, values = need_of(graph, coupling, needs, classes, pool), activations(graph)
-    kept = fixed + needed.sums + (metric_bytes(graph, coupling) if ranks else 0)
+    kept = fixed + needed.sums + beside
     at_once = memory.batch(f"statistics{part}", needed.image, BATCH, fixed=kept)
     widest = max((equation_bytes(*shape) for shape in _layers(graph, coupling)), default=0)
     kept += min(_PATCHES, 3 * patch_bytes(graph, coupling))
@@ -69,11 +69,11 @@ def plan_build(
     needs: Iterable[str],
     *,
     pool: int = 1,
-    ranks: bool = False,
+    beside: Callable[[fx.GraphModule, Coupling], int] = lambda graph, coupling: 0,
     whole: bool = False,
 ) -> tuple[Passes, Passes]:
     """Passes of a whole network (those of the tail, unless it is made smaller as a ``whole``) and of its tail. The
-    ``images`` that score come first; all are given in batches that fit.
+    ``images`` that score come first; all are given in batches that fit. ``beside`` says what is taken beside the sums.
 
     Raises:
         ConfigError: the memory is too small.
@@ -88,13 +88,14 @@ def plan_build(
     held = (2 if whole else 1) * min(memory.cache, 4 * math.prod(network.cut.shape) * len(images[0]))
     tail = plan_passes(
         memory, network.parts.tail, network.coupling, needs, classes=classes, pool=pool, fixed=fixed + held,
-        ranks=ranks, part=" of subgraphs",
+        beside=beside(network.parts.tail, network.coupling), part=" of subgraphs",
     )  # fmt: skip
     if not whole:
         return tail, tail
     return plan_passes(
-        memory, network.graph, network.coupling, needs, classes=classes, pool=pool, fixed=fixed, ranks=ranks
-    ), tail
+        memory, network.graph, network.coupling, needs, classes=classes, pool=pool, fixed=fixed,
+        beside=beside(network.graph, network.coupling),
+    ), tail  # fmt: skip
 
 
 def _layers(graph: fx.GraphModule, coupling: Coupling) -> list[tuple[int, int]]:

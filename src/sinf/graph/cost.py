@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 from torch import Tensor, fx, nn
@@ -26,6 +27,12 @@ class MacCount:
                 self.nodes.append((str(node.target), module, math.prod(shape[2:]) * math.prod(module.kernel_size)))
             elif isinstance(module, nn.Linear):
                 self.nodes.append((str(node.target), module, math.prod(shape[1:-1])))
+
+    def of(self, targets: set[str]) -> MacCount:
+        """Those of some layers alone."""
+        few = copy.copy(self)
+        few.nodes = [node for node in self.nodes if node[0] in targets]
+        return few
 
     def by_layer(self, keep: Tensor | None = None, weight_cost: float = 0) -> dict[str, int]:
         """MACs by target, with ``weight_cost`` more for every weight; a layer that is called twice counts twice."""

@@ -116,10 +116,7 @@ class Network:
 
     def groups_after(self) -> list[CoupledGroup]:
         """Coupled groups that may lose channels and that the tail alone makes."""
-        groups = [g for g in self.groups_free() if self._is_after(g)]
-        if not groups:
-            raise CutError(f"the tail after {self.cut.name} has no channels to remove", remedy="cut earlier")
-        return groups
+        return [g for g in self.groups_free() if self._is_after(g)]
 
     def groups_free(self) -> list[CoupledGroup]:
         """Coupled groups that may lose channels; the classes are not among them."""

@@ -207,6 +207,15 @@ def forget_looks(graph: fx.Graph) -> fx.Graph:
     return graph
 
 
+@torch.no_grad()
+def note_shapes(graph: fx.GraphModule) -> fx.GraphModule:
+    """``graph`` itself, with the shapes that its values have now: what was sliced has others than it was traced with.
+    Its input is what it was."""
+    first = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    _Shapes(graph).run(torch.zeros(1, *first.meta["shape"][1:]))
+    return graph
+
+
 def layer(graph: fx.GraphModule, node: fx.Node) -> nn.Module:
     """The module that a ``call_module`` node calls."""
     return graph.get_submodule(str(node.target))

@@ -10,17 +10,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor
 
 from sinf.bundle.semantic import Bundle
-from sinf.compress.channels import Compactor, Progress, Rule, batches, counted
-from sinf.compress.low_rank import NEEDS as RANK_NEEDS
-from sinf.compress.low_rank import LowRank
-from sinf.compress.passes import least, plan_build
+from sinf.compress.compressor import Progress, Rule, Run, compress
+from sinf.compress.methods import make_compressor
+from sinf.compress.passes import Passes, plan_build
 from sinf.compress.select import Budget
-from sinf.criteria import make_criterion
 from sinf.data.clusters import Clusters
 from sinf.data.images import LabelledImages
 from sinf.engine.torch_engine import SemanticModel
@@ -36,7 +33,8 @@ from sinf.models import BaseModel
 from sinf.pipelines.build_config import BuildConfig
 from sinf.pipelines.calibration import part_images, set_thresholds, tail_costs
 from sinf.pipelines.route_images import RouteImages
-from sinf.pipelines.subgraphs import SPECIALISERS, Specialiser
+from sinf.pipelines.subgraphs import Subgraphs
+from sinf.pipelines.whole import EXTRACTOR, TAIL, WHOLE, whole_scope
 from sinf.routing.deferral import Deferral
 from sinf.routing.predictor import RoutePredictor, calibrate, make_predictor, predictor_macs, train_router
 from sinf.storage.files import hash_tensors
@@ -155,13 +153,12 @@ class _Build:
             config.cut_at,
             lambda shape: predictor_macs(shape, len(clusters), config.router),
         )
-        self.criterion = make_criterion(config.criterion_name)
+        self.compressor = make_compressor(config.method, config)
         self.memory = Memory(config.memory)
         self.shelf = Shelf(store.folder, self.memory.cache)
-        needs = RANK_NEEDS if config.method == "ranks" else self.criterion.needs
         self.whole_passes, self.tail_passes = plan_build(
-            self.memory, self.network, base.module, (images.scoring, images.routing, images.calibration), needs,
-            pool=self.criterion.pool, ranks=config.method == "ranks",
+            self.memory, self.network, base.module, (images.scoring, images.routing, images.calibration),
+            self.compressor.needs, pool=self.compressor.pool, beside=self.compressor.bytes_beside,
             whole=min(config.extractor, config.fallback, config.common) < 1,
         )  # fmt: skip
         # What every step depends on. Steps add to it what they use, and nothing else.
@@ -206,7 +203,7 @@ class _Build:
     def run(self, provenance: dict[str, str]) -> Bundle:
         common, fallback = self._common()
         router = self._router(common)
-        parts = {"common": common, "fallback": fallback, **self._specialiser().specialise(common)}
+        parts = {"common": common, "fallback": fallback, **self._subgraphs().of(common)}
         bundle = Bundle(
             spec=self.base.spec,
             class_names=tuple(self.images.scoring.class_names),
@@ -230,8 +227,7 @@ class _Build:
     def _provenance(self) -> dict[str, str]:
         config = self.config
         rule = f"{config.subgraph}{', one budget for all' if config.across_clusters else ''}"
-        how = {"channels": {"criterion": config.criterion_name}, "ranks": {"method": "low rank"}}[config.method]
-        return how | {"seed": str(config.seed), "subgraphs": rule}
+        return self.compressor.describe() | {"seed": str(config.seed), "subgraphs": rule}
 
     # ---- steps
 
@@ -240,52 +236,29 @@ class _Build:
         config, network = self.config, self.network
         if config.extractor == config.fallback == config.common == 1:
             return Part(network.coupling.keep_all()), Part(network.coupling.keep_all())
-
-        budgets = (
-            (config.common, network.groups_free, network.macs),
-            (config.extractor, network.groups_before, network.extractor_macs),
-            (config.fallback, network.groups_after, network.tail_macs),
-        )
-        rules: list[Rule] = [
-            (Budget(share, config.weight_cost), groups() if config.method == "channels" else [], macs)
-            for share, groups, macs in budgets
-            if share < 1
-        ]
+        shares = ((config.common, WHOLE), (config.extractor, EXTRACTOR), (config.fallback, TAIL))
+        rules: list[Rule] = [(Budget(share, config.weight_cost), region) for share, region in shares if share < 1]
 
         def compute() -> Tensors:
-            make = by_ranks if config.method == "ranks" else self._compactor().compact
-            return make(rules).to_tensors(network.coupling, "")
-
-        def by_ranks(rules: list[Rule]) -> Part:
-            images = self.images.scoring.sample(config.common_images, config.seed)
-            whole = LowRank(
-                network.graph, network.coupling, lambda: batches(images, self.base, "statistics", self.progress),
-                self.base.spec.classes, config.seed, at_once=self.whole_passes.at_once,
-            )  # fmt: skip
-            ranks = whole.ranks([(cast(Budget, rule), macs) for rule, _, macs in rules], config.round_to)
-            inputs = images.inputs(self.base.spec.preprocessing)
-            layers = whole.layers(
-                ranks, inputs if config.reconstruct else None,
-                memory=least(config.reconstruct_bytes, self.whole_passes.activations),
-                equations=self.whole_passes.equations,
-                progress=counted(self.progress, "reconstruction", len(network.coupling.mixers)),
-            )  # fmt: skip
-            return Part(network.coupling.keep_all(), layers)
+            scope = whole_scope(
+                self.base, network, self.images.scoring, config.common_images, config.seed, lambda: self.progress
+            )
+            part = compress(self.compressor, [scope], rules, self._run(self.whole_passes))[0]
+            return part.to_tensors(network.coupling, "")
 
         tensors = self.store.get("common", self.compaction | {"fallback": config.fallback}, compute)
         return network.split(Part.from_tensors(tensors, network.coupling, ""))
 
-    def _compactor(self) -> Compactor:
-        scoring = self.images.scoring
-        return Compactor(
-            self.base, self.network, scoring, self.criterion, self.config, self.progress, self.store, self.whole_passes
-        )
-
-    def _specialiser(self) -> Specialiser:
-        return SPECIALISERS[self.config.method](
-            self.base, self.network, self.images.scoring, self.clusters, self.criterion, self.config, self.progress,
-            self.store, self.origin, self.compaction, self.tail_passes, self.shelf,
+    def _subgraphs(self) -> Subgraphs:
+        config = self.config
+        return Subgraphs(
+            self.base, self.network, self.images.scoring, self.clusters, self.compressor, config.subgraph,
+            config.across_clusters, config.seed, self._run(self.tail_passes), self.shelf, self.origin, self.compaction,
         )  # fmt: skip
+
+    def _run(self, passes: Passes) -> Run:
+        config = self.config
+        return Run(self.store, passes, self.progress, config.reconstruct, config.reconstruct_bytes)
 
     def _router(self, common: Part) -> RoutePredictor:
         """The route predictor, before its calibration."""

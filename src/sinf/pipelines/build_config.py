@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sinf.compress.methods import kind_of
 from sinf.compress.select import Budget, Schedule
 from sinf.criteria import best_criterion, make_criterion
 from sinf.errors import ConfigError
 from sinf.graph.cost import WEIGHT_COST
 from sinf.machine.memory import DEFAULT, Memory
-from sinf.pipelines.subgraphs import SPECIALISERS
 from sinf.routing.predictor import RouterConfig
 from sinf.routing.threshold import require_limit
 
@@ -83,11 +83,11 @@ class BuildConfig:
             raise ConfigError(
                 "only a budget can be spent across clusters", got="ratios", remedy="give a budget of MACs, or leave it"
             )
-        if self.method not in SPECIALISERS:
-            raise ConfigError("a build removes channels, or takes ranks", got=self.method, remedy="channels or ranks")
-        if self.method == "ranks" and (isinstance(self.subgraph, Schedule) or self.criterion is not None):
+        by_criterion = isinstance(self.subgraph, Schedule) or self.criterion is not None
+        if by_criterion and not kind_of(self.method).by_criterion:
             got = "ratios" if isinstance(self.subgraph, Schedule) else f"the criterion {self.criterion}"
-            raise ConfigError("low rank removes no channels, and takes a budget", got=got, remedy="leave it out")
+            raise ConfigError(f"{self.method} removes no channels, and takes a budget", got=got, remedy="leave it out")
+        kind_of(self.method)
         make_criterion(self.criterion_name)
         Memory(self.memory)
         for name in ("route_draws", "common_images", "reconstruct_bytes", "choices"):

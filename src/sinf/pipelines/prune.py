@@ -1,6 +1,6 @@
 """Static pruning: a trained classifier made smaller for all its classes, for good, and saved as a plain model.
 
-A method (:mod:`sinf.pipelines.prune_methods`) makes a network of a budget; where the method or the budget is not given,
+A compressor (:mod:`sinf.compress.methods`) makes a network of a budget; where the method or the budget is not given,
 those are searched that lose least, or save most, by images that fitted nothing. Then, if asked for, come batch-norm
 statistics from images, and fine-tuning with the base model as the teacher. What loses too much, or is not faster than
 the base model, is not handed out. :mod:`sinf.pipelines.comparison` measures and saves what comes out.
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sinf.compress.methods import make_compressor
 from sinf.compress.recalibrate import recalibrate
 from sinf.compress.select import Budget, Schedule
 from sinf.data.images import BATCH, LabelledImages
@@ -37,8 +38,8 @@ from sinf.models.to_plain import to_plain
 from sinf.pipelines.prune_config import LatencyBudget as LatencyBudget
 from sinf.pipelines.prune_config import PruneConfig as PruneConfig
 from sinf.pipelines.prune_config import describe, require_no_labels
-from sinf.pipelines.prune_methods import METHODS, Method, Source
 from sinf.pipelines.prune_search import TRIALS, largest_in_time, smallest_budget
+from sinf.pipelines.whole import Method, Source
 from sinf.storage.files import hash_tensors
 from sinf.storage.steps import StepStore, Tensors
 from sinf.training.train import EpochReport, Teacher, TrainConfig, train
@@ -127,8 +128,10 @@ class _Pruning:
         self.network = Network(trace(base.module, base.spec.preprocessing))
         memory = Memory(config.memory)
         fixed = self._fit(memory)
-        self.source = Source(base, self.network, self.images, config, self.store, progress, memory, fixed)
-        self.methods = {name: METHODS[name](self.source) for name in config.methods}
+        self.source = Source(
+            base, self.network, self.images, config.seed, config.reconstruct_bytes, self.store, progress, memory, fixed
+        )
+        self.methods = {name: Method(self.source, make_compressor(name, config)) for name in config.methods}
 
     def run(self, training: LabelledImages | None, report: Callable[[EpochReport], None] | None) -> Pruned:
         config = self.config

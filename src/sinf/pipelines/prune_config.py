@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sinf.compress.methods import COMPRESSORS, kind_of, make_compressor
 from sinf.compress.select import Budget, Schedule
 from sinf.criteria import best_criterion, make_criterion
 from sinf.data.images import LabelledImages
@@ -11,7 +12,6 @@ from sinf.errors import ConfigError
 from sinf.graph.cost import WEIGHT_COST
 from sinf.machine.memory import DEFAULT, Memory
 from sinf.measure.delivery import Limits
-from sinf.pipelines.prune_methods import METHODS, Channels, Ranks
 from sinf.training.train import TrainConfig
 
 AUTO = "auto"
@@ -42,8 +42,7 @@ class PruneConfig:
     Attributes:
         rule: how much goes: a schedule of ratios, a budget of MACs, or of time; None for as much as the limits allow.
         method: "channels" (removed), "ranks" (layers become two, :mod:`sinf.compress.low_rank`), or "auto": what loses
-        least
-            under the rule, or saves most time within the limits.
+            least under the rule, or saves most time within the limits.
         limits: what must hold for the network to be handed out, None for no check; all images decide then.
         criterion: what says which channels go; None for the one that loses least with, or without, reconstruction.
         images: how many of the scoring images are looked at, equally many of every class.
@@ -77,11 +76,9 @@ class PruneConfig:
         for name in ("images", "round_to", "reconstruct_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1", got=getattr(self, name), remedy="leave it out")
-        if self.method not in (AUTO, *METHODS):
-            raise ConfigError("no such method", got=self.method, remedy=f"take one of {AUTO}, {', '.join(METHODS)}")
-        if self.method == Ranks.name and self._needs_channels:
+        if self.method != AUTO and not kind_of(self.method).by_criterion and self._by_criterion:
             got = "a ratio" if isinstance(self.rule, Schedule) else f"the criterion {self.criterion}"
-            raise ConfigError("low rank removes no channels, and takes a budget", got=got, remedy="leave it out")
+            raise ConfigError(f"{self.method} removes no channels, and takes a budget", got=got, remedy="leave it out")
         if self.limits is None and (self.rule is None or len(self.methods) > 1):
             raise ConfigError(
                 "a method and a budget are chosen by images that are held out",
@@ -90,7 +87,8 @@ class PruneConfig:
             )
 
     @property
-    def _needs_channels(self) -> bool:
+    def _by_criterion(self) -> bool:
+        """Whether it asks for what only the removal of channels by a criterion can do."""
         return isinstance(self.rule, Schedule) or self.criterion is not None
 
     @property
@@ -98,7 +96,7 @@ class PruneConfig:
         """Names of the methods that are tried."""
         if self.method != AUTO:
             return (self.method,)
-        return (Channels.name,) if self._needs_channels else tuple(METHODS)
+        return tuple(name for name in COMPRESSORS if kind_of(name).by_criterion or not self._by_criterion)
 
     @property
     def criterion_name(self) -> str:
@@ -125,5 +123,7 @@ def require_no_labels(config: PruneConfig, images: LabelledImages) -> None:
     """
     if config.finetune is not None:
         images.require_labels("fine-tuning")
-    if Channels.name in config.methods and make_criterion(config.criterion_name).reads_labels:
-        images.require_labels(f"the criterion {config.criterion_name}")
+    for name in config.methods:
+        compressor = make_compressor(name, config)
+        if compressor.reads_labels:
+            images.require_labels(" ".join(("the", *compressor.describe().popitem())))

@@ -22,12 +22,11 @@ energies; separable filters are Jaderberg et al., Speeding up Convolutional Neur
 """
 
 from sinf.compress.low_rank.choose import Rank, choose_ranks, choose_ranks_together
-from sinf.compress.low_rank.compressor import NEEDS, LowRank
+from sinf.compress.low_rank.compressor import LowRank
 from sinf.compress.low_rank.metric import Metric, metrics
 from sinf.compress.low_rank.solve import factor, reconstruct_ranks
 
 __all__ = [
-    "NEEDS",
     "LowRank",
     "Metric",
     "Rank",

@@ -62,6 +62,8 @@ def choose_ranks_together(
             options[part, target] = [_Choice(c.rank, share * c.loss, share * c.cost) for c in choices]
     whole = sum(choices[0].cost for choices in options.values())
     least = sum(min(choice.cost for choice in choices) for choices in options.values())
+    if budget.macs == 1:
+        return [{} for _ in parts]  # rounded up to parts of the budget, all as they are would not be within it
     if least > budget.macs * whole:
         got = f"{budget.macs:g}; at least {least / whole:.3f} must stay"
         raise ConfigError("the MAC budget must be within reach of ranks", got=got, remedy="raise the budget")

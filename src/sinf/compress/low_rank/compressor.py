@@ -1,96 +1,101 @@
-"""Low rank of a network or a part of one: it is looked at once, and serves every budget."""
+"""Layers written as two, with fewer channels between them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
+from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
-from sinf.compress.low_rank.choose import Rank, choose_ranks
+from sinf.compress.channels import counted
+from sinf.compress.compressor import Compressor, Observed, Rule, Run, Scope
+from sinf.compress.low_rank.choose import Rank, choose_ranks_together
 from sinf.compress.low_rank.metric import Metric, metrics
 from sinf.compress.low_rank.solve import factor, reconstruct_ranks
 from sinf.compress.select import Budget
-from sinf.compress.side_by_side import Rows
+from sinf.errors import ConfigError
 from sinf.graph.cost import MacCount
-from sinf.graph.coupling import Coupling
-from sinf.graph.delta import LayerDeltas
-from sinf.statistics import Statistics, collect, weights_of
+from sinf.graph.coupling import Coupling, couple
+from sinf.graph.delta import apply
+from sinf.graph.network import Part
+from sinf.graph.trace import note_shapes
+from sinf.statistics import Statistics, weights_of
+from sinf.statistics.need import metric_bytes
 from sinf.statistics.stored import from_tensors, to_tensors
-
-#: Sums over images that ranks are chosen and solved by.
-NEEDS = ("made_sum", "made_gram", "made_count", "fisher", "strips")
+from sinf.storage.steps import Tensors
 
 
-class LowRank:
-    """Layers of ``graph`` (inputs -> logits) written as two.
+class LowRank(Compressor):
+    """Ranks are multiples of ``round_to``. A plan is a :class:`Rank` by the target of every layer that becomes two.
 
-    ``batches`` gives the inputs (B, ...) with their labels (B,), from the first on at every call; ``classes`` is how
-    many labels there are. They are run once, when statistics are first needed; ``remember`` may give what an earlier
-    run of its argument returned. ``at_once`` of a batch's images run at once.
+    The metrics of the last scope are remembered, so that many budgets of one scope take one decomposition.
     """
 
-    def __init__(
-        self,
-        graph: fx.GraphModule,
-        coupling: Coupling,
-        batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
-        classes: int,
-        seed: int = 0,
-        remember: Callable[[Callable[[], dict[str, Tensor]]], dict[str, Tensor]] | None = None,
-        at_once: int | None = None,
-    ) -> None:
-        self._at_once = at_once
-        self.graph, self.coupling, self._batches = graph, coupling, batches
-        self._classes, self._seed, self._remember = classes, seed, remember
+    name = "ranks"
+    small = False
+    needs = ("made_sum", "made_gram", "made_count", "fisher", "strips")
 
-    @cached_property
-    def statistics(self) -> Statistics:
-        """Sums over the images, by layer."""
-        if self._remember is None:
-            return self._collect()
-        stored = self._remember(lambda: to_tensors(self._collect()))
-        return from_tensors(stored, weights_of(self.graph, self.coupling))
+    def __init__(self, round_to: int = 8) -> None:
+        self.round_to = round_to
+        self._last: tuple[Scope, Statistics, dict[str, Metric]] | None = None
+        self._viewed: tuple[Scope, fx.GraphModule, Coupling] | None = None
 
-    def _collect(self) -> Statistics:
-        return collect(
-            self.graph, self.coupling, self._batches(), classes=self._classes, needs=NEEDS, seed=self._seed,
-            at_once=self._at_once,
-        )  # fmt: skip
+    def describe(self) -> dict[str, str]:
+        return {"method": "low rank"}
 
-    @cached_property
-    def metrics(self) -> dict[str, Metric]:
-        """What a rank of every layer loses."""
-        return metrics(self.statistics)
+    def bytes_beside(self, graph: fx.GraphModule, coupling: Coupling) -> int:
+        return metric_bytes(graph, coupling)
 
-    def ranks(self, rules: Sequence[tuple[Budget, MacCount]], round_to: int = 8) -> dict[str, Rank]:
-        """Ranks by target, within each budget of the MACs that are counted beside it.
+    def view(self, scope: Scope) -> tuple[fx.GraphModule, Coupling, None]:
+        """What the scope starts from, limited to its classes: these outputs alone are the head's."""
+        if self._viewed is None or self._viewed[0] is not scope:
+            start, graph, coupling = scope.start, scope.graph, scope.coupling
+            if start.changes:
+                keep = start.keep.clone()
+                if scope.slot is not None:
+                    keep[scope.slot.units] = True  # sums are over what the base extractor makes
+                graph = note_shapes(apply(graph, coupling, keep, start.layers))
+                coupling = couple(graph, free_input=scope.slot is not None, free_output=True)
+            self._viewed = scope, graph, coupling
+        return self._viewed[1], self._viewed[2], None
 
-        Raises:
-            ConfigError: no ranks are within a budget.
-        """
-        found: dict[str, Rank] = {}
-        for budget, count in rules:
-            found |= choose_ranks(budget, count, self.metrics, round_to)
-        return found
+    def observe(self, scope: Scope, statistics: Statistics) -> Tensors:
+        return to_tensors(statistics)
 
-    def layers(
-        self,
-        ranks: dict[str, Rank],
-        inputs: Rows | None = None,
-        smaller_inputs: Rows | None = None,
-        *,
-        memory: int | None = None,
-        equations: int | None = None,
-        progress: Callable[[str], None] | None = None,
-    ) -> LayerDeltas:
-        """What stands in the place of layers. With ``inputs`` (N, ...), layers are solved one after the other, from
-        what the network so far makes of ``smaller_inputs`` (features of a smaller extractor; the inputs themselves
-        without), so that its answers come near to those of ``inputs``; without, each on its own."""
-        start = factor(self.graph, ranks, self.statistics, self.metrics)
-        if inputs is None:
-            return start
-        return reconstruct_ranks(
-            self.graph, self.coupling, start, ranks, self.metrics, inputs, smaller_inputs,
-            memory=memory, equations=equations, progress=progress,
-        )  # fmt: skip
+    def known(self, scope: Scope, observed: Observed) -> tuple[Statistics, dict[str, Metric]]:
+        """Sums over the scope's images, and what a rank of every layer loses."""
+        if self._last is None or self._last[0] is not scope:
+            statistics = from_tensors(observed(scope), weights_of(*self.view(scope)[:2]))
+            self._last = scope, statistics, metrics(statistics)
+        return self._last[1:]
+
+    def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[dict[str, Rank]]:
+        plans: list[dict[str, Rank]] = [{} for _ in scopes]
+        losses = [self.known(scope, observed)[1] for scope in scopes]
+        for rule, region in rules:
+            if not isinstance(rule, Budget):
+                raise ConfigError("low rank takes a budget", got="ratios", remedy="give a budget")
+            parts = [(self._count(scope, region), known) for scope, known in zip(scopes, losses, strict=True)]
+            chosen = choose_ranks_together(rule, parts, [scope.share for scope in scopes], self.round_to)
+            plans = [plan | more for plan, more in zip(plans, chosen, strict=True)]
+        return plans
+
+    def make(self, scope: Scope, plan: dict[str, Rank], observed: Observed, run: Run) -> Part:
+        graph, coupling, _ = self.view(scope)
+        statistics, known = self.known(scope, observed)
+        layers: dict[str, Any] = factor(graph, plan, statistics, known)
+        if run.fit:
+            whole, small = scope.inputs(run.most)
+            layers = reconstruct_ranks(
+                graph, coupling, layers, plan, known, whole, None if small is whole else small,
+                memory=run.activations, equations=run.passes.equations,
+                progress=counted(run.progress, "reconstruction", len(coupling.mixers)),
+            )  # fmt: skip
+        return Part(scope.start.keep, scope.start.layers | layers)
+
+    def _count(self, scope: Scope, region: str) -> MacCount:
+        """MACs of a region's layers, as they are to begin with."""
+        graph, coupling, _ = self.view(scope)
+        if graph is scope.graph:
+            return scope.regions[region].macs
+        return MacCount(graph, coupling).of({target for target, _, _ in scope.regions[region].macs.nodes})

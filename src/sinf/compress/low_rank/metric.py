@@ -58,7 +58,7 @@ class Metric:
 
 
 def metrics(found: Statistics) -> dict[str, Metric]:
-    """By target, from sums over images (:data:`sinf.compress.low_rank.NEEDS`)."""
+    """By target, from sums over images (:class:`sinf.compress.low_rank.LowRank`)."""
     return {target: _metric(site) for target, site in found.items()}
 
 

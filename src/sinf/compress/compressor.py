@@ -1,0 +1,227 @@
+"""Compression behind one interface: what may be made smaller, within which budgets, and by which method.
+
+A :class:`Scope` is a network or a part of one, with the images that decide. A :class:`Compressor` plans what is left of
+it within a budget, from sums over the images, and solves for the weights of what it planned. :class:`Compression` is
+the way from one to the other, the same for every compressor: one pass for the sums, stored where a later run may want
+them, the plan, the fit, and the check of what came out.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from sinf.compress.passes import Passes, least
+from sinf.compress.select import Budget, Schedule
+from sinf.compress.side_by_side import Rows
+from sinf.errors import ConfigError, VerificationError
+from sinf.graph.cost import MacCount
+from sinf.graph.coupling import CoupledGroup, Coupling, Slot
+from sinf.graph.delta import apply
+from sinf.graph.network import Part
+from sinf.statistics import Statistics, collect
+from sinf.storage.steps import StepStore, Tensors
+
+Progress = Callable[[str, int, int], None]
+
+
+class Region(NamedTuple):
+    """The layers of a scope that a budget counts: their MACs, and the coupled groups that may lose channels there."""
+
+    macs: MacCount
+    groups: list[CoupledGroup]
+
+
+#: How much goes, and the name of the region that it counts.
+Rule = tuple[Schedule | Budget, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Scope:
+    """A network or a part of one that may be made smaller, for all classes or for some.
+
+    Attributes:
+        name: of its steps in the store.
+        graph: what runs now, inputs (B, ...) -> logits (B, classes), with the ``coupling`` of its channels, or of those
+            of the network that it is a part of.
+        regions: what budgets count, by name.
+        batches: inputs (B, ...) and labels (B,) that sums are taken over, from the first on at every call.
+        inputs: what weights are fitted to, at most so many images (None: all): what ``graph`` reads, and what the
+            smaller one will (features of a smaller extractor).
+        classes: how many labels there are.
+        start: what is smaller already, or limited to classes.
+        answer: the classes whose logits count, None for all.
+        share: of the inputs, those that run it.
+        kernels: whether whole kernels are fitted, which takes room in a bundle, instead of mixes of channels.
+        slot: the units of the inputs, where ``graph`` is a part of a network.
+        origin: what its sums depend on.
+        lasting: whether large sums are stored, too.
+    """
+
+    name: str
+    graph: fx.GraphModule
+    coupling: Coupling
+    regions: Mapping[str, Region]
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+    inputs: Callable[[int | None], tuple[Rows, Rows]]
+    classes: int
+    start: Part
+    answer: list[int] | None = None
+    share: float = 1.0
+    seed: int = 0
+    kernels: bool = True
+    slot: Slot | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    lasting: bool = True
+
+
+@dataclass(frozen=True)
+class Run:
+    """How compression runs: where steps are kept, how many images its passes run at once, and who is told.
+
+    ``fit`` says whether weights make up for what went, from at most ``most`` images (None: all), in ``fit_bytes`` of
+    activations."""
+
+    store: StepStore
+    passes: Passes = Passes()  # noqa: RUF009 - frozen
+    progress: Progress = lambda step, done, total: None
+    fit: bool = True
+    fit_bytes: int | None = None
+    most: int | None = None
+
+    @property
+    def activations(self) -> int | None:
+        """Bytes that activations may take while weights are fitted."""
+        return least(self.fit_bytes, self.passes.activations)
+
+
+Observed = Callable[[Scope], Tensors]
+
+
+class Compressor(ABC):
+    """A method: a plan for every scope within a budget that they share, and what stands for the plan."""
+
+    name: ClassVar[str]
+    #: Whether channels go by a criterion: then a criterion may be named, and ratios instead of a budget.
+    by_criterion: ClassVar[bool] = False
+    #: Whether what is observed takes little room.
+    small: ClassVar[bool] = True
+    #: Sums over images that it reads (:mod:`sinf.statistics.sums`), and the side to which channels are pooled for them.
+    needs: tuple[str, ...] = ()
+    pool: int = 1
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether it needs images with labels."""
+        return False
+
+    def describe(self) -> dict[str, str]:
+        """What a bundle or card says of it."""
+        return {"method": self.name}
+
+    def identity(self) -> dict[str, Any]:
+        """What its observations depend on, beside the scope."""
+        return {"needs": self.needs}
+
+    def bytes_beside(self, graph: fx.GraphModule, coupling: Coupling) -> int:
+        """Bytes that it takes beside the sums."""
+        return 0
+
+    def view(self, scope: Scope) -> tuple[fx.GraphModule, Coupling, list[int] | None]:
+        """The network that is run for the sums, its coupling, and the classes whose logits count."""
+        return scope.graph, scope.coupling, scope.answer
+
+    @abstractmethod
+    def observe(self, scope: Scope, statistics: Statistics) -> Tensors:
+        """What of the sums is kept. It serves every budget."""
+
+    @abstractmethod
+    def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[Any]:
+        """A plan for every scope, within each rule: of the mean cost of its region, where a scope counts by its share.
+        What is observed of a scope is asked for once.
+
+        Raises:
+            ConfigError: a rule is out of reach.
+        """
+
+    @abstractmethod
+    def make(self, scope: Scope, plan: Any, observed: Observed, run: Run) -> Part:
+        """What stands for a plan, with weights that are fitted where ``run`` says so."""
+
+
+class Compression:
+    """Scopes made smaller within budgets that they share."""
+
+    def __init__(self, compressor: Compressor, scopes: Sequence[Scope], rules: Sequence[Rule], run: Run) -> None:
+        for rule, _ in rules:
+            if isinstance(rule, Schedule) and not compressor.by_criterion:
+                raise ConfigError(
+                    f"{compressor.name} removes no channels, and takes a budget", got="ratios", remedy="give a budget"
+                )
+        self.compressor, self.scopes, self.rules, self.run = compressor, scopes, rules, run
+        self._last: tuple[Scope, Tensors] | None = None
+
+    @cached_property
+    def plans(self) -> list[Any]:
+        """One for every scope."""
+        return self.compressor.plan(self.rules, self.scopes, self.observed)
+
+    def part(self, index: int) -> Part:
+        """What is left of a scope.
+
+        Raises:
+            VerificationError: it does not run, or answers with what is no number.
+        """
+        scope, run = self.scopes[index], self.run
+        part = self.compressor.make(scope, self.plans[index], self.observed, run)
+        _check(scope, part, run)
+        return part
+
+    def observed(self, scope: Scope) -> Tensors:
+        """What the compressor keeps of the sums over a scope's images: read, or computed and, unless it is large and
+        the scope one of many, stored."""
+        if self._last is not None and self._last[0] is scope:
+            return self._last[1]
+        compressor, run = self.compressor, self.run
+
+        def compute() -> Tensors:
+            graph, coupling, answer = compressor.view(scope)
+            sums = collect(
+                graph, coupling, scope.batches(), classes=scope.classes, answer=answer, needs=compressor.needs,
+                pool=compressor.pool, seed=scope.seed, at_once=run.passes.at_once,
+            )  # fmt: skip
+            return compressor.observe(scope, sums)
+
+        if not (compressor.small or scope.lasting):
+            return compute()
+        depends = {**scope.origin, **compressor.identity(), "compressor": compressor.name, "seed": scope.seed}
+        self._last = scope, run.store.get(f"observed-{scope.name}", depends, compute)
+        return self._last[1]
+
+
+def compress(compressor: Compressor, scopes: Sequence[Scope], rules: Sequence[Rule], run: Run) -> list[Part]:
+    """What is left of every scope within the rules."""
+    work = Compression(compressor, scopes, rules, run)
+    return [work.part(index) for index in range(len(scopes))]
+
+
+@torch.no_grad()
+def _check(scope: Scope, part: Part, run: Run) -> None:
+    """A compressor of whatever kind makes a network that runs, has the answers that it should have, and finite ones."""
+    inputs = scope.inputs(run.passes.checked)[1][: run.passes.checked]
+    answers = apply(scope.graph, scope.coupling, part.keep, part.layers)(inputs.clone())
+    output = scope.coupling.output
+    expected = None if output is None else len(output.index(part.keep))
+    if not bool(answers.isfinite().all()) or (expected is not None and answers.shape[1] != expected):
+        got = f"shape {tuple(answers.shape)}, {int((~answers.isfinite()).sum())} that are no numbers"
+        raise VerificationError(
+            f"what is made by {scope.name} and {type(part).__name__} must answer in finite numbers",
+            got=got,
+            remedy="report it with the model's name",
+        )

@@ -1,0 +1,240 @@
+"""Laws that every compressor passes, on every tiny network; and one that was written outside the package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+import sparsity
+from outsider import outsider
+from scopes import WHOLE, run_in, scope_of
+from sinf.bundle.semantic import Bundle
+from sinf.compress.channels import ChannelRemoval
+from sinf.compress.compressor import Compression, Compressor, Rule, Run, Scope, compress
+from sinf.compress.methods import COMPRESSORS, make_compressor, register
+from sinf.compress.select import Budget, Schedule
+from sinf.criteria import DCS, make_criterion
+from sinf.data.images import LabelledImages
+from sinf.errors import ConfigError, VerificationError
+from sinf.graph.cost import MacCount
+from sinf.graph.delta import Weights, apply
+from sinf.graph.network import Part
+from sinf.models import load_model
+from sinf.pipelines.prune import PruneConfig, prune
+from sinf.routing.router import part_name
+from tiny import COUPLED, NETWORKS, Chain
+
+OPTIONS = SimpleNamespace(criterion_name="residual", round_to=1)
+both = pytest.mark.parametrize("name", [*COMPRESSORS])
+#: Sums with gradients cannot be taken where a sum writes over what a ReLU made, nor could such a network be trained.
+TRAINABLE = {name: made for name, made in {**NETWORKS, **COUPLED}.items() if name != "Residual"}
+every = pytest.mark.parametrize("network", [*TRAINABLE])
+
+
+def network_of(scope: Scope, part: Part) -> torch.fx.GraphModule:
+    return apply(scope.graph, scope.coupling, part.keep, part.layers)
+
+
+def cost(scope: Scope, part: Part) -> int:
+    return MacCount(network_of(scope, part), scope.coupling).total()
+
+
+@both
+@every
+@torch.no_grad()
+def test_a_full_budget_is_the_identity(name: str, network: str, tmp_path: Path) -> None:
+    scope, x = scope_of(TRAINABLE[network]())
+    part = compress(make_compressor(name, OPTIONS), [scope], [(Budget(1.0), WHOLE)], run_in(tmp_path))[0]
+    assert not part.changes
+    torch.testing.assert_close(network_of(scope, part)(x), scope.graph(x))
+
+
+@both
+@every
+@torch.no_grad()
+def test_what_is_stored_is_what_was_made(name: str, network: str, tmp_path: Path) -> None:
+    scope, x = scope_of(TRAINABLE[network]())
+    part = compress(make_compressor(name, OPTIONS), [scope], [(Budget(0.8), WHOLE)], run_in(tmp_path))[0]
+    stored = Part.from_tensors(part.to_tensors(scope.coupling, "", torch.float32), scope.coupling, "")
+    assert part.changes
+    assert torch.equal(network_of(scope, stored)(x), network_of(scope, part)(x))
+
+
+@both
+@every
+def test_cost_falls_with_the_budget(name: str, network: str, tmp_path: Path) -> None:
+    scope, _ = scope_of(TRAINABLE[network]())
+    compressor, run = make_compressor(name, OPTIONS), run_in(tmp_path, fit=False)
+    whole = scope.regions[WHOLE].macs.total()
+    costs = []
+    for budget in (0.9, 0.8, 0.75):
+        part = compress(compressor, [scope], [(Budget(budget), WHOLE)], run)[0]
+        assert cost(scope, part) <= budget * whole
+        costs.append(cost(scope, part))
+    assert costs == sorted(costs, reverse=True)
+
+
+@both
+def test_two_scopes_share_a_budget(name: str, tmp_path: Path) -> None:
+    """The mean cost is within it, where a scope counts by its share of the inputs."""
+    scopes = [
+        replace(scope_of(Chain(), seed)[0], name=f"network {seed}", share=share) for seed, share in ((0, 0.8), (1, 0.2))
+    ]
+    work = Compression(make_compressor(name, OPTIONS), scopes, [(Budget(0.6), WHOLE)], run_in(tmp_path, fit=False))
+    spent = sum(scope.share * cost(scope, work.part(index)) for index, scope in enumerate(scopes))
+    assert spent <= 0.6 * sum(scope.share * scope.regions[WHOLE].macs.total() for scope in scopes)
+
+
+@both
+@torch.no_grad()
+def test_weights_make_up_for_what_went(name: str, tmp_path: Path) -> None:
+    """Fitted, it answers more like the network than it does unfitted."""
+    scope, x = scope_of(Chain())
+    compressor, rules = make_compressor(name, OPTIONS), [(Budget(0.6), WHOLE)]
+
+    def difference(fit: bool) -> float:
+        part = compress(compressor, [scope], list(rules), run_in(tmp_path, fit))[0]
+        return float((network_of(scope, part)(x) - scope.graph(x)).square().mean())
+
+    assert difference(True) < difference(False)
+
+
+@both
+def test_what_was_observed_serves_every_budget(name: str, tmp_path: Path) -> None:
+    scope, x = scope_of(Chain())
+    passes = []
+
+    def batches() -> list[tuple[Tensor, Tensor]]:
+        passes.append(name)
+        return [(x, torch.zeros(len(x), dtype=torch.int64))]
+
+    looked = replace(scope, batches=batches)
+    for budget in (0.9, 0.7):
+        compress(make_compressor(name, OPTIONS), [looked], [(Budget(budget), WHOLE)], run_in(tmp_path, fit=False))
+    assert len(passes) == 1
+
+
+def test_criteria_with_other_options_observe_anew(tmp_path: Path) -> None:
+    scope, _ = scope_of(Chain())
+    run = run_in(tmp_path)
+
+    def importance(criterion: DCS) -> dict[str, Tensor]:
+        return Compression(ChannelRemoval(criterion), [scope], [], run).observed(scope)
+
+    plain, pooled, again = importance(DCS()), importance(DCS(pool=2)), importance(DCS())
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    assert all(torch.equal(again[name], scores) for name, scores in plain.items())
+    assert any(not torch.allclose(pooled[name], scores, rtol=0.01) for name, scores in plain.items())
+
+
+@both
+@torch.no_grad()
+def test_a_compressor_starts_from_what_another_left(name: str, tmp_path: Path) -> None:
+    """Ranks of what channels were removed from: both are in one part, and cost less than either."""
+    scope, x = scope_of(Chain())
+    narrow = compress(ChannelRemoval(make_criterion("residual"), 1), [scope], [(Budget(0.7), WHOLE)], run_in(tmp_path))[
+        0
+    ]
+    started = replace(scope, name="narrow", start=narrow)
+    if name == ChannelRemoval.name:
+        pytest.skip("channels of a network in low rank are another scope")
+    both_of = compress(make_compressor(name, OPTIONS), [started], [(Budget(0.7), WHOLE)], run_in(tmp_path))[0]
+    assert torch.equal(both_of.keep, narrow.keep)
+    assert cost(scope, both_of) <= 0.7 * cost(scope, narrow)
+    stored = Part.from_tensors(both_of.to_tensors(scope.coupling, "", torch.float32), scope.coupling, "")
+    assert torch.equal(network_of(scope, stored)(x), network_of(scope, both_of)(x))
+
+
+# ---- one from outside
+
+
+@pytest.fixture
+def sparse() -> Iterator[str]:
+    """2:4 sparsity, as examples/sparsity.py has it, known by its name for one test."""
+    with outsider() as name:
+        yield name
+
+
+def is_sparse(weight: Tensor) -> bool:
+    """Whether of every four neighbouring inputs at least two are zero."""
+    return bool((weight.transpose(1, -1).unflatten(-1, (-1, 4)) == 0).sum(-1).ge(2).all())
+
+
+@every
+@torch.no_grad()
+def test_an_outsider_passes_the_laws(sparse: str, network: str, tmp_path: Path) -> None:
+    scope, x = scope_of(TRAINABLE[network]())
+    compressor, run = make_compressor(sparse, OPTIONS), run_in(tmp_path)
+    assert not compress(compressor, [scope], [(Budget(1.0), WHOLE)], run)[0].changes
+    able = [
+        target for target in scope.coupling.mixers.values() if sparsity.can_be_sparse(scope.graph.get_submodule(target))
+    ]
+    if not able:
+        with pytest.raises(ConfigError, match="within reach"):
+            compress(compressor, [scope], [(Budget(0.9999), WHOLE)], run)
+        return
+    part = compress(compressor, [scope], [(Budget(0.9999), WHOLE)], run)[0]
+    assert part.layers
+    assert all(is_sparse(layer.weight) for layer in part.layers.values() if isinstance(layer, Weights))
+    stored = Part.from_tensors(part.to_tensors(scope.coupling, "", torch.float32), scope.coupling, "")
+    assert torch.equal(network_of(scope, stored)(x), network_of(scope, part)(x))
+
+
+def test_an_outsider_prunes(sparse: str, tiny_images: LabelledImages, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = load_model("vgg11", classes=6, options={"width": 0.125})
+    pruned = prune(base, tiny_images, PruneConfig(Budget(0.6), sparse, limits=None), tmp_path)
+    weights = [layer.weight for layer in pruned.module.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert any(is_sparse(weight) for weight in weights if weight.shape[1] % 4 == 0)
+
+
+def test_an_outsider_is_in_every_part_of_a_bundle(built_sparse: Path) -> None:
+    """Built, stored, loaded and run in every engine: tests/engine/test_conformance.py."""
+    bundle = Bundle.load(built_sparse)
+    assert all(bundle.parts[part_name(cluster)].layers for cluster in range(len(bundle.clusters)))
+    for part in bundle.parts.values():
+        assert all(is_sparse(layer.weight) for layer in part.layers.values() if isinstance(layer, Weights))
+
+
+@pytest.mark.parametrize("wrong", [Schedule(0.1, 0.5)])
+def test_ratios_are_for_channels(sparse: str, wrong: Schedule, tmp_path: Path) -> None:
+    scope, _ = scope_of(Chain())
+    for name in ("ranks", sparse):
+        with pytest.raises(ConfigError, match="takes a budget"):
+            compress(make_compressor(name, OPTIONS), [scope], [(wrong, WHOLE)], run_in(tmp_path))
+
+
+def test_names_are_taken_once(sparse: str) -> None:
+    class Other(ChannelRemoval):
+        name = "ranks"
+
+    with pytest.raises(ConfigError, match="a name of its own"):
+        register(Other, lambda options: Other(make_criterion(options.criterion_name)))
+    with pytest.raises(ConfigError, match="no such method"):
+        make_compressor("magic", OPTIONS)
+
+
+def test_what_answers_no_numbers_is_refused(tmp_path: Path) -> None:
+    class Broken(Compressor):
+        name = "broken"
+
+        def observe(self, scope: Scope, statistics: object) -> dict[str, Tensor]:
+            return {}
+
+        def plan(self, rules: list[Rule], scopes: list[Scope], observed: object) -> list[None]:  # type: ignore[override]
+            return [None for _ in scopes]
+
+        def make(self, scope: Scope, plan: None, observed: object, run: Run) -> Part:
+            target = next(iter(scope.coupling.mixers.values()))
+            weight = scope.graph.get_submodule(target).weight
+            return Part(scope.start.keep, {target: Weights(torch.full_like(weight, torch.nan))})
+
+    scope, _ = scope_of(Chain())
+    with pytest.raises(VerificationError, match="finite"):
+        compress(Broken(), [scope], [(Budget(0.9), WHOLE)], run_in(tmp_path))
