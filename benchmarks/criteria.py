@@ -44,7 +44,7 @@ from sinf.data.images import BATCH, LabelledImages
 from sinf.errors import ConfigError
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import CoupledGroup
-from sinf.graph.network import Network
+from sinf.graph.network import PartedNetwork
 from sinf.graph.prepare import prepare
 from sinf.graph.slice import parameters_of, slice_graph
 from sinf.graph.trace import trace
@@ -109,7 +109,7 @@ class Side:
     """What a row of one method needs: graph, groups, statistics, images to fit and to report, all or of one cluster."""
 
     def __init__(
-        self, network: Network, graph: fx.GraphModule, groups: list[CoupledGroup], macs: MacCount, start: Tensor,
+        self, network: PartedNetwork, graph: fx.GraphModule, groups: list[CoupledGroup], macs: MacCount, start: Tensor,
         sites: Statistics, fit: Tensor, test: tuple[Tensor, Tensor], slot: Any = None,
     ) -> None:  # fmt: skip
         self.network, self.graph, self.groups, self.macs, self.start = network, graph, groups, macs, start
@@ -190,7 +190,7 @@ class Sides:
     ``needs``; those of clusters score and fit on ``scored`` images of a class."""
 
     def __init__(
-        self, base: BaseModel, network: Network, train: LabelledImages, test: LabelledImages, rows: int,
+        self, base: BaseModel, network: PartedNetwork, train: LabelledImages, test: LabelledImages, rows: int,
         jobs: list[Job], scored: int = CLUSTER_SCORED, needs: Iterable[str] = (),
     ) -> None:  # fmt: skip
         self.base, self.network, self.train, self.jobs = base, network, train, jobs
@@ -314,7 +314,7 @@ def run(
         threads=1,
     )
     base = load_model(name, weights=weights)
-    network = Network(trace(base.module, base.spec.preprocessing), CUTS[name])
+    network = PartedNetwork(trace(base.module, base.spec.preprocessing), CUTS[name])
     jobs = [job for job in jobs if not table.has(**job._asdict())]
     sides = Sides(base, network, load_images(data, "train"), load_images(data, "test[50%:]"), rows, jobs)
     for job in jobs:

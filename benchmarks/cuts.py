@@ -25,7 +25,7 @@ from sinf import load_images, load_model
 from sinf.compress.low_rank import LowRank, choose_ranks, factor, metrics, reconstruct_ranks
 from sinf.compress.select import Budget
 from sinf.graph.delta import apply
-from sinf.graph.network import Network
+from sinf.graph.network import PartedNetwork
 from sinf.graph.slice import parameters_of
 from sinf.graph.trace import trace
 
@@ -99,7 +99,7 @@ def main(
     for cut in CUTS[name]:
         ways = [way for way in only.split(",") if not table.has(cut=cut, weights=way, scored_on=scored)]
         jobs = {way: Job(CLUSTER, CRITERION, "budget", BUDGET, way, 0) for way in ways if way != RANKS}
-        network = Network(graph, cut)
+        network = PartedNetwork(graph, cut)
         sides = Sides(
             base, network, train, test, rows, [*jobs.values()], scored, LowRank.needs if RANKS in ways else ()
         )

@@ -45,14 +45,14 @@ def score(name: str, weights: str, data: str, criterion: str, images: int, clust
     from sinf.criteria import make_criterion
     from sinf.data.clusters import from_column
     from sinf.data.images import BATCH
-    from sinf.graph.network import Network
+    from sinf.graph.network import PartedNetwork
     from sinf.graph.trace import trace
     from sinf.measure.accuracy import memory_bytes
     from sinf.statistics import collect
 
     torch.set_num_threads(1)
     base = load_model(name, weights=weights)
-    network = Network(trace(base.module, base.spec.preprocessing))
+    network = PartedNetwork(trace(base.module, base.spec.preprocessing))
     sample = load_images(data, "train").sample(images)
     rule = make_criterion(criterion)
     pixels = sample.pixels(base.spec.preprocessing)

@@ -30,13 +30,13 @@ def measure(name: str, weights: str, data: str) -> None:
 
     from sinf import load_images, load_model
     from sinf.data.clusters import from_column
-    from sinf.graph.network import Network
+    from sinf.graph.network import PartedNetwork
     from sinf.graph.trace import trace
     from sinf.measure.accuracy import machine
 
     base = load_model(name, weights=weights)
     images = load_images(data, "test[50%:]").sample(IMAGES)
-    network = Network(trace(base.module, base.spec.preprocessing))
+    network = PartedNetwork(trace(base.module, base.spec.preprocessing))
     targets = list(dict.fromkeys(network.coupling.mixers.values()))
     pooled: dict[str, list[torch.Tensor]] = {target: [] for target in targets}
 

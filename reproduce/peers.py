@@ -60,7 +60,7 @@ def measure(name: str, weights: str, data: str, checkouts: str) -> None:
     from sinf import load_images, load_model
     from sinf.compress.channels import importances
     from sinf.criteria import make_criterion
-    from sinf.graph.network import Network
+    from sinf.graph.network import PartedNetwork
     from sinf.graph.trace import trace
     from sinf.statistics import collect
 
@@ -70,7 +70,7 @@ def measure(name: str, weights: str, data: str, checkouts: str) -> None:
 
     rows = Table(f"peers_{name}.csv", COLUMNS, ("criterion", "code"), model=name, dataset="cifar100")
     base = load_model(name, weights=weights)
-    network = Network(trace(base.module, base.spec.preprocessing))
+    network = PartedNetwork(trace(base.module, base.spec.preprocessing))
     train = load_images(data, "train")
     groups = [group for group in network.groups_free() if len(group.producers) == 1]
     jobs: list[tuple] = [(criterion, *PEERS[criterion]) for criterion in PEERS]

@@ -14,7 +14,7 @@ from sinf.bundle.semantic import Bundle
 from sinf.data.clusters import Clusters
 from sinf.engine.torch_engine import SemanticModel
 from sinf.graph.delta import Mix
-from sinf.graph.network import Network, Part
+from sinf.graph.network import Part, PartedNetwork
 from sinf.models import ModelSpec
 from sinf.models.load import PLAIN
 from sinf.models.to_plain import to_plain
@@ -40,7 +40,7 @@ def tiny_bundle(
     torch.manual_seed(0)
     graph = traced(Chain())
     description, state = to_plain(graph)
-    network = Network(graph, "first")
+    network = PartedNetwork(graph, "first")
     parts = {"common": Part(network.coupling.keep_all()), "fallback": Part(network.coupling.keep_all())}
     group = next(group for group in network.groups_after() if "second" in group.name)
     for cluster, classes in enumerate(members):

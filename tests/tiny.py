@@ -202,6 +202,26 @@ class AllShuffled(nn.Module):
 PIECES = ("plain", "residual", "depthwise", "gate", "grouped", "concat", "pool")
 
 
+class Attention(nn.Module):
+    """Tokens of 2x2 pixels, one block of attention and one of two linear layers: no place to cut, and products of
+    values by values."""
+
+    def __init__(self, width: int = 12, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.embed = nn.Conv2d(3, width, 2, stride=2)
+        self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 16), nn.GELU(), nn.Linear(16, width))
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + self.mlp(x)
+        return self.head(x.mean(1))
+
+
 class Mixed(nn.Module):
     """A network put together from ``PIECES``, for property tests. ``width`` is a multiple of two."""
 

@@ -20,7 +20,7 @@ from sinf.data.images import LabelledImages
 from sinf.errors import ConfigError
 from sinf.graph.coupling import Slot
 from sinf.graph.delta import Factors, LayerDeltas, can_factor
-from sinf.graph.network import Network, Part
+from sinf.graph.network import Part, PartedNetwork
 from sinf.models import BaseModel, load_model
 from sinf.pipelines.comparison import Size
 from sinf.pipelines.prune import LatencyBudget, PruneConfig, prune
@@ -29,16 +29,16 @@ from sinf.statistics.strips import has_strips, strips_of
 from tiny import CLASSES, COLOUR, Chain, Depthwise, Mixed, randomise, traced
 
 
-def seen(make: Callable[[], nn.Module], images: int = 40) -> tuple[Network, Statistics, Tensor]:
+def seen(make: Callable[[], nn.Module], images: int = 40) -> tuple[PartedNetwork, Statistics, Tensor]:
     torch.manual_seed(0)
-    network = Network(traced(make()))
+    network = PartedNetwork(traced(make()))
     x = torch.randn(images, *COLOUR.size)
     y = torch.arange(images) % CLASSES
     found = collect(network.graph, network.coupling, [(x, y)], classes=CLASSES, needs=low_rank.LowRank.needs)
     return network, found, x
 
 
-def full_ranks(network: Network, separable: bool) -> dict[str, Rank]:
+def full_ranks(network: PartedNetwork, separable: bool) -> dict[str, Rank]:
     """Of all layers that can be of the form."""
     modules = {target: network.graph.get_submodule(target) for target in network.coupling.mixers.values()}
     if separable:
@@ -68,7 +68,7 @@ MIXED_FORMS = {
 FORMS = pytest.mark.parametrize("separable", [False, True], ids=["channels", "separable"])
 
 
-def with_layers(network: Network, layers: LayerDeltas) -> fx.GraphModule:
+def with_layers(network: PartedNetwork, layers: LayerDeltas) -> fx.GraphModule:
     return network.whole(Part(network.coupling.keep_all(), layers))
 
 

@@ -14,7 +14,7 @@ from sinf.graph import delta
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import Coupling, Slot, couple
 from sinf.graph.delta import Factors, LayerDelta, Mix, Weights, can_factor
-from sinf.graph.network import Network, Part
+from sinf.graph.network import Part, PartedNetwork
 from sinf.graph.slice import parameters_of
 from tiny import COLOUR, NETWORKS, Chain, random_keep, traced
 
@@ -108,7 +108,7 @@ def test_separable_factors_are_their_product() -> None:
 @torch.no_grad()
 def test_costs_count_both_layers() -> None:
     graph = traced(Chain())
-    network = Network(graph)
+    network = PartedNetwork(graph)
     coupling = network.coupling
     layers = {"second.0": drawn("separable", graph.get_submodule("second.0"), (5, 6, 3, 3), coupling.reads["second.0"])}
     two = network.whole(Part(coupling.keep_all(), layers))
@@ -141,7 +141,7 @@ def test_the_base_network_stays_as_it_was() -> None:
 
 
 def test_layers_of_another_part_are_left_out() -> None:
-    network = Network(traced(Chain()), "first")
+    network = PartedNetwork(traced(Chain()), "first")
     coupling = network.coupling
     layers = deltas(network.graph, coupling, coupling.keep_all(), ["factors"])
     early, late = network.split(Part(coupling.keep_all(), layers))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sinf.graph.network import Network
+from sinf.graph.network import PartedNetwork
 from sinf.routing.predictor import RouterConfig, predictor_macs
 from tiny import CLASSES, COLOUR, conv, traced
 
@@ -31,21 +31,21 @@ def test_huge_features_are_avoided(width: int, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("sinf.graph.network._LARGE_FEATURES", 1e12)
     share = 0.0
     for point in ("early", "small"):  # the wide place is nearest by MACs alone
-        network = Network(graph, point)
+        network = PartedNetwork(graph, point)
         share = share or network.extractor_macs.total() / network.macs.total()
-    assert Network(graph, cut_at=share).cut.name == "early"
+    assert PartedNetwork(graph, cut_at=share).cut.name == "early"
     monkeypatch.setattr("sinf.graph.network._LARGE_FEATURES", 8 * 8 * width * 2)
-    assert Network(graph, cut_at=share).cut.name == "small"
-    assert Network(graph, "early").cut.name == "early"  # who names it gets it
+    assert PartedNetwork(graph, cut_at=share).cut.name == "small"
+    assert PartedNetwork(graph, "early").cut.name == "early"  # who names it gets it
 
 
 def test_a_cut_whose_predictor_costs_much_is_avoided() -> None:
     graph = traced(Shrinking(16))
-    wide = Network(graph, "early")
+    wide = PartedNetwork(graph, "early")
     share = wide.extractor_macs.total() / wide.macs.total()
-    assert Network(graph, cut_at=share).cut.name == "early"
+    assert PartedNetwork(graph, cut_at=share).cut.name == "early"
     config = RouterConfig()
-    chosen = Network(graph, cut_at=share, predictor_macs=lambda shape: predictor_macs(shape, 2, config))
+    chosen = PartedNetwork(graph, cut_at=share, predictor_macs=lambda shape: predictor_macs(shape, 2, config))
     cost = {shape[0]: predictor_macs(shape, 2, config) for shape in (wide.cut.shape, chosen.cut.shape)}
     assert chosen.cut.name == "small"
     assert cost[chosen.cut.shape[0]] < cost[wide.cut.shape[0]]

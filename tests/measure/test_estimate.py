@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sinf.compress.select import Budget
 from sinf.data.images import LabelledImages
-from sinf.graph.network import Network
+from sinf.graph.network import PartedNetwork
 from sinf.measure import estimate
 from sinf.measure.estimate import Estimate, Pace, build_time, gated_time, prune_time
 from sinf.models import load_model
@@ -64,7 +64,7 @@ def test_more_images_take_longer(images: int, clusters: int) -> None:
     assert one < two
 
 
-_NETWORK = Network(traced(Chain()))
+_NETWORK = PartedNetwork(traced(Chain()))
 
 
 def test_a_pruning_says_it_once_before_its_first_step(tiny_images: LabelledImages, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError
 from sinf.graph.cost import WEIGHT_COST, MacCount
 from sinf.graph.delta import Factors
-from sinf.graph.network import Network, Part
+from sinf.graph.network import Part, PartedNetwork
 from sinf.measure.accuracy import Costs
 from sinf.models import load_model
 from sinf.pipelines.build import BuildConfig, Images, build
@@ -84,7 +84,7 @@ def test_one_budget_across_parts_is_spent_where_it_loses_least() -> None:
     """Alone a part has its own budget; of two parts alike, the one that more of the inputs run keeps more ranks where
     the other costs little."""
     torch.manual_seed(0)
-    network = Network(traced(Chain()))
+    network = PartedNetwork(traced(Chain()))
     x, y = torch.randn(40, *COLOUR.size), torch.arange(40) % CLASSES
     found = collect(network.graph, network.coupling, [(x, y)], classes=CLASSES, needs=LowRank.needs)
     known = metrics(found)

@@ -34,7 +34,7 @@ from sinf.pipelines import prune as pruning
 from sinf.pipelines.comparison import Size, check_target, compare, save
 from sinf.pipelines.prune import LatencyBudget, PruneConfig, prune
 from sinf.training.train import TrainConfig
-from tiny import COLOUR, NETWORKS, random_keep, randomise, traced
+from tiny import COLOUR, NETWORKS, Attention, random_keep, randomise, traced
 
 CONFIG = PruneConfig(Budget(0.5), "channels", limits=None, images=36)
 
@@ -67,6 +67,19 @@ def answers(model: nn.Module, seed: int = 0) -> torch.Tensor:
 
 
 # ---- what is made
+
+
+@pytest.mark.parametrize("method", ["channels", "ranks"])
+def test_a_transformer_is_pruned(method: str, tiny_images: LabelledImages, tmp_path: Path) -> None:
+    """Its attention is counted and stays; its linear layers become smaller."""
+    torch.manual_seed(0)
+    base = BaseModel(Attention(24).eval(), ModelSpec("own:Attention", 6, COLOUR))
+    made = prune(base, tiny_images, replace(CONFIG, rule=Budget(0.9), method=method, round_to=1), tmp_path)
+    before, after = Size.of(base), Size.of(made)
+    assert 0.7 < after.macs / before.macs <= 0.9
+    x = torch.randn(3, *COLOUR.size)
+    with torch.no_grad():
+        assert made.module(x).shape == base.module(x).shape
 
 
 def test_a_budget_of_macs_is_kept(base: BaseModel, pruned: BaseModel) -> None:

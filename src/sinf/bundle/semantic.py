@@ -39,7 +39,7 @@ from sinf.bundle.records import ClusterList, ThresholdValue, TimesList, Weight, 
 from sinf.data.clusters import Clusters
 from sinf.errors import BundleError
 from sinf.graph.delta import LayerDelta
-from sinf.graph.network import Network, Part
+from sinf.graph.network import Part, PartedNetwork
 from sinf.graph.trace import trace
 from sinf.models import ModelSpec, fit_state, load_spec
 from sinf.routing.deferral import Deferral
@@ -107,7 +107,7 @@ class Bundle:
         """What tails cost in an engine, as far as it was measured."""
         return next((each for each in self.times if each.setting == (engine, precision, threads)), None)
 
-    def network(self) -> Network:
+    def network(self) -> PartedNetwork:
         """The base model taken apart, with this bundle's weights (not copied)."""
         return _network(self.spec, self.base_state, self.cut)
 
@@ -229,7 +229,7 @@ def _require_room(clusters: Clusters) -> None:
         )
 
 
-def _network(spec: ModelSpec, state: dict[str, Tensor], cut: str) -> Network:
+def _network(spec: ModelSpec, state: dict[str, Tensor], cut: str) -> PartedNetwork:
     """A model of a spec with weights that are not copied. Nothing is allocated before it is known that they fit."""
     with torch.device("meta"):
         module = load_spec(spec)
@@ -238,10 +238,10 @@ def _network(spec: ModelSpec, state: dict[str, Tensor], cut: str) -> Network:
     for name, buffer in module.named_buffers():
         if buffer.is_meta:
             raise BundleError("every buffer of the model must be in its weights", got=name)
-    return Network(trace(module.requires_grad_(False), spec.preprocessing), cut)
+    return PartedNetwork(trace(module.requires_grad_(False), spec.preprocessing), cut)
 
 
-def _read_parts(path: Path, network: Network, clusters: Clusters) -> dict[str, Part]:
+def _read_parts(path: Path, network: PartedNetwork, clusters: Clusters) -> dict[str, Part]:
     names = ["common", "fallback", *(part_name(cluster) for cluster in range(len(clusters)))]
     by_part: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for key, tensor in map_tensors(path).items():
@@ -262,7 +262,7 @@ def _read_parts(path: Path, network: Network, clusters: Clusters) -> dict[str, P
     return parts
 
 
-def _read_part(name: str, tensors: dict[str, Tensor], network: Network) -> Part:
+def _read_part(name: str, tensors: dict[str, Tensor], network: PartedNetwork) -> Part:
     """A part whose kept channels are some of their groups', and whose tensors have the shapes that these ask for."""
     groups = network.coupling.groups
     for key, tensor in tensors.items():
@@ -288,7 +288,7 @@ def _read_part(name: str, tensors: dict[str, Tensor], network: Network) -> Part:
     return part
 
 
-def _fits(layer: LayerDelta, target: str, part: Part, network: Network) -> bool:
+def _fits(layer: LayerDelta, target: str, part: Part, network: PartedNetwork) -> bool:
     base, read = network.graph.get_submodule(target), network.coupling.reads[target]
     written = network.coupling.writes[target]
     shape = (len(written.index(part.keep)), len(read.index(part.keep)), *base.weight.shape[2:])

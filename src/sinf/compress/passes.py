@@ -11,7 +11,7 @@ from torch import fx, nn
 from sinf.compress.side_by_side import CHUNK
 from sinf.data.images import BATCH, LabelledImages
 from sinf.graph.coupling import Coupling
-from sinf.graph.network import Network
+from sinf.graph.network import PartedNetwork
 from sinf.machine.memory import Memory, activations, equation_bytes, weight_bytes
 from sinf.statistics.need import need_of, patch_bytes
 
@@ -63,7 +63,7 @@ def plan_passes(
 
 def plan_build(
     memory: Memory,
-    network: Network,
+    network: PartedNetwork,
     module: nn.Module,
     images: Sequence[LabelledImages],
     needs: Iterable[str],

@@ -174,7 +174,7 @@ class _Descent:
         self._keep = part.keep.clone()
         self._places = Places(part.macs.coupling, part.macs.nodes, weight_cost)
         self._channels = self._places.count(torch.nonzero(self._keep).flatten())  # of every slot, that stay
-        self.cost = self._places.cost(self._channels)
+        self.cost = part.macs.products + self._places.cost(self._channels)
         self._layers = {g.name: self._places.layers_at(self._places.count(g.units)) for g in part.groups}
         self._order = {
             g.name: torch.argsort(part.importance[g.name], descending=True, stable=True) for g in part.groups
@@ -228,7 +228,7 @@ class _Descent:
                 trial[going] = False
                 back = _never_empty(trial, self._part)
                 channels = self._places.count(torch.nonzero(back).flatten())
-            saved = self.cost - self._places.cost(channels)
+            saved = self.cost - self._part.macs.products - self._places.cost(channels)
             if saved > 0:
                 curve = self._lost[group.name]
                 lost = float(curve[group.size - width] - curve[group.size - self.widths[group.name]])

@@ -1,4 +1,4 @@
-"""Residual branches: the last convolution of one can skip outputs, because zeros are added in their place.
+"""The last convolution of a residual branch can skip outputs, because zeros are added in their place.
 
 In the coupling such a convolution shares its channels with all that is summed with it, and none may go for all inputs.
 For one input it may: so its output gets units of its own here, up to the sum.
@@ -11,7 +11,6 @@ ManiDP's published code gates both convolutions of a ResNet's block this way.
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from dataclasses import replace
 
@@ -19,11 +18,8 @@ import torch
 from torch import fx, nn
 
 from sinf.dynamic.sites import Site
+from sinf.graph.branches import to_sum
 from sinf.graph.coupling import Coupling, Slot
-
-_SUMS = (operator.add, operator.iadd, torch.add)
-_SUM_METHODS = ("add", "add_")
-_BETWEEN = (nn.BatchNorm2d, nn.Identity)  # a channel stays alone, and a module can be hooked
 
 
 def separate(graph: fx.GraphModule, coupling: Coupling, sites: list[Site]) -> tuple[Coupling, list[Site]]:
@@ -38,7 +34,7 @@ def separate(graph: fx.GraphModule, coupling: Coupling, sites: list[Site]) -> tu
         conv = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not isinstance(conv, nn.Conv2d) or conv.groups > 1 or str(node.target) in known:
             continue
-        chain = _to_sum(graph, node)
+        chain = to_sum(graph, node)
         if chain is None or any(calls[str(n.target)] > 1 for n in chain) or conv.out_channels < 2:
             continue
         if not set(coupling.reads[str(node.target)].units.tolist()) <= decided:
@@ -53,21 +49,3 @@ def separate(graph: fx.GraphModule, coupling: Coupling, sites: list[Site]) -> tu
         names = tuple(str(part.target) for part in chain)
         found.append(Site(names[0], conv.in_channels, own, (), names))
     return replace(coupling, units=units, reads=reads, writes=writes, values=values), found
-
-
-def _to_sum(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node] | None:
-    """The modules from a convolution to the sum that alone reads them, and adds a map of the same shape; None where
-    there is no such way."""
-    chain = [node]
-    while len(node.users) == 1:
-        (user,) = node.users
-        if user.op == "call_module" and isinstance(graph.get_submodule(str(user.target)), _BETWEEN):
-            chain.append(user)
-            node = user
-            continue
-        sums = user.op == "call_function" and user.target in _SUMS
-        sums = sums or (user.op == "call_method" and user.target in _SUM_METHODS)
-        maps = [source for source in user.all_input_nodes if source.op != "get_attr"]
-        alike = len(maps) == 2 and maps[0].meta["shape"] == maps[1].meta["shape"]
-        return chain if sums and alike and not user.kwargs else None
-    return None

@@ -19,7 +19,7 @@ from sinf.engine.constant import ConstantModule
 from sinf.engine.memory import release
 from sinf.engine.parts import Front, Specialist, make_judge
 from sinf.errors import ConfigError
-from sinf.graph.network import Network, Part
+from sinf.graph.network import Part, PartedNetwork
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import RUNNING
 from sinf.machine.threads import Lock, Once
@@ -288,7 +288,7 @@ class TailStore:
     a time, which bounds the memory that making takes; a tail that is there is taken without a lock.
     """
 
-    def __init__(self, network: Network, parts: dict[str, Part], budget: int | None) -> None:
+    def __init__(self, network: PartedNetwork, parts: dict[str, Part], budget: int | None) -> None:
         self.network, self.parts, self.budget = network, parts, budget
         self.made = 0
         self._tails: dict[str, _Tail] = {}

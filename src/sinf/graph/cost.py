@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 
+import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from sinf.graph.coupling import Coupling
 from sinf.graph.trace import layer
@@ -14,11 +17,15 @@ WEIGHT_COST = 32.0  # what a weight costs beside a MAC on one thread of a server
 
 
 class MacCount:
-    """MACs of one input, of a graph or a part of it, for any choice of units."""
+    """MACs of one input, of a graph or a part of it, for any choice of units.
+
+    ``products`` are those of functions that multiply values by values (attention): no compressor makes them smaller.
+    """
 
     def __init__(self, graph: fx.GraphModule, coupling: Coupling) -> None:
         self.coupling = coupling
         self.nodes: list[tuple[str, nn.Module, int]] = []
+        self.products = sum(_product(node) for node in graph.graph.nodes)
         for node in graph.graph.nodes:
             if node.op != "call_module" or node.meta.get("shape") is None:
                 continue
@@ -31,7 +38,7 @@ class MacCount:
     def of(self, targets: set[str]) -> MacCount:
         """Those of some layers alone."""
         few = copy.copy(self)
-        few.nodes = [node for node in self.nodes if node[0] in targets]
+        few.nodes, few.products = [node for node in self.nodes if node[0] in targets], 0
         return few
 
     def by_layer(self, keep: Tensor | None = None, weight_cost: float = 0) -> dict[str, int]:
@@ -50,4 +57,19 @@ class MacCount:
         return counts
 
     def total(self, keep: Tensor | None = None, weight_cost: float = 0) -> int:
-        return sum(self.by_layer(keep, weight_cost).values())
+        """Those of all layers, and of products."""
+        return self.products + sum(self.by_layer(keep, weight_cost).values())
+
+
+_PRODUCTS = {torch.matmul, torch.bmm, operator.matmul, torch.Tensor.matmul, "matmul", "bmm", "__matmul__"}
+
+
+def _product(node: fx.Node) -> int:
+    """MACs of one input of a call that multiplies values by values, else 0."""
+    shapes = [n.meta["shape"] for n in node.all_input_nodes if n.meta.get("shape") is not None]
+    if node.op not in ("call_function", "call_method") or len(shapes) < 2 or node.meta.get("shape") is None:
+        return 0
+    if node.target is functional.scaled_dot_product_attention and len(shapes) >= 3:
+        (*heads, queries, width), keys, values = shapes[0][1:], shapes[1], shapes[2]
+        return math.prod(heads) * queries * keys[-2] * (width + values[-1])
+    return math.prod(node.meta["shape"][1:]) * shapes[0][-1] if node.target in _PRODUCTS else 0

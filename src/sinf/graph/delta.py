@@ -6,6 +6,7 @@ store them, engines apply them:
     Mix       the weight ``W M``: kept channels stand for all that the base layer read
     Weights   a weight and a bias of their own
     Factors   two layers, through fewer channels or with separable kernels
+    Constant  nothing: the same value everywhere; what only this layer needed is not run
 
 A new kind is one class here; bundles, engines and exports take it from :data:`KINDS`.
 """
@@ -13,16 +14,17 @@ A new kind is one class here; bundles, engines and exports take it from :data:`K
 from __future__ import annotations
 
 import copy
-import math
+import operator
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, fx, nn
 
+from sinf.graph.branches import alone_for, may_go, to_sum
 from sinf.graph.coupling import Coupling, Slot, unfolds
 from sinf.graph.slice import copy_graph, slice_graph
 from sinf.graph.trace import layer as layer_of
@@ -145,7 +147,39 @@ class Factors(LayerDelta):
         return convolution(self.reduce, [not here for here in second], False), convolution(self.expand, second, True)
 
 
-KINDS: dict[str, type[LayerDelta]] = {each.kind: each for each in (Mix, Weights, Factors)}
+@dataclass(frozen=True)
+class Constant(LayerDelta):
+    """One value ``(O',)`` for every channel, whatever is read."""
+
+    value: Tensor
+    kind = "constant"
+
+    def apply(self, base: nn.Module, sliced: nn.Module, out: Tensor, read: Slot) -> nn.Module:
+        return ConstantMap(self.value.to(sliced.weight.dtype), sliced)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"value": self.value}
+
+    def fits(self, base: nn.Module, shape: tuple[int, ...], read: Slot) -> bool:
+        return self.value.shape == shape[:1]
+
+
+class ConstantMap(nn.Module):
+    """A value for every channel, in the shape of what ``layer`` makes."""
+
+    def __init__(self, value: Tensor, layer: nn.Module) -> None:
+        super().__init__()
+        self.value = _frozen(value)
+        names = ("kernel_size", "stride", "padding", "dilation")
+        self.walk = tuple(getattr(layer, name) for name in names) if isinstance(layer, nn.Conv2d) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.walk is None:
+            return self.value.expand(*x.shape[:-1], -1).clone()
+        return self.value[:, None, None].expand(x.shape[0], -1, *walked(x.shape[2:], *self.walk)).clone()
+
+
+KINDS: dict[str, type[LayerDelta]] = {each.kind: each for each in (Mix, Weights, Factors, Constant)}
 #: By target, what stands in the place of layers.
 LayerDeltas = dict[str, LayerDelta]
 
@@ -209,10 +243,10 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> LayerDeltas:
 def apply(graph: fx.GraphModule, coupling: Coupling, keep: Tensor, layers: Mapping[str, LayerDelta]) -> fx.GraphModule:
     """``graph`` with the units that stay (units,) bool and with the given layers; what did not change is shared.
 
-    Layers that become two are two calls, ``TARGET.reduce`` and ``TARGET.expand``. Layers of another part of the
-    network are left out.
+    Layers that become two are two calls, ``TARGET.reduce`` and ``TARGET.expand``; a residual branch that became a
+    constant is not run. Layers of another part of the network are left out.
     """
-    return unrolled(replaced(graph, coupling, keep, layers))
+    return without_constants(unrolled(replaced(graph, coupling, keep, layers)))
 
 
 def replaced(
@@ -250,6 +284,45 @@ def unrolled(graph: fx.GraphModule) -> fx.GraphModule:
     return new.train(graph.training)
 
 
+def without_constants(graph: fx.GraphModule) -> fx.GraphModule:
+    """``graph`` where a residual branch whose last layer is a constant is one value a channel, which is added; what
+    only the branch needed is gone. A constant elsewhere is left as a layer."""
+    ends = [
+        node for node in graph.graph.nodes
+        if node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), ConstantMap)
+    ]  # fmt: skip
+    if not ends:
+        return graph
+    new = fx.GraphModule(graph, copy_graph(graph.graph), class_name=type(graph).__name__)
+    names = {node.name for node in ends}
+    for node in [node for node in new.graph.nodes if node.name in names]:
+        chain = to_sum(new, node)
+        if chain is None:
+            continue
+        (total,) = chain[-1].users
+        (other,) = [source for source in total.all_input_nodes if source is not chain[-1]]
+        if not may_go(total, other):
+            continue
+        module = new.get_submodule(str(node.target))
+        value = module.value.detach()[None, :, None, None]
+        for between in chain[1:]:
+            value = new.get_submodule(str(between.target))(value)
+        name = f"{str(node.target).replace('.', '_')}_constant"
+        new.register_buffer(name, value)
+        with new.graph.inserting_before(total):
+            constant = new.graph.get_attr(name)
+            constant.meta["shape"] = tuple(value.shape)
+            added = new.graph.call_function(operator.add, (other, constant))
+        added.meta = dict(total.meta)
+        total.replace_all_uses_with(added)
+        dead = alone_for(node) | {total, *chain}
+        for gone in [each for each in reversed(new.graph.nodes) if each in dead]:
+            new.graph.erase_node(gone)
+    new.delete_all_unused_submodules()
+    new.recompile()
+    return new.train(graph.training)
+
+
 def _source(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0]
 
@@ -260,6 +333,13 @@ def _shape_after(layer: nn.Module, shape: tuple[int, ...] | None) -> tuple[int, 
         return None
     if not isinstance(layer, nn.Conv2d):
         return (*shape[:-1], layer.weight.shape[0])
-    walks = zip(shape[2:], layer.kernel_size, layer.stride, layer.padding, layer.dilation, strict=True)
-    sides = (math.floor((n + 2 * int(p) - d * (k - 1) - 1) / s) + 1 for n, k, s, p, d in walks)
+    sides = walked(shape[2:], layer.kernel_size, layer.stride, layer.padding, layer.dilation)
     return (shape[0], layer.weight.shape[0], *sides)
+
+
+def walked(
+    sizes: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    """The sides of what a convolution makes of a map of these sides."""
+    each = zip(sizes, kernel, stride, padding, dilation, strict=True)
+    return [(n + 2 * int(p) - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in each]

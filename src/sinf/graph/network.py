@@ -62,7 +62,53 @@ class Part:
 
 
 class Network:
-    """``graph`` (images -> logits), its coupled groups, and its parts at a cut point.
+    """``graph`` (images -> logits) and its coupled groups."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        self.graph = graph
+        self.coupling = couple(graph, free_output=True)
+        self.macs = MacCount(graph, self.coupling)
+        if self.coupling.output is None:
+            raise CutError(
+                "the classes of the head cannot be followed", got="no linear layer", remedy="end in a linear layer"
+            )
+        self._classes = set(self.coupling.output.units.tolist())
+
+    def groups_free(self) -> list[CoupledGroup]:
+        """Coupled groups that may lose channels; the classes are not among them."""
+        return [g for g in self.coupling.free_groups() if self._classes.isdisjoint(g.units.tolist())]
+
+    def with_classes(self, keep: Tensor, classes: list[int]) -> Tensor:
+        """``keep`` with the head limited to some classes."""
+        output = self.coupling.output
+        limited = keep.clone()
+        if output is not None:
+            limited[output.units] = False
+            limited[output.units[classes]] = True
+        return limited
+
+    def whole(self, part: Part) -> fx.GraphModule:
+        """The network made smaller."""
+        return self._sliced(self.graph, part)
+
+    def _sliced(self, graph: fx.GraphModule, part: Part) -> fx.GraphModule:
+        if not part.changes:
+            return graph
+        return delta.apply(graph, self.coupling, part.keep, part.layers)
+
+    def cost_of(self, graph: fx.GraphModule, weight_cost: float = 0) -> int:
+        """MACs of one input in a smaller version of the network or of a part, with ``weight_cost`` more for every
+        weight."""
+        return MacCount(graph, self.coupling).total(weight_cost=weight_cost)
+
+    def peak_bytes(self) -> int:
+        """Bytes of the largest value that one image makes."""
+        shapes = [node.meta["shape"] for node in self.graph.graph.nodes if node.meta.get("shape")]
+        return 4 * max(math.prod(shape) for shape in shapes if shape[0] == 1)
+
+
+class PartedNetwork(Network):
+    """A network in two parts at a cut point.
 
     Without the name of a cut point, the one whose extractor has nearest to ``cut_at`` of the MACs is taken, where
     features cost little: ``predictor_macs`` are those of a route predictor that reads features of a shape (C, H, W).
@@ -75,19 +121,12 @@ class Network:
         cut_at: float = 0.6,
         predictor_macs: Callable[[tuple[int, ...]], int] | None = None,
     ) -> None:
-        self.graph = graph
-        self.coupling = couple(graph, free_output=True)
-        self.macs = MacCount(graph, self.coupling)
+        super().__init__(graph)
         self.cut = find_cut(graph, cut) if cut is not None else self._nearest_cut(cut_at, predictor_macs)
         self.parts = partition(graph, self.cut)
         self.extractor_macs = MacCount(self.parts.extractor, self.coupling)
         self.tail_macs = MacCount(self.parts.tail, self.coupling)
         self.extractor_targets = {str(n.target) for n in self.parts.extractor.graph.nodes if n.op == "call_module"}
-        if self.coupling.output is None:
-            raise CutError(
-                "the classes of the head cannot be followed", got=self.cut.name, remedy="end in a linear layer"
-            )
-        self._classes = set(self.coupling.output.units.tolist())
 
     def _nearest_cut(self, share: float, predictor_macs: Callable[[tuple[int, ...]], int] | None) -> CutPoint:
         """Distances are shares of the MACs. What the predictor takes above a little counts as such, and features that
@@ -95,7 +134,11 @@ class Network:
         shares, total = macs_before(self.graph, self.macs), max(1, self.macs.total())
         points = [p for p in cut_points(self.graph) if math.prod(p.shape[1:]) > 1]
         if not points:
-            raise CutError("the model must have a place through which all data passes", got="no cut point")
+            raise CutError(
+                "a bundle needs a place through which all data passes as channels of a map",
+                got="no cut point",
+                remedy="prune makes the whole network smaller, and needs none",
+            )
 
         def cost(point: CutPoint) -> float:
             predictor = (
@@ -118,21 +161,8 @@ class Network:
         """Coupled groups that may lose channels and that the tail alone makes."""
         return [g for g in self.groups_free() if self._is_after(g)]
 
-    def groups_free(self) -> list[CoupledGroup]:
-        """Coupled groups that may lose channels; the classes are not among them."""
-        return [g for g in self.coupling.free_groups() if self._classes.isdisjoint(g.units.tolist())]
-
     def _is_after(self, group: CoupledGroup) -> bool:
         return self.extractor_targets.isdisjoint(group.producers)
-
-    def with_classes(self, keep: Tensor, classes: list[int]) -> Tensor:
-        """``keep`` with the head limited to some classes."""
-        output = self.coupling.output
-        limited = keep.clone()
-        if output is not None:
-            limited[output.units] = False
-            limited[output.units[classes]] = True
-        return limited
 
     def extractor(self, part: Part) -> fx.GraphModule:
         return self._sliced(self.parts.extractor, part)
@@ -156,27 +186,9 @@ class Network:
         late = {target: layer for target, layer in whole.layers.items() if target not in early}
         return Part(keep, early), Part(whole.keep, late)
 
-    def whole(self, part: Part) -> fx.GraphModule:
-        return self._sliced(self.graph, part)
-
-    def _sliced(self, graph: fx.GraphModule, part: Part) -> fx.GraphModule:
-        if not part.changes:
-            return graph
-        return delta.apply(graph, self.coupling, part.keep, part.layers)
-
-    def cost_of(self, graph: fx.GraphModule, weight_cost: float = 0) -> int:
-        """MACs of one input in a smaller version of the network or of a part, with ``weight_cost`` more for every
-        weight."""
-        return MacCount(graph, self.coupling).total(weight_cost=weight_cost)
-
     def feature_shape(self, part: Part) -> tuple[int, ...]:
         """Shape of one image's extracted features."""
         return len(self.features_slot.index(part.keep)), *self.cut.shape[1:]
-
-    def peak_bytes(self) -> int:
-        """Bytes of the largest value that one image makes."""
-        shapes = [node.meta["shape"] for node in self.graph.graph.nodes if node.meta.get("shape")]
-        return 4 * max(math.prod(shape) for shape in shapes if shape[0] == 1)
 
 
 def macs_before(graph: fx.GraphModule, macs: MacCount) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from sinf.data.images import BATCH
 from sinf.graph.coupling import Coupling
-from sinf.graph.network import Network
+from sinf.graph.network import Network, PartedNetwork
 from sinf.graph.prepare import prepare_teacher
 from sinf.machine.durations import duration
 
@@ -88,7 +88,7 @@ def _seconds(run: Callable[[], Tensor]) -> float:
 
 def build_time(
     pace: Pace,
-    network: Network,
+    network: PartedNetwork,
     *,
     scoring: int,
     routing: int,

@@ -22,7 +22,7 @@ from sinf.data.clusters import Clusters
 from sinf.data.images import LabelledImages
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import DataError
-from sinf.graph.network import Network, Part
+from sinf.graph.network import Part, PartedNetwork
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
 from sinf.machine.memory import Memory, Notice
@@ -147,7 +147,7 @@ class _Build:
     ) -> None:
         self.base, self.images, self.clusters, self.config = base, images, clusters, config
         self.store, self.progress = store, progress
-        self.network = Network(
+        self.network = PartedNetwork(
             trace(base.module, base.spec.preprocessing),
             config.cut,
             config.cut_at,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sinf.compress.methods import COMPRESSORS, kind_of, make_compressor
+from sinf.compress.methods import TRIED, kind_of, make_compressor
 from sinf.compress.select import Budget, Schedule
 from sinf.criteria import best_criterion, make_criterion
 from sinf.data.images import LabelledImages
@@ -96,7 +96,7 @@ class PruneConfig:
         """Names of the methods that are tried."""
         if self.method != AUTO:
             return (self.method,)
-        return tuple(name for name in COMPRESSORS if kind_of(name).by_criterion or not self._by_criterion)
+        return tuple(name for name in TRIED if kind_of(name).by_criterion or not self._by_criterion)
 
     @property
     def criterion_name(self) -> str:

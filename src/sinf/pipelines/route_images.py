@@ -13,7 +13,7 @@ from sinf.compress.channels import Progress
 from sinf.data.augmentation import augment, join_pairs
 from sinf.data.clusters import Clusters
 from sinf.data.images import BATCH, LabelledImages
-from sinf.graph.network import Network, Part
+from sinf.graph.network import Part, PartedNetwork
 from sinf.graph.prepare import prepare, prepare_teacher
 from sinf.machine.precision import teaching
 from sinf.models import BaseModel
@@ -28,7 +28,7 @@ class RouteImages:
     """Views of ``images``, in as many passes as come nearest to ``draws`` of them."""
 
     base: BaseModel
-    network: Network
+    network: PartedNetwork
     images: LabelledImages
     clusters: Clusters
     draws: int

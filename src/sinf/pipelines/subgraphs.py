@@ -17,7 +17,7 @@ from sinf.compress.select import Budget, Schedule
 from sinf.compress.side_by_side import Chosen
 from sinf.data.clusters import Clusters
 from sinf.data.images import BATCH, LabelledImages
-from sinf.graph.network import Network, Part
+from sinf.graph.network import Part, PartedNetwork
 from sinf.graph.prepare import prepare
 from sinf.models import BaseModel
 from sinf.pipelines.whole import TAIL
@@ -38,7 +38,7 @@ class Subgraphs:
     """
 
     base: BaseModel
-    network: Network
+    network: PartedNetwork
     scoring: LabelledImages
     clusters: Clusters
     compressor: Compressor

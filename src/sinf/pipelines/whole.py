@@ -14,7 +14,7 @@ from sinf.compress.passes import plan_passes
 from sinf.compress.select import Budget, Schedule
 from sinf.compress.side_by_side import Rows
 from sinf.data.images import LabelledImages
-from sinf.graph.network import Network, Part
+from sinf.graph.network import Network, Part, PartedNetwork
 from sinf.machine.memory import Memory
 from sinf.models import BaseModel
 from sinf.storage.files import hash_tensors
@@ -41,15 +41,15 @@ def whole_scope(
         rows = chosen.inputs(base.spec.preprocessing)
         return rows, rows
 
+    regions = {WHOLE: Region(network.macs, network.groups_free())}
+    if isinstance(network, PartedNetwork):
+        regions[EXTRACTOR] = Region(network.extractor_macs, network.groups_before())
+        regions[TAIL] = Region(network.tail_macs, network.groups_after())
     return Scope(
         name="network",
         graph=network.graph,
         coupling=network.coupling,
-        regions={
-            WHOLE: Region(network.macs, network.groups_free()),
-            EXTRACTOR: Region(network.extractor_macs, network.groups_before()),
-            TAIL: Region(network.tail_macs, network.groups_after()),
-        },
+        regions=regions,
         batches=lambda: batches(some, base, "statistics", progress()),
         inputs=inputs,
         classes=base.spec.classes,

@@ -26,7 +26,7 @@ from torch import Tensor
 from sinf.data.clusters import Clusters, from_column, to_file
 from sinf.data.images import BATCH, LabelledImages
 from sinf.errors import ConfigError, DataError, DataWarning
-from sinf.graph.network import Network
+from sinf.graph.network import PartedNetwork
 from sinf.graph.prepare import prepare_teacher
 from sinf.graph.trace import trace
 from sinf.machine.memory import DEFAULT, Memory, activations, equation_bytes, weight_bytes
@@ -117,7 +117,7 @@ def find_clusters(
     labels = labels and images.labelled and (check is None or check.labelled)
     _check(model, [images] if check is None else [images, check], source, method, count, max_loss)
     progress = progress or (lambda step, done, total: None)
-    network = Network(
+    network = PartedNetwork(
         trace(model.module, model.spec.preprocessing),
         cut,
         cut_at,
@@ -181,7 +181,7 @@ def _check(
 
 @torch.no_grad()
 def _observe(
-    network: Network,
+    network: PartedNetwork,
     model: BaseModel,
     images: LabelledImages,
     labels: bool,

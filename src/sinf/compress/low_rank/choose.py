@@ -60,15 +60,18 @@ def choose_ranks_together(
         for target in _targets(count):
             choices = _options(target, count, known, round_to, budget.weight_cost)
             options[part, target] = [_Choice(c.rank, share * c.loss, share * c.cost) for c in choices]
-    whole = sum(choices[0].cost for choices in options.values())
-    least = sum(min(choice.cost for choice in choices) for choices in options.values())
+    fixed = sum(share * count.products for (count, _), share in zip(parts, shares, strict=True))
+    whole = fixed + sum(choices[0].cost for choices in options.values())
+    least = fixed + sum(min(choice.cost for choice in choices) for choices in options.values())
     if budget.macs == 1:
         return [{} for _ in parts]  # rounded up to parts of the budget, all as they are would not be within it
     if least > budget.macs * whole:
         got = f"{budget.macs:g}; at least {least / whole:.3f} must stay"
         raise ConfigError("the MAC budget must be within reach of ranks", got=got, remedy="raise the budget")
     found: list[dict[str, Rank]] = [{} for _ in parts]
-    for (part, target), choice in zip(options, _cheapest(list(options.values()), budget.macs * whole), strict=True):
+    for (part, target), choice in zip(
+        options, _cheapest(list(options.values()), budget.macs * whole - fixed), strict=True
+    ):
         if choice.rank:
             found[part][target] = choice.rank
     return found

@@ -8,7 +8,7 @@ the equations are a tenth of the work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import Tensor, fx, nn
@@ -57,13 +57,14 @@ def reconstruct_ranks(
     *,
     memory: int | None = None,
     equations: int | None = None,
+    skip: Collection[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> LayerDeltas:
     """Solve again for all layers from the first that became two, each from what the others make by then.
 
     ``start`` is what :func:`factor` found. ``smaller_inputs`` are read in the place of ``inputs`` by what is solved;
     then all layers are. ``memory`` and ``equations`` are those of :func:`sinf.compress.reconstruct.reconstruct`: a
-    layer whose equations would take more stays as it was found.
+    layer whose equations would take more stays as it was found. Those of ``skip`` are not solved for.
     """
     keep, solved = coupling.keep_all(), LayerDeltas()
     smaller = replaced(graph, coupling, keep, start)
@@ -72,10 +73,13 @@ def reconstruct_ranks(
     pair = SideBySide(graph, smaller, inputs, inputs if smaller_inputs is None else smaller_inputs, memory)
     for node, twin in pair:
         target = str(node.target)
-        changed = changed or target in ranks
+        changed = changed or target in start
         if node.op != "call_module" or target not in targets or target in seen or not changed:
             continue
         seen.add(target)
+        if target in skip:
+            solved |= {target: start[target]} if target in start else {}
+            continue
         own, rank = graph.get_submodule(target), ranks.get(target)
         answers = pair.answers_of(node, twin)
         if rank is not None and rank.separable:
