@@ -10,15 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from sealed import rewrite
+from sealed import rewrite, tiny_bundle
+from sinf.bundle import semantic
 from sinf.bundle.semantic import Bundle
+from sinf.engine.parts import Judge
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import BundleError, ConfigError, DataError
+from sinf.graph.network import Part
 from sinf.measure.accuracy import Costs, evaluate, observe
 from sinf.pipelines.calibration import CALL_COST, tail_costs
 from sinf.routing.deferral import Deferral
+from sinf.routing.predictor import make_predictor
 from sinf.routing.router import FALLBACK, part_name
+from sinf.routing.threshold import Threshold
+from tiny import CLASSES
 
 
 def images_of(model: SemanticModel, count: int = 12) -> torch.Tensor:
@@ -217,8 +224,9 @@ def test_code_of_ones_own_runs_only_when_allowed(built: Path, tmp_path: Path) ->
     shutil.copytree(built, folder)
     model = json.loads((folder / "config.json").read_text())["model"]
     rewrite(folder / "config.json", {"model": model | {"name": "os:getcwd"}})
-    with pytest.raises(BundleError, match="allow_factory"):
-        SemanticModel.from_pretrained(folder)
+    for load in (SemanticModel.from_pretrained, Bundle.load):
+        with pytest.raises(BundleError, match="allow_factory"):
+            load(folder)
 
 
 def test_a_save_that_fails_leaves_what_was_there(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,3 +303,112 @@ def test_costs_of_tails_count_macs_weights_and_calls(built: Path) -> None:
         subgraph, full = tail_costs(model, weight_cost)
         assert full == calls + model.network.tail_macs.total(keep, weight_cost)
         assert calls < subgraph < full
+
+
+# ---- what is written
+
+
+def cascade() -> Bundle:
+    """One cluster, and nothing that differs from the base model."""
+    made = tiny_bundle(("all",), (tuple(range(CLASSES)),))
+    network = made.network()
+    parts = {name: Part(network.coupling.keep_all()) for name in made.parts}
+    router = make_predictor(network.feature_shape(parts["common"]), 1, made.router_config)
+    return replace(made, parts=parts, router=router)
+
+
+def test_a_bundle_without_differences_is_saved_and_answers_as_the_base_model(tmp_path: Path) -> None:
+    """A file of tensors must hold one: it is empty, and belongs to no part."""
+    cascade().save(tmp_path / "bundle")
+    tensors = load_file(tmp_path / "bundle" / "subgraphs.safetensors")
+    assert [(tensor.numel(), tensor.dtype) for tensor in tensors.values()] == [(0, torch.int32)]
+    loaded = Bundle.load(tmp_path / "bundle")
+    assert all(part.keep.all() and not part.layers for part in loaded.parts.values())
+    model = SemanticModel(loaded)
+    x = images_of(model)
+    for threshold in (0.0, 2.0):
+        model.threshold = threshold
+        assert torch.equal(model(x).argmax(1), model.network.graph(x).argmax(1))
+
+
+def test_the_card_says_what_the_bundle_is(tmp_path: Path) -> None:
+    threshold = Threshold(0.25, 0.4, 0.01, 0.0042, 0.5, 0.753, 0.95, 1234, 1)
+    made = replace(tiny_bundle(), threshold=threshold, provenance={"b": "2", "a": "1"})
+    made.save(tmp_path / "bundle")
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    lines = card.splitlines()
+    assert lines[:4] == ["---", "library_name: sinf", "pipeline_tag: image-classification", "---"]
+    assert f"# {made.spec.name}, semantic inference" in lines
+    assert "6 classes in 3 semantic clusters; cut after `first`." in lines
+    table = lines.index("|---|---|")
+    assert lines[table - 1] == "| on the calibration images | |"
+    assert lines[table + 1 : table + 4] == [
+        "| loss against the base model | 0.42 points (limit 1) |",
+        "| a subgraph runs | 75.3 % |",
+        "| fallback to the full tail | 50.0 % |",
+    ]
+    assert threshold.promise() in lines
+    assert lines.index("- a: 1") + 1 == lines.index("- b: 2")
+    assert f"- images: {made.spec.preprocessing.describe()}" in lines
+    assert any(line.startswith("- machine: ") and torch.__version__ in line for line in lines)
+    code = lines[lines.index("```python") + 1 : lines.index("```")]
+    assert code[0] == "import sinf"
+    assert any("sinf.from_pretrained" in line for line in code)
+    # Every paragraph is apart from the next: Markdown joins neighbouring lines.
+    apart = (f"# {made.spec.name}, semantic inference", threshold.promise(), "```", "---")
+    assert all(after == "" for line, after in zip(lines, [*lines[1:], ""], strict=True) if line in apart[:3])
+    assert lines[table - 2] == "" == lines[table + 4]
+
+
+def test_the_card_of_a_bundle_that_is_not_calibrated_has_no_losses(tmp_path: Path) -> None:
+    replace(tiny_bundle(), threshold=None).save(tmp_path / "bundle")
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "calibration" not in card
+    assert "cut after `first`" in card
+    assert Bundle.load(tmp_path / "bundle").threshold is None
+
+
+@pytest.mark.parametrize(
+    ("field", "within", "outside"),
+    [
+        ("value", [0.0, 1.0, 2.0], [-0.01, 2.01]),
+        ("early", [0.0, 1.0], [-0.01, 1.01]),
+        ("max_loss", [0.0, 1.0], [-0.01, 1.01]),
+        ("loss", [-1.0, 1.0], [-1.01, 1.01]),
+        ("fallback", [0.0, 1.0], [-0.01, 1.01]),
+        ("tried", [0.0, 1.0], [-0.01, 1.01]),
+        ("images", [1, 1 << 40], [0, (1 << 40) + 1]),
+        ("choices", [1, 1 << 40], [0, (1 << 40) + 1]),
+    ],
+)
+def test_a_threshold_out_of_its_range_is_refused(
+    tmp_path: Path, field: str, within: list[float], outside: list[float]
+) -> None:
+    """The ends are within it."""
+    folder = tmp_path / "bundle"
+    replace(tiny_bundle(), times=()).save(folder)
+    record = json.loads((folder / "config.json").read_text())["threshold"]
+    for value in within:
+        rewrite(folder / "config.json", {"threshold": record | {field: value}})
+        assert getattr(Bundle.load(folder).threshold, field) == value
+    for value in outside:
+        rewrite(folder / "config.json", {"threshold": record | {field: value}})
+        with pytest.raises(BundleError, match=field):
+            Bundle.load(folder)
+
+
+def test_the_room_of_answers_is_that_of_the_matrices_made_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are made for one cluster after the other as their subgraphs are asked for; the limit is for all together."""
+    made = tiny_bundle(("most", "one"), ((0, 1, 2, 3, 4), (5,)))
+    made.save(tmp_path / "bundle")
+    matrices = [Judge(made.clusters, cluster, made.deferral).matrix for cluster in range(2)]
+    room = sum(matrix.numel() * matrix.element_size() for matrix in matrices)
+    monkeypatch.setattr(semantic, "_MOST_ROOM", room)
+    assert Bundle.load(tmp_path / "bundle").clusters == made.clusters
+    monkeypatch.setattr(semantic, "_MOST_ROOM", room - 1)
+    with pytest.raises(BundleError, match="for 2 clusters of up to 5 classes"):
+        Bundle.load(tmp_path / "bundle")
+    with pytest.raises(BundleError, match="for 2 clusters of up to 5 classes"):
+        made.save(tmp_path / "again")
