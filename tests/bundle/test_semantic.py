@@ -412,3 +412,13 @@ def test_the_room_of_answers_is_that_of_the_matrices_made_for_them(
         Bundle.load(tmp_path / "bundle")
     with pytest.raises(BundleError, match="for 2 clusters of up to 5 classes"):
         made.save(tmp_path / "again")
+
+
+def test_a_loaded_bundle_is_a_constant(built: Path) -> None:
+    """Nothing of it is to be trained, and running it keeps nothing for a backward pass."""
+    model = SemanticModel.from_pretrained(built)
+    of_parts = [*model.network.graph.parameters(), *model.bundle.router.parameters(), *model.extractor.parameters()]
+    assert of_parts
+    assert not any(parameter.requires_grad for parameter in of_parts)
+    assert model.network.graph(images_of(model, 1)).grad_fn is None
+    assert not model.bundle.router.training
