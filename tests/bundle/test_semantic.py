@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sealed import rewrite, tiny_bundle
 from sinf.bundle import semantic
 from sinf.bundle.semantic import Bundle
-from sinf.engine.parts import Judge
+from sinf.engine.parts import DeferralHead
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import BundleError, ConfigError, DataError
 from sinf.graph.network import Part
@@ -72,11 +72,11 @@ def with_deferral(built: Path, deferral: Deferral, early: float, threshold: floa
     return SemanticModel(replace(bundle, deferral=deferral, threshold=thresholds))
 
 
-def test_an_answer_that_is_not_believed_falls_back_after_its_subgraph(built: Path) -> None:
+def test_an_answer_that_is_not_accepted_falls_back_after_its_subgraph(built: Path) -> None:
     model = with_deferral(built, Deferral(-9.0, 0.0), 0.0, 0.5)
     x = images_of(model)
     routed = model.route(x)
-    assert routed.tried.all()
+    assert routed.subgraph_ran.all()
     assert routed.fell_back.all()
     torch.testing.assert_close(routed.logits, model.run_fallback(model.extractor(x)))
 
@@ -85,11 +85,11 @@ def test_an_input_that_stops_early_runs_no_subgraph(built: Path) -> None:
     model = with_deferral(built, Deferral(9.0, 0.0), 1.0, 1.0)
     made = model.tails.made
     routed = model.route(images_of(model))
-    assert not routed.tried.any()
+    assert not routed.subgraph_ran.any()
     assert routed.fell_back.all()
     assert model.tails.made - made == 1  # the full tail
     model.threshold = 0.0
-    assert model.route(images_of(model)).tried.all()
+    assert model.route(images_of(model)).subgraph_ran.all()
 
 
 def test_a_mixed_batch_takes_every_answer_from_where_it_belongs(built: Path) -> None:
@@ -102,8 +102,8 @@ def test_a_mixed_batch_takes_every_answer_from_where_it_belongs(built: Path) -> 
     middle = float(routes.energy.median())
     model = with_deferral(built, Deferral(-middle, 0.0, 1.0), early, 0.5)
     routed = model.route(x)
-    routed_right = routed.tried & ~routed.fell_back
-    for some in (~routed.tried, routed.tried & routed.fell_back, routed_right):
+    routed_right = routed.subgraph_ran & ~routed.fell_back
+    for some in (~routed.subgraph_ran, routed.subgraph_ran & routed.fell_back, routed_right):
         assert 0 < int(some.sum()) < 60
     torch.testing.assert_close(routed.logits[routed.fell_back], model.run_fallback(features)[routed.fell_back])
     model.threshold = 0.0
@@ -111,7 +111,8 @@ def test_a_mixed_batch_takes_every_answer_from_where_it_belongs(built: Path) -> 
     model.threshold = 0.5
     for i, one in enumerate(x):
         alone = model.route(one[None])
-        assert (bool(alone.tried), bool(alone.fell_back)) == (bool(routed.tried[i]), bool(routed.fell_back[i]))
+        assert bool(alone.subgraph_ran) == bool(routed.subgraph_ran[i])
+        assert bool(alone.fell_back) == bool(routed.fell_back[i])
         torch.testing.assert_close(alone.logits[0], routed.logits[i], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(alone.confidence[0], routed.confidence[i], rtol=1e-4, atol=1e-4)
 
@@ -284,7 +285,7 @@ def test_observe_and_evaluate_agree(built: Path, tiny_images) -> None:
     assert result.loss == pytest.approx(100 * float(calibration.losses(0.5).mean()))
     assert result.macs == pytest.approx(seen.mean_cost(Costs.of(model).macs, calibration, 0.5), rel=1e-6)
     assert result.fallback == pytest.approx(1 - float(calibration.routed(0.5).float().mean()))
-    assert result.tried == pytest.approx(float(calibration.tried(0.5).float().mean()))
+    assert result.subgraph_ran == pytest.approx(float(calibration.subgraph_ran(0.5).float().mean()))
     assert sum(c.images for c in result.clusters) == result.images
 
 
@@ -403,7 +404,7 @@ def test_the_room_of_answers_is_that_of_the_matrices_made_for_them(
     """They are made for one cluster after the other as their subgraphs are asked for; the limit is for all together."""
     made = tiny_bundle(("most", "one"), ((0, 1, 2, 3, 4), (5,)))
     made.save(tmp_path / "bundle")
-    matrices = [Judge(made.clusters, cluster, made.deferral).matrix for cluster in range(2)]
+    matrices = [DeferralHead(made.clusters, cluster, made.deferral).matrix for cluster in range(2)]
     room = sum(matrix.numel() * matrix.element_size() for matrix in matrices)
     monkeypatch.setattr(semantic, "_MOST_ROOM", room)
     assert Bundle.load(tmp_path / "bundle").clusters == made.clusters
