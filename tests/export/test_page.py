@@ -244,7 +244,7 @@ def test_the_browser_says_what_python_says(in_browser: browser.Browser, model: S
         assert torch.equal(torch.tensor(found["x"]).reshape(x.shape), x)
         for name, wanted in (("logits", expected.logits), ("base", model.network.graph(x))):
             torch.testing.assert_close(torch.tensor([found[name]]), wanted.detach(), rtol=1e-3, atol=1e-3)
-        assert (found["route"], found["tried"]) == (int(expected.route), bool(expected.subgraph_ran))
+        assert (found["route"], found["subgraphRan"]) == (int(expected.route), bool(expected.subgraph_ran))
         assert found["fellBack"] == bool(expected.fell_back)
         assert found["confidence"] == pytest.approx(float(expected.confidence), abs=1e-3)
 
