@@ -294,7 +294,7 @@ class Routed:
             reported.losses(value), float(self.report.base_right.double().mean()),
             1 - self.report.mean_cost(macs, reported, value) / self.costs.base_macs,
             self.report.mean_cost(self.costs.parameters, reported, value),
-            1 - share(reported, Calibration.routed, value), share(reported, Calibration.tried, value),
+            1 - share(reported, Calibration.routed, value), share(reported, Calibration.subgraph_ran, value),
             deferral, threshold,
         )  # fmt: skip
 

@@ -181,7 +181,7 @@ def _of_engine(
         "extractor": found.extractor,
         "predictor": found.predictor,
         "subgraph": found.subgraph,
-        "judge": found.judge,
+        "judge": found.deferral,
         "full_tail": found.fallback,
         "glue": found.glue,
         "overhead": found.overhead,

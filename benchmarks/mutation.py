@@ -70,7 +70,7 @@ MODULES: dict[str, tuple[str, ...]] = {
                         "tests/bundle/test_hostile_files.py"),
     "compress.least_squares": ("tests/compress/test_least_squares.py", "tests/compress/test_reconstruct.py"),
     "compress.reconstruct": ("tests/compress/test_reconstruct.py",),
-    "compress.low_rank.solve": ("tests/compress/test_low_rank.py",),
+    "compress.low_rank.solve": ("tests/compress/test_low_rank_solve.py", "tests/compress/test_low_rank.py"),
 }  # fmt: skip
 
 COLUMNS = ("when", "module", "mutants", "killed", "timeout", "survived", "not_run", "share", "equivalent", "invalid",

@@ -177,12 +177,14 @@ def engines(model: str) -> str:
     return f"{about}\n\n{markdown(head, lines)}"
 
 
-STAGES = ("extractor", "predictor", "subgraph", "judge", "full_tail", "glue")
+#: Columns of the results, and what they are called in a page.
+STAGES = {"extractor": "extractor", "predictor": "predictor", "subgraph": "subgraph", "judge": "deferral head",
+          "full_tail": "full tail", "glue": "glue"}  # fmt: skip
 
 
 def stages(model: str) -> str:
     rows = [row for row in read(f"engines_{model}_cpu.csv") if row["what"] == "stages"]
-    head = ("engine", "precision", "base model", *(name.replace("_", " ") for name in STAGES), "routing, of the base",
+    head = ("engine", "precision", "base model", *STAGES.values(), "routing, of the base",
             "load, cores")  # fmt: skip
     lines = [
         [row["engine"], row["precision"], *(f"{float(row[name]):.2f}" for name in ("base_ms", *STAGES)),

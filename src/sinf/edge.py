@@ -4,7 +4,7 @@ from sinf import edge
 
 model = edge.load("export")
 images = model.normalise(pixels)     # (B, H, W, C) uint8 -> (B, C, H, W) float32
-routed = model.route(images)         # logits, route, confidence, fell_back, tried
+routed = model.route(images)         # logits, route, confidence, fell_back, subgraph_ran
 model.classes[routed.logits[0].argmax()]
 """
 

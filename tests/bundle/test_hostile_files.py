@@ -198,6 +198,18 @@ def test_times_are_signed_too(semantic: Path, tmp_path: Path) -> None:
     assert Bundle.load(folder, key=KEY).times == (TIMES,)
 
 
+def test_signed_times_of_a_config_that_is_not_signed_are_refused(semantic: Path, tmp_path: Path) -> None:
+    """Whoever takes the signature from a config leaves its digest, which is what times name."""
+    folder = tmp_path / "bundle"
+    Bundle.load(semantic).save(folder, key=KEY)
+    assert read_times(folder, KEY) == (TIMES,)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "signature"}))
+    assert read_times(folder) == (TIMES,)
+    with pytest.raises(BundleError, match=r"config\.json is not signed"):
+        read_times(folder, KEY)
+
+
 def test_the_key_file_is_that_of_all_verbs(
     sinf: Program, semantic: Path, dynamic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,6 +363,8 @@ def test_an_image_that_asks_for_gigabytes_is_refused(kind: str, bundle: Path) ->
 
 # ---- tensors
 
+LONG = "x" * 5000  # the name of a tensor; no error is as long
+
 
 def change_tensors(folder: Path, file: str, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     tensors = {key: tensor.clone() for key, tensor in load_file(folder / file).items()}
@@ -383,9 +397,14 @@ def change_tensors(folder: Path, file: str, change: Callable[[dict[str, torch.Te
         ("subgraphs", lambda t: {"cluster000.whole.head.other": torch.zeros(6).half()}),
         ("subgraphs", lambda t: {"cluster000.other.head": torch.zeros(6).half()}),
         ("subgraphs", lambda t: t.pop("cluster000.kept.head") is None or None),
+        ("subgraphs", lambda t: {LONG: torch.zeros(6).half()}),
+        ("subgraphs", lambda t: {f"cluster000.kept.{LONG}": torch.tensor([0], dtype=torch.int32)}),
+        ("subgraphs", lambda t: {f"cluster000.mix.matrix.{LONG}": torch.zeros(6, 6).half()}),
         ("router", lambda t: {"temperature": torch.tensor(0.0)}),
         ("router", lambda t: {"temperature": torch.tensor(float("nan"))}),
         ("router", lambda t: {"hidden_norm.running_var": -t["hidden_norm.running_var"]}),
+        ("router", lambda t: {"hidden_norm.running_var": t["hidden_norm.running_var"] - torch.eye(8)[3] * 9}),
+        ("router", lambda t: {LONG: torch.zeros(1)}),
         ("router", lambda t: {"head.weight": t["head.weight"][:2].contiguous()}),
         ("router", lambda t: {"head.weight": t["head.weight"].double()}),
         ("router", lambda t: {"another": t["head.weight"].clone()}),
@@ -403,6 +422,7 @@ def test_tensors_that_do_not_fit_are_refused(semantic: Path, tmp_path: Path, fil
     with pytest.raises(SinfError) as caught:
         SemanticModel.from_pretrained(folder)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(

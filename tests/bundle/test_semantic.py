@@ -10,15 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from sealed import rewrite
+from sealed import rewrite, tiny_bundle
+from sinf.bundle import semantic
 from sinf.bundle.semantic import Bundle
+from sinf.engine.parts import DeferralHead
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import BundleError, ConfigError, DataError
+from sinf.graph.network import Part
 from sinf.measure.accuracy import Costs, evaluate, observe
 from sinf.pipelines.calibration import CALL_COST, tail_costs
 from sinf.routing.deferral import Deferral
+from sinf.routing.predictor import make_predictor
 from sinf.routing.router import FALLBACK, part_name
+from sinf.routing.threshold import Threshold
+from tiny import CLASSES
 
 
 def images_of(model: SemanticModel, count: int = 12) -> torch.Tensor:
@@ -65,11 +72,11 @@ def with_deferral(built: Path, deferral: Deferral, early: float, threshold: floa
     return SemanticModel(replace(bundle, deferral=deferral, threshold=thresholds))
 
 
-def test_an_answer_that_is_not_believed_falls_back_after_its_subgraph(built: Path) -> None:
+def test_an_answer_that_is_not_accepted_falls_back_after_its_subgraph(built: Path) -> None:
     model = with_deferral(built, Deferral(-9.0, 0.0), 0.0, 0.5)
     x = images_of(model)
     routed = model.route(x)
-    assert routed.tried.all()
+    assert routed.subgraph_ran.all()
     assert routed.fell_back.all()
     torch.testing.assert_close(routed.logits, model.run_fallback(model.extractor(x)))
 
@@ -78,11 +85,11 @@ def test_an_input_that_stops_early_runs_no_subgraph(built: Path) -> None:
     model = with_deferral(built, Deferral(9.0, 0.0), 1.0, 1.0)
     made = model.tails.made
     routed = model.route(images_of(model))
-    assert not routed.tried.any()
+    assert not routed.subgraph_ran.any()
     assert routed.fell_back.all()
     assert model.tails.made - made == 1  # the full tail
     model.threshold = 0.0
-    assert model.route(images_of(model)).tried.all()
+    assert model.route(images_of(model)).subgraph_ran.all()
 
 
 def test_a_mixed_batch_takes_every_answer_from_where_it_belongs(built: Path) -> None:
@@ -95,8 +102,8 @@ def test_a_mixed_batch_takes_every_answer_from_where_it_belongs(built: Path) -> 
     middle = float(routes.energy.median())
     model = with_deferral(built, Deferral(-middle, 0.0, 1.0), early, 0.5)
     routed = model.route(x)
-    routed_right = routed.tried & ~routed.fell_back
-    for some in (~routed.tried, routed.tried & routed.fell_back, routed_right):
+    routed_right = routed.subgraph_ran & ~routed.fell_back
+    for some in (~routed.subgraph_ran, routed.subgraph_ran & routed.fell_back, routed_right):
         assert 0 < int(some.sum()) < 60
     torch.testing.assert_close(routed.logits[routed.fell_back], model.run_fallback(features)[routed.fell_back])
     model.threshold = 0.0
@@ -104,7 +111,8 @@ def test_a_mixed_batch_takes_every_answer_from_where_it_belongs(built: Path) -> 
     model.threshold = 0.5
     for i, one in enumerate(x):
         alone = model.route(one[None])
-        assert (bool(alone.tried), bool(alone.fell_back)) == (bool(routed.tried[i]), bool(routed.fell_back[i]))
+        assert bool(alone.subgraph_ran) == bool(routed.subgraph_ran[i])
+        assert bool(alone.fell_back) == bool(routed.fell_back[i])
         torch.testing.assert_close(alone.logits[0], routed.logits[i], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(alone.confidence[0], routed.confidence[i], rtol=1e-4, atol=1e-4)
 
@@ -217,8 +225,9 @@ def test_code_of_ones_own_runs_only_when_allowed(built: Path, tmp_path: Path) ->
     shutil.copytree(built, folder)
     model = json.loads((folder / "config.json").read_text())["model"]
     rewrite(folder / "config.json", {"model": model | {"name": "os:getcwd"}})
-    with pytest.raises(BundleError, match="allow_factory"):
-        SemanticModel.from_pretrained(folder)
+    for load in (SemanticModel.from_pretrained, Bundle.load):
+        with pytest.raises(BundleError, match="allow_factory"):
+            load(folder)
 
 
 def test_a_save_that_fails_leaves_what_was_there(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +285,7 @@ def test_observe_and_evaluate_agree(built: Path, tiny_images) -> None:
     assert result.loss == pytest.approx(100 * float(calibration.losses(0.5).mean()))
     assert result.macs == pytest.approx(seen.mean_cost(Costs.of(model).macs, calibration, 0.5), rel=1e-6)
     assert result.fallback == pytest.approx(1 - float(calibration.routed(0.5).float().mean()))
-    assert result.tried == pytest.approx(float(calibration.tried(0.5).float().mean()))
+    assert result.subgraph_ran == pytest.approx(float(calibration.subgraph_ran(0.5).float().mean()))
     assert sum(c.images for c in result.clusters) == result.images
 
 
@@ -295,3 +304,122 @@ def test_costs_of_tails_count_macs_weights_and_calls(built: Path) -> None:
         subgraph, full = tail_costs(model, weight_cost)
         assert full == calls + model.network.tail_macs.total(keep, weight_cost)
         assert calls < subgraph < full
+
+
+# ---- what is written
+
+
+def cascade() -> Bundle:
+    """One cluster, and nothing that differs from the base model."""
+    made = tiny_bundle(("all",), (tuple(range(CLASSES)),))
+    network = made.network()
+    parts = {name: Part(network.coupling.keep_all()) for name in made.parts}
+    router = make_predictor(network.feature_shape(parts["common"]), 1, made.router_config)
+    return replace(made, parts=parts, router=router)
+
+
+def test_a_bundle_without_differences_is_saved_and_answers_as_the_base_model(tmp_path: Path) -> None:
+    """A file of tensors must hold one: it is empty, and belongs to no part."""
+    cascade().save(tmp_path / "bundle")
+    tensors = load_file(tmp_path / "bundle" / "subgraphs.safetensors")
+    assert [(tensor.numel(), tensor.dtype) for tensor in tensors.values()] == [(0, torch.int32)]
+    loaded = Bundle.load(tmp_path / "bundle")
+    assert all(part.keep.all() and not part.layers for part in loaded.parts.values())
+    model = SemanticModel(loaded)
+    x = images_of(model)
+    for threshold in (0.0, 2.0):
+        model.threshold = threshold
+        assert torch.equal(model(x).argmax(1), model.network.graph(x).argmax(1))
+
+
+def test_the_card_says_what_the_bundle_is(tmp_path: Path) -> None:
+    threshold = Threshold(0.25, 0.4, 0.01, 0.0042, 0.5, 0.753, 0.95, 1234, 1)
+    made = replace(tiny_bundle(), threshold=threshold, provenance={"b": "2", "a": "1"})
+    made.save(tmp_path / "bundle")
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    lines = card.splitlines()
+    assert lines[:4] == ["---", "library_name: sinf", "pipeline_tag: image-classification", "---"]
+    assert f"# {made.spec.name}, semantic inference" in lines
+    assert "6 classes in 3 semantic clusters; cut after `first`." in lines
+    table = lines.index("|---|---|")
+    assert lines[table - 1] == "| on the calibration images | |"
+    assert lines[table + 1 : table + 4] == [
+        "| loss against the base model | 0.42 points (limit 1) |",
+        "| a subgraph runs | 75.3 % |",
+        "| fallback to the full tail | 50.0 % |",
+    ]
+    assert threshold.promise() in lines
+    assert lines.index("- a: 1") + 1 == lines.index("- b: 2")
+    assert f"- images: {made.spec.preprocessing.describe()}" in lines
+    assert any(line.startswith("- machine: ") and torch.__version__ in line for line in lines)
+    code = lines[lines.index("```python") + 1 : lines.index("```")]
+    assert code[0] == "import sinf"
+    assert any("sinf.from_pretrained" in line for line in code)
+    # Every paragraph is apart from the next: Markdown joins neighbouring lines.
+    apart = (f"# {made.spec.name}, semantic inference", threshold.promise(), "```", "---")
+    assert all(after == "" for line, after in zip(lines, [*lines[1:], ""], strict=True) if line in apart[:3])
+    assert lines[table - 2] == "" == lines[table + 4]
+
+
+def test_the_card_of_a_bundle_that_is_not_calibrated_has_no_losses(tmp_path: Path) -> None:
+    replace(tiny_bundle(), threshold=None).save(tmp_path / "bundle")
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "calibration" not in card
+    assert "cut after `first`" in card
+    assert Bundle.load(tmp_path / "bundle").threshold is None
+
+
+@pytest.mark.parametrize(
+    ("field", "within", "outside"),
+    [
+        ("value", [0.0, 1.0, 2.0], [-0.01, 2.01]),
+        ("early", [0.0, 1.0], [-0.01, 1.01]),
+        ("max_loss", [0.0, 1.0], [-0.01, 1.01]),
+        ("loss", [-1.0, 1.0], [-1.01, 1.01]),
+        ("fallback", [0.0, 1.0], [-0.01, 1.01]),
+        ("tried", [0.0, 1.0], [-0.01, 1.01]),
+        ("images", [1, 1 << 40], [0, (1 << 40) + 1]),
+        ("choices", [1, 1 << 40], [0, (1 << 40) + 1]),
+    ],
+)
+def test_a_threshold_out_of_its_range_is_refused(
+    tmp_path: Path, field: str, within: list[float], outside: list[float]
+) -> None:
+    """The ends are within it."""
+    folder = tmp_path / "bundle"
+    replace(tiny_bundle(), times=()).save(folder)
+    record = json.loads((folder / "config.json").read_text())["threshold"]
+    for value in within:
+        rewrite(folder / "config.json", {"threshold": record | {field: value}})
+        assert getattr(Bundle.load(folder).threshold, field) == value
+    for value in outside:
+        rewrite(folder / "config.json", {"threshold": record | {field: value}})
+        with pytest.raises(BundleError, match=field):
+            Bundle.load(folder)
+
+
+def test_the_room_of_answers_is_that_of_the_matrices_made_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are made for one cluster after the other as their subgraphs are asked for; the limit is for all together."""
+    made = tiny_bundle(("most", "one"), ((0, 1, 2, 3, 4), (5,)))
+    made.save(tmp_path / "bundle")
+    matrices = [DeferralHead(made.clusters, cluster, made.deferral).matrix for cluster in range(2)]
+    room = sum(matrix.numel() * matrix.element_size() for matrix in matrices)
+    monkeypatch.setattr(semantic, "_MOST_ROOM", room)
+    assert Bundle.load(tmp_path / "bundle").clusters == made.clusters
+    monkeypatch.setattr(semantic, "_MOST_ROOM", room - 1)
+    with pytest.raises(BundleError, match="for 2 clusters of up to 5 classes"):
+        Bundle.load(tmp_path / "bundle")
+    with pytest.raises(BundleError, match="for 2 clusters of up to 5 classes"):
+        made.save(tmp_path / "again")
+
+
+def test_a_loaded_bundle_is_a_constant(built: Path) -> None:
+    """Nothing of it is to be trained, and running it keeps nothing for a backward pass."""
+    model = SemanticModel.from_pretrained(built)
+    of_parts = [*model.network.graph.parameters(), *model.bundle.router.parameters(), *model.extractor.parameters()]
+    assert of_parts
+    assert not any(parameter.requires_grad for parameter in of_parts)
+    assert model.network.graph(images_of(model, 1)).grad_fn is None
+    assert not model.bundle.router.training

@@ -101,8 +101,8 @@ def test_build_then_eval_predict_and_bench(
     words = ["bench", out, "--data", data, "--split", "test", "--pairs", 4, "--batch", 1, "--batch", 8]
     text = sinf(*words, "--no-energy", "--results", tmp_path / "runs")
     for word in (
-        "base median", "p95", "peak memory", "bundle", "loaded in", "router.safetensors", "route predictor", "judge",
-        "glue", "Routes", "energy: not available",
+        "base median", "p95", "peak memory", "bundle", "loaded in", "router.safetensors", "route predictor",
+        "deferral head", "glue", "Routes", "energy: not available",
     ):  # fmt: skip
         assert word in text
     sinf(*words, "--no-energy", "--no-stages", "--results", tmp_path / "runs")

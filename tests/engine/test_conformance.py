@@ -63,7 +63,7 @@ def between(values: torch.Tensor, share: float) -> float:
 
 
 def same(ours: Routed, expected: Routed) -> None:
-    for name in ("route", "tried", "fell_back"):
+    for name in ("route", "subgraph_ran", "fell_back"):
         assert np.asarray(getattr(ours, name)).tolist() == getattr(expected, name).tolist(), name
     for name in ("confidence", "logits"):
         torch.testing.assert_close(torch.as_tensor(getattr(ours, name)), getattr(expected, name), **CLOSE)
@@ -155,7 +155,7 @@ def test_an_engine_carries_the_thresholds_over(built: Path) -> None:
 
 
 # Largest difference of a logit, where those of the base model span 0.7, and share of images whose route may change. A
-# judge maps larger numbers, log-probabilities, in the engine's precision too.
+# deferral head maps larger numbers, log-probabilities, in the engine's precision too.
 LOWER = {("openvino", "bf16"): (0.02, 0.05), ("openvino", "int8"): (0.03, 0.1), ("onnxruntime", "int8"): (0.03, 0.1)}
 
 

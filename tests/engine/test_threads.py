@@ -150,7 +150,7 @@ def test_a_call_has_one_threshold_from_its_beginning_to_its_end(semantic: Semant
         for count in (1, 6):
             router.threshold = threshold
             routed = router.route(x[:count])
-            assert routed.fell_back.tolist() == routed.tried.logical_not().tolist() == [falls] * count
+            assert routed.fell_back.tolist() == routed.subgraph_ran.logical_not().tolist() == [falls] * count
 
 
 def test_a_model_answers_while_others_are_loaded(built: Path, semantic: SemanticModel) -> None:

@@ -244,7 +244,7 @@ def test_the_browser_says_what_python_says(in_browser: browser.Browser, model: S
         assert torch.equal(torch.tensor(found["x"]).reshape(x.shape), x)
         for name, wanted in (("logits", expected.logits), ("base", model.network.graph(x))):
             torch.testing.assert_close(torch.tensor([found[name]]), wanted.detach(), rtol=1e-3, atol=1e-3)
-        assert (found["route"], found["tried"]) == (int(expected.route), bool(expected.tried))
+        assert (found["route"], found["subgraphRan"]) == (int(expected.route), bool(expected.subgraph_ran))
         assert found["fellBack"] == bool(expected.fell_back)
         assert found["confidence"] == pytest.approx(float(expected.confidence), abs=1e-3)
 
@@ -271,7 +271,7 @@ def test_a_person_picks_and_drops_images(in_browser: browser.Browser, model: Sem
     assert window.text("#classes li:first-child span") == best
     assert window.text("#clusters li[aria-current=true]") == model.bundle.clusters.names[int(expected.route)]
     ran = window.run("return [...document.querySelectorAll('#way li.on')].map((e) => e.dataset.part);")
-    assert ("subgraph" in ran, "fallback" in ran) == (bool(expected.tried), bool(expected.fell_back))
+    assert ("subgraph" in ran, "fallback" in ran) == (bool(expected.subgraph_ran), bool(expected.fell_back))
     (tmp_path / "broken.png").write_bytes(path.read_bytes()[:50])
     window.choose_file("#file", tmp_path / "broken.png")
     window.wait("document.getElementById('status').className === 'error'")

@@ -57,9 +57,9 @@ def test_answers_are_those_of_the_bundle(
     export_single(model, tmp_path / "out.onnx")
     expected = model.route(x)
     if kind == "mixed":
-        assert 0 < int((~expected.tried).sum()) < int(expected.fell_back.sum()) < len(x)
-    for name, ours in zip(OUTPUTS, answers(tmp_path / "out.onnx", x), strict=True):
-        np.testing.assert_allclose(ours, getattr(expected, name), rtol=1e-4, atol=1e-4, err_msg=name)
+        assert 0 < int((~expected.subgraph_ran).sum()) < int(expected.fell_back.sum()) < len(x)
+    for name, ours, theirs in zip(OUTPUTS, answers(tmp_path / "out.onnx", x), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def mixed(model: SemanticModel, images: torch.Tensor) -> SemanticModel:
@@ -97,8 +97,8 @@ def test_base_weights_are_stored_once(built_whole: Path, tmp_path: Path) -> None
     assert weights.items() <= base.items()
     assert {name for name in base if name.endswith((".weight", ".bias"))} == set(weights)
     own = [t for branch in branches(graph) for t in branch.initializer if t.data_type == onnx.TensorProto.FLOAT]
-    judges = sum(judge.matrix.numel() + judge.bias.numel() for judge in model.engine.judges.values())
-    assert sum(np.prod(t.dims) for t in own) <= judges + 10
+    heads = sum(head.matrix.numel() + head.bias.numel() for head in model.engine.deferral_heads.values())
+    assert sum(np.prod(t.dims) for t in own) <= heads + 10
 
 
 def branches(graph: onnx.GraphProto) -> list[onnx.GraphProto]:

@@ -47,7 +47,7 @@ def test_the_edge_runtime_answers_as_the_bundle(built: Path, exported: Path, thr
         model.threshold = light.threshold = threshold
     x = images_of(model)
     ours, expected = light.route(x.numpy()), model.route(x)
-    for name in ("route", "tried", "fell_back"):
+    for name in ("route", "subgraph_ran", "fell_back"):
         assert getattr(ours, name).tolist() == getattr(expected, name).tolist(), name
     np.testing.assert_allclose(ours.logits, expected.logits, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(ours.confidence, expected.confidence, rtol=1e-4, atol=1e-4)

@@ -94,9 +94,9 @@ def test_evaluation_does_not_depend_on_the_batch(built: Path, tiny_images: Label
     # One image's subgraph costs more than the full tail, a fourth one nothing.
     timed.feature_router.times = TailTimes("torch", "f32", 1, "", (1, 4), (3.0, 3.0), (1.0, 4.0), 0.0)
     plain.threshold = timed.threshold = 0.0
-    assert int(timed.route(first_images(images, timed, 1)).tried.sum()) == 0
+    assert int(timed.route(first_images(images, timed, 1)).subgraph_ran.sum()) == 0
     found = [evaluate(model, images, batch=batch) for model, batch in product((plain, timed), (1, 17))]
-    assert found[0].tried == 1
+    assert found[0].subgraph_ran == 1
     for other in found[1:]:
         assert other == found[0]
 

@@ -71,12 +71,12 @@ def images(*kinds: tuple[int, int]) -> np.ndarray:
 def test_stages_of_known_times(clockwork: FeatureRouter) -> None:
     x = images((0, 0), (0, 1), (2, 0), (0, 2))  # answered, falls back after, answered, falls back before
     found = stage_times(clockwork, NAMES, x, turns=8)
-    assert (found.images, found.tried, found.fallback_share) == (8, 0.75, 0.5)
+    assert (found.images, found.subgraph_ran, found.fallback_share) == (8, 0.75, 0.5)
     assert found.base == pytest.approx(100)
     assert found.extractor == pytest.approx(10)
     assert found.predictor == pytest.approx(2)
     assert found.subgraph == pytest.approx(0.5 * 20 + 0.25 * 40)
-    assert found.judge == pytest.approx(0.75 * 3)
+    assert found.deferral == pytest.approx(0.75 * 3)
     assert found.fallback == pytest.approx(0.5 * 60)
     assert found.glue == pytest.approx(0)
     assert found.overhead == pytest.approx(0.0425)
@@ -92,7 +92,7 @@ def test_stages_of_known_times(clockwork: FeatureRouter) -> None:
 
 def test_a_route_whose_subgraph_never_runs(clockwork: FeatureRouter) -> None:
     found = stage_times(clockwork, NAMES, images((1, 2)), turns=2)
-    assert (found.subgraph, found.judge, found.clusters[0].subgraph) == (0, 0, None)
+    assert (found.subgraph, found.deferral, found.clusters[0].subgraph) == (0, 0, None)
     assert not [part for part in clockwork.engine.ran if "cluster" in part]
 
 
@@ -126,7 +126,7 @@ def test_every_engine_has_its_stages(built: Path, name: str) -> None:
     router = open_engine(model, name)
     x = torch.randn(6, *router.size, generator=torch.Generator().manual_seed(0))
     found = stage_times(router, NAMES, x, turns=6)
-    assert found.tried == 1
+    assert found.subgraph_ran == 1
     assert found.fallback == 0
     assert min(found.base, found.extractor, found.subgraph, found.ours) > 0
     assert sum(cluster.images for cluster in found.clusters) == 6

@@ -51,7 +51,7 @@ def test_a_cascade_has_one_route_for_all(built_cascade: Path) -> None:
     model.threshold = 0.0
     routed = model.route(x)
     assert routed.route.tolist() == [0] * 9
-    assert bool(routed.tried.all())
+    assert bool(routed.subgraph_ran.all())
     torch.testing.assert_close(
         routed.logits.softmax(1), model.run_subgraph(0, model.extractor(x)).softmax(1), rtol=1e-4, atol=1e-5
     )

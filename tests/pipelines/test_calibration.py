@@ -131,7 +131,7 @@ def test_what_a_threshold_says_it_does_it_does_to_the_rest(seed: int, max_loss: 
     assert threshold.loss == pytest.approx(float(calibration.losses(threshold.value).mean()))
     assert threshold.loss <= max_loss + 1e-6
     assert threshold.fallback == pytest.approx(1 - float(calibration.routed(threshold.value).float().mean()))
-    assert threshold.tried == pytest.approx(float(calibration.tried(threshold.value).float().mean()))
+    assert threshold.tried == pytest.approx(float(calibration.subgraph_ran(threshold.value).float().mean()))
 
 
 def test_deferral_and_early_threshold_do_not_see_the_rest() -> None:

@@ -214,8 +214,8 @@ def test_order_of_images_and_of_classes_changes_nothing(
         torch.tensor([renamed.index(label) for label in observed.labels[rows].tolist()]),
         observed.half[rows],
     )
-    alike = similarity(observed, source)
-    torch.testing.assert_close(similarity(other, source), alike[renamed][:, renamed])
+    similarities = similarity(observed, source)
+    torch.testing.assert_close(similarity(other, source), similarities[renamed][:, renamed])
     expected, ours = (partition(similarity(each, source), count, "agglomerative") for each in (observed, other))
     assert {frozenset(renamed[c] for c in group) for group in groups(ours)} == groups(expected)
     first = estimate(early_probabilities(observed), observed, expected, 0.05)
@@ -246,11 +246,11 @@ def test_what_is_found_is_a_partition_of_all_classes(
     observed = draw_observed(seed, classes)
     observed = replace(observed, logits=scale * observed.logits)
     count = 2 + round(share * (classes - 3))
-    alike = similarity(observed, source)
-    assert torch.equal(alike, alike.T)
-    assert bool(((alike > 0) & (alike <= 1)).all())
-    of_class = partition(alike, count, method)
-    clusters = named(of_class, alike, ["x" * 900] * classes)  # refuses what is no partition
+    similarities = similarity(observed, source)
+    assert torch.equal(similarities, similarities.T)
+    assert bool(((similarities > 0) & (similarities <= 1)).all())
+    of_class = partition(similarities, count, method)
+    clusters = named(of_class, similarities, ["x" * 900] * classes)  # refuses what is no partition
     assert len(clusters) == count
     assert clusters.classes == classes
     assert torch.equal(clusters.of_class(), of_class)

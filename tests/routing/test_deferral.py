@@ -1,4 +1,4 @@
-"""Deferral: the probability that routing loses nothing, judged when the subgraph has run."""
+"""Deferral: the probability that routing loses nothing, known when the subgraph has run."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_likelier_routes_that_look_worse_are_not_believed() -> None:
     assert fit_deferral(log_route, energy, log_within, log_route < -0.7) == Deferral()
 
 
-def test_a_cascade_is_judged_by_its_margin() -> None:
+def test_the_confidence_of_a_cascade_comes_of_its_margin() -> None:
     logits = torch.randn(500, 6, generator=torch.Generator().manual_seed(0))
     margin = margin_of(logits)
     ordered = logits.sort(1, descending=True).values

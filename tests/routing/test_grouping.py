@@ -110,14 +110,14 @@ def test_a_group_that_is_not_worth_it_gets_the_answer_of_the_full_tail(bundle: B
     model.threshold = 0.0
     alone = model.route(images)
     whole = model.run_fallback(model.extractor(images))
-    assert alone.tried.all()
+    assert alone.subgraph_ran.all()
     # Groups of three and more are worth it.
     model.feature_router.times = times((3.0, 3.0, 3.0), (1.0, 2.0, 4.0))
     routed = model.route(images)
     counts = torch.bincount(alone.route, minlength=len(bundle.clusters))
     worth = counts[alone.route] > 3
     assert worth.any()
-    assert torch.equal(routed.tried, worth)
+    assert torch.equal(routed.subgraph_ran, worth)
     assert torch.equal(routed.fell_back, ~worth)
     torch.testing.assert_close(routed.logits[worth], alone.logits[worth])
     torch.testing.assert_close(routed.logits[~worth], whole[~worth])
@@ -129,7 +129,7 @@ def test_one_image_runs_its_subgraph_if_that_is_worth_it(bundle: Bundle, images:
     for tails, worth in ((CHEAP, True), (DEAR, False)):
         model.feature_router.times = tails
         routed = model.route(images[:1])
-        assert bool(routed.tried[0]) is worth
+        assert bool(routed.subgraph_ran[0]) is worth
         assert bool(routed.fell_back[0]) is not worth
 
 

@@ -79,7 +79,7 @@ def test_every_image_goes_where_its_confidence_sends_it(images: list[Image], thr
         for routed, row in ((together, number), (alone.route(batch_of(images)[number : number + 1]), 0)):
             assert routed.logits[row].tolist() == [expected[0], number]
             assert (routed.route[row], routed.confidence[row], routed.fell_back[row]) == expected[1:]
-            assert routed.tried[row] == runs_subgraph
+            assert routed.subgraph_ran[row] == runs_subgraph
         parts = [FRONT, *[part_name(cluster)] * runs_subgraph, *[FALLBACK] * (not accepted)]
         assert runs(alone) == [(part, [number]) for part in parts]
 
@@ -93,7 +93,7 @@ def test_a_part_runs_once_for_a_batch_and_for_its_images_alone(
     (front, *others) = runs(router)
     assert front == (FRONT, list(range(len(images))))
     expected = {
-        part_name(c): [i for i, image in enumerate(images) if routed.tried[i] and image[0] == c]
+        part_name(c): [i for i, image in enumerate(images) if routed.subgraph_ran[i] and image[0] == c]
         for c in range(CLUSTERS)
     }
     expected[FALLBACK] = [i for i in range(len(images)) if routed.fell_back[i]]
@@ -138,7 +138,7 @@ def test_groups_that_are_not_worth_their_subgraph_go_to_the_full_tail() -> None:
     router = router_of(0.5, 0.0, TIMES)
     images = [(1, 0.9, 0.9), (0, 0.9, 0.9), (0, 0.9, 0.9), (0, 0.9, 0.9), (0, 0.9, 0.2)]
     routed = router.route(batch_of(images))
-    assert routed.tried.tolist() == [False, True, True, True, True]
+    assert routed.subgraph_ran.tolist() == [False, True, True, True, True]
     assert routed.fell_back.tolist() == [True, False, False, False, True]
     assert routed.logits[:, 0].tolist() == [-1, 0, 0, 0, -1]
     assert routed.confidence.tolist() == pytest.approx([0.9, 0.9, 0.9, 0.9, 0.2])
@@ -149,16 +149,16 @@ def test_the_rest_of_a_batch_counts() -> None:
     """An image that goes to the full tail anyway makes one more there cheaper."""
     times = TailTimes("torch", "f32", 1, "", (1, 2, 4), (2.0, 3.0, 5.0), (2.5, 3.5, 5.5), 0.0)
     pair = [(0, 0.9, 0.9), (1, 0.1, 0.9)]
-    assert router_of(0.5, 0.5, times).route(batch_of(pair)).tried.tolist() == [False, False]
-    assert router_of(0.5, 0.5, times).route(batch_of([pair[0]])).tried.tolist() == [True]
-    assert router_of(0.5, 0.5).route(batch_of(pair)).tried.tolist() == [True, False]
+    assert router_of(0.5, 0.5, times).route(batch_of(pair)).subgraph_ran.tolist() == [False, False]
+    assert router_of(0.5, 0.5, times).route(batch_of([pair[0]])).subgraph_ran.tolist() == [True]
+    assert router_of(0.5, 0.5).route(batch_of(pair)).subgraph_ran.tolist() == [True, False]
 
 
-@pytest.mark.parametrize(("subgraph", "tried"), [(1.0, True), (3.0, False)])
-def test_one_image_runs_its_subgraph_where_that_is_cheaper(subgraph: float, tried: bool) -> None:
+@pytest.mark.parametrize(("subgraph", "runs_subgraph"), [(1.0, True), (3.0, False)])
+def test_one_image_runs_its_subgraph_where_that_is_cheaper(subgraph: float, runs_subgraph: bool) -> None:
     router = router_of(0.5, 0.0, TailTimes("torch", "f32", 1, "", (1, 2), (subgraph, 4.0), (2.0, 3.0), 0.0))
-    assert router.route(batch_of([(0, 0.9, 0.9)])).tried.tolist() == [tried]
-    assert router.one_by_one().route(batch_of([(0, 0.9, 0.9)])).tried.tolist() == [True]
+    assert router.route(batch_of([(0, 0.9, 0.9)])).subgraph_ran.tolist() == [runs_subgraph]
+    assert router.one_by_one().route(batch_of([(0, 0.9, 0.9)])).subgraph_ran.tolist() == [True]
 
 
 def test_one_by_one_is_the_same_routing_without_times() -> None:

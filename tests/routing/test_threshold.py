@@ -404,18 +404,18 @@ def two_looks(seed: int = 0, count: int = 400, early_threshold: float = 0.0) -> 
 
 def test_an_input_that_stops_early_is_not_routed() -> None:
     looks = two_looks(early_threshold=0.5)
-    assert torch.equal(looks.tried(0.8), looks.early >= 0.5)
+    assert torch.equal(looks.subgraph_ran(0.8), looks.early >= 0.5)
     assert torch.equal(looks.routed(0.8), (looks.early >= 0.5) & (looks.confidence >= 0.8))
-    assert torch.equal(looks.tried(0.2), looks.early >= 0.2)  # where less is asked for at the end, less is before
+    assert torch.equal(looks.subgraph_ran(0.2), looks.early >= 0.2)  # less is asked for at the end, so before too
     assert looks.routed(0.0).all()
-    assert not looks.tried(NEVER).any()
+    assert not looks.subgraph_ran(NEVER).any()
 
 
 def test_the_chosen_threshold_says_how_often_a_subgraph_runs() -> None:
     looks = two_looks(early_threshold=0.4)
     chosen = choose_threshold(looks, 0.05)
     assert chosen.early == 0.4
-    assert chosen.tried == pytest.approx(float(looks.tried(chosen.value).float().mean()))
+    assert chosen.tried == pytest.approx(float(looks.subgraph_ran(chosen.value).float().mean()))
     assert chosen.fallback == pytest.approx(1 - float(looks.routed(chosen.value).float().mean()))
     assert 1 - chosen.fallback < chosen.tried < 1
 

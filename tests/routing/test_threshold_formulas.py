@@ -82,7 +82,7 @@ def test_a_confidence_at_the_threshold_is_routed_and_a_p_value_at_its_level_acce
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looks = replace(outcomes(), early=torch.full((40,), 0.5), early_threshold=0.5)
-    assert looks.tried(0.7).all()
+    assert looks.subgraph_ran(0.7).all()
     assert int(looks.routed(float(looks.confidence[7])).sum()) == 33
     monkeypatch.setattr(risk, "p_value", lambda losses, limit: 0.25)
     assert choose_threshold(outcomes(), [0.5], 0.1, 0.75).value == 0.5
@@ -95,7 +95,7 @@ def test_a_confidence_at_the_threshold_is_routed_and_a_p_value_at_its_level_acce
 def test_without_an_early_threshold_every_subgraph_runs() -> None:
     looks = Calibration(*(getattr(outcomes(), name) for name in ("confidence", "routed_right", "fallback_right",
                                                                    "base_right")), early=torch.zeros(40))  # fmt: skip
-    assert looks.tried(0.5).all()
+    assert looks.subgraph_ran(0.5).all()
 
 
 def test_a_router_takes_every_threshold_that_can_be_chosen() -> None:

@@ -1,1 +1,1 @@
-"""What is written and loaded: one folder format, checked before anything is believed, and what each kind stores."""
+"""What is written and loaded: one folder format, checked before anything is accepted, and what each kind stores."""

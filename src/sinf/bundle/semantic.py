@@ -218,8 +218,8 @@ class Bundle:
 
 
 def _require_room(clusters: Clusters) -> None:
-    """Refuse clusters whose answers (:class:`sinf.engine.parts.Judge`, a matrix each) would take gigabytes, which a
-    file of some megabytes could ask for."""
+    """Refuse clusters whose answers (:class:`sinf.engine.parts.DeferralHead`, a matrix each) would take gigabytes,
+    which a file of some megabytes could ask for."""
     count, sizes = len(clusters), [len(classes) for classes in clusters.members]
     room = sum(4 * (count + 2 * size + 1) * (count + size + 1) for size in sizes)
     if room > _MOST_ROOM:

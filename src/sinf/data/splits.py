@@ -98,7 +98,7 @@ def select_rows(splits: dict[str, Any], expression: str, label_column: str | Non
 
 
 def read_expression(expression: str, lengths: dict[str, int], source: str) -> list[tuple[str, range]]:
-    """The parts that are added up, each a split and a range of places in its order.
+    """The parts that are added up, each a split and a range of positions in its order.
 
     Raises:
         DataError: the expression cannot be read, or names a split that is not there.
@@ -145,8 +145,9 @@ def in_class_order(labels: Tensor) -> bool:
     n = counts.double()
     neighbours = (index[1:] == index[:-1]).sum().double()
     by_neighbours = torch.special.gammainc(neighbours, (n * (n - 1)).sum() / rows) if neighbours > 0 else 1.0
-    places = torch.zeros(classes, dtype=torch.double).index_add_(0, index, torch.arange(rows, dtype=torch.double)) / n
-    h = 12 / (rows * (rows + 1)) * (n * (places - (rows - 1) / 2) ** 2).sum()
+    order = torch.arange(rows, dtype=torch.double)
+    positions = torch.zeros(classes, dtype=torch.double).index_add_(0, index, order) / n
+    h = 12 / (rows * (rows + 1)) * (n * (positions - (rows - 1) / 2) ** 2).sum()
     by_place = torch.special.gammaincc(torch.tensor((classes - 1) / 2, dtype=torch.double), h / 2)
     return float(min(by_neighbours, by_place)) < _CHANCE
 

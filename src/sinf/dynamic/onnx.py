@@ -265,8 +265,8 @@ class _Rewriter:
         extent = self.op("Slice", [self.op("Shape", [image]), column, self.constant(f"{name}/end", np.array([3]))])
         size = self.constant(f"{name}/size", np.array([self.network.sites[site].size], np.int64))
         zeros = self.op("ConstantOfShape", [self.op("Concat", [size, extent], axis=0)])
-        places = self.op("Unsqueeze", [self.index[site], column])
-        return self.op("Unsqueeze", [self.op("ScatterND", [zeros, places, image]), first])
+        positions = self.op("Unsqueeze", [self.index[site], column])
+        return self.op("Unsqueeze", [self.op("ScatterND", [zeros, positions, image]), first])
 
     def _gate(self, site: int, x: str, into: int | None) -> None:
         gate, name = self.network.gate(site), f"gate{site}"
@@ -284,8 +284,8 @@ class _Rewriter:
         zero = self.constant(f"{name}/zero", np.zeros(1, np.float32))
         mask = self.op("Cast", [keep], to=1) if gate.binary else self.op("Where", [keep, saliency, zero])
         best = self.op("ArgMax", [saliency], axis=1, keepdims=1)
-        places = self.constant(f"{name}/places", np.arange(len(blocks), dtype=np.int64)[None])
-        either = self.op("Or", [keep, self.op("Equal", [places, best])])  # one channel at least
+        positions = self.constant(f"{name}/positions", np.arange(len(blocks), dtype=np.int64)[None])
+        either = self.op("Or", [keep, self.op("Equal", [positions, best])])  # one channel at least
         second = self.constant(f"{name}/second", np.array(1, np.int64))
         self.index[site] = self.op("Gather", [self.op("NonZero", [either]), second], axis=0)
         self.scale[site] = self.op("Gather", [mask, self.index[site]], axis=1)

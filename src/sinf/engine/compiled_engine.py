@@ -74,10 +74,10 @@ class CompiledTorchEngine:
         if part == bare(FRONT):
             return engine.extractor
         network, kept = engine.network, engine.bundle.parts
-        for name, judge in engine.judges.items():
+        for name, head in engine.deferral_heads.items():
             if part in (name, bare(name)):
                 tail = prepare(network.tail(kept[name]))
-                return tail if part == bare(name) else Specialist(tail, judge)
+                return tail if part == bare(name) else Specialist(tail, head)
         return prepare(network.tail(kept[FALLBACK]))
 
     def array(self, values: list[float] | list[bool]) -> Tensor:

@@ -23,13 +23,13 @@ class Front(nn.Module):
         return features, log_clusters, route, log_route.exp()
 
 
-class Judge(nn.Module):
-    """From what a cluster's subgraph says of its classes to an answer over all classes, and how far to believe it.
+class DeferralHead(nn.Module):
+    """From what a cluster's subgraph says of its classes to an answer over all classes, and its confidence.
 
     The cluster's probability is shared out as the subgraph says, the probability of every other cluster evenly among
-    its classes. All of that and the judgement (:mod:`sinf.routing.deferral`) are one linear map of log-probabilities of
-    the clusters, logits, their log-probabilities and the largest of these: at batch 1 an operation costs more than its
-    arithmetic.
+    its classes. All of that and the score of the confidence (:mod:`sinf.routing.deferral`) are one linear map of
+    log-probabilities of the clusters, logits, their log-probabilities and the largest of these: at batch 1 an operation
+    costs more than its arithmetic.
     """
 
     matrix: Tensor
@@ -42,7 +42,7 @@ class Judge(nn.Module):
         count, size = len(clusters), len(members)
         own = torch.arange(size)
         logits, inside, within = count, count + size + own, count + 2 * size  # rows, after those of the clusters
-        score = count + size  # columns are clusters, classes of this one, and the judgement
+        score = count + size  # columns are clusters, classes of this one, and the score
         matrix, bias = torch.zeros(within + 1, score + 1), torch.zeros(score + 1)
         matrix[range(count), range(count)] = 1
         bias[:count] = -torch.tensor([len(classes) for classes in clusters.members]).log()
@@ -64,9 +64,9 @@ class Judge(nn.Module):
         return answer.index_select(1, self.sources), answer.select(1, -1).sigmoid()
 
 
-class CascadeJudge(nn.Module):
-    """The same where one cluster holds all classes: its subgraph's logits are the answer, and their margin says how far
-    to believe it."""
+class CascadeHead(nn.Module):
+    """The same where one cluster holds all classes: its subgraph's logits are the answer, and their margin is what
+    its confidence comes of."""
 
     def __init__(self, deferral: Deferral) -> None:
         super().__init__()
@@ -77,17 +77,17 @@ class CascadeJudge(nn.Module):
         return logits, (margin_of_several(logits) * self.margin + log_clusters.select(1, 0) + self.intercept).sigmoid()
 
 
-def make_judge(clusters: Clusters, cluster: int, deferral: Deferral) -> Judge | CascadeJudge:
-    """What judges the answers of a cluster's subgraph."""
-    return CascadeJudge(deferral) if len(clusters) == 1 else Judge(clusters, cluster, deferral)
+def make_deferral_head(clusters: Clusters, cluster: int, deferral: Deferral) -> DeferralHead | CascadeHead:
+    """What gives the answers of a cluster's subgraph their confidence."""
+    return CascadeHead(deferral) if len(clusters) == 1 else DeferralHead(clusters, cluster, deferral)
 
 
 class Specialist(nn.Module):
-    """A subgraph with its judge, as one part: features, log-probabilities of clusters -> logits, confidence."""
+    """A subgraph with its deferral head, as one part: features, log-probabilities of clusters -> logits, confidence."""
 
-    def __init__(self, tail: nn.Module, judge: Judge | CascadeJudge) -> None:
+    def __init__(self, tail: nn.Module, head: DeferralHead | CascadeHead) -> None:
         super().__init__()
-        self.tail, self.judge = tail, judge
+        self.tail, self.head = tail, head
 
     def forward(self, features: Tensor, log_clusters: Tensor) -> tuple[Tensor, Tensor]:
-        return self.judge(self.tail(features), log_clusters)
+        return self.head(self.tail(features), log_clusters)

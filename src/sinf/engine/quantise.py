@@ -2,7 +2,8 @@
 
 Every part is quantised by itself, by onnxruntime's quantiser, into plain ``QuantizeLinear`` and ``DequantizeLinear``
 around convolutions and products, which ONNX Runtime and OpenVINO both run in integers. What decides about routes stays
-in f32, since a route that changes costs more than its rounding: the route predictor, judges, and the last layer.
+in f32, since a route that changes costs more than its rounding: the route predictor, deferral heads, and the last
+layer.
 """
 
 from __future__ import annotations

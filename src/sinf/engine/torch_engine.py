@@ -17,7 +17,7 @@ from sinf.bundle.semantic import Bundle
 from sinf.data.images import BATCH, Preprocessing
 from sinf.engine.constant import ConstantModule
 from sinf.engine.memory import release
-from sinf.engine.parts import Front, Specialist, make_judge
+from sinf.engine.parts import Front, Specialist, make_deferral_head
 from sinf.errors import ConfigError
 from sinf.graph.network import Part, PartedNetwork
 from sinf.graph.prepare import prepare
@@ -62,8 +62,8 @@ class TorchEngine:
         self.network = bundle.network()
         self.tails = TailStore(self.network, bundle.parts, memory_budget)
         self.extractor = self.tails.ready(self.network.extractor(bundle.parts["common"]))
-        self.judges = {
-            part_name(cluster): make_judge(bundle.clusters, cluster, bundle.deferral)
+        self.deferral_heads = {
+            part_name(cluster): make_deferral_head(bundle.clusters, cluster, bundle.deferral)
             for cluster in range(len(bundle.clusters))
         }
         self._whole: Once[str, Any] = Once(self._make)
@@ -99,7 +99,7 @@ class TorchEngine:
             if part == FALLBACK:
                 return (self.tails.get(FALLBACK)(*inputs),)
             features, log_clusters = inputs
-            return self.judges[part](self.tails.get(part)(features), log_clusters)
+            return self.deferral_heads[part](self.tails.get(part)(features), log_clusters)
 
     def array(self, values: list[float] | list[bool]) -> Tensor:
         return torch.tensor(values)
@@ -111,7 +111,7 @@ class TorchEngine:
         if part == BASE:
             return self.network.graph
         tail = self.network.tail(self.bundle.parts[part])
-        return tail if part == FALLBACK else Specialist(tail, self.judges[part])
+        return tail if part == FALLBACK else Specialist(tail, self.deferral_heads[part])
 
     def close(self) -> None:
         self.tails.clear()
@@ -240,13 +240,13 @@ class SemanticModel(Classifier, ConstantModule):
         energy, log_within = torch.zeros(len(features)), torch.zeros(len(features))
         margin, right = torch.zeros(len(features)), torch.zeros(len(features), dtype=torch.bool)
         for where in route.unique().tolist():
-            judge = self.engine.judges[part_name(where)]
+            head = self.engine.deferral_heads[part_name(where)]
             for rows in torch.nonzero(route == where).flatten().split(batch):
                 said = self.run_subgraph(where, features[rows])
                 energy[rows] = said.logsumexp(1)
                 log_within[rows] = said.log_softmax(1).amax(1)
                 margin[rows] = margin_of(said)
-                logits, _ = judge(said, log_clusters[rows])
+                logits, _ = head(said, log_clusters[rows])
                 right[rows] = logits.argmax(1) == labels[rows]
         return Routes(route, log_route, energy, log_within, right, margin)
 

@@ -1,4 +1,4 @@
-"""Before a smaller network is believed: it must compute what the base network computes with the removed channels
+"""Before a smaller network is accepted: it must compute what the base network computes with the removed channels
 masked."""
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def verify(
     narrow = inputs if slot is None else _kept(inputs, Slot(1, slot.units, slot.repeat), keep)
     try:
         return _compare(base, coupling, keep, smaller, inputs, narrow)
-    except VerificationError as found:  # rounding adds up in deep networks: judge such a case in double precision
+    except VerificationError as found:  # rounding adds up in deep networks: decide such a case in double precision
         try:
             return _compare(_double(base), coupling, keep, _double(smaller), inputs.double(), narrow.double())
         except VerificationError:

@@ -1,7 +1,7 @@
 """How wide layers are and what they cost while units go, without a walk over the graph for every choice that is tried.
 
-Where units are is looked up once. A choice that takes some units away is then a count of their places, and one product
-for all layers.
+Where units are is looked up once. A choice that takes some units away is then a count of their positions, and one
+product for all layers.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Places:
         into = np.where(self._read == _NONE, self._into, padded[self._read] * self._repeat)
         return int((self._price * out * into).astype(np.int64).sum())
 
-    def layers_at(self, places: Integers) -> NDArray[np.bool_]:
-        """``(layers,)`` whether the cost of a layer depends on a slot where ``places`` (S,) is not zero."""
-        touched = np.append(places > 0, False)
+    def layers_at(self, counts: Integers) -> NDArray[np.bool_]:
+        """``(layers,)`` whether the cost of a layer depends on a slot where ``counts`` (S,) is not zero."""
+        touched = np.append(counts > 0, False)
         return touched[self._written] | touched[self._read]
 
 

@@ -42,8 +42,8 @@ class ClusterReport:
 class Evaluation:
     """Base beside ours on labelled images. ``loss`` is in percentage points, the other shares are fractions of 1.
 
-    ``tried`` is the share that runs a subgraph; some of them fall back after it. ``within`` is the accuracy when the
-    true cluster is given: of the base model limited to the cluster's classes, and of the cluster's subgraph.
+    ``subgraph_ran`` is the share that runs a subgraph; some of them fall back after it. ``within`` is the accuracy when
+    the true cluster is given: of the base model limited to the cluster's classes, and of the cluster's subgraph.
     ``empty_classes`` names the classes of which there was no image.
     """
 
@@ -57,7 +57,7 @@ class Evaluation:
     within: float
     route_accuracy: float
     fallback: float
-    tried: float
+    subgraph_ran: float
     threshold: float
     promise: str
     base_macs: int
@@ -128,12 +128,13 @@ class Observation:
 
     def mean_cost(self, by_part: dict[str, int], calibration: Calibration, threshold: float) -> float:
         """Mean cost of an image at a threshold, from that of every part (MACs or parameters, see :class:`Costs`)."""
-        return _mean_cost(by_part, self.routes.route, calibration.tried(threshold), ~calibration.routed(threshold))
+        ran, fell_back = calibration.subgraph_ran(threshold), ~calibration.routed(threshold)
+        return _mean_cost(by_part, self.routes.route, ran, fell_back)
 
 
-def _mean_cost(by_part: dict[str, int], route: Tensor, tried: Tensor, fell_back: Tensor) -> float:
+def _mean_cost(by_part: dict[str, int], route: Tensor, subgraph_ran: Tensor, fell_back: Tensor) -> float:
     subgraphs = torch.tensor([by_part[part_name(c)] for c in range(int(route.max()) + 1)], dtype=torch.float64)
-    tails = subgraphs[route] * tried + by_part[FALLBACK] * fell_back
+    tails = subgraphs[route] * subgraph_ran + by_part[FALLBACK] * fell_back
     return by_part["extractor"] + by_part["router"] + float(tails.mean())
 
 
@@ -203,7 +204,7 @@ def evaluate(
             within=_within(model, x, y, true),
             route=ours.route,
             fell_back=ours.fell_back,
-            tried=ours.tried,
+            subgraph_ran=ours.subgraph_ran,
         )
         done += len(y)
         if progress is not None:
@@ -228,7 +229,7 @@ def _within(model: SemanticModel, x: Tensor, y: Tensor, true: Tensor) -> Tensor:
 
 def _summary(model: SemanticModel, rows: dict[str, Tensor], empty: list[str]) -> Evaluation:
     costs = Costs.of(model)
-    went = (rows["route"], rows["tried"], rows["fell_back"])
+    went = (rows["route"], rows["subgraph_ran"], rows["fell_back"])
 
     def mean(name: str, mask: Tensor | None = None) -> float:
         values = rows[name] if mask is None else rows[name][mask]
@@ -264,7 +265,7 @@ def _summary(model: SemanticModel, rows: dict[str, Tensor], empty: list[str]) ->
         within=mean("within"),
         route_accuracy=mean("routed_right"),
         fallback=mean("fell_back"),
-        tried=mean("tried"),
+        subgraph_ran=mean("subgraph_ran"),
         threshold=model.threshold,
         promise=promise(model),
         base_macs=costs.base_macs,

@@ -1,8 +1,8 @@
-"""Where the time of one image goes: extractor, route predictor, subgraph, judgement, full tail, and what is around
+"""Where the time of one image goes: extractor, route predictor, subgraph, deferral head, full tail, and what is around
 them; and what every route costs.
 
-Engines run extractor and predictor as one part, subgraph and judge as another. To tell them apart, the same parts are
-also run *bare*, without predictor or judge, on the same images; what is left of the part's time is theirs.
+Engines run extractor and predictor as one part, subgraph and deferral head as another. To tell them apart, the same
+parts are also run *bare*, without predictor or head, on the same images; what is left of the part's time is theirs.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ class StageTimes:
     """
 
     images: int
-    tried: float
+    subgraph_ran: float
     fallback_share: float
     base: float
     extractor: float
     predictor: float
     subgraph: float
-    judge: float
+    deferral: float
     fallback: float
     glue: float
     clusters: list[ClusterTime]
 
     @property
     def ours(self) -> float:
-        return self.extractor + self.predictor + self.subgraph + self.judge + self.fallback + self.glue
+        return self.extractor + self.predictor + self.subgraph + self.deferral + self.fallback + self.glue
 
     @property
     def overhead(self) -> float:
         """Routing, as a fraction of the base model's time: all that is neither extractor nor subgraph nor full tail."""
-        return (self.predictor + self.judge + self.glue) / self.base
+        return (self.predictor + self.deferral + self.glue) / self.base
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"ours": self.ours, "overhead": self.overhead, "time_saved": 1 - self.ours / self.base}
@@ -74,7 +74,7 @@ class _Turn:
     """Milliseconds of one image: base model, ours and its parts, and the parts when they are run bare."""
 
     route: int
-    tried: bool
+    subgraph_ran: bool
     fell_back: bool
     base: float = 0.0
     whole: float = 0.0
@@ -129,7 +129,7 @@ def stage_times(
             x = images[turn % len(images)][None]
             if turn < len(images):
                 routed = ours.route(x)
-                found = _Turn(int(routed.route[0]), bool(routed.tried[0]), bool(routed.fell_back[0]))
+                found = _Turn(int(routed.route[0]), bool(routed.subgraph_ran[0]), bool(routed.fell_back[0]))
                 _run_bare(router.engine, x, found)
             else:
                 found = replace(seen[turn % len(images)])
@@ -174,7 +174,7 @@ def _run_bare(engine: Engine, x: Any, found: _Turn) -> tuple[float, float]:
         return _milliseconds(lambda: outputs.append(module(torch.as_tensor(given))))
 
     front = run(FRONT, x)
-    return front, run(part_name(found.route), outputs[0]) if found.tried else 0.0
+    return front, run(part_name(found.route), outputs[0]) if found.subgraph_ran else 0.0
 
 
 def _milliseconds(job: Callable[[], object]) -> float:
@@ -184,21 +184,21 @@ def _milliseconds(job: Callable[[], object]) -> float:
 
 
 def _summary(turns: list[_Turn], names: tuple[str, ...]) -> StageTimes:
-    tried, fell_back = [t for t in turns if t.tried], [t for t in turns if t.fell_back]
+    ran, fell_back = [t for t in turns if t.subgraph_ran], [t for t in turns if t.fell_back]
     by_route = {route: [t for t in turns if t.route == route] for route in sorted({t.route for t in turns})}
     subgraph = 0.0
     for mine in by_route.values():
-        ran = [t.bare_subgraph for t in mine if t.tried]
-        subgraph += _median(ran) * len(ran) / len(turns)
+        bare_times = [t.bare_subgraph for t in mine if t.subgraph_ran]
+        subgraph += _median(bare_times) * len(bare_times) / len(turns)
     return StageTimes(
         images=len(turns),
-        tried=len(tried) / len(turns),
+        subgraph_ran=len(ran) / len(turns),
         fallback_share=len(fell_back) / len(turns),
         base=_median([t.base for t in turns]),
         extractor=_median([t.bare_front for t in turns]),
         predictor=_median([t.front - t.bare_front for t in turns]),
         subgraph=subgraph,
-        judge=_median([t.subgraph - t.bare_subgraph for t in tried]) * len(tried) / len(turns),
+        deferral=_median([t.subgraph - t.bare_subgraph for t in ran]) * len(ran) / len(turns),
         fallback=_median([t.fallback for t in fell_back]) * len(fell_back) / len(turns),
         glue=_median([t.whole - t.front - t.subgraph - t.fallback for t in turns]),
         clusters=[_of_cluster(names[route], mine) for route, mine in by_route.items()],
@@ -206,7 +206,7 @@ def _summary(turns: list[_Turn], names: tuple[str, ...]) -> StageTimes:
 
 
 def _of_cluster(name: str, turns: list[_Turn]) -> ClusterTime:
-    ran = [t.subgraph for t in turns if t.tried]
+    ran = [t.subgraph for t in turns if t.subgraph_ran]
     base, ours = _median([t.base for t in turns]), _median([t.whole for t in turns])
     return ClusterTime(
         name=name,

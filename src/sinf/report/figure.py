@@ -122,8 +122,9 @@ def _trade_off(axis: Any, comparison: Comparison, chosen: str, points: list[Poin
             row.name, (x, row.loss), (7, 5 if number % 2 else -12), textcoords="offset points", fontsize=8, color=_GREY
         )
     axis.axhline(0, color=_BASE, linewidth=1)
-    places = [100 * (1 - row.macs / whole) for row in comparison.rows]
-    axis.set_xlim(min(places) - 5, max(places) + 0.4 * (max(places) - min(places)) + 5)  # with room for names
+    positions = [100 * (1 - row.macs / whole) for row in comparison.rows]
+    least, most = min(positions), max(positions)
+    axis.set_xlim(least - 5, most + 0.4 * (most - least) + 5)  # with room for names
     axis.set_xlabel("MACs saved, %")
     axis.set_ylabel("loss against the base model, points")
     axis.set_title(f"on {images} test images, 95 % intervals", loc="left")

@@ -116,7 +116,7 @@ def show_evaluation(result: Evaluation) -> None:
         "active parameters", _count(result.base_parameters), _count(result.parameters_active), f"{100 * change:+.1f} %"
     )
     table.add_row("route accuracy", "", _share(result.route_accuracy), "")
-    table.add_row("subgraph runs", "", _share(result.tried), "")
+    table.add_row("subgraph runs", "", _share(result.subgraph_ran), "")
     table.add_row("fallback", "", _share(result.fallback), "")
     console.print(table)
     show_promise(result.promise)
@@ -143,7 +143,7 @@ def show_clusters(found: FoundClusters, max_loss: float) -> None:
         cells = (_share(share), "-" if right is None else _share(right), _share(mimic), _share(fallback))
         table.add_row(escape(name), escape(f"{len(classes)}: {listed}"), *cells)
     console.print(table)
-    of = f"{found.found.images} images" + (" held out" if found.held_out else ", each half judged by the other")
+    of = f"{found.found.images} images" + (" held out" if found.held_out else ", each half checked by the other")
     table = _table(
         f"Routed after {found.cut} at most {max_loss:g} points lost, by a linear predictor; {of}",
         "", "clusters", "largest", "base right", "route as base", "falls back", "points lost", "classes an image",
@@ -158,8 +158,8 @@ def show_clusters(found: FoundClusters, max_loss: float) -> None:
     if found.agreement is not None:
         console.print(f"Adjusted Rand index of the two: {found.agreement:.2f}")
     if len(found.classes_by_count) > 1:
-        tried = ", ".join(f"{count}: {classes:.1f}" for count, classes in found.classes_by_count.items())
-        console.print(f"The number with the fewest classes an image was taken. Tried: {tried}.")
+        counts = ", ".join(f"{count}: {classes:.1f}" for count, classes in found.classes_by_count.items())
+        console.print(f"The number with the fewest classes an image was taken. Compared: {counts}.")
     console.print(describe_fallback(found))
 
 
@@ -267,8 +267,8 @@ def show_stages(stages: StageTimes | None, energy: list[Energy], why: list[str])
         for name, value, share in (
             ("extractor", stages.extractor, 1.0),
             ("route predictor", stages.predictor, 1.0),
-            ("subgraph", stages.subgraph, stages.tried),
-            ("judge", stages.judge, stages.tried),
+            ("subgraph", stages.subgraph, stages.subgraph_ran),
+            ("deferral head", stages.deferral, stages.subgraph_ran),
             ("fallback", stages.fallback, stages.fallback_share),
             ("glue", stages.glue, 1.0),
         ):
@@ -276,7 +276,8 @@ def show_stages(stages: StageTimes | None, energy: list[Energy], why: list[str])
         table.add_row("ours", f"{stages.ours:.3f}", _share(stages.ours / stages.base), "")
         table.add_row("base model", f"{stages.base:.3f}", "", "")
         console.print(table)
-        console.print(f"routing (predictor, judge, glue) takes {_share(stages.overhead)} of the base model's time")
+        overhead = _share(stages.overhead)
+        console.print(f"routing (predictor, deferral head, glue) takes {overhead} of the base model's time")
         routes = _table("Routes", "cluster", "images", "fallback", "subgraph ms", "base ms", "ours ms", "time saved")
         for c in stages.clusters:
             routes.add_row(

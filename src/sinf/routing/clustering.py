@@ -51,10 +51,10 @@ class FoundClusters:
         clusters: the partition of the classes.
         class_names: names of all classes.
         source, method, cut: how it was found, and the cut point whose features tell the routes.
-        classes_by_count: for every number of clusters that was tried, the mean number of classes that an image's tail
-            tells apart; the least of them is the number that was taken, unless one was given.
+        classes_by_count: for every number of clusters that was compared, the mean number of classes that an image's
+            tail tells apart; the least of them is the number that was taken, unless one was given.
         few: names of the classes of which there were fewer than ``FEW`` images.
-        held_out: whether the figures are of images apart; otherwise each half of the same images judges the other.
+        held_out: whether the figures are of images apart; otherwise each half of the same images checks the other.
         found: what routing by these clusters would do.
         given: the same of the clusters that the data has, and ``agreement`` the adjusted Rand index between the two;
             None where the data has none.
@@ -127,20 +127,20 @@ def find_clusters(
     observed = _observe(network, model, images, labels, budget, lambda done, total: progress("classes", done, total))
     observed.require_halves(images.name)
     few = _warn_of_few(images, observed, labels)
-    alike = similarity(observed, source)
+    similarities = similarity(observed, source)
     early = early_probabilities(observed)
-    partitions, tried = {}, {}
+    partitions, classes_by_count = {}, {}
     for number in [count] if count is not None else counts(classes):
-        partitions[number] = partition(alike, number, method)
-        tried[number] = estimate(early, observed, partitions[number], max_loss).classes
-        progress("clusters", len(tried), 1 if count is not None else len(counts(classes)))
-    best = min(tried, key=lambda number: (tried[number], number))
-    judged = observed
+        partitions[number] = partition(similarities, number, method)
+        classes_by_count[number] = estimate(early, observed, partitions[number], max_loss).classes
+        progress("clusters", len(classes_by_count), 1 if count is not None else len(counts(classes)))
+    best = min(classes_by_count, key=lambda number: (classes_by_count[number], number))
+    checked = observed
     if check is not None:
-        judged = _observe(network, model, check, labels, budget, lambda done, total: progress("check", done, total))
-        judged.require_halves(check.name)
-        early = early_probabilities(observed, judged)
-    clusters = named(partitions[best], alike, images.class_names)
+        checked = _observe(network, model, check, labels, budget, lambda done, total: progress("check", done, total))
+        checked.require_halves(check.name)
+        early = early_probabilities(observed, checked)
+    clusters = named(partitions[best], similarities, images.class_names)
     superclasses = _superclasses(images)
     return FoundClusters(
         clusters=clusters,
@@ -148,11 +148,11 @@ def find_clusters(
         source=source,
         method=method,
         cut=network.cut.name,
-        classes_by_count=tried,
+        classes_by_count=classes_by_count,
         few=few,
         held_out=check is not None,
-        found=estimate(early, judged, clusters.of_class(), max_loss),
-        given=None if superclasses is None else estimate(early, judged, superclasses, max_loss),
+        found=estimate(early, checked, clusters.of_class(), max_loss),
+        given=None if superclasses is None else estimate(early, checked, superclasses, max_loss),
         agreement=None if superclasses is None else _agreement(clusters.of_class(), superclasses),
     )
 
@@ -225,7 +225,7 @@ def _warn_of_few(images: LabelledImages, observed: Observed, labels: bool) -> tu
 
 
 def counts(classes: int) -> list[int]:
-    """Numbers of clusters that are tried: each up to 10, then in steps of an eighth, below the number of classes."""
+    """Numbers of clusters that are compared: each up to 10, then in steps of an eighth, below the number of classes."""
     numbers, number = [], 2
     while number < classes:
         numbers.append(number)
@@ -239,46 +239,46 @@ def similarity(observed: Observed, source: str) -> Tensor:
     weights = weights / weights.sum(0).clamp_min(_TINY)
     if source == "confusion":
         towards = weights.T @ (observed.logits / TEMPERATURE).softmax(1)
-        alike = (towards + towards.T) / 2
-        alike.fill_diagonal_(0)
-        alike /= alike.max().clamp_min(_TINY)
+        similarities = (towards + towards.T) / 2
+        similarities.fill_diagonal_(0)
+        similarities /= similarities.max().clamp_min(_TINY)
     else:
         values = observed.logits if source == "logits" else _standardised(observed.features.double())
         means = weights.T @ (values - values.mean(1, keepdim=True) if source == "logits" else values)
         means = means - means.mean(0)
         means = means / means.norm(dim=1, keepdim=True).clamp_min(_TINY)
-        alike = (1 + means @ means.T) / 2
-    alike = ((alike + alike.T) / 2).clamp(_TINY, 1)
-    return alike.fill_diagonal_(1)
+        similarities = (1 + means @ means.T) / 2
+    similarities = ((similarities + similarities.T) / 2).clamp(_TINY, 1)
+    return similarities.fill_diagonal_(1)
 
 
 def _standardised(features: Tensor) -> Tensor:
     return (features - features.mean(0)) / features.std(0).clamp_min(1e-6)
 
 
-def partition(alike: Tensor, count: int, method: str) -> Tensor:
+def partition(similarities: Tensor, count: int, method: str) -> Tensor:
     """The cluster of every class (classes,), numbered by the first class of each."""
     from sklearn.cluster import AgglomerativeClustering, SpectralClustering
 
     if method == "agglomerative":
         # Of confusions, whose scale is that of probabilities, an average of logarithms; no class swallows the others.
-        distances = -alike.log().numpy()
+        distances = -similarities.log().numpy()
         np.fill_diagonal(distances, 0)
         found = AgglomerativeClustering(count, metric="precomputed", linkage="average").fit_predict(distances)
     else:
         made = SpectralClustering(count, affinity="precomputed", assign_labels="cluster_qr", random_state=0)
-        found = made.fit_predict(alike.numpy())
+        found = made.fit_predict(similarities.numpy())
     first = {cluster: place for place, cluster in reversed(list(enumerate(found.tolist())))}
     order = {cluster: number for number, cluster in enumerate(sorted(first, key=lambda cluster: first[cluster]))}
     return torch.tensor([order[cluster] for cluster in found.tolist()])
 
 
-def named(of_class: Tensor, alike: Tensor, class_names: list[str], length: int = 60) -> Clusters:
+def named(of_class: Tensor, similarities: Tensor, class_names: list[str], length: int = 60) -> Clusters:
     """Clusters with the names of the two classes that are most like the others of theirs."""
     members = [torch.nonzero(of_class == cluster).flatten().tolist() for cluster in range(int(of_class.max()) + 1)]
     names: list[str] = []
     for classes in members:
-        central = sorted(classes, key=lambda c: (-round(float(alike[c, classes].sum()), 9), c))
+        central = sorted(classes, key=lambda c: (-round(float(similarities[c, classes].sum()), 9), c))
         name = ", ".join(class_names[c] for c in central[:2]) + (", ..." if len(classes) > 2 else "")
         name = name if len(name) <= length else name[: length - 3] + "..."
         numbered = (name if number == 1 else f"{name} ({number})" for number in itertools.count(1))

@@ -1,13 +1,13 @@
-"""Deferral: how likely it is that routing an input loses nothing, judged when its subgraph has run.
+"""Deferral: how likely it is that routing an input loses nothing, known when its subgraph has run.
 
 A route predictor alone is sure of some wrong routes, and those are most of the loss. The subgraph, having run, knows
 more: its weights answer as the base model's did, so an input of another cluster shows itself by low logits (its free
-energy, Liu et al., arXiv 2010.03759). The judgement is a logistic regression of the event "ours is right, or the base
+energy, Liu et al., arXiv 2010.03759). The confidence is a logistic regression of the event "ours is right, or the base
 model is wrong too", the one that counts for the loss (post-hoc deferral, Jitkrittum et al., arXiv 2307.02764), on the
 log-probability of the route, the log-sum-exp of the subgraph's logits, and the log-probability of its first class.
 
-A cascade, which has one route, is judged by the margin between its subgraph's two largest logits instead: it needs
-no route, and orders the inputs better than the probability of the first class.
+The confidence of a cascade, which has one route, comes of the margin between its subgraph's two largest logits: it
+needs no route, and orders the inputs better than the probability of the first class.
 
 Before the subgraph runs, the route predictor's probability is all there is; it orders the inputs as any growing
 function of it would, and needs no fit.
@@ -23,7 +23,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Deferral:
-    """Intercept and weights. Without a fit the judgement grows with the route predictor's probability alone."""
+    """Intercept and weights. Without a fit the confidence grows with the route predictor's probability alone."""
 
     intercept: float = 0.0
     route: float = 1.0

@@ -8,7 +8,7 @@ An engine runs parts by name:
     base          images (B, C, H, W) -> logits (B, classes)
 
 ``front`` is the extractor with the route predictor, which always run together; its confidence is the probability of the
-route, that of a subgraph the judgement of :mod:`sinf.routing.deferral`. Arrays are the engine's own, of numpy or torch:
+route, that of a subgraph the one of :mod:`sinf.routing.deferral`. Arrays are the engine's own, of numpy or torch:
 what is written here means the same for both, and neither is imported. Decisions are made on plain numbers: for the few
 of a batch that is much cheaper than operations on arrays.
 """
@@ -44,7 +44,7 @@ class Routed(NamedTuple):
     route: Array
     confidence: Array
     fell_back: Array
-    tried: Array
+    subgraph_ran: Array
 
 
 class Engine(Protocol):
@@ -108,7 +108,7 @@ class FeatureRouter:
 
     def route(self, images: Array) -> Routed:
         """Logits and where every input went."""
-        logits, route, confidence, falling, tried = self._run(images)
+        logits, route, confidence, falling, subgraph_ran = self._run(images)
         array, rows = self.engine.array, range(len(images))
         fell_back = set(falling)
         return Routed(
@@ -116,7 +116,7 @@ class FeatureRouter:
             route,
             array(confidence),
             array([row in fell_back for row in rows]),
-            array([row in tried for row in rows]),
+            array([row in subgraph_ran for row in rows]),
         )
 
     def _run(self, images: Array) -> tuple[Array, Array, list[float], list[int], set[int]]:
@@ -135,15 +135,15 @@ class FeatureRouter:
         run = self.engine.run
         features, log_clusters, route, early = run(FRONT, image)
         confidence = early.item()
-        tried: set[int] = set()
+        subgraph_ran: set[int] = set()
         if confidence >= floor and (times is None or times.worth_alone):
-            tried = {0}
-            logits, judged = run(part_name(route.item()), features, log_clusters)
-            confidence = judged.item()
+            subgraph_ran = {0}
+            logits, after = run(part_name(route.item()), features, log_clusters)
+            confidence = after.item()
             if confidence >= threshold:
-                return logits, route, [confidence], [], tried
+                return logits, route, [confidence], [], subgraph_ran
         (logits,) = run(FALLBACK, features)
-        return logits, route, [confidence], [0], tried
+        return logits, route, [confidence], [0], subgraph_ran
 
     def _run_groups(
         self, images: Array, threshold: float, floor: float, times: TailTimes | None
@@ -158,16 +158,16 @@ class FeatureRouter:
         logits = None
         groups = _worth(groups, len(images), times)
         for cluster, rows in groups.items():
-            answer, judged = run(part_name(cluster), *_take(rows, features, log_clusters))
+            answer, after = run(part_name(cluster), *_take(rows, features, log_clusters))
             logits = _put(logits, rows, answer, len(images))
-            for row, value in zip(rows, judged.tolist(), strict=True):
+            for row, value in zip(rows, after.tolist(), strict=True):
                 confidence[row] = value
-        tried = {row for rows in groups.values() for row in rows}
-        falling = [row for row, value in enumerate(confidence) if row not in tried or value < threshold]
+        subgraph_ran = {row for rows in groups.values() for row in rows}
+        falling = [row for row, value in enumerate(confidence) if row not in subgraph_ran or value < threshold]
         if falling:
             (answer,) = run(FALLBACK, *_take(falling, features))
             logits = _put(logits, falling, answer, len(images))
-        return logits, route, confidence, falling, tried
+        return logits, route, confidence, falling, subgraph_ran
 
     def close(self) -> None:
         """Let go of what the engine holds."""

@@ -41,7 +41,7 @@ class Calibration:
     early: Tensor | None = None
     early_threshold: float = 0.0
 
-    def tried(self, threshold: float) -> Tensor:
+    def subgraph_ran(self, threshold: float) -> Tensor:
         """``(N,)`` whether the subgraph runs. Where little confidence is asked for, less is asked for it to run."""
         if self.early is None:
             return self.confidence >= threshold
@@ -49,7 +49,7 @@ class Calibration:
 
     def routed(self, threshold: float) -> Tensor:
         """``(N,)`` whether the subgraph's answer stands."""
-        return self.tried(threshold) & (self.confidence >= threshold)
+        return self.subgraph_ran(threshold) & (self.confidence >= threshold)
 
     def losses(self, threshold: float) -> Tensor:
         """``(N,)`` in {-1, 0, 1}."""
@@ -158,7 +158,7 @@ def choose_threshold(
         max_loss,
         float(calibration.losses(accepted).mean()),
         1 - float(calibration.routed(accepted).float().mean()),
-        float(calibration.tried(accepted).float().mean()),
+        float(calibration.subgraph_ran(accepted).float().mean()),
         confidence,
         len(calibration.confidence),
         choices,

@@ -105,19 +105,19 @@ function answer({ logits }, baseLogits) {
       : `The base model says ${readable(classes[theirs])} (${percent(base[theirs])}).`;
 }
 
-function way({ route, confidence, tried, fellBack }) {
+function way({ route, confidence, subgraphRan, fellBack }) {
   const cluster = readable(model.clusters[route]);
   const threshold = model.manifest.thresholds.value;
   const needed = threshold > 1 ? "every image falls back" : `${percent(threshold)} is needed`;
-  const shown = { front: true, router: true, subgraph: tried, fallback: fellBack };
+  const shown = { front: true, router: true, subgraph: subgraphRan, fallback: fellBack };
   for (const part of $("way").children) {
     part.className = shown[part.dataset.part] ? "on" : "off";
   }
   $("route").textContent = `says: ${cluster}`;
-  $("subgraph").textContent = tried ? `of ${cluster}` : "not run: the route is unlikely";
+  $("subgraph").textContent = subgraphRan ? `of ${cluster}` : "not run: the route is unlikely";
   $("fallback").textContent = fellBack
-    ? `believed ${percent(confidence)}, ${needed}`
-    : `not needed: believed ${percent(confidence)}, ${needed}`;
+    ? `confidence ${percent(confidence)}, ${needed}`
+    : `not needed: confidence ${percent(confidence)}, ${needed}`;
   [...$("clusters").children].forEach((item, index) => (item.ariaCurrent = String(index === route)));
 }
 
