@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from sinf import Budget, BuildConfig, Images, LabelledImages, SemanticModel, build, load_images, load_model
 from sinf.bundle.semantic import Bundle
-from sinf.data.clusters import from_column
+from sinf.data.clusters import from_column, one_cluster
 from sinf.engine.engines import open_engine
 from sinf.engine.onnx_parts import graph_to_onnx
 from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
@@ -48,7 +48,7 @@ from sinf.storage.files import hash_tensors, sha256, write_tensors
 from sinf.storage.steps import StepStore
 
 CHANNELS, RANKS, RANKS_TIME = "static", "static-low-rank", "static-low-rank-time"
-ROUTED = "semantic"
+ROUTED, CASCADE = "semantic", "cascade"
 IMAGES = 4000  # that pruning looks at, as many as `sinf prune` does without an option
 DRAWS = 9999  # of the bootstrap over images
 #: Cut point, and plans by method: a budget where there are no routes, else what differs from a build's defaults.
@@ -56,7 +56,13 @@ DRAWS = 9999  # of the bootstrap over images
 PLANS: dict[str, dict[str, Any]] = {
     "vgg16": {
         "cut": "features.23",
-        RANKS_TIME: (0.42, 0.35, 0.5, 0.28),
+        RANKS_TIME: (0.42, 0.35, 0.5, 0.28, 0.31, 0.46, 0.38),
+        CASCADE: (
+            {"cut": "features.13", "common": 0.75, "subgraph": 0.15},
+            {"cut": "features.13", "common": 0.6, "subgraph": 0.15},
+            {"cut": "features.13", "common": 0.6, "subgraph": 0.1},
+            {"cut": "features.10", "common": 0.6, "subgraph": 0.15},
+        ),
         ROUTED: ({"common": 0.75, "subgraph": 0.12},),
         "semantic-wholeextractor": ({"fallback": 0.85, "subgraph": 0.1},),
         RANKS: (0.5, 0.65, 0.35),
@@ -93,11 +99,11 @@ class Plan:
 
     method: str
     budget: float | None = None
-    changes: tuple[tuple[str, float], ...] = ()
+    changes: tuple[tuple[str, Any], ...] = ()
 
     @property
     def label(self) -> str:
-        sizes = [f"{name} {value:g}" for name, value in self.changes]
+        sizes = [f"{name} {value}" for name, value in self.changes]
         return ", ".join(sizes) if self.budget is None else f"{self.budget:g}"
 
     @property
@@ -114,9 +120,11 @@ class Plan:
         """The limit is out of the way: thresholds are set for every limit by :func:`choose`."""
         changes: dict[str, Any] = dict(self.changes)
         changes["subgraph"] = Budget(changes["subgraph"], WEIGHT_COST)
+        method = "ranks" if self.method == CASCADE else "channels"
         return BuildConfig(
-            cut=cut, reconstruct=self.method != "semantic-noreconstruct", max_loss=0.5, keep_anyway=True, **changes
-        )
+            method=method, reconstruct=self.method != "semantic-noreconstruct", max_loss=0.5, keep_anyway=True,
+            **({"cut": cut} | changes),
+        )  # fmt: skip
 
 
 def plans(name: str, methods: Iterable[str] | None = None) -> list[Plan]:
@@ -166,7 +174,8 @@ class Setup:
         folder, steps = self.folder(plan), self.work / "steps"
         if folder.is_dir() and not self.fresh:
             return Bundle.load(folder)
-        clusters, config = from_column(self.images.scoring), plan.build_config(self.cut)
+        config = plan.build_config(self.cut)
+        clusters = one_cluster(self.base.spec.classes) if plan.method == CASCADE else from_column(self.images.scoring)
         return build(self.base, self.images, clusters, config, folder, work=steps, progress=say)
 
     def folder(self, plan: Plan) -> Path:
@@ -424,7 +433,7 @@ def main(
         except ConfigError as error:  # a budget out of reach
             print(f"left out: {error}", flush=True)
             continue
-        if observed is not None and isinstance(made, Routed):
+        if observed is not None and plan.method == ROUTED and isinstance(made, Routed):
             write_observed(made, observed)
             observed = None
         for asked in LIMITS[name]:

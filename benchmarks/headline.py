@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from candidates import (
+    CASCADE,
     CHANNELS,
     LIMITS,
     PLANS,
@@ -39,7 +40,7 @@ from sinf.errors import ConfigError
 from sinf.measure.timing import interleaved
 from sinf.routing.threshold import NEVER
 
-CONFIDENT = {"vgg16": (1.0, 0.95)}  # asked and confidence of one more row
+CONFIDENT = {"vgg16": ((1.0, 0.95), (0.5, 0.95))}  # asked and confidence of more rows
 COLUMNS = (
     "model", "dataset", "engine", "precision", "device", "batch", "threads", "pairs", "method", "plan", "asked",
     "confidence", "calibration_loss", "base_top1", "loss", "loss_low", "loss_high", "images", "cost", "macs_saved",
@@ -89,14 +90,17 @@ def make(setup: Setup) -> list[Static | Routed]:
 
 def choose(name: str, made: list[Static | Routed]) -> dict[tuple[str, float, float | None], Choice | None]:
     """By method, limit and confidence; None where no plan keeps the limit."""
-    routed = [one for one in made if isinstance(one, Routed)]
+    routed = [one for one in made if isinstance(one, Routed) and one.plan.method != CASCADE]
+    cascades = [one for one in made if isinstance(one, Routed) and one.plan.method == CASCADE]
     choices: dict[tuple[str, float, float | None], Choice | None] = {}
     for method in (CHANNELS, RANKS, RANKS_TIME):
         mine = [one for one in made if isinstance(one, Static) and one.plan.method == method]
         choices |= {(method, asked, None): choose_static(mine, asked) for asked in LIMITS[name]}
     choices |= {(ROUTED, asked, None): choose_routed(routed, asked) for asked in LIMITS[name]}
-    if name in CONFIDENT:
-        choices[ROUTED, *CONFIDENT[name]] = choose_routed(routed, *CONFIDENT[name])
+    choices |= {(CASCADE, asked, None): choose_routed(cascades, asked) for asked in LIMITS[name] if cascades}
+    for asked, confidence in CONFIDENT.get(name, ()):
+        choices[ROUTED, asked, confidence] = choose_routed(routed, asked, confidence)
+        choices[CASCADE, asked, confidence] = choose_routed(cascades, asked, confidence)
     return choices
 
 
