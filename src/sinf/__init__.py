@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sinf.measure.timing import latency
     from sinf.models import BaseModel, ModelSpec, load_model
     from sinf.pipelines.build import BuildConfig, Images, build
+    from sinf.pipelines.optimize import OptimizeConfig, optimize
     from sinf.pipelines.prune import PruneConfig, prune
     from sinf.routing.clustering import FoundClusters, find_clusters
     from sinf.routing.predictor import RouterConfig
@@ -41,6 +42,7 @@ _HOMES = {
     "DynamicModel": "sinf.dynamic.model",
     "FoundClusters": "sinf.routing.clustering",
     "Images": "sinf.pipelines.build",
+    "OptimizeConfig": "sinf.pipelines.optimize",
     "PlainModel": "sinf.bundle.plain",
     "LabelledImages": "sinf.data.images",
     "ModelSpec": "sinf.models",
@@ -58,6 +60,7 @@ _HOMES = {
     "latency": "sinf.measure.timing",
     "load_images": "sinf.data.images",
     "load_model": "sinf.models",
+    "optimize": "sinf.pipelines.optimize",
     "prune": "sinf.pipelines.prune",
 }
 
@@ -71,6 +74,7 @@ __all__ = [
     "Images",
     "LabelledImages",
     "ModelSpec",
+    "OptimizeConfig",
     "PlainModel",
     "Preprocessing",
     "PruneConfig",
@@ -87,6 +91,7 @@ __all__ = [
     "latency",
     "load_images",
     "load_model",
+    "optimize",
     "prune",
 ]
 

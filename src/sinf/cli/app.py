@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import typer
 
-from sinf.cli import artefacts, bench, bundles, clusters, demo, dynamic, export, models, prune
+from sinf.cli import artefacts, bench, bundles, clusters, demo, dynamic, export, models, optimize, prune
 from sinf.cli.signals import Interrupts
 from sinf.errors import DataWarning, DoesNotPayError, SinfError
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 
 # One line each in the list of verbs, which is 80 columns wide.
+app.command(short_help="The fastest network within a limit of the loss.")(optimize.optimize)
 app.command(short_help="Where a model's time goes, and where it can be cut.")(models.profile)
 app.command(short_help="Group the classes of data without superclasses.")(clusters.clusters)
 app.command(short_help="Train a network from random weights, or a pruned one on.")(models.train)

@@ -1,0 +1,218 @@
+"""From a limit of the loss to the fastest network that keeps it. Times are made up; what they choose is tested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sinf as public
+from program import Program
+from sinf.data.images import LabelledImages
+from sinf.errors import ConfigError, DoesNotPayError
+from sinf.load import from_pretrained
+from sinf.measure.delivery import ExpectedLoss
+from sinf.measure.timing import Latency
+from sinf.models import BaseModel, load_model
+from sinf.pipelines import optimize as module
+from sinf.pipelines.candidates import Promise
+from sinf.pipelines.optimize import OWN, OptimizeConfig, Row, front, halves, optimize
+from tiny import coloured_images
+
+SMALL = {"images": 24, "cuts": (0.3,), "tails": (0.95,), "max_loss": 0.5}
+
+
+def latency(ms: float, base: float = 10.0) -> Latency:
+    saved = 1 - ms / base
+    return Latency(1, 1, 10, base, base, base, base, base, ms, ms, ms, ms, ms, saved, saved, saved)
+
+
+def row(points: float, ms: float, name: str = "") -> Row:
+    loss = ExpectedLoss(points, points, points, 0.0, 0.5, 100)
+    return Row(name or f"{points} {ms}", "static", "f32", loss, latency(ms))
+
+
+@pytest.fixture
+def base() -> BaseModel:
+    torch.manual_seed(0)
+    return load_model("vgg11", classes=6, options={"width": 0.125})
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> LabelledImages:
+    (tmp_path / "calibration").mkdir()
+    return coloured_images(tmp_path / "calibration", 80, seed=1)
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, float]], None]:
+    """Candidates whose name begins with a key take so many milliseconds, all others nine; the base model takes ten."""
+    taken: dict[str, float] = {}
+
+    def timed(base: Any, candidates: Mapping[str, Any], images: Any, **options: Any) -> dict[str, Latency]:
+        for run in candidates.values():
+            run(images[:1])
+        known = {name: next((ms for start, ms in taken.items() if name.startswith(start)), 9.0) for name in candidates}
+        return {name: latency(ms) for name, ms in known.items()}
+
+    monkeypatch.setattr(module, "interleaved", timed)
+    return taken.update
+
+
+# ---- what is chosen
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5), st.floats(1, 20)), max_size=12))
+def test_nothing_beats_the_front(values: list[tuple[float, float]]) -> None:
+    rows = [row(*value, name=str(number)) for number, value in enumerate(values)]
+    best = front(rows, 0.02)
+    assert all(each.loss.points <= 2 for each in best)
+    assert [each.loss.points for each in best] == sorted(each.loss.points for each in best)
+    assert [each.time.mean for each in best] == sorted((each.time.mean for each in best), reverse=True)
+    for each in rows:
+        if each.loss.points <= 2:
+            assert any(b.loss.points <= each.loss.points and b.time.mean <= each.time.mean for b in best)
+
+
+def test_halves_are_drawn_at_random_and_share_nothing(calibration: LabelledImages) -> None:
+    one, two = halves(calibration, 0)
+    assert len(one) + len(two) == len(calibration)
+    assert set(one.digests()).isdisjoint(two.digests())
+    assert halves(calibration, 0)[0].fingerprint() == one.fingerprint()
+    assert halves(calibration, 1)[0].fingerprint() != one.fingerprint()
+    with pytest.raises(ConfigError, match="needs images"):
+        halves(calibration.select([0]), 0)
+
+
+@pytest.mark.parametrize(("quick", "kind"), [("ranks", "PlainModel"), ("cascade", "SemanticModel")])
+def test_the_fastest_is_written_and_loads(
+    quick: str, kind: str, base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
+    fast: Callable[[Mapping[str, float]], None], tmp_path: Path,
+) -> None:  # fmt: skip
+    fast({quick: 4.0})
+    found = optimize(base, tiny_images, calibration, OptimizeConfig(**SMALL), tmp_path / "fast")  # type: ignore[arg-type]
+    assert found.chosen.name.startswith(quick)
+    assert found.chosen.accepted is True
+    assert {each.kind for each in found.rows} == {"static", "cascade"}
+    assert found.own.mean == 9.0
+    model = from_pretrained(tmp_path / "fast")
+    assert type(model).__name__ == kind
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 6)
+    assert not (tmp_path / "fast.optimize").exists()
+
+
+def test_what_is_slower_is_not_delivered(
+    base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
+    fast: Callable[[Mapping[str, float]], None], tmp_path: Path,
+) -> None:  # fmt: skip
+    fast({"": 11.0})
+    with pytest.raises(DoesNotPayError, match="faster than the base model") as refused:
+        optimize(base, tiny_images, calibration, OptimizeConfig(**SMALL), tmp_path / "fast")  # type: ignore[arg-type]
+    assert refused.value.numbers
+    assert not (tmp_path / "fast").exists()
+
+
+def test_what_the_calibration_images_refuse_is_not_delivered(
+    base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
+    fast: Callable[[Mapping[str, float]], None], tmp_path: Path,
+) -> None:  # fmt: skip
+    """Forty images cannot promise a loss of half a point."""
+    fast({"ranks": 4.0})
+    config = replace(OptimizeConfig(**SMALL), max_loss=0.005, confidence=0.99)  # type: ignore[arg-type]
+    with pytest.raises(DoesNotPayError, match="keep the limit"):
+        optimize(base, tiny_images, calibration, config, tmp_path / "fast")
+    assert not (tmp_path / "fast").exists()
+
+
+def test_the_test_goes_from_the_safest_up_and_stops(
+    base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
+    fast: Callable[[Mapping[str, float]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """With a confidence, what comes after a refusal is not looked at."""
+    asked: list[float] = []
+
+    def refusing(losses: torch.Tensor, limit: float) -> float:
+        asked.append(limit)
+        return 0.01 if len(asked) == 1 else 0.5
+
+    monkeypatch.setattr(module, "p_value", refusing)
+    monkeypatch.setattr(module, "front", lambda rows, limit: sorted(rows, key=lambda each: each.name))
+    fast({"": 5.0})
+    config = replace(OptimizeConfig(**SMALL), confidence=0.9)  # type: ignore[arg-type]
+    found = optimize(base, tiny_images, calibration, config, tmp_path / "fast")
+    assert len(asked) == 2
+    assert found.chosen.name == min(each.name for each in found.rows)
+    assert [each.accepted for each in sorted(found.rows, key=lambda each: each.name)][:2] == [True, False]
+    assert "With confidence 0.9" in str(found.chosen.promise)
+
+
+def test_int8_is_a_candidate_too(
+    base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
+    fast: Callable[[Mapping[str, float]], None], tmp_path: Path,
+) -> None:  # fmt: skip
+    fast({"base model, int8": 2.0})
+    config = OptimizeConfig(**SMALL, engine="onnxruntime", precisions=("f32", "int8"))  # type: ignore[arg-type]
+    found = optimize(base, tiny_images, calibration, config, tmp_path / "fast")
+    assert (found.chosen.name, found.chosen.precision) == ("base model", "int8")
+    assert {each.precision for each in found.rows} == {"f32", "int8"}
+    assert ("base model", "f32") not in {(each.name, each.precision) for each in found.rows}
+    assert "onnxruntime int8" in str(from_pretrained(tmp_path / "fast").made_by)
+
+
+def test_a_work_folder_goes_on(
+    base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
+    fast: Callable[[Mapping[str, float]], None], tmp_path: Path,
+) -> None:  # fmt: skip
+    fast({"cascade": 4.0})
+
+    def made(out: str) -> str:
+        config = OptimizeConfig(**SMALL)  # type: ignore[arg-type]
+        return optimize(base, tiny_images, calibration, config, tmp_path / out, work=tmp_path / "work").chosen.name
+
+    first = made("one")
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.safetensors")}
+    assert made("two") == first
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_loss": 2.0}, {"confidence": 1.5}, {"engine": "abacus"}, {"precisions": ("int8",)}, {"precisions": ()},
+        {"batch": 0}, {"threads": 0}, {"images": 0}, {"cuts": (1.5,)}, {"tails": (0.0,)}, {"pairs": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_options_out_of_range(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        OptimizeConfig(**wrong)
+
+
+def test_a_promise_says_what_it_is() -> None:
+    sure = Promise(0.005, 0.95, 0.001, 2500, "onnxruntime", "int8")
+    assert "at most 0.5 points in onnxruntime int8, on images drawn as the 2,500 calibration images" in str(sure)
+    assert str(replace(sure, confidence=None)).startswith("No promise")
+
+
+def test_the_command(
+    sinf: Program, weights: Path, data: Path, tmp_path: Path, fast: Callable[[Mapping[str, float]], None]
+) -> None:
+    fast({"ranks": 4.0, OWN: 20.0})
+    words: list[object] = ["optimize", "vgg11", "--weights", weights, "--data", data, "--score", "train"]
+    words += ["--calibrate", "test", "--images", 24, "--max-loss", 90, "--engine", "torch", "--no-cascades"]
+    said = sinf(*words, "--out", tmp_path / "fast", "--json", tmp_path / "found.json", "--threads", 1)
+    assert "5.0 times less time than your model as loaded" in " ".join(said.split())
+    assert "chosen" in said
+    assert "No promise for new images" in " ".join(said.split())
+    assert sinf("eval", tmp_path / "fast", "--data", data, "--split", "test")
+    assert (tmp_path / "found.json").exists()
+
+
+def test_it_is_public() -> None:
+    assert public.optimize is optimize
