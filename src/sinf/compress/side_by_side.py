@@ -13,12 +13,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, fx
 
+from sinf.machine.memory import near
+
 CHUNK = 256
 _LEAST_CHUNK = 4  # images, of which one is held out
-# Values of a chunk are at most so large, if that leaves a few images: they stay near the processor from one layer to
-# the next, and memory for them is used again instead of asked from the system page by page.
-_VALUE_BYTES = 1 << 24
-_FEW = 8
 
 
 class Rows(Protocol):
@@ -86,11 +84,9 @@ class SideBySide:
         self.nodes = list(zip(base.graph.nodes, smaller.graph.nodes, strict=True))
         self.ends = (_last_uses(base), _last_uses(smaller))
         self.done = 0
-        self.largest = 0  # bytes of one value of one image
         self.needs = self._needs(inputs[:1], smaller_inputs[:1])
         fitting = CHUNK if memory is None else memory // max(1, self.needs[0])
-        near = max(_FEW, _VALUE_BYTES // max(1, self.largest))
-        self.chunk = min(CHUNK, near, max(_LEAST_CHUNK, fitting))
+        self.chunk = min(CHUNK, near(base), max(_LEAST_CHUNK, fitting))
         self.waiting = list(range(0, len(inputs), self.chunk))
 
     def __iter__(self) -> Iterator[tuple[fx.Node, fx.Node]]:
@@ -126,8 +122,6 @@ class SideBySide:
                 before = run.bytes()
                 run.step(pair[side])
                 both = run.bytes()
-                made = run.values.get(pair[side])
-                self.largest = max(self.largest, made.nbytes if isinstance(made, Tensor) else 0)
                 run.forget(self.ends[side][pair[side]])
                 # All chunks of the base network keep what a node reads beside what it made; the smaller one's do not.
                 held[position] += both if side == 0 else max(before, run.bytes())

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from sinf.errors import ConfigError
 from sinf.graph.coupling import Coupling
-from sinf.machine.memory import activations
+from sinf.machine.memory import near
 from sinf.statistics.maps import MapSource, map_source
 from sinf.statistics.places import rows_at, some_places
 from sinf.statistics.site import SiteStatistics, Statistics
@@ -20,10 +20,6 @@ from sinf.statistics.sums import CHANGES, LOOKED_AT, MADE, MAPS, READ, SUMS, WRI
 # The answer's distribution is softened by this before its sensitivity is taken: a network that has seen the scoring
 # images in training is so sure of them that its own distribution says nothing.
 TEMPERATURE = 2.0
-
-# A batch runs in parts whose largest value is about so large (half of that where gradients are taken, for which all
-# values are kept), if these have a few images: values stay near the processor, and memory is used again.
-_VALUE_BYTES, _FEW = 1 << 24, 8
 
 _RELUS = (torch.relu, nn.functional.relu, "relu")
 
@@ -63,8 +59,8 @@ def collect(
         return found
     generator = torch.Generator().manual_seed(seed)
     draw, seen = random.Random(seed), torch.zeros(classes, dtype=torch.int64)
-    near = max(_FEW, _VALUE_BYTES // (1 + recorder.gradients) // max(1, activations(graph).largest))
-    step = near if at_once is None else min(at_once, near)
+    step = near(graph, 2 if recorder.gradients else 1)
+    step = step if at_once is None else min(at_once, step)
     for inputs, labels in batches:
         whole, noise = _describe(labels, classes, pool, draw, seen), None
         for start in range(0, len(labels), step):
