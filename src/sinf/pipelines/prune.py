@@ -49,7 +49,7 @@ Progress = Callable[[str, int, int], None]
 Chosen = tuple[Method, Budget]
 
 _CLOSE = 1e-4
-_TRIAL_IMAGES = 1000  # that weights are fitted to while methods and budgets are compared
+_TRIAL_IMAGES = 800  # that weights are fitted to while methods and budgets are compared
 _HINTS = 4  # trials for what an error proposes
 _SURE_BASE = 0.985  # a base model that answers so many right has most likely been trained on these images
 
@@ -184,17 +184,15 @@ class _Pruning:
 
     def _choose(self) -> tuple[Method, Schedule | Budget]:
         """The method, and the rule of ratios or MACs."""
-        methods = self.methods.values()
-        if self.config.rule is None:
+        methods, rule = self.methods.values(), self.config.rule
+        if rule is None:
             return fastest(each(methods, lambda m: (m, self._largest(m))), self._finished, self._by_time)
-        rules = each(methods, lambda m: (m, self._rule(m)))
+        rules = each(methods, lambda m: (m, self._rule(m, rule)))
         return rules[0] if len(rules) == 1 else min(rules, key=lambda pair: _order(self._trial(*pair)))
 
-    def _rule(self, method: Method) -> Schedule | Budget:
-        rule = self.config.rule
+    def _rule(self, method: Method, rule: Schedule | Budget | LatencyBudget) -> Schedule | Budget:
         if isinstance(rule, LatencyBudget):
             return self._within_time(rule, method)
-        assert rule is not None
         if len(self.methods) > 1:
             self._trial(method, rule)  # whether it is within reach
         return rule
