@@ -149,3 +149,14 @@ def test_a_system_that_is_not_positive_definite_is_solved_too() -> None:
     sums.gram[0] = torch.tensor([[1.0, 0.0], [2.0, 1.0]])  # read below its diagonal: eigenvalues -1 and 3
     sums.cross[0] = torch.tensor([[4.0, 5.0]])
     torch.testing.assert_close(sums.solve(torch.zeros(1, 2), 1e-12), torch.tensor([[2.0, 1.0]]))
+
+
+def test_sums_are_those_of_all_rows_however_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, _ = rows(200, 0.5)
+    waiting = summed(x, y, pieces=10)
+    monkeypatch.setattr("sinf.compress.least_squares._WAITING", 1)
+    at_once = summed(x, y, pieces=10)
+    for sums in (waiting, at_once):
+        assert sums.rows == [150, 50]
+        torch.testing.assert_close(sums.moments(), (x.T @ x / 200).double(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(sums.cross.sum(0), (y.T @ x).double(), rtol=1e-4, atol=1e-4)

@@ -33,7 +33,7 @@ def solve(
 ) -> tuple[LayerDeltas, list[str]]:
     """What is solved in sequence, and the targets that ``progress`` was called with."""
     labels = torch.arange(len(x)) % CLASSES
-    found = collect(network.graph, network.coupling, [(x, labels)], classes=CLASSES, needs=low_rank.NEEDS)
+    found = collect(network.graph, network.coupling, [(x, labels)], classes=CLASSES, needs=low_rank.LowRank.needs)
     known, told = low_rank.metrics(found), list[str]()
     start = low_rank.factor(network.graph, ranks, found, known)
     solved = low_rank.reconstruct_ranks(
@@ -79,7 +79,7 @@ def test_without_progress_the_layers_are_the_same(chain: Network) -> None:
     ranks, x = {"first.0": Rank(4)}, images()
     solved, _ = solve(chain, ranks, x)
     labels = torch.arange(len(x)) % CLASSES
-    found = collect(chain.graph, chain.coupling, [(x, labels)], classes=CLASSES, needs=low_rank.NEEDS)
+    found = collect(chain.graph, chain.coupling, [(x, labels)], classes=CLASSES, needs=low_rank.LowRank.needs)
     known = low_rank.metrics(found)
     start = low_rank.factor(chain.graph, ranks, found, known)
     again = low_rank.reconstruct_ranks(chain.graph, chain.coupling, start, ranks, known, x)
@@ -106,7 +106,7 @@ def test_a_layer_whose_equations_take_too_much_stays_as_it_was_found(chain: Netw
     """The limit is in bytes: the head has 81 unknowns, the convolutions 28 and 55."""
     x, ranks = images(), {"first.0": Rank(4), "head": Rank(2)}
     labels = torch.arange(len(x)) % CLASSES
-    found = collect(chain.graph, chain.coupling, [(x, labels)], classes=CLASSES, needs=low_rank.NEEDS)
+    found = collect(chain.graph, chain.coupling, [(x, labels)], classes=CLASSES, needs=low_rank.LowRank.needs)
     start = low_rank.factor(chain.graph, ranks, found, low_rank.metrics(found))
     free, _ = solve(chain, ranks, x)
     none, _ = solve(chain, ranks, x, equations=0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from sinf.compress.least_squares import NormalEquations
-from sinf.compress.reconstruct import kernel_equations, reconstruct
+from sinf.compress.reconstruct import _mix, _patches, _patches_at, kernel_equations, reconstruct
 from sinf.graph.coupling import Coupling, Slot, couple
 from sinf.graph.cut import find_cut, partition
 from sinf.graph.delta import Mix, apply, mixed
@@ -503,3 +503,40 @@ def test_a_kernel_whose_equations_do_not_fit_gets_a_mix() -> None:
         kinds[limit] = {type(delta).__name__ for delta in solved.values()}
     assert "Weights" in kinds[None]
     assert kinds[1] == {"Mix"}
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 2, 3, padding=1),
+        nn.Conv2d(3, 2, (3, 2), stride=(2, 1), padding=(0, 2)),
+        nn.Conv2d(3, 2, 3, stride=2, padding=2, dilation=2),
+        nn.Conv2d(3, 2, 1),
+        nn.Linear(7, 2),
+    ],
+    ids=["plain", "oblong", "dilated", "pointwise", "linear"],
+)
+def test_patches_at_some_positions_are_those_of_all(layer: nn.Module) -> None:
+    x = torch.randn(4, 3, 9, 7)
+    whole = _patches(layer, x)
+    chosen = torch.randperm(whole.shape[1])[:10]
+    torch.testing.assert_close(_patches_at(layer, x, chosen), whole[:, chosen])
+
+
+def test_of_large_maps_a_mix_reads_as_many_positions_as_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A channel that is a copy of another is found at every position alike."""
+    layer, kept = nn.Conv2d(6, 4, 1), torch.tensor([True] * 5 + [False])
+    x = torch.randn(30, 6, 20, 20)
+    x[:, 5] = x[:, 2]
+    chunks = [(part, part[:, :5]) for part in x.split(8)]
+    read: list[int] = []
+    original = NormalEquations.add
+
+    def spy(self: NormalEquations, x: Tensor, y: Tensor, *, held_out: bool = False) -> None:
+        read.append(len(x))
+        original(self, x, y, held_out=held_out)
+
+    monkeypatch.setattr(NormalEquations, "add", spy)
+    mix = _mix(layer, 1, kept, chunks, 1e-9)
+    assert sum(read) == 30 * 64
+    torch.testing.assert_close(mix, torch.cat([torch.eye(5), torch.eye(5)[2:3]]), rtol=1e-3, atol=1e-3)

@@ -20,7 +20,7 @@ from sinf.models import BaseModel, load_model
 from sinf.pipelines import prune as pruning
 from sinf.pipelines.comparison import Size
 from sinf.pipelines.prune import PruneConfig, prune
-from sinf.pipelines.prune_search import smallest_budget
+from sinf.pipelines.prune_search import each, fastest, raised, smallest_budget
 from tiny import randomise
 
 
@@ -47,6 +47,62 @@ def test_a_budget_out_of_reach_is_too_small() -> None:
     found = smallest_budget(loss, 1.0)
     assert found is not None
     assert 0.6 <= found.budget < 0.63
+
+
+@given(st.floats(0.1, 1.0), st.integers(0, 4))
+def test_a_budget_is_raised_a_little(budget: float, needed: int) -> None:
+    """At most twice, by four per cent, and never above the whole network."""
+    found = raised(lambda macs: 0.0 if macs >= min(1.0, budget + 0.04 * needed) else 2.0, budget, 1.0)
+    if needed < 3 or budget + 0.08 >= 1:
+        assert found is not None
+        assert found >= min(1.0, budget + 0.04 * needed)
+        assert found <= min(1.0, budget + 0.08)
+    else:
+        assert found is None
+
+
+def test_only_the_fastest_is_finished_where_it_stays_as_it_was() -> None:
+    finished: list[int] = []
+
+    def finish(one: int) -> int:
+        finished.append(one)
+        return one
+
+    assert fastest([3, 1, 2], finish, lambda ones, done: sorted(ones)) == 1
+    assert finished == [1]
+
+
+def test_all_are_finished_where_the_fastest_becomes_slower() -> None:
+    asked: list[bool] = []
+
+    def order(ones: list[int], done: bool) -> list[int]:
+        asked.append(done)
+        return sorted(ones)
+
+    assert fastest([3, 1, 2], lambda one: one + 10 if one == 1 else one, order) == 2
+    assert asked == [False, True]
+
+
+def test_what_loses_too_much_when_finished_is_passed_over() -> None:
+    def finish(one: int) -> int:
+        if one < 3:
+            raise DoesNotPayError(f"{one} loses too much", got="much", remedy="take less", numbers={})
+        return one
+
+    assert fastest([3, 1, 2], finish, lambda ones, done: sorted(ones)) == 3
+    with pytest.raises(DoesNotPayError, match="1 loses"):
+        fastest([1, 2], finish, lambda ones, done: sorted(ones))
+
+
+def test_what_can_be_found_for_none_says_why() -> None:
+    def find(one: int) -> int:
+        if one < 3:
+            raise ConfigError(f"{one} is too small")
+        return one
+
+    assert each([1, 4, 2, 3], find) == [4, 3]
+    with pytest.raises(ConfigError, match="1 is too small"):
+        each([1, 2], find)
 
 
 LIMITS = Limits(max_loss=0.2, pairs=2, batches=(1,))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 _FIRST, _STEP, _LEAST, _MOST = 3e-3, 3.0, 1e-4, 1.0
 _BLOCKS, _LEAST_BLOCK = 8, 256
+_WAITING = 1 << 22  # numbers of rows that wait, so that the float64 sums are touched once for many
 
 
 class NormalEquations:
@@ -18,19 +19,46 @@ class NormalEquations:
     def __init__(self, inputs: int, outputs: int) -> None:
         # Of rows that fit, and of held-out ones. A gram matrix is symmetric: only blocks on and below its diagonal are
         # summed, which is little more than half of the work.
-        self.gram = torch.zeros(2, inputs, inputs, dtype=torch.float64)
-        self.cross = torch.zeros(2, outputs, inputs, dtype=torch.float64)
+        self._gram = torch.zeros(2, inputs, inputs, dtype=torch.float64)
+        self._cross = torch.zeros(2, outputs, inputs, dtype=torch.float64)
+        self._waiting: tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]] = ([], [])
         self.rows = [0, 0]
 
+    @property
+    def gram(self) -> Tensor:
+        """``(2, k, k)`` float64, on and below the diagonal: sums of x x' over rows that fit, and over held-out ones."""
+        self._sum_waiting()
+        return self._gram
+
+    @property
+    def cross(self) -> Tensor:
+        """``(2, o, k)`` float64: sums of y x' over rows that fit, and over held-out ones."""
+        self._sum_waiting()
+        return self._cross
+
     def add(self, x: Tensor, y: Tensor, *, held_out: bool = False) -> None:
-        """Add ``x`` (rows, k) and ``y`` (rows, o)."""
-        part, size = int(held_out), x.shape[1]
+        """Add ``x`` (rows, k) and ``y`` (rows, o), which must not change before the sums are read."""
+        part = int(held_out)
+        self._waiting[part].append((x, y))
+        self.rows[part] += len(x)
+        if sum(len(rows) for rows, _ in self._waiting[part]) * (x.shape[1] + y.shape[1]) >= _WAITING:
+            self._sum(part)
+
+    def _sum_waiting(self) -> None:
+        for part, waiting in enumerate(self._waiting):
+            if waiting:
+                self._sum(part)
+
+    def _sum(self, part: int) -> None:
+        waiting = self._waiting[part]
+        x, y = waiting[0] if len(waiting) == 1 else (torch.cat(each) for each in zip(*waiting, strict=True))
+        waiting.clear()
+        size = x.shape[1]
         block = max(_LEAST_BLOCK, -(-size // _BLOCKS))
         for first in range(0, size, block):
             last = min(first + block, size)
-            self.gram[part, first:last, :last] += x[:, first:last].T @ x[:, :last]
-        self.cross[part] += y.T @ x
-        self.rows[part] += len(x)
+            self._gram[part, first:last, :last] += x[:, first:last].T @ x[:, :last]
+        self._cross[part] += y.T @ x
 
     def moments(self) -> Tensor:
         """``(k, k)``: mean of x x' over all rows."""

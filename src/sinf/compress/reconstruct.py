@@ -30,6 +30,7 @@ from sinf.machine.memory import equation_bytes
 
 HELD_OUT = 0.25  # share of a chunk's images that choose the damping
 _ENOUGH_ROWS = 32  # for each unknown of a kernel
+_ENOUGH_MIXED, _LEAST_PLACES = 128, 64  # for each channel of a mix, and of every image that has so many
 _SHARE_OF_PLACES = 0.25  # of an image that a kernel is fitted to, where there are more images than needed
 _LEAST_IMAGES = 1024
 _PATCH_FLOATS = 1 << 24  # of a kernel's patches that are in memory at once
@@ -77,7 +78,7 @@ def reconstruct(
         layer, own = base.get_submodule(target), smaller.get_submodule(target)
         repeat = coupling.reads[target].repeat
         rows = coupling.writes[target].index(keep)
-        found: LayerDelta = Mix(_mix(layer, repeat, kept, pair.inputs_of(node, twin), damping).half().float())
+        found: LayerDelta = Mix(_mix(layer, repeat, kept, list(pair.inputs_of(node, twin)), damping).half().float())
         mixed = found.apply(layer, own, rows, coupling.reads[target])
         if kernels and _reads_patches(layer, repeat) and fits(mixed, len(rows), equations):
             found = _kernel(mixed, rows, list(pair.answers_of(node, twin)), damping)
@@ -110,16 +111,28 @@ def _folds(count: int, size: int) -> Iterator[tuple[slice, bool]]:
 
 
 def _mix(
-    layer: nn.Module, repeat: int, kept: Tensor, inputs: Iterator[tuple[Tensor, Tensor]], damping: float | None
+    layer: nn.Module, repeat: int, kept: Tensor, inputs: list[tuple[Tensor, Tensor]], damping: float | None
 ) -> Tensor:
-    """``(C, k)``: the channels of the base network from those that stay."""
+    """``(C, k)``: the channels of the base network from those that stay, from as many positions of every image as these
+    unknowns need."""
     sums = NormalEquations(int(kept.sum()), len(kept))
+    enough = max(_LEAST_PLACES, math.ceil(_ENOUGH_MIXED * len(kept) / sum(len(whole) for whole, _ in inputs)))
+    generator = torch.Generator().manual_seed(0)
     for whole, small in inputs:
-        most = max(1, _ROW_FLOATS // max(1, whole[0].numel()))
+        places = 1 if isinstance(layer, nn.Linear) else whole[0, 0].numel()
+        chosen = torch.randperm(places, generator=generator)[:enough] if enough < places else None
+        most = max(1, _ROW_FLOATS // max(1, whole[0].numel() * min(enough, places) // places))
         for part, held_out in _folds(len(whole), most):
-            x, y = (positions_of(layer, values[part], repeat) for values in (small, whole))
+            x, y = (_rows_of(layer, values[part], repeat, chosen) for values in (small, whole))
             sums.add(x, y, held_out=held_out)
     return sums.solve(torch.eye(len(kept))[:, kept], damping)
+
+
+def _rows_of(layer: nn.Module, x: Tensor, repeat: int, chosen: Tensor | None) -> Tensor:
+    """``(N * positions, C)`` of what a layer reads, or of the ``chosen`` positions of its maps."""
+    if chosen is None:
+        return positions_of(layer, x, repeat)
+    return x.flatten(2).transpose(1, 2)[:, chosen].flatten(0, 1)
 
 
 def _reads_patches(layer: nn.Module, repeat: int) -> bool:
@@ -154,17 +167,18 @@ def kernel_equations(
     sums = NormalEquations(unknowns, len(rows))
     generator = torch.Generator().manual_seed(0)
     for whole, small in answers:
-        for part, held_out in _folds(len(whole), max(1, _PATCH_FLOATS // (unknowns * places))):
+        chosen = torch.randperm(places, generator=generator)[:enough] if enough < places else None
+        for part, held_out in _folds(len(whole), max(1, _PATCH_FLOATS // (unknowns * min(enough, places)))):
             y = _positions(own, whole[part])
-            chosen = torch.randperm(places, generator=generator)[:enough] if enough < places else None
-            for at, x in _patch_bands(own, small[part], unknowns):
-                band = y[:, at]
-                if chosen is not None:
-                    here = chosen[(chosen >= at.start) & (chosen < at.stop)]
-                    x, band = x[:, here - at.start], y[:, here]
+            pieces = (
+                _patch_bands(own, small[part], unknowns)
+                if chosen is None
+                else [(chosen, _patches_at(own, small[part], chosen))]
+            )
+            for at, x in pieces:
                 if constant:
                     x = F.pad(x, (0, 1), value=1.0)
-                sums.add(x.flatten(0, 1), band[..., rows].flatten(0, 1), held_out=held_out)
+                sums.add(x.flatten(0, 1), y[:, at][..., rows].flatten(0, 1), held_out=held_out)
     return sums
 
 
@@ -207,3 +221,24 @@ def _patches(layer: nn.Module, x: Tensor) -> Tensor:
         return x.reshape(len(x), -1, x.shape[-1])
     options = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     return F.unfold(x, *options).transpose(1, 2)
+
+
+def _patches_at(layer: nn.Module, x: Tensor, chosen: Tensor) -> Tensor:
+    """:func:`_patches` of the ``chosen`` outputs alone, ``(N, chosen, inputs of one output)``."""
+    if not isinstance(layer, nn.Conv2d):
+        return _patches(layer, x)[:, chosen]
+    columns = _outputs(layer, 1, x.shape[3])
+    (down, here_down), (across, here_across) = (
+        _reached(layer, dim, at, x.shape[2 + dim]) for dim, at in ((0, chosen // columns), (1, chosen % columns))
+    )
+    at = down[:, :, None] * x.shape[3] + across[:, None, :]  # (chosen, kh, kw)
+    padding = ~(here_down[:, :, None] & here_across[:, None, :])
+    values = x.flatten(2)[:, :, at.flatten()].unflatten(2, (len(chosen), -1))
+    return values.masked_fill_(padding.flatten(1), 0.0).transpose(1, 2).flatten(2)
+
+
+def _reached(layer: nn.Conv2d, dim: int, outputs: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """``(outputs, k)`` inputs along a dimension that outputs read, and whether they are there or in the padding."""
+    first = outputs * layer.stride[dim] - int(layer.padding[dim])
+    reached = first[:, None] + layer.dilation[dim] * torch.arange(layer.kernel_size[dim])
+    return reached.clamp(0, size - 1), (reached >= 0) & (reached < size)

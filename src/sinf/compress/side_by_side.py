@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, fx
 
+from sinf.machine.memory import near
+
 CHUNK = 256
 _LEAST_CHUNK = 4  # images, of which one is held out
 
@@ -84,7 +86,7 @@ class SideBySide:
         self.done = 0
         self.needs = self._needs(inputs[:1], smaller_inputs[:1])
         fitting = CHUNK if memory is None else memory // max(1, self.needs[0])
-        self.chunk = min(CHUNK, max(_LEAST_CHUNK, fitting))
+        self.chunk = min(CHUNK, near(base), max(_LEAST_CHUNK, fitting))
         self.waiting = list(range(0, len(inputs), self.chunk))
 
     def __iter__(self) -> Iterator[tuple[fx.Node, fx.Node]]:

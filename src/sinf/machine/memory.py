@@ -27,6 +27,8 @@ _KEPT = 10  # of the budget, one such part is left to allocators, which keep som
 _SAME_IN_EVAL = (nn.Identity, nn.Flatten, nn.modules.dropout._DropoutNd)
 _VIEWS = {"flatten", "view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "dropout", "relu_", "add_"}
 
+_NEAR, _FEW = 1 << 24, 8  # bytes of the largest value of all images that run together, and the fewest of these
+
 Notice = Callable[[str], None]
 
 
@@ -146,6 +148,13 @@ def activations(graph: fx.GraphModule) -> Activations:
         peak = max(peak, live + _scratch(graph, node))
         live -= sum(value_bytes(source) for source in ends.get(node, ())) + (own if node not in last else 0)
     return Activations(int(_SLACK * peak), int(_SLACK * (total + 4 * largest)), total, largest)
+
+
+def near(graph: fx.GraphModule, share: int = 1) -> int:
+    """How many images run together at best: their largest value stays near the processor from one layer to the next,
+    and its memory is used again, where that of larger ones is asked from the system page by page. ``share`` is how many
+    such values are in use at once, by which fewer images run."""
+    return max(_FEW, _NEAR // share // max(1, activations(graph).largest))
 
 
 def value_bytes(node: fx.Node) -> int:

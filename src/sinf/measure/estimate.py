@@ -19,12 +19,13 @@ from sinf.graph.coupling import Coupling
 from sinf.graph.network import Network, PartedNetwork
 from sinf.graph.prepare import prepare_teacher
 from sinf.machine.durations import duration
+from sinf.machine.memory import near
 
 LONG = 30 * 60.0  # seconds, above which the line says what would shorten the work
 
 # Times that of a forward pass of the same layers, as they were built.
-STATISTICS, RANK_STATISTICS = 3.0, 6.0  # a forward and a backward pass, and the sums
-FIT, KERNEL_FIT = 3.5, 4.0  # both networks, and normal equations of mixes, or of whole kernels
+STATISTICS, RANK_STATISTICS = 2.7, 3.3  # a forward and a backward pass, and the sums
+FIT, KERNEL_FIT = 2.2, 2.4  # both networks, and normal equations of mixes, or of whole kernels
 GATED_STEP, GATED = 4.5, 1.5  # a training step with gates, and a forward pass
 _CUBES = 8.0  # of a layer's inputs: factorisations in float64 while it is scored and solved
 _MATRIX = 512
@@ -61,15 +62,17 @@ class Pace:
     @staticmethod
     @torch.no_grad()
     def of(graph: fx.GraphModule, size: tuple[int, ...], batch: int = BATCH) -> Pace:
-        """The base model runs five batches of images (C, H, W) that say nothing."""
+        """The base model runs five batches of images (C, H, W) that say nothing; as it is, of as many as run together
+        best, as the passes of compression do."""
         generator = torch.Generator().manual_seed(0)  # of our own: nobody else's draws are to change
         x = torch.rand(batch, *size, generator=generator)
         teacher = prepare_teacher(graph)
         teacher(x.clone())  # what is set up at the first call is not timed
         matrix = torch.rand(_MATRIX, _MATRIX, dtype=torch.float64, generator=generator)
-        graph(x.clone())
+        few = x[: near(graph)]
+        graph(few.clone())
         return Pace(
-            _seconds(lambda: graph(x.clone())) / batch,
+            _seconds(lambda: graph(few.clone())) / len(few),
             min(_seconds(lambda: teacher(x.clone())) for _ in range(2)) / batch,
             min(_seconds(lambda: matrix @ matrix) for _ in range(3)) / (_MATRIX**3 / 1e9),
         )
@@ -126,14 +129,15 @@ def prune_time(
     trial_images: int,
     held_out: int,
 ) -> Estimate:
-    """Of a pruning by one or more methods, each with ``trials`` that fit weights to fewer images before one that fits
-    them to all."""
-    fits, once = images + trials * min(trial_images, images), pace.factorisations(network.coupling)
+    """Of a pruning by one or more methods, each with ``trials`` that fit weights to fewer images; then the best is
+    fitted to all of them."""
+    few, once = trials * min(trial_images, images), pace.factorisations(network.coupling)
     steps = {}
     for method in methods:
-        looks, fit = (RANK_STATISTICS, 1.5 * KERNEL_FIT) if method == "ranks" else (STATISTICS, KERNEL_FIT)
-        steps[method] = pace.forward * (images * looks + fits * fit) + (2 + trials) * once
-    steps["held-out images"] = pace.forward * held_out * (1 + len(methods) * (1 + trials))
+        looks = RANK_STATISTICS if method == "ranks" else STATISTICS
+        steps[method] = pace.forward * (images * looks + few * KERNEL_FIT) + (1 + trials) * once
+    steps["weights from all images"] = pace.forward * images * KERNEL_FIT + once
+    steps["held-out images"] = pace.forward * held_out * (2 + len(methods) * trials)
     return Estimate(
         steps, "fewer --images, one --method, a budget (--macs) instead of --max-loss alone, or more --threads"
     )

@@ -24,11 +24,11 @@ from sinf.compress.methods import make_compressor
 from sinf.compress.recalibrate import recalibrate
 from sinf.compress.select import Budget, Schedule
 from sinf.data.images import BATCH, LabelledImages
-from sinf.errors import ConfigError, DataWarning, DoesNotPayError, SinfError, VerificationError
+from sinf.errors import ConfigError, DataWarning, DoesNotPayError, VerificationError
 from sinf.graph.network import Network
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
-from sinf.machine.memory import Memory, Notice, activations, weight_bytes
+from sinf.machine.memory import Memory, Notice, activations, near, weight_bytes
 from sinf.measure.delivery import ExpectedLoss, Limits, answers_of, describe_times, hold_out, is_faster, time_beside
 from sinf.measure.estimate import Estimate, Pace, prune_time
 from sinf.measure.timing import Latency, latency
@@ -38,7 +38,7 @@ from sinf.models.to_plain import to_plain
 from sinf.pipelines.prune_config import LatencyBudget as LatencyBudget
 from sinf.pipelines.prune_config import PruneConfig as PruneConfig
 from sinf.pipelines.prune_config import describe, require_no_labels
-from sinf.pipelines.prune_search import TRIALS, largest_in_time, smallest_budget
+from sinf.pipelines.prune_search import TRIALS, each, fastest, largest_in_time, raised, smallest_budget
 from sinf.pipelines.whole import Method, Source
 from sinf.storage.files import hash_tensors
 from sinf.storage.steps import StepStore, Tensors
@@ -46,10 +46,10 @@ from sinf.training.train import EpochReport, Teacher, TrainConfig, train
 from sinf.version import __version__
 
 Progress = Callable[[str, int, int], None]
+Chosen = tuple[Method, Budget]
 
 _CLOSE = 1e-4
-_TRIAL_IMAGES = 1000  # that weights are fitted to while methods and budgets are compared
-_STEP, _RAISES = 0.04, 3  # by which a budget is raised, and how often, where all images lose more than a trial's did
+_TRIAL_IMAGES = 800  # that weights are fitted to while methods and budgets are compared
 _HINTS = 4  # trials for what an error proposes
 _SURE_BASE = 0.985  # a base model that answers so many right has most likely been trained on these images
 
@@ -174,7 +174,8 @@ class _Pruning:
         size = math.prod(self.base.spec.preprocessing.size)
         sets = [self.images] if self.held_out is None else [self.images, self.held_out]
         fixed = 3 * weight_bytes(self.base.module) + sum(min(memory.cache, len(images) * size) for images in sets)
-        batch = memory.batch("evaluation", activations(self.network.graph).forward, BATCH, fixed=fixed)
+        most = min(BATCH, near(self.network.graph))
+        batch = memory.batch("evaluation", activations(self.network.graph).forward, most, fixed=fixed)
         for images in sets:
             images.limit(memory.cache, batch)
         return fixed
@@ -183,50 +184,46 @@ class _Pruning:
 
     def _choose(self) -> tuple[Method, Schedule | Budget]:
         """The method, and the rule of ratios or MACs."""
-        rules: list[tuple[Method, Schedule | Budget]] = []
-        reasons: list[SinfError] = []
-        for method in self.methods.values():
-            try:
-                rules.append((method, self._rule(method)))
-            except (ConfigError, DoesNotPayError) as reason:
-                reasons.append(reason)
-        if not rules:
-            raise reasons[0]
-        if len(rules) == 1:
-            return rules[0]
-        if self.config.rule is not None:
-            return min(rules, key=lambda pair: _order(self._trial(*pair)))
-        return self._fastest(rules)
+        methods, rule = self.methods.values(), self.config.rule
+        if rule is None:
+            return fastest(each(methods, lambda m: (m, self._largest(m))), self._finished, self._by_time)
+        rules = each(methods, lambda m: (m, self._rule(m, rule)))
+        return rules[0] if len(rules) == 1 else min(rules, key=lambda pair: _order(self._trial(*pair)))
 
-    def _rule(self, method: Method) -> Schedule | Budget:
-        rule = self.config.rule
+    def _rule(self, method: Method, rule: Schedule | Budget | LatencyBudget) -> Schedule | Budget:
         if isinstance(rule, LatencyBudget):
             return self._within_time(rule, method)
-        if rule is not None and len(self.methods) > 1:
+        if len(self.methods) > 1:
             self._trial(method, rule)  # whether it is within reach
-        return rule or self._largest(method)
+        return rule
 
     def _largest(self, method: Method) -> Budget:
-        """The smallest budget within the limit of the loss. It is found with fewer images that weights are fitted to,
-        and raised a little where all of them lose more."""
-        limit, cost = self._limit, self.config.weight_cost
-        found = smallest_budget(lambda macs: self._trial(method, Budget(macs, cost)).points, limit)
-        for budget in () if found is None else (found.budget + step * _STEP for step in range(_RAISES)):
-            rule = Budget(min(1.0, budget), cost)
-            if self._expected(self._graph(method, rule)).points <= limit:
-                return rule
+        """The smallest budget within the limit of the loss, found with fewer images that weights are fitted to."""
+        cost = self.config.weight_cost
+        found = smallest_budget(lambda macs: self._trial(method, Budget(macs, cost)).points, self._limit)
+        return Budget(self._within(method, found and found.budget), cost)
+
+    def _finished(self, pair: Chosen) -> Chosen:
+        """Raised a little, where weights that are fitted to all images lose more."""
+        m, rule = pair
+        macs = raised(lambda x: self._expected(self._graph(m, replace(rule, macs=x))).points, rule.macs, self._limit)
+        return m, replace(rule, macs=self._within(m, macs))
+
+    def _within(self, method: Method, macs: float | None) -> float:
+        if macs is not None:
+            return macs
         raise DoesNotPayError(
             f"no network made by {method.name} is within the limit of the loss",
-            got=f"{limit:g} points",
+            got=f"{self._limit:g} points",
             remedy="allow more, or give more images",
-            numbers={"method": method.name, "max_loss": limit / 100},
+            numbers={"method": method.name, "max_loss": self._limit / 100},
         )
 
-    def _fastest(self, rules: list[tuple[Method, Schedule | Budget]]) -> tuple[Method, Schedule | Budget]:
-        """Timed in one run."""
-        networks = {method.name: prepare(self._graph(method, rule)) for method, rule in rules}
-        times = self._time(networks)
-        return min(rules, key=lambda pair: (not is_faster(times[pair[0].name]), -times[pair[0].name][0].time_saved))
+    def _by_time(self, pairs: list[Chosen], fitted: bool) -> list[Chosen]:
+        """The fastest first, timed in one run; weights say nothing of time, and need not be ``fitted``."""
+        graphs = [self._graph(m, r) if fitted else m.graph(m.tensors(r, reconstruct=False)) for m, r in pairs]
+        times = self._time({method.name: prepare(graph) for (method, _), graph in zip(pairs, graphs, strict=True)})
+        return sorted(pairs, key=lambda pair: (not is_faster(times[pair[0].name]), -times[pair[0].name][0].time_saved))
 
     def _trial(self, method: Method, rule: Schedule | Budget) -> ExpectedLoss:
         """The loss of a network whose weights are fitted to some of the images only."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
 
-from sinf.errors import ConfigError
+from sinf.errors import ConfigError, DoesNotPayError
 
 LEAST = 0.1  # of the base model's cost: less is not tried
 TRIALS = 5  # the budget is known to three per cent then
@@ -37,6 +37,64 @@ def smallest_budget(
         else:
             low = budget
     return found
+
+
+_STEP, _RAISES = 0.04, 3  # by which a budget is raised, and how often
+
+
+def raised(loss: Callable[[float], float], budget: float, most: float) -> float | None:
+    """``budget``, or the first of a few larger ones whose ``loss`` is at most ``most`` points, None where none is: that
+    of weights fitted to all images may be more than that of a trial."""
+    for step in range(_RAISES):
+        larger = min(1.0, budget + step * _STEP)
+        if loss(larger) <= most:
+            return larger
+    return None
+
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def each(things: Iterable[S], find: Callable[[S], T]) -> list[T]:
+    """What is found for every one of which something is.
+
+    Raises:
+        ConfigError, DoesNotPayError: nothing is found for any; why not for the first.
+    """
+    found: list[T] = []
+    reasons: list[ConfigError | DoesNotPayError] = []
+    for thing in things:
+        try:
+            found.append(find(thing))
+        except (ConfigError, DoesNotPayError) as reason:
+            reasons.append(reason)
+    if not found:
+        raise reasons[0]
+    return found
+
+
+def fastest(tried: list[T], finish: Callable[[T], T], order: Callable[[list[T], bool], list[T]]) -> T:
+    """The fastest of networks that were ``tried``, when finished. ``finish`` fits one to all images, which may make it
+    slower, never faster, and raises a DoesNotPayError where it loses too much; ``order`` puts the fastest first, of
+    finished ones or not. So the others need not be finished where the first stays as it was.
+
+    Raises:
+        DoesNotPayError: all lose too much.
+    """
+    finished: list[T] = []
+    reasons: list[DoesNotPayError] = []
+    for one in order(tried, False) if len(tried) > 1 else tried:
+        try:
+            finished.append(finish(one))
+        except DoesNotPayError as reason:
+            reasons.append(reason)
+            continue
+        if finished == [one]:
+            return one
+    if not finished:
+        raise reasons[0]
+    return finished[0] if len(finished) == 1 else order(finished, True)[0]
 
 
 _TIMED = 7  # trials: the budget is known to one per cent then

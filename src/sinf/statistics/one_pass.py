@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from sinf.errors import ConfigError
 from sinf.graph.coupling import Coupling
+from sinf.machine.memory import near
 from sinf.statistics.maps import MapSource, map_source
+from sinf.statistics.places import rows_at, some_places
 from sinf.statistics.site import SiteStatistics, Statistics
 from sinf.statistics.sums import CHANGES, LOOKED_AT, MADE, MAPS, READ, SUMS, WRITTEN, Batch, Visit
 
 # The answer's distribution is softened by this before its sensitivity is taken: a network that has seen the scoring
 # images in training is so sure of them that its own distribution says nothing.
 TEMPERATURE = 2.0
+
+_RELUS = (torch.relu, nn.functional.relu, "relu")
 
 #: What is added up unless other sums are asked for.
 DEFAULT = ("gram", "positions", "sensitivity", "pooled_gram", "class_sums", "class_counts")
@@ -38,8 +43,8 @@ def collect(
 
     ``answer`` limits the answer whose gradients are taken to some classes, those of a cluster; ``needs`` names the sums
     (see :mod:`sinf.statistics.sums`); ``pool`` is p, the side to which channels are pooled for the discriminative
-    features. Without needs no image is looked at. A batch runs in parts of ``at_once`` images, which changes nothing
-    but the memory that it takes (:func:`sinf.statistics.need.need_of` says how much).
+    features. Without needs no image is looked at. A batch runs in parts of at most ``at_once`` images, which changes
+    nothing but the memory that it takes (:func:`sinf.statistics.need.need_of` says how much).
     """
     names = set(needs)
     if not names <= set(SUMS):
@@ -54,10 +59,12 @@ def collect(
         return found
     generator = torch.Generator().manual_seed(seed)
     draw, seen = random.Random(seed), torch.zeros(classes, dtype=torch.int64)
+    step = near(graph, 2 if recorder.gradients else 1)
+    step = step if at_once is None else min(at_once, step)
     for inputs, labels in batches:
         whole, noise = _describe(labels, classes, pool, draw, seen), None
-        for start in range(0, len(labels), at_once or len(labels)):
-            rows = slice(start, start + (at_once or len(labels)))
+        for start in range(0, len(labels), step):
+            rows = slice(start, start + step)
             recorder.batch, x = whole.part(rows), inputs[rows]
             with torch.set_grad_enabled(recorder.gradients):
                 logits = recorder.run(x.detach().requires_grad_(recorder.gradients).clone())  # may begin in place
@@ -113,6 +120,19 @@ def _loss(logits: Tensor, labels: Tensor, answer: list[int] | None) -> Tensor:
     return nn.functional.cross_entropy(logits, target, reduction="sum", ignore_index=-100)
 
 
+def _may_overwrite(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node is a ReLU that alone reads what a batch norm made: neither keeps that for its gradient."""
+    if node.op == "call_module":
+        if not isinstance(graph.get_submodule(str(node.target)), nn.ReLU):
+            return False
+    elif node.op == "output" or node.target not in _RELUS:
+        return False
+    before = node.all_input_nodes[0]
+    if before.op != "call_module" or len(before.users) != 1:
+        return False
+    return isinstance(graph.get_submodule(str(before.target)), nn.modules.batchnorm._BatchNorm)
+
+
 class _Recorder(fx.Interpreter):
     """Adds up while the graph runs, so that nothing is kept but what gradients need: ``outputs`` are what sites wrote
     and ``reads`` what they read in this batch, at every call."""
@@ -125,6 +145,7 @@ class _Recorder(fx.Interpreter):
         self.at_made = [n for n in MADE if n in names]
         self.gradients = bool(self.at_write or self.at_change)
         self.sites: set[fx.Node] = set()
+        self.over = {node for node in graph.graph.nodes if _may_overwrite(graph, node)}
         self.sources: dict[fx.Node, list[tuple[str, MapSource]]] = {}
         self.found = Statistics()
         self.batch: Batch
@@ -146,9 +167,12 @@ class _Recorder(fx.Interpreter):
         return super().run(*args)
 
     def run_node(self, n: fx.Node) -> object:
-        value = self._visit(n) if n in self.sites else super().run_node(n)
+        if n in self.over:
+            value: object = torch.relu_(self.env[n.all_input_nodes[0]])
+        else:
+            value = self._visit(n) if n in self.sites else super().run_node(n)
         for target, source in self.sources.get(n, ()):
-            maps = source.maps(value)
+            maps = source.maps(cast(Tensor, value))
             for name in self.at_map:
                 self.found[target].add(name, MAPS[name](maps, self.batch))
         return value
@@ -165,9 +189,9 @@ class _Recorder(fx.Interpreter):
             for name in self.at_read:
                 self.found[target].add(name, READ[name](visit))
             if self.at_made:
-                rows = self._rows(target, value.detach()).double()
+                rows, count = self._made(target, value.detach())
                 for name in self.at_made:
-                    self.found[target].add(name, MADE[name](rows))
+                    self.found[target].add(name, MADE[name](rows, count))
         if not self.at_write:
             return value
         self.outputs.append((target, value))
@@ -176,10 +200,22 @@ class _Recorder(fx.Interpreter):
     def layer_of(self, target: str) -> nn.Module:
         return self.module.get_submodule(target)
 
-    def _rows(self, target: str, written: Tensor) -> Tensor:
-        """``(images * positions, O)`` of what a site writes, or of its gradient."""
-        linear = isinstance(self.layer_of(target), nn.Linear)
-        return written.flatten(0, -2) if linear else written.movedim(1, -1).flatten(0, -2)
+    def _made(self, target: str, written: Tensor) -> tuple[Tensor, int]:
+        """``(images * positions, O)`` float64 of what a site writes, at some positions of a large map, and how many
+        there are in all."""
+        if isinstance(self.layer_of(target), nn.Linear):
+            rows = written.flatten(0, -2)
+            return rows.double(), len(rows)
+        count = written[:, 0].numel()
+        places = some_places(written[0, 0].numel())
+        rows = written.movedim(1, -1).flatten(0, -2) if places is None else rows_at(written, places)
+        return rows.double(), count
+
+    def _maps(self, target: str, gradient: Tensor) -> Tensor:
+        """``(images, O, positions)`` of a gradient by what a site writes."""
+        if isinstance(self.layer_of(target), nn.Linear):
+            return gradient.flatten(0, -2)[..., None]
+        return gradient.flatten(2)
 
     def add_written(self, answer: Tensor) -> None:
         """``answer``: the softened answer along a random direction, summed over images."""
@@ -188,7 +224,7 @@ class _Recorder(fx.Interpreter):
         for (target, value), gradient in zip(self.outputs, gradients, strict=True):
             gradient = torch.zeros_like(value) if gradient is None else gradient
             for name in self.at_write:
-                self.found[target].add(name, WRITTEN[name](self._rows(target, gradient)))
+                self.found[target].add(name, WRITTEN[name](self._maps(target, gradient)))
 
     def add_changes(self, loss: Tensor, images: int) -> None:
         """``loss``: summed over images. The changes at all sites are added before they lose their sign."""

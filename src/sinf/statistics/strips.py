@@ -9,13 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sinf.graph.coupling import unfolds
+from sinf.statistics.places import MOST, outer, some_places
 
-_CHUNK = 1 << 24  # numbers of strips that are in memory at once
+_CHUNK = 1 << 22  # numbers of strips that are in memory at once
+_LEAST_COLUMNS = 4  # of a map that are looked at, however many rows it has
 
 
 @dataclass
 class Strips:
     """Sums over images and all strips of their inputs: every row of the input, every position of an output's column.
+    Of a wide map some columns are looked at (:mod:`sinf.statistics.places`), and their sums scaled to all of them.
 
     Attributes:
         gram: ``(C kw, C kw)`` float64, of u u'.
@@ -72,18 +75,25 @@ def strips_of(layer: nn.Module, x: Tensor) -> Strips:
     gram = torch.zeros(size, size, dtype=torch.float64)
     total = torch.zeros(size, dtype=torch.float64)
     products, counts = torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
-    options = ((1, columns), (1, layer.dilation[1]), (0, int(layer.padding[1])), (1, layer.stride[1]))
-    for part in x.split(max(1, _CHUNK // (columns * x[0].numel()))):
-        strips = F.unfold(part, *options).unflatten(2, (part.shape[2], -1))  # (B, C kw, H, columns of outputs)
-        flat = strips.transpose(0, 1).flatten(1)
-        gram += flat @ flat.T
+    reach = layer.dilation[1] * (columns - 1) + 1
+    width = (x.shape[3] + 2 * int(layer.padding[1]) - reach) // layer.stride[1] + 1  # columns of outputs
+    at = some_places(width, max(_LEAST_COLUMNS, MOST // x.shape[2]))
+    at = torch.arange(width) if at is None else at
+    scale = width / len(at)
+    reads = (at * layer.stride[1])[:, None] + layer.dilation[1] * torch.arange(columns)
+    for part in x.split(max(1, _CHUNK // (size * x.shape[2] * len(at)))):
+        padded = F.pad(part, (int(layer.padding[1]),) * 2)
+        # (C, kw, B, H, columns of outputs)
+        strips = padded[..., reads].permute(1, 4, 0, 2, 3).reshape(size, len(part), x.shape[2], len(at))
+        flat = strips.flatten(1)
+        gram += outer(flat.T)
         total += flat.sum(1)
         for row in range(rows):
             apart = row * layer.dilation[0]
             above, below = strips[:, :, : strips.shape[2] - apart], strips[:, :, apart:]
             products[row] += (above * below).sum() if apart < strips.shape[2] else 0.0
-            counts[row] += above[:, 0].numel() if apart < strips.shape[2] else 0
-    return Strips(gram, total, products, counts)
+            counts[row] += above[0].numel() if apart < strips.shape[2] else 0
+    return Strips(gram * scale, total * scale, products * scale, counts * scale)
 
 
 def has_strips(layer: nn.Module) -> bool:

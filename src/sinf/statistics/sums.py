@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sinf.graph.coupling import positions_of
+from sinf.statistics.places import outer, outer_of_maps, rows_at, some_places
 from sinf.statistics.site import Sample
 from sinf.statistics.strips import strips_of
 
@@ -52,9 +53,20 @@ class Visit:
     batch: Batch
 
     @cached_property
+    def positions(self) -> int:
+        """How many (image, position) pairs were read."""
+        return self.x.numel() // (self.x.shape[self._dim] // self.repeat)
+
+    @cached_property
     def rows(self) -> Tensor:
-        """``(images * positions, C)``."""
-        return positions_of(self.module, self.x, self.repeat)
+        """``(images * positions, C)``, at some positions of a large map."""
+        places = None if self._dim == -1 else some_places(self.x[0, 0].numel())
+        return positions_of(self.module, self.x, self.repeat) if places is None else rows_at(self.x, places)
+
+    @property
+    def _dim(self) -> int:
+        """Of channels."""
+        return -1 if isinstance(self.module, nn.Linear) else 1
 
     @cached_property
     def features(self) -> Tensor:
@@ -64,6 +76,11 @@ class Visit:
             features = x.unflatten(-1, (-1, self.repeat)).mean(-1) if self.repeat > 1 else x
             return features.flatten(1, -2).mean(1) if features.ndim > 2 else features
         return x.flatten(2).mean(2) if pool == 1 else nn.functional.adaptive_avg_pool2d(x, pool).flatten(1)
+
+
+def _gram(visit: Visit) -> Tensor:
+    """``(C, C)`` sum over images and positions of x x', as far as the positions looked at tell."""
+    return outer(visit.rows) * (visit.positions / max(1, len(visit.rows)))
 
 
 def _class_sums(visit: Visit) -> Tensor:
@@ -127,8 +144,8 @@ def _ranks(maps: Tensor, batch: Batch) -> Tensor:
 
 #: From what a site reads.
 READ: dict[str, Callable[[Visit], Any]] = {
-    "gram": lambda v: v.rows.T @ v.rows,  # (C, C) sum over images and positions of x x'
-    "positions": lambda v: torch.tensor(v.rows.shape[0]),  # how many (image, position) pairs that sum has
+    "gram": _gram,
+    "positions": lambda v: torch.tensor(v.positions),  # how many (image, position) pairs that sum has
     "pooled_gram": _pooled_gram,
     "class_sums": _class_sums,
     "class_counts": lambda v: torch.bincount(v.batch.labels, minlength=v.batch.classes).float(),  # (classes,) images
@@ -146,17 +163,17 @@ MAPS: dict[str, Callable[[Tensor, Batch], Tensor]] = {
     "independence": _independence,
 }
 
-#: From what a site writes, as (images * positions, O) float64.
-MADE: dict[str, Callable[[Tensor], Tensor]] = {
-    "made_sum": lambda y: y.sum(0),  # (O,)
-    "made_gram": lambda y: y.T @ y,  # (O, O)
-    "made_count": lambda y: torch.tensor(len(y)),  # how many (image, position) pairs these add up
+#: From what a site writes, as (images * positions, O) float64 at some positions of a large map, and how many there are.
+MADE: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "made_sum": lambda y, count: y.sum(0) * (count / max(1, len(y))),  # (O,)
+    "made_gram": lambda y, count: outer(y) * (count / max(1, len(y))),  # (O, O)
+    "made_count": lambda y, count: torch.tensor(count),  # how many (image, position) pairs these add up
 }
 
-#: From the gradient of the softened answer by what a site writes, as (images * positions, O).
+#: From the gradient of the softened answer by what a site writes, as (images, O, positions).
 WRITTEN: dict[str, Callable[[Tensor], Tensor]] = {
-    "sensitivity": lambda g: g.square().sum(0),  # (O,)
-    "fisher": lambda g: g.T @ g,  # (O, O), whose diagonal is that
+    "sensitivity": lambda g: g.square().sum((0, 2)),  # (O,)
+    "fisher": outer_of_maps,  # (O, O), whose diagonal is that
 }
 
 #: From the first-order change of every image's loss when a unit goes from all that read it, (B, units).

@@ -1,0 +1,49 @@
+"""Which positions of a map sums look at, and second moments of what is there.
+
+Neighbours of a large map say nearly the same, and a sum over it has far more positions than unknowns. So sums of second
+moments look at some positions, the same of every image, and are scaled to all of them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+MOST = 128  # positions of a map that are looked at
+_BLOCK = 128  # a product with itself is symmetric: so many of its columns are computed at once, up to the diagonal
+
+
+@lru_cache(maxsize=64)
+def some_places(places: int, most: int = MOST) -> Tensor | None:
+    """``(most,)`` positions of ``places``, drawn alike at every call and in order; None for all, where these are no
+    more than ``most``."""
+    if places <= most:
+        return None
+    return torch.randperm(places, generator=torch.Generator().manual_seed(0))[:most].sort().values
+
+
+def rows_at(x: Tensor, places: Tensor) -> Tensor:
+    """``(B * places, C)`` of maps ``(B, C, ...)``."""
+    return x.flatten(2).transpose(1, 2)[:, places].flatten(0, 1)
+
+
+def outer(rows: Tensor) -> Tensor:
+    """``(k, k)``: sum over rows (n, k) of x x'."""
+    size = rows.shape[1]
+    if size <= _BLOCK:
+        return rows.T @ rows
+    found = rows.new_empty(size, size)
+    for first in range(0, size, _BLOCK):
+        last = min(first + _BLOCK, size)
+        found[first:last, :last] = rows[:, first:last].T @ rows[:, :last]
+        found[:first, first:last] = found[first:last, :first].T
+    return found
+
+
+def outer_of_maps(maps: Tensor) -> Tensor:
+    """``(O, O)``: sum over images and positions of x x', of maps (B, O, positions)."""
+    if maps.shape[2] >= maps.shape[1]:  # small products of each image spare a copy in another order
+        return torch.bmm(maps, maps.mT).sum(0)
+    return outer(maps.transpose(1, 2).flatten(0, 1))

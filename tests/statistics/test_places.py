@@ -1,0 +1,104 @@
+"""Sums over some positions of a large map: the same ones of every image, scaled to all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from sinf.graph.coupling import couple
+from sinf.statistics import collect
+from sinf.statistics.places import outer, outer_of_maps, some_places
+from sinf.statistics.strips import strips_of
+from tiny import COLOUR, traced
+
+
+@given(st.integers(1, 600), st.integers(1, 300))
+def test_places_are_drawn_alike_and_without_repetition(places: int, most: int) -> None:
+    found = some_places(places, most)
+    if places <= most:
+        assert found is None
+        return
+    assert found is not None
+    assert len(set(found.tolist())) == most
+    assert 0 <= int(found.min()) <= int(found.max()) < places
+    again = some_places(places, most)
+    assert again is not None
+    assert torch.equal(found, again)
+
+
+@pytest.mark.parametrize("size", [1, 100, 128, 129, 300])
+def test_products_stop_at_the_diagonal(size: int) -> None:
+    rows = torch.randn(50, size, dtype=torch.float64)
+    torch.testing.assert_close(outer(rows), rows.T @ rows)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 20), (4, 20, 3)])
+def test_second_moments_of_maps(shape: tuple[int, int, int]) -> None:
+    maps = torch.randn(shape, dtype=torch.float64)
+    torch.testing.assert_close(outer_of_maps(maps), torch.einsum("bop,bqp->oq", maps, maps))
+
+
+class Large(nn.Module):
+    """Maps of 30 x 30 that a 3 x 3 and a 1 x 1 kernel read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 5, 3, padding=1)
+        self.norm = nn.BatchNorm2d(5)
+        self.second = nn.Conv2d(5, 4, 1)
+        self.head = nn.Linear(4, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.norm(self.first(x)).relu()).mean((2, 3)))
+
+
+def test_sums_over_some_positions_are_near_those_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    graph = traced(Large(), replace(COLOUR, size=(3, 30, 30)))
+    batch = torch.randn(40, 3, 30, 30), torch.randint(6, (40,))
+    needs = ("gram", "positions", "made_sum", "made_gram", "made_count", "fisher", "sensitivity", "strips")
+
+    def sums() -> dict:
+        return collect(graph, couple(graph, free_output=True), [batch], classes=6, needs=needs)
+
+    some = sums()
+    for module in ("sums", "one_pass"):
+        monkeypatch.setattr(f"sinf.statistics.{module}.some_places", lambda places: None)
+    monkeypatch.setattr("sinf.statistics.strips.some_places", lambda places, most: None)
+    every = sums()
+    for target in ("first", "second"):
+        one, other = some[target], every[target]
+        for name in ("positions", "made_count"):
+            assert int(one.sums[name]) == int(other.sums[name]) == 40 * 900
+        for name in ("fisher", "sensitivity"):  # sums of gradients are over all positions
+            torch.testing.assert_close(one.sums[name], other.sums[name])
+        for name in ("gram", "made_gram"):
+            assert not torch.equal(one.sums[name], other.sums[name])
+            assert float((one.sums[name] - other.sums[name]).norm() / other.sums[name].norm()) < 0.1
+    one, other = some["first"].strips, every["first"].strips
+    assert torch.allclose(one.counts, other.counts)
+    assert float((one.gram - other.gram).norm() / other.gram.norm()) < 0.1
+    assert float((one.products - other.products).norm() / other.products.norm()) < 0.1
+
+
+def test_strips_of_some_columns_by_hand() -> None:
+    layer = nn.Conv2d(2, 3, (3, 3), stride=(1, 2), padding=(0, 1), dilation=(1, 2))
+    x = torch.randn(5, 2, 60, 41)
+    found = strips_of(layer, x)
+    padded = nn.functional.pad(x, (1, 1))
+    width = (41 + 2 - 5) // 2 + 1
+    at = some_places(width, 4)
+    assert at is not None
+    strips = torch.stack([padded[..., 2 * at + 2 * column] for column in range(3)], 2)  # (5, C, kw, 60, columns)
+    flat = strips.transpose(0, 1).transpose(1, 2).flatten(0, 1).flatten(1).double()
+    scale = width / len(at)
+    torch.testing.assert_close(found.gram, scale * flat @ flat.T, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found.total, scale * flat.sum(1), rtol=1e-4, atol=1e-3)
+    product = scale * (strips[..., 1:, :] * strips[..., :-1, :]).sum().double()
+    torch.testing.assert_close(found.products[1], product, rtol=1e-3, atol=1e-2)
+    assert found.count == pytest.approx(5 * 60 * width)
