@@ -60,8 +60,7 @@ PLANS: dict[str, dict[str, Any]] = {
         CASCADE: (
             {"cut": "features.13", "common": 0.75, "subgraph": 0.15},
             {"cut": "features.13", "common": 0.6, "subgraph": 0.15},
-            {"cut": "features.13", "common": 0.6, "subgraph": 0.1},
-            {"cut": "features.10", "common": 0.6, "subgraph": 0.15},
+            {"cut": "features.13", "common": 0.75, "subgraph": 0.22},
         ),
         ROUTED: ({"common": 0.75, "subgraph": 0.12},),
         "semantic-wholeextractor": ({"fallback": 0.85, "subgraph": 0.1},),

@@ -17,8 +17,8 @@ def show_optimized(found: Optimized, config: OptimizeConfig, folder: Path) -> No
     """A table of all candidates, the fastest last, and what is promised of the chosen one."""
     console, chosen = Console(), found.chosen
     table = Table(
-        title=f"{config.engine}, batch {config.batch}, {config.threads} thread(s), all timed in turns in one run;\nloss "
-        f"on {chosen.loss.images:,} images that choose, with its 95 % interval; sizes are shares of the cost"
+        title=f"{config.engine}, batch {config.batch}, {config.threads} thread(s), all timed in turns in one run\n"
+        f"loss on {chosen.loss.images:,} images that choose, with its 95 % interval; sizes are shares of the cost"
     )
     for name in ("", "loss, points", "ms", "less time", ""):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
