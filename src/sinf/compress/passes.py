@@ -12,7 +12,7 @@ from sinf.compress.side_by_side import CHUNK
 from sinf.data.images import BATCH, LabelledImages
 from sinf.graph.coupling import Coupling
 from sinf.graph.network import PartedNetwork
-from sinf.machine.memory import Memory, activations, equation_bytes, weight_bytes
+from sinf.machine.memory import Memory, activations, equation_bytes, near, weight_bytes
 from sinf.statistics.need import need_of, patch_bytes
 
 _CHECKED = 4  # images on which a smaller network is checked
@@ -51,7 +51,7 @@ def plan_passes(
     """
     needed, values = need_of(graph, coupling, needs, classes, pool), activations(graph)
     kept = fixed + needed.sums + beside
-    at_once = memory.batch(f"statistics{part}", needed.image, BATCH, fixed=kept)
+    at_once = memory.batch(f"statistics{part}", needed.image, min(BATCH, near(graph, 2)), fixed=kept)
     widest = max((equation_bytes(*shape) for shape in _layers(graph, coupling)), default=0)
     kept += min(_PATCHES, 3 * patch_bytes(graph, coupling))
     equations = min(widest, memory.room(kept) // 3)
@@ -82,7 +82,8 @@ def plan_build(
     size, classes = math.prod(input_shape(network.graph)), images[0].classes
     fixed = 4 * weight_bytes(module) + sum(min(memory.cache, len(part) * size) for part in sets)
     # the base model, and the extractor and the tail; then features of all images on the shelf
-    batch = memory.batch("features", 2 * activations(network.graph).forward, BATCH, fixed=fixed)
+    most = min(BATCH, near(network.graph))
+    batch = memory.batch("features", 2 * activations(network.graph).forward, most, fixed=fixed)
     for part in sets:
         part.limit(memory.cache, batch)
     held = (2 if whole else 1) * min(memory.cache, 4 * math.prod(network.cut.shape) * len(images[0]))

@@ -197,6 +197,7 @@ class _Search:
         self.left_out: list[str] = []
         self._open: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {}
         self._candidates: dict[str, Candidate] = {}
+        self._made: dict[float, Pruned | None] = {}
 
     def run(self) -> Optimized:
         reference = Static(self.base, "", None)
@@ -234,6 +235,11 @@ class _Search:
 
     def _pruned(self, share: float) -> Pruned | None:
         """The network of the smallest budget that loses at most a share of the limit."""
+        if share not in self._made:
+            self._made[share] = self._prune(share)
+        return self._made[share]
+
+    def _prune(self, share: float) -> Pruned | None:
         config = self.config
         limits = Limits(share * config.max_loss, threads=config.threads, pairs=2, keep_anyway=True)
         asked = PruneConfig(

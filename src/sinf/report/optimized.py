@@ -20,14 +20,14 @@ def show_optimized(found: Optimized, config: OptimizeConfig, folder: Path) -> No
         title=f"{config.engine}, batch {config.batch}, {config.threads} thread(s), all timed in turns in one run\n"
         f"loss on {chosen.loss.images:,} images that choose, with its 95 % interval; sizes are shares of the cost"
     )
-    for name in ("", "loss, points", "ms", "less time", ""):
-        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    table.add_row("your model as loaded, torch f32", "", f"{found.own.mean:.2f}", saved(found.own), "")
-    table.add_row("base model, f32", "", f"{chosen.time.base_mean:.2f}", "", "")
+    for name in ("", "", "points lost", "ms", "less time"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=len(table.columns) != 1)
+    table.add_row("", "your model as loaded, torch f32", "", f"{found.own.mean:.2f}", saved(found.own))
+    table.add_row("", "base model, f32", "", f"{chosen.time.base_mean:.2f}", "")
     for row in sorted(found.rows, key=lambda row: -row.time.mean):
         loss = f"{row.loss.points:.2f} ({row.loss.low:.1f} .. {row.loss.high:.1f})"
         what = f"{row.name}, {row.precision}"
-        table.add_row(what, loss, f"{row.time.mean:.2f}", saved(row.time), verdict(row, row == chosen))
+        table.add_row(verdict(row, row == chosen), what, loss, f"{row.time.mean:.2f}", saved(row.time))
     console.print(table)
     for reason in found.left_out:
         console.print(f"left out: {reason}")
@@ -47,4 +47,4 @@ def verdict(row: Row, chosen: bool) -> str:
     """What the calibration images said."""
     if chosen:
         return "chosen"
-    return {None: "", True: "keeps the limit", False: "refused"}[row.accepted]
+    return {None: "", True: "holds", False: "refused"}[row.accepted]
