@@ -19,7 +19,8 @@ METHODS = {
     "static": "one network, fewer channels",
     "static-low-rank": "one network, low rank, by MACs",
     "static-low-rank-time": "one network, low rank, by time",
-    "semantic": "routed",
+    "cascade": "a cascade",
+    "semantic": "routed clusters",
 }
 Row = dict[str, str]
 
@@ -77,22 +78,26 @@ def of_the_headline() -> list[Row]:
 
 
 def headline() -> str:
-    """What a user gets who types a limit, by the two ways that sinf has of its own; "headline details" has all."""
-    lines = []
+    """What a user gets who types a limit, by the ways that sinf has of its own, side by side; "headline details" has
+    all."""
+    ways = ("static-low-rank-time", "cascade", "semantic")
+    found: dict[tuple[str, ...], dict[str, str]] = {}
     for row in of_the_headline():
-        if row["method"] not in ("static-low-rank-time", "semantic"):
+        if row["method"] not in ways:
             continue
-        what = [f"{row['model']}, {row['engine']}", f"{row['asked']} points", by(row)]
-        if row["plan"] == "none":
-            lines.append([*what, "no plan keeps it", "", "", ""])
-            continue
-        slower = " (slower)" if float(row["time_saved"]) < 0 else ""
-        lines.append(
-            [*what, points_of(row["loss"]), bounds(row, "loss", points_of),
-             f"**{percent(row['time_saved'])}**{slower}", bounds(row, "time_saved")]
-        )  # fmt: skip
-    head = ("CIFAR-100, batch 1, one thread", "asked", "by", "loss of top-1", "95 %", "time saved", "95 %")
-    return f"{markdown(head, lines) if lines else MISSING}\n\n({PAPER}.)"
+        sure = f", `--confidence {row['confidence']}`" if row["confidence"] else ""
+        key = (f"{row['model']}, {row['engine']}", f"{row['asked']} points{sure}")
+        cell = "no plan keeps it"
+        if row["plan"] != "none":
+            slower = " (slower)" if float(row["time_saved"]) < 0 else ""
+            lost = f"{points_of(row['loss'])} ({bounds(row, 'loss', points_of)})"
+            cell = f"**{percent(row['time_saved'])}**{slower} at {lost}"
+        found.setdefault(key, {})[row["method"]] = cell
+    shown = [way for way in ways if any(way in cells for cells in found.values())]
+    head = ("CIFAR-100, batch 1, one thread", "asked", *(f"time saved by {METHODS[way]}" for way in shown))
+    lines = [[*key, *(cells.get(way, "") for way in shown)] for key, cells in found.items()]
+    table = markdown(head, lines) if lines else MISSING
+    return f"{table}\n\n(Loss of top-1 in points, with its 95 % interval. {PAPER}.)"
 
 
 def headline_details() -> str:

@@ -23,10 +23,9 @@ from sinf.errors import ConfigError
 from sinf.export.split import export_split
 from sinf.graph.coupling import couple
 from sinf.graph.trace import trace
-from sinf.models import BaseModel, ModelSpec, load_model
-from sinf.models.spec import PLAIN
-from sinf.models.to_plain import make_plain, to_plain
-from sinf.pipelines import comparison as pruned
+from sinf.measure.timing import summary
+from sinf.models import load_model
+from sinf.pipelines import optimize as optimizing
 from sinf.statistics import collect
 from tiny import CLASSES, COLOUR, Residual, randomise
 
@@ -37,21 +36,22 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
 
 
-def test_the_readme_runs(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sinf-demo").mkdir()
-    (tmp_path / "sinf-demo" / "bundle").symlink_to(built)
-    base = load_model("vgg11", classes=6, options={"width": 0.125})
-    description, state = to_plain(trace(base.module, base.spec.preprocessing))
-    network = make_plain(description, base.spec.preprocessing.size)
-    network.load_state_dict(state)
-    spec = ModelSpec(f"{PLAIN}vgg11", 6, base.spec.preprocessing, description)
-    pruned.save(BaseModel(network, spec), tmp_path / "sinf-demo" / "low-rank", [f"class {c}" for c in range(6)])
+def test_the_readme_runs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a narrow network and few images of the names that it uses; times are made up."""
     monkeypatch.chdir(tmp_path)
+    save_file(
+        load_model("vgg16", classes=6, options={"width": 0.125}).module.state_dict(), "vgg16_cifar100.safetensors"
+    )
+    (tmp_path / "cifar100").symlink_to(data)
+    times = torch.tensor([[10.0], [4.0]]).expand(2, 10).double()
+    monkeypatch.setattr(
+        optimizing, "interleaved", lambda base, models, images, **options: dict.fromkeys(models, summary(times, 1, 1))
+    )
     (code,) = blocks("README.md")
-    names: dict = {"images": torch.randn(5, 3, 32, 32)}
-    exec(code, names)
-    torch.testing.assert_close(names["logits"], base.module(names["images"]))
-    assert torch.equal(names["routed"].logits, names["model"](names["images"]))
+    names: dict = {}
+    exec(code.replace("max_loss=0.005", "max_loss=0.9, images=24, cuts=()"), names)
+    assert names["found"].chosen.accepted
+    assert names["model"](torch.zeros(2, 3, 32, 32)).shape == (2, 6)
 
 
 def test_the_guide_runs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
