@@ -75,6 +75,18 @@ def test_other_features_that_are_scaled_are_made_up_for(chain: Network) -> None:
 
 
 @torch.no_grad()
+def test_the_mean_of_what_a_layer_writes_stays_at_any_rank(chain: Network) -> None:
+    """What is left out is the least of what varies around the mean."""
+    x = images(400) + 1.0
+    solved, _ = solve(chain, {"head": Rank(1)}, x)
+    smaller = chain.whole(Part(chain.coupling.keep_all(), solved))
+    wanted, found = (graph(x.clone()) for graph in (chain.graph, smaller))
+    assert torch.linalg.matrix_rank(found - found.mean(0), rtol=1e-3) == 1
+    gap = (found.mean(0) - wanted.mean(0)).abs() / wanted.std(0)
+    assert float(gap.max()) < 0.02
+
+
+@torch.no_grad()
 def test_without_progress_the_layers_are_the_same(chain: Network) -> None:
     ranks, x = {"first.0": Rank(4)}, images()
     solved, _ = solve(chain, ranks, x)
