@@ -105,6 +105,8 @@ def test_a_solution_is_float_and_sums_are_double() -> None:
     assert sums.solve(torch.zeros(3, 12)).dtype == torch.float32
     expected = x.double().T @ x.double()
     assert float((4000 * sums.moments() - expected).abs().max() / expected.abs().max()) < 1e-12
+    expected = y.double().T @ x.double()
+    assert float((sums.cross.sum(0) - expected).abs().max() / expected.abs().max()) < 1e-12
 
 
 @pytest.mark.parametrize(

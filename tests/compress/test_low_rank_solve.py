@@ -71,7 +71,47 @@ def test_other_features_that_are_scaled_are_made_up_for(chain: Network) -> None:
     solved, _ = solve(chain, {"head": Rank(6)}, x, 0.5 * x)
     first = solved["first.0"]
     assert isinstance(first, Weights)
+    assert first.bias is None  # it had none, and the norm behind it has one
     torch.testing.assert_close(first.weight, 2 * chain.graph.get_submodule("first.0").weight, rtol=0.05, atol=0.02)
+
+
+@torch.no_grad()
+def test_the_mean_of_what_a_layer_writes_stays_at_any_rank(chain: Network) -> None:
+    """What is left out is the least of what varies around the mean."""
+    x = images(400) + 1.0
+    solved, _ = solve(chain, {"head": Rank(1)}, x)
+    smaller = chain.whole(Part(chain.coupling.keep_all(), solved))
+    wanted, found = (graph(x.clone()) for graph in (chain.graph, smaller))
+    assert torch.linalg.matrix_rank(found - found.mean(0), rtol=1e-3) == 1
+    gap = (found.mean(0) - wanted.mean(0)).abs() / wanted.std(0)
+    assert float(gap.max()) < 0.02
+
+
+class Rows(nn.Module):
+    """A kernel that reads no rows outside of the image, so that all of its rows have the same mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=(0, 1))
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+
+@torch.no_grad()
+def test_separable_layers_make_up_for_the_mean_of_what_they_leave_out() -> None:
+    torch.manual_seed(0)
+    network, x = Network(traced(Rows())), images(400) + 1.0
+    labels = torch.arange(len(x)) % CLASSES
+    found = collect(network.graph, network.coupling, [(x, labels)], classes=CLASSES, needs=low_rank.LowRank.needs)
+    start = low_rank.factor(network.graph, {"conv": Rank(2, True)}, found, low_rank.metrics(found))
+    two = network.whole(Part(network.coupling.keep_all(), start))
+    pair = nn.Sequential(two.get_submodule("conv.reduce"), two.get_submodule("conv.expand"))
+    wanted, ours = network.graph.get_submodule("conv")(x), pair(x)
+    assert float((wanted - ours).std()) > 0.1 * float(wanted.std())  # something is left out
+    gap = (wanted - ours).mean((0, 2, 3)).abs() / wanted.std((0, 2, 3))
+    assert float(gap.max()) < 0.03
 
 
 @torch.no_grad()
