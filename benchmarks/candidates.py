@@ -56,11 +56,11 @@ DRAWS = 9999  # of the bootstrap over images
 PLANS: dict[str, dict[str, Any]] = {
     "vgg16": {
         "cut": "features.23",
-        RANKS_TIME: (0.42, 0.35, 0.5, 0.28, 0.31, 0.46, 0.38),
+        RANKS_TIME: (0.42, 0.35, 0.5, 0.28),
         CASCADE: (
             {"cut": "features.13", "common": 0.75, "subgraph": 0.15},
-            {"cut": "features.13", "common": 0.6, "subgraph": 0.15},
             {"cut": "features.13", "common": 0.75, "subgraph": 0.22},
+            {"cut": "features.13", "common": 0.6, "subgraph": 0.15},
         ),
         ROUTED: ({"common": 0.75, "subgraph": 0.12},),
         "semantic-wholeextractor": ({"fallback": 0.85, "subgraph": 0.1},),

@@ -57,29 +57,31 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder of candidates.py.")],
     engines: str = "torch,onnxruntime",
     pairs: int = 500,
+    only: Annotated[str, typer.Option(help="Methods, with commas between [default: all].")] = "",
+    file: Annotated[str, typer.Option(help="Name of the results, instead of headline_NAME_cpu.csv.")] = "",
     keep: Annotated[bool, typer.Option(help="Leave out engines that are in the file.")] = False,
     loaded: Annotated[bool, typer.Option(help="Write rows even if other processes ran meanwhile.")] = False,
 ) -> None:
     torch.set_num_threads(1)
     table = Table(
-        f"headline_{name}_cpu.csv", COLUMNS, IDENTITY, keep=keep, loaded=loaded, model=name, dataset="cifar100",
+        file or f"headline_{name}_cpu.csv", COLUMNS, IDENTITY, keep=keep, loaded=loaded, model=name, dataset="cifar100",
         precision="float32", batch=1, threads=1, pairs=pairs, seed=0,
     )  # fmt: skip
     wanted = [engine for engine in engines.split(",") if not table.has(engine=engine)]
     if not wanted:
         return
     setup = Setup(name, weights, data, work)
-    made = make(setup)
+    made = make(setup, only.split(",") if only else None)
     choices = choose(name, made)
     for engine in wanted:
         measure(setup, made, choices, engine, table)
         table.forget_older(engine=engine)
 
 
-def make(setup: Setup) -> list[Static | Routed]:
-    """All plans that there are, but for those that are only shown to compare."""
+def make(setup: Setup, only: list[str] | None = None) -> list[Static | Routed]:
+    """All plans that there are, but for those that are only shown to compare; or those of some methods."""
     made: list[Static | Routed] = []
-    methods = [method for method in PLANS[setup.name] if method not in ("cut", "semantic-noreconstruct")]
+    methods = only or [method for method in PLANS[setup.name] if method not in ("cut", "semantic-noreconstruct")]
     for plan in plans(setup.name, methods):
         try:
             made.append(Routed(setup, plan) if plan.routed else Static(setup, plan))
@@ -89,18 +91,17 @@ def make(setup: Setup) -> list[Static | Routed]:
 
 
 def choose(name: str, made: list[Static | Routed]) -> dict[tuple[str, float, float | None], Choice | None]:
-    """By method, limit and confidence; None where no plan keeps the limit."""
-    routed = [one for one in made if isinstance(one, Routed) and one.plan.method != CASCADE]
-    cascades = [one for one in made if isinstance(one, Routed) and one.plan.method == CASCADE]
+    """By method, limit and confidence, for the methods that there are; None where no plan keeps the limit."""
     choices: dict[tuple[str, float, float | None], Choice | None] = {}
     for method in (CHANNELS, RANKS, RANKS_TIME):
         mine = [one for one in made if isinstance(one, Static) and one.plan.method == method]
-        choices |= {(method, asked, None): choose_static(mine, asked) for asked in LIMITS[name]}
-    choices |= {(ROUTED, asked, None): choose_routed(routed, asked) for asked in LIMITS[name]}
-    choices |= {(CASCADE, asked, None): choose_routed(cascades, asked) for asked in LIMITS[name] if cascades}
-    for asked, confidence in CONFIDENT.get(name, ()):
-        choices[ROUTED, asked, confidence] = choose_routed(routed, asked, confidence)
-        choices[CASCADE, asked, confidence] = choose_routed(cascades, asked, confidence)
+        choices |= {(method, asked, None): choose_static(mine, asked) for asked in LIMITS[name] if mine}
+    for method in (ROUTED, CASCADE):
+        routes = [
+            one for one in made if isinstance(one, Routed) and (one.plan.method == CASCADE) == (method == CASCADE)
+        ]
+        asked_for = [(asked, None) for asked in LIMITS[name]] + [*CONFIDENT.get(name, ())]
+        choices |= {(method, *asked): choose_routed(routes, *asked) for asked in asked_for if routes}
     return choices
 
 

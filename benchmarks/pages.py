@@ -100,6 +100,21 @@ def headline() -> str:
     return f"{table}\n\n(Loss of top-1 in points, with its 95 % interval. {PAPER}.)"
 
 
+def cascades() -> str:
+    """Cascades beside one smaller network, of one run."""
+    lines = []
+    for row in read("cascade_vgg16_cpu.csv"):
+        what = [row["engine"], row["asked"], by(row)]
+        if row["plan"] == "none":
+            lines.append([*what, "no plan keeps it", "", "", "", ""])
+            continue
+        lost, saved = f"{points_of(row['loss'])} ({bounds(row, 'loss', points_of)})", percent(row["time_saved"])
+        lines.append([*what, row["plan"], lost, percent(row["fallback"]), f"{saved} ({bounds(row, 'time_saved')})",
+                      *machine_of(row)[1:]])  # fmt: skip
+    head = ("VGG16, engine", "asked", "by", "plan", "loss", "full tail", "time saved", "load, cores")
+    return markdown(head, lines) if lines else MISSING
+
+
 def headline_details() -> str:
     """The same rows: which plan was picked, by what, and on what machine it was timed."""
     lines = [
@@ -333,6 +348,7 @@ def mutation() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "headline details": headline_details,
+    "cascades": cascades,
     "compared vgg16": lambda: compared("vgg16"),
     "compared resnet56": lambda: compared("resnet56"),
     "points vgg16": lambda: points("vgg16"),

@@ -59,6 +59,9 @@ def commands(shared: Path, work: Path) -> list[Command]:
         if name == "vgg16":
             add("promise", "--observed", observed, writes=("promise.csv",), needs=())
         add("headline", name, path, data, "--work", work_of[name], writes=(f"headline_{name}_cpu.csv",))
+        if name == "vgg16":
+            few = ("--only", "static-low-rank-time,cascade", "--file", "cascade_vgg16_cpu.csv")
+            add("headline", name, path, data, "--work", work_of[name], *few, writes=("cascade_vgg16_cpu.csv",))
         add("tradeoff", name, path, data, "--work", work_of[name], writes=(f"tradeoff_{name}_cpu.csv",))
 
     bundles = {"vgg16": work / "resources" / "bundle", "resnet56": work / "bundle56", "resnet18": work / "bundle18"}
