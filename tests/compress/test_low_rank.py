@@ -25,7 +25,7 @@ from sinf.models import BaseModel, load_model
 from sinf.pipelines.comparison import Size
 from sinf.pipelines.prune import LatencyBudget, PruneConfig, prune
 from sinf.statistics import SiteStatistics, Statistics, collect
-from sinf.statistics.strips import has_strips, strips_of
+from sinf.statistics.kernel_rows import has_kernel_rows, kernel_rows_of
 from tiny import CLASSES, COLOUR, Chain, Depthwise, Mixed, randomise, traced
 
 
@@ -42,7 +42,7 @@ def full_ranks(network: PartedNetwork, separable: bool) -> dict[str, Rank]:
     """Of all layers that can be of the form."""
     modules = {target: network.graph.get_submodule(target) for target in network.coupling.mixers.values()}
     if separable:
-        return {t: Rank(m.in_channels * m.kernel_size[1], True) for t, m in modules.items() if has_strips(m)}
+        return {t: Rank(m.in_channels * m.kernel_size[1], True) for t, m in modules.items() if has_kernel_rows(m)}
     return {target: Rank(len(m.weight)) for target, m in modules.items() if can_factor(m)}
 
 
@@ -99,10 +99,10 @@ def test_what_separable_layers_lose_is_what_was_said() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 7, 3, padding=(0, 1))
     x = torch.randn(3000, 3, 3, 5)
-    strips, y = strips_of(layer, x), layer(x).movedim(1, -1).flatten(0, -2).double()
+    strips, y = kernel_rows_of(layer, x), layer(x).movedim(1, -1).flatten(0, -2).double()
     site = SiteStatistics("layer", layer.weight.flatten(2), 1)
-    site.sums |= {"made_sum": y.sum(0), "made_gram": y.T @ y, "made_count": torch.tensor(len(y))}
-    site.sums |= {"fisher": torch.eye(7), "strips": strips}
+    site.sums |= {"output_sum": y.sum(0), "output_gram": y.T @ y, "output_count": torch.tensor(len(y))}
+    site.sums |= {"fisher": torch.eye(7), "kernel_rows": strips}
     metric = low_rank.metrics(Statistics({"layer": site}))["layer"]
     graph = fx.symbolic_trace(nn.Sequential(OrderedDict(layer=layer)))
     raised = 1 + metric_module._FLOOR  # the Fisher information of one for all, and its floor
@@ -111,7 +111,7 @@ def test_what_separable_layers_lose_is_what_was_said() -> None:
         found = low_rank.factor(graph, ranks, Statistics({"layer": site}), known)
         two = found["layer"].apply(layer, layer, torch.arange(7), Slot(1, torch.arange(3)))
         lost = two(x).movedim(1, -1).flatten(0, -2).double() - y
-        said = float(metric.strips[rank:].sum())
+        said = float(metric.kernel_rows[rank:].sum())
         assert float(lost.square().sum(1).mean()) * raised == pytest.approx(said, rel=0.05)
 
 

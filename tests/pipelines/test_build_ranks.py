@@ -96,7 +96,7 @@ def test_one_budget_across_parts_is_spent_where_it_loses_least() -> None:
         solved = factor(network.graph, ranks, found, known)
         return network.cost_of(network.whole(Part(network.coupling.keep_all(), solved)))
 
-    louder = {name: replace(m, values=50 * m.values, strips=50 * m.strips) for name, m in known.items()}
+    louder = {name: replace(m, values=50 * m.values, kernel_rows=50 * m.kernel_rows) for name, m in known.items()}
     loud = (part[0], louder)
     quiet, kept = choose_ranks_together(Budget(0.6), [part, loud], [0.5, 0.5], 1)
     assert cost(quiet) < cost(kept)

@@ -19,7 +19,7 @@ from sinf.data.clusters import from_column
 from sinf.data.images import LabelledImages
 from sinf.engine.torch_engine import Routes, SemanticModel
 from sinf.errors import DataError
-from sinf.measure.accuracy import Observation, look, observe_routes
+from sinf.measure.accuracy import Observation, observe_routes, run_shared
 from sinf.models import BaseModel, load_model
 from sinf.pipelines.build import BuildConfig, Images, build
 from sinf.pipelines.calibration import FITTING, LEAST, part_images, set_thresholds, tail_costs
@@ -241,16 +241,16 @@ def test_a_build_fits_on_one_part_and_sets_the_threshold_on_the_other(
 ) -> None:
     """Temperature, deferral and thresholds again, from the parts."""
     model = SemanticModel(bundle)
-    seen = look(model, calibration_images)
+    shared = run_shared(model, calibration_images)
     fitting, rest = part_images(calibration_images, CONFIG.seed)
     of_class = bundle.clusters.of_class()
     temperatures = {}
     for name, rows in (("fitting", fitting), ("rest", rest), ("both", torch.cat([fitting, rest]))):
         router = copy.deepcopy(bundle.router)
-        temperatures[name] = calibrate(router, seen.features[rows], of_class[calibration_images.labels[rows]])
+        temperatures[name] = calibrate(router, shared.features[rows], of_class[calibration_images.labels[rows]])
     assert len(set(temperatures.values())) == 3
     assert float(bundle.router.temperature) == pytest.approx(temperatures["fitting"])
-    observed = observe_routes(model, seen)
+    observed = observe_routes(model, shared)
     costs = tail_costs(model, CONFIG.weight_cost)
     parts = observed.select(fitting), observed.select(rest)
     again = {"choices": CONFIG.choices, "seed": CONFIG.seed}

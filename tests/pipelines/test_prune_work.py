@@ -34,9 +34,9 @@ def test_stored_statistics_are_what_was_collected(name: str) -> None:
         assert read[target].images == site.images
         assert read[target].sums.keys() == site.sums.keys()
         for sum_name, value in site.sums.items():
-            if sum_name == "strips":
+            if sum_name == "kernel_rows":
                 for part, tensor in vars(value).items():
-                    assert torch.equal(getattr(read[target].strips, part), tensor)
+                    assert torch.equal(getattr(read[target].kernel_rows, part), tensor)
             else:
                 assert torch.equal(read[target].sums[sum_name], value)
 

@@ -412,12 +412,12 @@ def test_what_is_read_and_then_changed_in_place_is_measured_before() -> None:
 def test_sums_do_not_depend_on_how_many_images_run_at_once(cls: type[nn.Module], at_once: int) -> None:
     """Random directions are drawn for a batch, whatever its parts are."""
     graph, batches = traced(cls()), [images(7, 0), images(6, 1)]
-    needs = (*DEFAULT, "fisher", "made_gram", "ranks", "change")
+    needs = (*DEFAULT, "fisher", "output_gram", "ranks", "change")
     whole = sites_of(graph, *batches, needs=needs)
     parts = sites_of(graph, *batches, needs=needs, at_once=at_once)
     assert_same_sums(parts, whole)
     for target, site in whole.items():
-        for name in ("fisher", "made_gram", "ranks"):
+        for name in ("fisher", "output_gram", "ranks"):
             torch.testing.assert_close(parts[target].sums[name], site.sums[name], rtol=1e-3, atol=1e-5)
     for name, total in whole.units.items():
         torch.testing.assert_close(parts.units[name], total, rtol=1e-3, atol=1e-5)

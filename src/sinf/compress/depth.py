@@ -15,7 +15,7 @@ from torch import nn
 
 from sinf.compress.channels import counted
 from sinf.compress.compressor import Compressor, Observed, Rule, Run, Scope
-from sinf.compress.low_rank.metric import covariance_made
+from sinf.compress.low_rank.metric import output_covariance
 from sinf.compress.low_rank.solve import reconstruct_ranks
 from sinf.compress.select import Budget
 from sinf.errors import ConfigError
@@ -37,15 +37,15 @@ class BlockRemoval(Compressor):
     """A plan is the targets of the last layers of the branches that go."""
 
     name = "depth"
-    needs = ("made_sum", "made_gram", "made_count", "fisher")
+    needs = ("output_sum", "output_gram", "output_count", "fisher")
 
     def observe(self, scope: Scope, statistics: Statistics) -> Tensors:
         """By branch, the mean (O,) of its last layer's output, and the nats that are lost without it."""
         found: Tensors = {}
         for end in (branch.end for branch in branches(scope)):
             site = statistics[end]
-            found[f"mean.{end}"] = site.made_sum / float(site.made_count)
-            found[f"loss.{end}"] = 0.5 * (site.fisher.double() * covariance_made(site).double()).sum() / site.images
+            found[f"mean.{end}"] = site.output_sum / float(site.output_count)
+            found[f"loss.{end}"] = 0.5 * (site.fisher.double() * output_covariance(site).double()).sum() / site.images
         return found
 
     def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[set[str]]:

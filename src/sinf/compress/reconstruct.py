@@ -119,9 +119,9 @@ def _mix(
     enough = max(_LEAST_PLACES, math.ceil(_ENOUGH_MIXED * len(kept) / sum(len(whole) for whole, _ in inputs)))
     generator = torch.Generator().manual_seed(0)
     for whole, small in inputs:
-        places = 1 if isinstance(layer, nn.Linear) else whole[0, 0].numel()
-        chosen = torch.randperm(places, generator=generator)[:enough] if enough < places else None
-        most = max(1, _ROW_FLOATS // max(1, whole[0].numel() * min(enough, places) // places))
+        positions = 1 if isinstance(layer, nn.Linear) else whole[0, 0].numel()
+        chosen = torch.randperm(positions, generator=generator)[:enough] if enough < positions else None
+        most = max(1, _ROW_FLOATS // max(1, whole[0].numel() * min(enough, positions) // positions))
         for part, held_out in _folds(len(whole), most):
             x, y = (_rows_of(layer, values[part], repeat, chosen) for values in (small, whole))
             sums.add(x, y, held_out=held_out)
@@ -160,15 +160,15 @@ def kernel_equations(
     there is to be a ``constant``: outputs ``rows`` of ``answers``' firsts from what the layer reads, their seconds. As
     many images are taken as the unknowns need, and of these as many positions."""
     unknowns = own.weight[0].numel() + constant
-    places = _positions(own, answers[0][0][:1]).shape[1]
-    needed = max(_LEAST_IMAGES, math.ceil(_ENOUGH_ROWS * unknowns / (_SHARE_OF_PLACES * places)))
+    positions = _positions(own, answers[0][0][:1]).shape[1]
+    needed = max(_LEAST_IMAGES, math.ceil(_ENOUGH_ROWS * unknowns / (_SHARE_OF_PLACES * positions)))
     answers = answers[: math.ceil(needed / len(answers[0][0]))]
     enough = math.ceil(_ENOUGH_ROWS * unknowns / sum(len(whole) for whole, _ in answers))  # positions of an image
     sums = NormalEquations(unknowns, len(rows))
     generator = torch.Generator().manual_seed(0)
     for whole, small in answers:
-        chosen = torch.randperm(places, generator=generator)[:enough] if enough < places else None
-        for part, held_out in _folds(len(whole), max(1, _PATCH_FLOATS // (unknowns * min(enough, places)))):
+        chosen = torch.randperm(positions, generator=generator)[:enough] if enough < positions else None
+        for part, held_out in _folds(len(whole), max(1, _PATCH_FLOATS // (unknowns * min(enough, positions)))):
             y = _positions(own, whole[part])
             pieces = (
                 _patch_bands(own, small[part], unknowns)

@@ -14,7 +14,7 @@ from torch import Tensor
 from sinf.errors import ConfigError
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import CoupledGroup
-from sinf.graph.widths import Places
+from sinf.graph.widths import Positions
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class _Descent:
         self._part, self._round_to, self._weight_cost = part, round_to, weight_cost
         self.widths = {group.name: group.size for group in part.groups}
         self._keep = part.keep.clone()
-        self._places = Places(part.macs.coupling, part.macs.nodes, weight_cost)
+        self._places = Positions(part.macs.coupling, part.macs.nodes, weight_cost)
         self._channels = self._places.count(torch.nonzero(self._keep).flatten())  # of every slot, that stay
         self.cost = part.macs.products + self._places.cost(self._channels)
         self._layers = {g.name: self._places.layers_at(self._places.count(g.units)) for g in part.groups}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _NONE = -1  # instead of a slot
 
 
-class Places:
+class Positions:
     """Where every unit is: ``slots`` S are all that layers and parameters read and write.
 
     ``nodes`` are (target, layer, positions of its output times those of its kernel), as ``MacCount`` has them;

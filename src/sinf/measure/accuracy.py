@@ -93,7 +93,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Seen:
+class SharedOutputs:
     """What does not depend on routes: the features of images (N, C, H, W), and who is right (N,)."""
 
     features: Tensor
@@ -139,9 +139,9 @@ def _mean_cost(by_part: dict[str, int], route: Tensor, subgraph_ran: Tensor, fel
 
 
 @torch.no_grad()
-def look(
+def run_shared(
     model: SemanticModel, images: LabelledImages, progress: Progress | None = None, shelf: Shelf | None = None
-) -> Seen:
+) -> SharedOutputs:
     """Run base model, extractor and full tail over all images; features lie on the ``shelf`` if there is one."""
     features, done = torch.empty(0), 0
     fallback: list[Tensor] = []
@@ -159,17 +159,17 @@ def look(
             shelf.forget()
         if progress is not None:
             progress(done, len(images))
-    return Seen(features, images.labels, torch.cat(fallback), torch.cat(base))
+    return SharedOutputs(features, images.labels, torch.cat(fallback), torch.cat(base))
 
 
 def observe(model: SemanticModel, images: LabelledImages, progress: Progress | None = None) -> Observation:
     """Run every image through base model, routed subgraph and full tail."""
-    return observe_routes(model, look(model, images, progress), images.batch)
+    return observe_routes(model, run_shared(model, images, progress), images.batch)
 
 
-def observe_routes(model: SemanticModel, seen: Seen, batch: int = BATCH) -> Observation:
+def observe_routes(model: SemanticModel, shared: SharedOutputs, batch: int = BATCH) -> Observation:
     """The rest of :func:`observe`, for a model that is calibrated in between."""
-    return Observation(model.route_all(seen.features, seen.labels, batch), seen.fallback_right, seen.base_right)
+    return Observation(model.route_all(shared.features, shared.labels, batch), shared.fallback_right, shared.base_right)
 
 
 @torch.no_grad()

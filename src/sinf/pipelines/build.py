@@ -26,7 +26,7 @@ from sinf.graph.network import Part, PartedNetwork
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
 from sinf.machine.memory import Memory, Notice
-from sinf.measure.accuracy import look, observe_routes
+from sinf.measure.accuracy import observe_routes, run_shared
 from sinf.measure.delivery import Verdict
 from sinf.measure.estimate import Estimate, Pace, build_time
 from sinf.models import BaseModel
@@ -322,11 +322,11 @@ class _Build:
         """Temperature, deferral and thresholds, of the whole pipeline on images that nothing else has seen."""
         images, config = self.images.calibration, self.config
         model = SemanticModel(bundle)
-        seen = look(model, images, lambda done, total: self.progress("calibration", done, total), self.shelf)
+        shared = run_shared(model, images, lambda done, total: self.progress("calibration", done, total), self.shelf)
         fitting, rest = part_images(images, config.seed)
         if len(self.clusters) > 1:
-            calibrate(bundle.router, seen.features[fitting], self.clusters.of_class()[images.labels[fitting]])
-        observed = observe_routes(model, seen, images.batch)
+            calibrate(bundle.router, shared.features[fitting], self.clusters.of_class()[images.labels[fitting]])
+        observed = observe_routes(model, shared, images.batch)
         deferral, threshold = set_thresholds(
             observed.select(fitting),
             observed.select(rest),

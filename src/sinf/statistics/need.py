@@ -10,8 +10,8 @@ from torch import fx, nn
 
 from sinf.graph.coupling import Coupling
 from sinf.machine.memory import activations, value_bytes
+from sinf.statistics.kernel_rows import has_kernel_rows
 from sinf.statistics.site import SAMPLE
-from sinf.statistics.strips import has_strips
 from sinf.statistics.sums import CHANGES, MADE, MAPS, READ, WRITTEN
 
 
@@ -38,12 +38,12 @@ def need_of(graph: fx.GraphModule, coupling: Coupling, names: Iterable[str], cla
         # a copy of what is kept, and its gradient; all gradients come at once
         image += 2 * (writes * written + changes * read)
         module = graph.get_submodule(target)
-        columns = module.kernel_size[1] if has_strips(module) else 1
+        columns = module.kernel_size[1] if has_kernel_rows(module) else 1
         work = max(
             work,
             2 * read * bool(names & set(READ) or names & set(MAPS)),
             5 * written * bool(names & set(MADE)),
-            3 * columns * read * ("strips" in names and has_strips(module)),
+            3 * columns * read * ("kernel_rows" in names and has_kernel_rows(module)),
         )
         if target not in known:
             sums += sum(_sum_bytes(name, module, len(coupling.reads[target].units), classes, pool) for name in names)
@@ -55,15 +55,15 @@ def _sum_bytes(name: str, module: nn.Module, channels: int, classes: int, pool: 
     """Bytes of one sum of one site; those of a few numbers are none."""
     outputs = len(module.weight)
     features = channels * pool**2
-    wide = channels * module.kernel_size[1] if has_strips(module) else 0
+    wide = channels * module.kernel_size[1] if has_kernel_rows(module) else 0
     return {
         "gram": 4 * channels**2,
         "pooled_gram": 8 * features**2,
         "class_sums": 8 * classes * features,
         "class_moments": 16 * classes * features,
         "sample": 4 * SAMPLE * features,
-        "strips": 8 * wide**2,
-        "made_gram": 8 * outputs**2,
+        "kernel_rows": 8 * wide**2,
+        "output_gram": 8 * outputs**2,
         "fisher": 4 * outputs**2,
     }.get(name, 0)
 

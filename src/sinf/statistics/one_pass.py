@@ -13,7 +13,7 @@ from sinf.errors import ConfigError
 from sinf.graph.coupling import Coupling
 from sinf.machine.memory import near
 from sinf.statistics.maps import MapSource, map_source
-from sinf.statistics.places import rows_at, some_places
+from sinf.statistics.positions import rows_at, some_positions
 from sinf.statistics.site import SiteStatistics, Statistics
 from sinf.statistics.sums import CHANGES, LOOKED_AT, MADE, MAPS, READ, SUMS, WRITTEN, Batch, Visit
 
@@ -207,8 +207,8 @@ class _Recorder(fx.Interpreter):
             rows = written.flatten(0, -2)
             return rows.double(), len(rows)
         count = written[:, 0].numel()
-        places = some_places(written[0, 0].numel())
-        rows = written.movedim(1, -1).flatten(0, -2) if places is None else rows_at(written, places)
+        positions = some_positions(written[0, 0].numel())
+        rows = written.movedim(1, -1).flatten(0, -2) if positions is None else rows_at(written, positions)
         return rows.double(), count
 
     def _maps(self, target: str, gradient: Tensor) -> Tensor:

@@ -7,19 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sinf.statistics.kernel_rows import KernelRows
 from sinf.statistics.site import SiteStatistics, Statistics
-from sinf.statistics.strips import Strips
 from sinf.statistics.sums import SUMS
 
 _IMAGES = "images"
 
 
 def to_tensors(statistics: Statistics) -> dict[str, Tensor]:
-    """By ``SUM.TARGET``, the parts of strips by ``strips-PART.TARGET``; weights are the network's and left out."""
+    """By ``SUM.TARGET``, parts of kernel rows by ``kernel_rows-PART.TARGET``; weights are left out."""
     tensors = {_IMAGES: torch.tensor(statistics.images)}
     for target, site in statistics.items():
         for name, value in site.sums.items():
-            parts = {f"{name}-{part}": x for part, x in vars(value).items()} if name == "strips" else {name: value}
+            parts = {f"{name}-{part}": x for part, x in vars(value).items()} if name == "kernel_rows" else {name: value}
             tensors |= {f"{key}.{target}": tensor for key, tensor in parts.items()}
     return tensors
 
@@ -31,8 +31,8 @@ def from_tensors(tensors: dict[str, Tensor], weights: dict[str, Tensor]) -> Stat
     found.images = images
     for target, site in found.items():
         sums: dict[str, Any] = {name: tensors[f"{name}.{target}"] for name in SUMS if f"{name}.{target}" in tensors}
-        if f"strips-gram.{target}" in tensors:
+        if f"kernel_rows-gram.{target}" in tensors:
             parts = ("gram", "total", "products", "counts")
-            sums["strips"] = Strips(*(tensors[f"strips-{part}.{target}"] for part in parts))
+            sums["kernel_rows"] = KernelRows(*(tensors[f"kernel_rows-{part}.{target}"] for part in parts))
         site.sums = sums
     return found

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from sinf.graph.coupling import positions_of
-from sinf.statistics.places import outer, outer_of_maps, rows_at, some_places
+from sinf.statistics.kernel_rows import kernel_rows_of
+from sinf.statistics.positions import outer, outer_of_maps, rows_at, some_positions
 from sinf.statistics.site import Sample
-from sinf.statistics.strips import strips_of
 
 #: Costly sums of single images (ranks, independence) look at so many of each class: they change little from image to
 #: image, and classes that come one after the other count alike.
@@ -60,8 +60,8 @@ class Visit:
     @cached_property
     def rows(self) -> Tensor:
         """``(images * positions, C)``, at some positions of a large map."""
-        places = None if self._dim == -1 else some_places(self.x[0, 0].numel())
-        return positions_of(self.module, self.x, self.repeat) if places is None else rows_at(self.x, places)
+        positions = None if self._dim == -1 else some_positions(self.x[0, 0].numel())
+        return positions_of(self.module, self.x, self.repeat) if positions is None else rows_at(self.x, positions)
 
     @property
     def _dim(self) -> int:
@@ -151,7 +151,7 @@ READ: dict[str, Callable[[Visit], Any]] = {
     "class_counts": lambda v: torch.bincount(v.batch.labels, minlength=v.batch.classes).float(),  # (classes,) images
     "class_moments": _class_moments,
     "sample": _sample,
-    "strips": lambda v: strips_of(v.module, v.x),  # Strips of what rows of the kernel read
+    "kernel_rows": lambda v: kernel_rows_of(v.module, v.x),  # KernelRows of what rows of the kernel read
 }
 
 #: From the feature maps (B, C, H, W) of a site.
@@ -165,9 +165,9 @@ MAPS: dict[str, Callable[[Tensor, Batch], Tensor]] = {
 
 #: From what a site writes, as (images * positions, O) float64 at some positions of a large map, and how many there are.
 MADE: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "made_sum": lambda y, count: y.sum(0) * (count / max(1, len(y))),  # (O,)
-    "made_gram": lambda y, count: outer(y) * (count / max(1, len(y))),  # (O, O)
-    "made_count": lambda y, count: torch.tensor(count),  # how many (image, position) pairs these add up
+    "output_sum": lambda y, count: y.sum(0) * (count / max(1, len(y))),  # (O,)
+    "output_gram": lambda y, count: outer(y) * (count / max(1, len(y))),  # (O, O)
+    "output_count": lambda y, count: torch.tensor(count),  # how many (image, position) pairs these add up
 }
 
 #: From the gradient of the softened answer by what a site writes, as (images, O, positions).

@@ -133,8 +133,8 @@ def _options(
                 choices.append(_Choice(Rank(rank, separable), 0.5 * float(dropped[rank - 1]), each * rank))
 
     offer(metric.values, places * (into * kernel + out), out, separable=False)
-    if len(metric.strips):
+    if len(metric.kernel_rows):
         rows, columns = module.weight.shape[2:]
-        each = (metric.strip_places + weights) * into * columns + places * out * rows
-        offer(metric.strips, each, min(into * columns, out * rows), separable=True)
+        each = (metric.kernel_row_positions + weights) * into * columns + places * out * rows
+        offer(metric.kernel_rows, each, min(into * columns, out * rows), separable=True)
     return choices

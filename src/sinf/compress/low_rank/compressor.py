@@ -33,7 +33,7 @@ class LowRank(Compressor):
 
     name = "ranks"
     small = False
-    needs = ("made_sum", "made_gram", "made_count", "fisher", "strips")
+    needs = ("output_sum", "output_gram", "output_count", "fisher", "kernel_rows")
 
     def __init__(self, round_to: int = 8) -> None:
         self.round_to = round_to

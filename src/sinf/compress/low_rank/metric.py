@@ -3,11 +3,11 @@
 Through **channels**: with C the covariance of what the layer writes, dropping all but the r largest eigenvectors of
 F^1/2 C F^1/2 costs half of the sum of the other eigenvalues.
 
-**Separable**: what the layer writes is a sum over the rows i of its kernel, ``y = sum_i W_i u_i``, of strips ``u_i``
-(C kw) of its input. Strips of all rows have the same covariance S, and how rows are alike, T (kh, kh), depends on their
-distance alone, so the covariance of all strips together is taken as the Kronecker product of T and S. Then with ``A``
+**Separable**: what the layer writes is a sum over the rows i of its kernel, ``y = sum_i W_i u_i``, where row i reads
+``u_i`` (C kw). What rows read has one covariance S for all of them; their correlation T (kh, kh) depends on their
+distance alone, so the covariance of all rows together is taken as the Kronecker product of T and S. Then with ``A``
 (kh O, C kw) the rows ``sum_i (T^1/2)_ki F^1/2 W_i S^1/2``, keeping r of the right singular vectors V of A costs half of
-the sum of the other squared singular values; the strips are reduced by ``V' S^-1/2``. On VGG16 that is within 15 per
+the sum of the other squared singular values; what rows read is reduced by ``V' S^-1/2``. On VGG16 that is within 15 per
 cent of the cost by the covariance of whole patches.
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sinf.statistics import SiteStatistics, Statistics
-from sinf.statistics.strips import Strips
+from sinf.statistics.kernel_rows import KernelRows
 
 _FLOOR = 1e-2  # of the mean of F's diagonal: what the answer hardly feels still counts a little
 _FLAT = 1e-6  # of the mean variance: inputs that hardly change
@@ -32,15 +32,15 @@ class Metric:
     Attributes:
         root: ``(O, O)`` F^1/2, and ``inverse`` F^-1/2.
         values: ``(O,)``, falling: the effects of channels, in twice the nats of an image.
-        strips: ``(C kw,)``, falling: those of reduced strips; empty where a layer cannot be separable.
-        strip_places: how many strips an image has.
+        kernel_rows: ``(C kw,)``, falling: those of reduced rows; empty where a layer cannot be separable.
+        kernel_row_positions: how many rows of the kernel read an image.
     """
 
     root: Tensor
     inverse: Tensor
     values: Tensor
-    strips: Tensor
-    strip_places: float
+    kernel_rows: Tensor
+    kernel_row_positions: float
 
     def channels(self, covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """``(O, r), (r, O)`` from the covariance of what is written: their product keeps the ``rank`` directions of
@@ -48,11 +48,11 @@ class Metric:
         vectors = torch.linalg.eigh(self.root @ covariance.double() @ self.root).eigenvectors.flip(1)[:, :rank]
         return self.inverse @ vectors, vectors.T @ self.root
 
-    def separable(self, weight: Tensor, covariance: Tensor, alike: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    def separable(self, weight: Tensor, covariance: Tensor, correlation: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """``(O, r, kh), (r, C kw)`` for a weight ``(O, C, kh, kw)``, S and T: two layers that keep the ``rank``
         directions of most effect."""
         half, whiten = _roots(covariance)
-        vectors = _strip_effects(weight, self.root, half, alike)[1][:, :rank]
+        vectors = _kernel_row_effects(weight, self.root, half, correlation)[1][:, :rank]
         rows = weight.double().permute(0, 2, 1, 3).flatten(2)  # (O, kh, C kw)
         return (rows @ (half @ vectors)).transpose(1, 2), vectors.T @ whiten
 
@@ -62,11 +62,11 @@ def metrics(found: Statistics) -> dict[str, Metric]:
     return {target: _metric(site) for target, site in found.items()}
 
 
-def covariance_made(site: SiteStatistics) -> Tensor:
+def output_covariance(site: SiteStatistics) -> Tensor:
     """``(O, O)`` of what a site writes."""
-    count = float(site.made_count)
-    mean = site.made_sum / count
-    return site.made_gram / count - torch.outer(mean, mean)
+    count = float(site.output_count)
+    mean = site.output_sum / count
+    return site.output_gram / count - torch.outer(mean, mean)
 
 
 def _metric(site: SiteStatistics) -> Metric:
@@ -76,13 +76,13 @@ def _metric(site: SiteStatistics) -> Metric:
     values = values.clamp(min=1e-3 * _FLOOR * level)
     root = vectors @ torch.diag(values.sqrt()) @ vectors.T
     inverse = vectors @ torch.diag(values.rsqrt()) @ vectors.T
-    effect = torch.linalg.eigvalsh(root @ covariance_made(site) @ root).flip(0).clamp(min=0)
-    strips: Strips = site.strips
-    if not strips.present:
+    effect = torch.linalg.eigvalsh(root @ output_covariance(site) @ root).flip(0).clamp(min=0)
+    rows_read: KernelRows = site.kernel_rows
+    if not rows_read.present:
         return Metric(root, inverse, effect, torch.zeros(0), 0.0)
-    half, _ = _roots(strips.covariance())
-    of_strips = _strip_effects(strips.as_kernel(site.weight), root, half, strips.alike())[0]
-    return Metric(root, inverse, effect, of_strips, strips.count / max(1, site.images))
+    half, _ = _roots(rows_read.covariance())
+    of_kernel_rows = _kernel_row_effects(rows_read.as_kernel(site.weight), root, half, rows_read.row_correlation())[0]
+    return Metric(root, inverse, effect, of_kernel_rows, rows_read.count / max(1, site.images))
 
 
 def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,11 +92,11 @@ def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
     return vectors @ torch.diag(values.sqrt()) @ vectors.T, vectors @ torch.diag(values.rsqrt()) @ vectors.T
 
 
-def _strip_effects(weight: Tensor, root: Tensor, half: Tensor, alike: Tensor) -> tuple[Tensor, Tensor]:
+def _kernel_row_effects(weight: Tensor, root: Tensor, half: Tensor, correlation: Tensor) -> tuple[Tensor, Tensor]:
     """``(C kw,), (C kw, C kw)``: squared singular values of A, falling, and its right singular vectors as columns."""
-    values, vectors = torch.linalg.eigh(alike.double())
+    values, vectors = torch.linalg.eigh(correlation.double())
     across = vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T  # T^1/2
-    felt = torch.einsum("po,ocil->picl", root, weight.double()).flatten(2)  # (O, kh, C kw)
-    a = torch.einsum("ki,pic->kpc", across, felt).flatten(0, 1) @ half
+    sensitivity = torch.einsum("po,ocil->picl", root, weight.double()).flatten(2)  # (O, kh, C kw)
+    a = torch.einsum("ki,pic->kpc", across, sensitivity).flatten(0, 1) @ half
     values, vectors = torch.linalg.eigh(a.T @ a)
     return values.flip(0).clamp(min=0), vectors.flip(1)

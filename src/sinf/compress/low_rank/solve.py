@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from sinf.compress.least_squares import NormalEquations
 from sinf.compress.low_rank.choose import Rank
-from sinf.compress.low_rank.metric import Metric, covariance_made
+from sinf.compress.low_rank.metric import Metric, output_covariance
 from sinf.compress.reconstruct import fits, kernel_equations
 from sinf.compress.side_by_side import Rows, SideBySide
 from sinf.graph.coupling import Coupling
@@ -32,14 +32,16 @@ def factor(graph: fx.GraphModule, ranks: dict[str, Rank], found: Statistics, kno
         weight = own.weight.double()
         bias = weight.new_zeros(len(weight)) if own.bias is None else own.bias.double()
         if rank.separable:
-            strips = site.strips
-            expand, reduce = metric.separable(weight, strips.covariance(), strips.alike(), rank.channels)
-            mean = strips.total / strips.count
+            rows_read = site.kernel_rows
+            expand, reduce = metric.separable(
+                weight, rows_read.covariance(), rows_read.row_correlation(), rank.channels
+            )
+            mean = rows_read.total / rows_read.count
             lost = weight.sum(2).flatten(1) @ mean - expand.sum(2) @ (reduce @ mean)
             solved[target] = _separable(own, expand, reduce, bias + lost)
         else:
-            expand, reduce = metric.channels(covariance_made(site), rank.channels)
-            mean = site.made_sum / float(site.made_count)
+            expand, reduce = metric.channels(output_covariance(site), rank.channels)
+            mean = site.output_sum / float(site.output_count)
             bias = mean - expand @ (reduce @ (mean - bias))
             solved[target] = _channels(own, expand, reduce @ weight.flatten(1), bias)
     return solved

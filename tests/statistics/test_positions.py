@@ -12,21 +12,21 @@ from torch import nn
 
 from sinf.graph.coupling import couple
 from sinf.statistics import collect
-from sinf.statistics.places import outer, outer_of_maps, some_places
-from sinf.statistics.strips import strips_of
+from sinf.statistics.kernel_rows import kernel_rows_of
+from sinf.statistics.positions import outer, outer_of_maps, some_positions
 from tiny import COLOUR, traced
 
 
 @given(st.integers(1, 600), st.integers(1, 300))
-def test_places_are_drawn_alike_and_without_repetition(places: int, most: int) -> None:
-    found = some_places(places, most)
+def test_positions_are_drawn_evenly_and_without_repetition(places: int, most: int) -> None:
+    found = some_positions(places, most)
     if places <= most:
         assert found is None
         return
     assert found is not None
     assert len(set(found.tolist())) == most
     assert 0 <= int(found.min()) <= int(found.max()) < places
-    again = some_places(places, most)
+    again = some_positions(places, most)
     assert again is not None
     assert torch.equal(found, again)
 
@@ -61,38 +61,38 @@ def test_sums_over_some_positions_are_near_those_over_all(monkeypatch: pytest.Mo
     torch.manual_seed(0)
     graph = traced(Large(), replace(COLOUR, size=(3, 30, 30)))
     batch = torch.randn(40, 3, 30, 30), torch.randint(6, (40,))
-    needs = ("gram", "positions", "made_sum", "made_gram", "made_count", "fisher", "sensitivity", "strips")
+    needs = ("gram", "positions", "output_sum", "output_gram", "output_count", "fisher", "sensitivity", "kernel_rows")
 
     def sums() -> dict:
         return collect(graph, couple(graph, free_output=True), [batch], classes=6, needs=needs)
 
     some = sums()
     for module in ("sums", "one_pass"):
-        monkeypatch.setattr(f"sinf.statistics.{module}.some_places", lambda places: None)
-    monkeypatch.setattr("sinf.statistics.strips.some_places", lambda places, most: None)
+        monkeypatch.setattr(f"sinf.statistics.{module}.some_positions", lambda places: None)
+    monkeypatch.setattr("sinf.statistics.kernel_rows.some_positions", lambda places, most: None)
     every = sums()
     for target in ("first", "second"):
         one, other = some[target], every[target]
-        for name in ("positions", "made_count"):
+        for name in ("positions", "output_count"):
             assert int(one.sums[name]) == int(other.sums[name]) == 40 * 900
         for name in ("fisher", "sensitivity"):  # sums of gradients are over all positions
             torch.testing.assert_close(one.sums[name], other.sums[name])
-        for name in ("gram", "made_gram"):
+        for name in ("gram", "output_gram"):
             assert not torch.equal(one.sums[name], other.sums[name])
             assert float((one.sums[name] - other.sums[name]).norm() / other.sums[name].norm()) < 0.1
-    one, other = some["first"].strips, every["first"].strips
+    one, other = some["first"].kernel_rows, every["first"].kernel_rows
     assert torch.allclose(one.counts, other.counts)
     assert float((one.gram - other.gram).norm() / other.gram.norm()) < 0.1
     assert float((one.products - other.products).norm() / other.products.norm()) < 0.1
 
 
-def test_strips_of_some_columns_by_hand() -> None:
+def test_kernel_rows_of_some_columns_by_hand() -> None:
     layer = nn.Conv2d(2, 3, (3, 3), stride=(1, 2), padding=(0, 1), dilation=(1, 2))
     x = torch.randn(5, 2, 60, 41)
-    found = strips_of(layer, x)
+    found = kernel_rows_of(layer, x)
     padded = nn.functional.pad(x, (1, 1))
     width = (41 + 2 - 5) // 2 + 1
-    at = some_places(width, 4)
+    at = some_positions(width, 4)
     assert at is not None
     strips = torch.stack([padded[..., 2 * at + 2 * column] for column in range(3)], 2)  # (5, C, kw, 60, columns)
     flat = strips.transpose(0, 1).transpose(1, 2).flatten(0, 1).flatten(1).double()

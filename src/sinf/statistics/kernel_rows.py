@@ -1,4 +1,4 @@
-"""Strips: what one row of a convolution's kernel reads, C x kw inputs side by side, and how rows are alike."""
+"""What one row of a convolution's kernel reads, C x kw inputs side by side, and how rows are correlated."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sinf.graph.coupling import unfolds
-from sinf.statistics.places import MOST, outer, some_places
+from sinf.statistics.positions import MOST, outer, some_positions
 
-_CHUNK = 1 << 22  # numbers of strips that are in memory at once
+_CHUNK = 1 << 22  # numbers that are read and are in memory at once
 _LEAST_COLUMNS = 4  # of a map that are looked at, however many rows it has
 
 
 @dataclass
-class Strips:
-    """Sums over images and all strips of their inputs: every row of the input, every position of an output's column.
-    Of a wide map some columns are looked at (:mod:`sinf.statistics.places`), and their sums scaled to all of them.
+class KernelRows:
+    """Sums over images and all that rows of the kernel read: every row of the input, every position of an output's
+    column. Of a wide map some columns are looked at (:mod:`sinf.statistics.positions`); their sums are scaled to all.
 
     Attributes:
         gram: ``(C kw, C kw)`` float64, of u u'.
         total: ``(C kw,)`` float64, of u.
-        products: ``(kh,)`` float64: sums of u . v for strips in the same column whose rows are as far apart as those of
-            the kernel, 0 to kh - 1 times its dilation.
-        counts: ``(kh,)`` how many pairs these are; the first is the number of strips.
+        products: ``(kh,)`` float64: sums of u . v of the same column, as many rows apart as those of the kernel are,
+            0 to kh - 1 times its dilation.
+        counts: ``(kh,)`` how many pairs these are; the first is the number of u.
     """
 
     gram: Tensor
@@ -33,8 +33,8 @@ class Strips:
     products: Tensor
     counts: Tensor
 
-    def __add__(self, other: Strips) -> Strips:
-        return Strips(
+    def __add__(self, other: KernelRows) -> KernelRows:
+        return KernelRows(
             self.gram + other.gram, self.total + other.total, self.products + other.products, self.counts + other.counts
         )
 
@@ -52,7 +52,7 @@ class Strips:
         mean = self.total / self.count
         return self.gram / self.count - torch.outer(mean, mean)
 
-    def alike(self) -> Tensor:
+    def row_correlation(self) -> Tensor:
         """``(kh, kh)``: T, how rows of a patch are correlated, with ones on its diagonal."""
         level = (self.total / self.count).square().sum()
         lags = self.products / self.counts.clamp(min=1) - level
@@ -65,11 +65,11 @@ class Strips:
         return weight.unflatten(2, (len(self.counts), -1))
 
 
-def strips_of(layer: nn.Module, x: Tensor) -> Strips:
+def kernel_rows_of(layer: nn.Module, x: Tensor) -> KernelRows:
     """Of what ``layer`` reads; empty for one that has none."""
-    if not isinstance(layer, nn.Conv2d) or not has_strips(layer):
+    if not isinstance(layer, nn.Conv2d) or not has_kernel_rows(layer):
         none = torch.zeros(0, dtype=torch.float64)
-        return Strips(torch.zeros(0, 0, dtype=torch.float64), none, none, none)
+        return KernelRows(torch.zeros(0, 0, dtype=torch.float64), none, none, none)
     rows, columns = layer.kernel_size
     size = x.shape[1] * columns
     gram = torch.zeros(size, size, dtype=torch.float64)
@@ -77,25 +77,25 @@ def strips_of(layer: nn.Module, x: Tensor) -> Strips:
     products, counts = torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
     reach = layer.dilation[1] * (columns - 1) + 1
     width = (x.shape[3] + 2 * int(layer.padding[1]) - reach) // layer.stride[1] + 1  # columns of outputs
-    at = some_places(width, max(_LEAST_COLUMNS, MOST // x.shape[2]))
+    at = some_positions(width, max(_LEAST_COLUMNS, MOST // x.shape[2]))
     at = torch.arange(width) if at is None else at
     scale = width / len(at)
     reads = (at * layer.stride[1])[:, None] + layer.dilation[1] * torch.arange(columns)
     for part in x.split(max(1, _CHUNK // (size * x.shape[2] * len(at)))):
         padded = F.pad(part, (int(layer.padding[1]),) * 2)
         # (C, kw, B, H, columns of outputs)
-        strips = padded[..., reads].permute(1, 4, 0, 2, 3).reshape(size, len(part), x.shape[2], len(at))
-        flat = strips.flatten(1)
+        rows_read = padded[..., reads].permute(1, 4, 0, 2, 3).reshape(size, len(part), x.shape[2], len(at))
+        flat = rows_read.flatten(1)
         gram += outer(flat.T)
         total += flat.sum(1)
         for row in range(rows):
             apart = row * layer.dilation[0]
-            above, below = strips[:, :, : strips.shape[2] - apart], strips[:, :, apart:]
-            products[row] += (above * below).sum() if apart < strips.shape[2] else 0.0
-            counts[row] += above[0].numel() if apart < strips.shape[2] else 0
-    return Strips(gram * scale, total * scale, products * scale, counts * scale)
+            above, below = rows_read[:, :, : rows_read.shape[2] - apart], rows_read[:, :, apart:]
+            products[row] += (above * below).sum() if apart < rows_read.shape[2] else 0.0
+            counts[row] += above[0].numel() if apart < rows_read.shape[2] else 0
+    return KernelRows(gram * scale, total * scale, products * scale, counts * scale)
 
 
-def has_strips(layer: nn.Module) -> bool:
+def has_kernel_rows(layer: nn.Module) -> bool:
     """A full convolution in two dimensions, with a kernel of several rows and columns, padded by zeros."""
     return unfolds(layer) and layer.groups == 1 and min(layer.kernel_size) > 1

@@ -16,17 +16,17 @@ _BLOCK = 128  # a product with itself is symmetric: so many of its columns are c
 
 
 @lru_cache(maxsize=64)
-def some_places(places: int, most: int = MOST) -> Tensor | None:
-    """``(most,)`` positions of ``places``, drawn alike at every call and in order; None for all, where these are no
+def some_positions(positions: int, most: int = MOST) -> Tensor | None:
+    """``(most,)`` positions of ``positions``, drawn alike at every call and in order; None for all, where these are no
     more than ``most``."""
-    if places <= most:
+    if positions <= most:
         return None
-    return torch.randperm(places, generator=torch.Generator().manual_seed(0))[:most].sort().values
+    return torch.randperm(positions, generator=torch.Generator().manual_seed(0))[:most].sort().values
 
 
-def rows_at(x: Tensor, places: Tensor) -> Tensor:
-    """``(B * places, C)`` of maps ``(B, C, ...)``."""
-    return x.flatten(2).transpose(1, 2)[:, places].flatten(0, 1)
+def rows_at(x: Tensor, positions: Tensor) -> Tensor:
+    """``(B * positions, C)`` of maps ``(B, C, ...)``."""
+    return x.flatten(2).transpose(1, 2)[:, positions].flatten(0, 1)
 
 
 def outer(rows: Tensor) -> Tensor:
