@@ -58,9 +58,9 @@ PLANS: dict[str, dict[str, Any]] = {
         "cut": "features.23",
         RANKS_TIME: (0.42, 0.35, 0.5, 0.28),
         CASCADE: (
+            {"cut": "features.13", "common": 0.5, "subgraph": 0.15},
+            {"cut": "features.13", "common": 0.42, "subgraph": 0.12},
             {"cut": "features.13", "common": 0.75, "subgraph": 0.15},
-            {"cut": "features.13", "common": 0.75, "subgraph": 0.22},
-            {"cut": "features.13", "common": 0.6, "subgraph": 0.15},
         ),
         ROUTED: ({"common": 0.75, "subgraph": 0.12},),
         "semantic-wholeextractor": ({"fallback": 0.85, "subgraph": 0.1},),
