@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # boxes leave one word a line in 80 columns
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Make a trained image classifier faster: run, for each input, only the part of the network that it needs.",
+    help="Make a trained image classifier faster, where it runs, for a loss of accuracy that you name.",
 )
 
 # One line each in the list of verbs, which is 80 columns wide.

@@ -33,7 +33,10 @@ def build(
         ),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="How parts are made smaller: channels (are removed), or ranks (low rank).")
+        str,
+        typer.Option(
+            help="How parts are made smaller: channels (are removed), ranks (low rank), or depth (fewer branches)."
+        ),
     ] = "channels",
     cut: Annotated[
         str | None, typer.Option(help="Cut point (see sinf profile) [default: nearest to 60 % of MACs].")

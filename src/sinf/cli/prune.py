@@ -31,7 +31,11 @@ def prune(
         float | None, typer.Option(help="Instead: fraction of the measured time kept (batch 1), e.g. 0.7.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="channels (removed), ranks (a layer becomes two smaller ones), or auto: the better.")
+        str,
+        typer.Option(
+            help="channels (removed), ranks (a layer becomes two smaller ones), depth (residual branches become "
+            "constants), or auto: the better of the first two."
+        ),
     ] = "auto",
     max_loss: Annotated[
         float,
