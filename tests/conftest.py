@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
 
 import tiny
+from artefacts import make_dynamic, make_static
 from outsider import outsider
 from program import Program
 from sinf.compress.select import Budget, Schedule
@@ -132,6 +133,14 @@ def built_sparse(tmp_path_factory: pytest.TempPathFactory, tiny_images: Labelled
     """All parts by a compressor from outside the package."""
     with outsider() as method:
         return _build(tmp_path_factory, tiny_images, method=method, common=0.8, subgraph=Budget(0.7))
+
+
+@pytest.fixture(scope="session")
+def places(built: Path, tiny_images: LabelledImages, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of every kind. Do not write into it."""
+    folder = tmp_path_factory.mktemp("artefacts")
+    made = {"static": make_static(tiny_images, folder), "dynamic": make_dynamic(tiny_images, folder)}
+    return {"semantic": built, **made}
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
@@ -67,9 +68,39 @@ def run(verb: str, budget: int, folder: Path, base: BaseModel, images: LabelledI
             subgraph=Budget(0.8), memory=budget, keep_anyway=True,
         )  # fmt: skip
         build(base, Images(images, images, other), from_column(images), build_config, folder / "bundle", notice=print)
+    elif verb in ("eval", "train"):
+        with redirect_stderr(sys.stdout):  # what the command line says
+            (evaluate if verb == "eval" else train_plainly)(f"{budget / 1e6}MB", folder, base, images)
     else:
         training = TrainConfig(Target(channels=0.8), epochs=1, batch=120, memory=budget)
         train(base, images, folder / "run", training, notice=print)
+
+
+def evaluate(memory: str, folder: Path, base: BaseModel, images: LabelledImages) -> None:
+    from sinf.cli.room import Need, fit
+    from sinf.measure.plain import evaluate as run
+    from sinf.pipelines.comparison import save
+
+    model = save(base, folder / "static", images.class_names)
+    need = Need.of_model(model.base_model()).beside(Need.of_model(base))
+    fit(memory, "evaluation", need, model.preprocessing, images)
+    run(model, images, base)
+
+
+def train_plainly(memory: str, folder: Path, base: BaseModel, images: LabelledImages) -> None:
+    """In the batch that the refusal of a larger one names."""
+    from sinf.cli.room import fit_training
+    from sinf.errors import ConfigError
+    from sinf.training.train import TrainConfig, train
+
+    batch = 120
+    try:
+        fit_training(memory, base, images, images, batch=batch, on_cpu=True)
+    except ConfigError as error:
+        batch = int(str(error).split("--batch ")[1])
+    fit_training(memory, base, images, images, batch=batch, on_cpu=True)
+    start = base.module.state_dict()
+    train(base.spec, images, folder / "run", TrainConfig(epochs=1, batch=batch), start=start, validation=images)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from PIL import Image
 
 import sinf as library
 import tiny
-from artefacts import make_dynamic, make_static
+from artefacts import make_static
 from program import Program
 from sinf import edge
 from sinf.bundle.classifier import Classifier
@@ -29,14 +29,6 @@ from sinf.errors import ConfigError, DataError, ModelError, SinfError
 from sinf.load import MODELS
 
 KEY = b"sixteen secret bytes"
-
-
-@pytest.fixture(scope="session")
-def places(built: Path, tiny_images: LabelledImages, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder of every kind. Do not write into it."""
-    folder = tmp_path_factory.mktemp("artefacts")
-    made = {"static": make_static(tiny_images, folder), "dynamic": make_dynamic(tiny_images, folder)}
-    return {"semantic": built, **made}
 
 
 @pytest.fixture(autouse=True)

@@ -31,16 +31,21 @@ def evaluate(
     label_column: options.LabelColumn = None,
     labels: options.Labels = None,
     threads: options.Threads = None,
+    memory: options.Memory = options.MEMORY,
     allow_factory: options.AllowFactory = False,
     json: options.Json = None,
 ) -> None:
     """Accuracy, MACs and parameters, base beside ours; of a bundle also by cluster, or how the MACs are spread."""
+    from sinf.cli.room import Need, fit
+
     kind = kind_of(artefact, threshold=threshold, base=base)
     options.set_threads(threads)
     model = open_artefact(artefact, threshold, allow_factory)
     images = options.images(data, split, image_column, label_column, None)
     images = options.labelled_as(model, images, labels)
     beside = None if base is None else options.base_beside(model, base, base_weights)
+    need = kind.need(model) if beside is None else kind.need(model).beside(Need.of_model(beside))
+    fit(memory, "evaluation", need, model.preprocessing, images)
     with options.Steps() as steps:
         result = kind.evaluate(model, images, beside, lambda done, total: steps("evaluating", done, total))
     kind.show_evaluation(result)
@@ -54,15 +59,17 @@ def predict(
         Path | None, typer.Option(help="Write all predictions to this file: .parquet, .jsonl or .csv.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes of an image.")] = 3,
-    batch: Annotated[int, typer.Option(min=1, help="Images that are in memory at once.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Images that are in memory at once, where they fit.")] = 32,
     threshold: options.Threshold = None,
     threads: options.Threads = None,
+    memory: options.Memory = options.MEMORY,
     allow_factory: options.AllowFactory = False,
     json: options.Json = None,
 ) -> None:
     """Classes with probabilities and the time of every image; of a bundle also the route, or the MACs.
 
     An image that cannot be read does not stop the others: it is reported at the end, with exit code 2."""
+    from sinf.cli.room import fit
     from sinf.data.image_files import count_files, image_files
     from sinf.report import predictions
 
@@ -75,6 +82,7 @@ def predict(
     if not count.images:
         got = f"{count.others} other files" if count.others else "nothing"
         raise DataError("there must be images to predict", got=got, remedy="name image files, or a folder of them")
+    batch = fit(memory, "prediction", kind.need(model), model.preprocessing, most=batch)
     shown: list[Prediction] = []
     bad: list[Prediction] = []
     kept: list[dict[str, Any]] = []

@@ -33,6 +33,7 @@ def bench(
     precision: Annotated[str, typer.Option(help="Of the arithmetic of both: f32, bf16 (openvino) or int8.")] = "f32",
     calibrate: Calibrate = "test[:50%]",
     threads: options.Threads = 1,
+    memory: options.Memory = options.MEMORY,
     stages: Annotated[bool, typer.Option(help="Also time every stage and every route, at batch 1.")] = True,
     energy: Annotated[bool, typer.Option(help="Also joules, where the machine counts them.")] = True,
     allow_factory: options.AllowFactory = False,
@@ -59,7 +60,7 @@ def bench(
     empty = images.warn_of_empty_classes("the benchmark")
     asked = Bench(
         artefact, images, str(data), split, batch, pairs, engine, precision, held_out, pinned, stages, energy, beside,
-        load_seconds, empty,
+        load_seconds, empty, memory,
     )  # fmt: skip
     record = {
         "bundle": artefact.resolve().name if artefact.exists() else str(artefact),

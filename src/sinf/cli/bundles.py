@@ -137,8 +137,8 @@ def build(
     routing = scoring if route == score else options.images(data, route, *columns)
     base = options.base_model(model, weights, classes, size, mean, std, width, images=scoring)
     same = routing is scoring
-    scoring, calibration = (options.as_classes_of(base, part, labels) for part in (scoring, calibration))
-    routing = scoring if same else options.as_classes_of(base, routing, labels)
+    scoring, calibration = (options.as_classes_of(base, part, labels, memory) for part in (scoring, calibration))
+    routing = scoring if same else options.as_classes_of(base, routing, labels, memory)
     if clusters is None:
         groups = clustering.from_column(scoring, routing, calibration)
     elif str(clusters) == "none":

@@ -44,10 +44,12 @@ def clusters(
     label_column: options.LabelColumn = None,
     cluster_column: options.ClusterColumn = None,
     threads: options.Threads = None,
+    memory: options.Memory = options.MEMORY,
     json: options.Json = None,
 ) -> None:
     """Group the classes by what the base model confuses, and estimate what share of images would fall back."""
     from sinf.data import clusters as files
+    from sinf.machine.memory import parse
     from sinf.report import tables
     from sinf.routing.clustering import find_clusters
 
@@ -59,8 +61,8 @@ def clusters(
     images = options.images(data, split, *columns, need_labels=False)
     held_out = options.images(data, check, *columns, need_labels=False) if check else None
     base = options.base_model(model, weights, classes, size, mean, std, width, images=images)
-    images = options.as_classes_of(base, images, labels)
-    held_out = options.as_classes_of(base, held_out, labels)
+    images = options.as_classes_of(base, images, labels, memory)
+    held_out = options.as_classes_of(base, held_out, labels, memory)
     with options.Steps() as steps:
         found = find_clusters(
             base,
@@ -72,7 +74,9 @@ def clusters(
             cut=cut,
             max_loss=max_loss / 100,
             labels=not no_labels,
+            memory=parse(memory),
             progress=steps,
+            notice=options.announce,
         )
     tables.show_clusters(found, max_loss)
     if out is not None:

@@ -15,6 +15,7 @@ from sinf.cli.kinds import Bench, Export, Kind, Progress
 from sinf.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sinf.cli.room import Need
     from sinf.data.images import LabelledImages
     from sinf.dynamic.model import DynamicModel
     from sinf.models import BaseModel
@@ -102,7 +103,8 @@ def train(
     images = options.images(data, split, image_column, label_column, None)
     checked = None if validation is None else options.images(data, validation, image_column, label_column, None)
     base = options.base_model(model, weights, classes, size, mean, std, width, images=images)
-    images, checked = options.as_classes_of(base, images, labels), options.as_classes_of(base, checked, labels)
+    images = options.as_classes_of(base, images, labels, memory)
+    checked = options.as_classes_of(base, checked, labels, memory)
     images.require_every_class("training")
     if checked is not None:
         checked.warn_of_empty_classes("the validation")
@@ -148,6 +150,7 @@ def evaluate(
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
     threads: options.Threads = None,
+    memory: options.Memory = options.MEMORY,
     labels: options.Labels = None,
     allow_factory: options.AllowFactory = False,
     figure: Annotated[
@@ -156,6 +159,7 @@ def evaluate(
     json: options.Json = None,
 ) -> None:
     """Accuracy, base beside ours, and how the MACs of inputs are spread."""
+    from sinf.cli.room import fit
     from sinf.dynamic.manifold import explore
     from sinf.report import dynamic_figure
 
@@ -167,6 +171,7 @@ def evaluate(
     images = options.images(data, split, image_column, label_column, None)
     images = options.labelled_as(model, images, labels)
     kind = Dynamic()
+    fit(memory, "evaluation", kind.need(model), model.preprocessing, images)
     with options.Steps() as steps:
         result = kind.evaluate(model, images, None, lambda done, total: steps("evaluating", done, total))
     kind.show_evaluation(result)
@@ -187,6 +192,7 @@ def bench(
     labels: options.Labels = None,
     engine: Annotated[str, typer.Option(help="What runs both: torch or onnxruntime (batch 1).")] = "torch",
     threads: options.Threads = 1,
+    memory: options.Memory = options.MEMORY,
     allow_factory: options.AllowFactory = False,
     json: options.Json = None,
 ) -> None:
@@ -199,7 +205,7 @@ def bench(
     images = options.labelled_as(model, images, labels)
     asked = Bench(
         bundle, images, data, split, batch, pairs, engine, "f32", None, pinned, False, False, None, load_seconds,
-        images.warn_of_empty_classes("the benchmark"),
+        images.warn_of_empty_classes("the benchmark"), memory,
     )  # fmt: skip
     options.write_json(json, {**Dynamic().bench(model, asked), "empty_classes": asked.empty})
 
@@ -232,6 +238,12 @@ class Dynamic(Kind):
 
         tables.show_dynamic(result)
 
+    def need(self, model: DynamicModel) -> Need:
+        from sinf.cli.room import Need
+
+        # A mask makes a product, and what is masked is there besides.
+        return Need.of(model.network.graph, copies=4, largest=3)
+
     def bench(self, model: DynamicModel, asked: Bench) -> dict[str, Any]:
         from sinf.dynamic.onnx import open_engine
         from sinf.measure import accuracy as measure
@@ -240,10 +252,10 @@ class Dynamic(Kind):
 
         if asked.precision != "f32":
             raise ConfigError("dynamic bundles compute in f32", got=asked.precision, remedy="leave out --precision")
-        base, ours = open_engine(model, asked.engine, asked.threads)
         torch = asked.engine == "torch"
-        sizes = asked.sizes((1, 32) if torch else (1,), None if torch else 1)
-        x = model.preprocessing.normalise(asked.images.pixels(model.preprocessing, 0, min(len(asked.images), 2000)))
+        default, largest = ((1, 32), None) if torch else ((1,), 1)
+        sizes, x = asked.plan(self.need(model), model.preprocessing, default, largest)
+        base, ours = open_engine(model, asked.engine, asked.threads)
         rows = []
         with options.Steps() as steps:
             for size in sizes:

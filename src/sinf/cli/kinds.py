@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sinf.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sinf.bundle.classifier import Classifier
+    from sinf.cli.room import Need
     from sinf.data.images import LabelledImages
+    from sinf.data.preprocessing import Preprocessing
     from sinf.models import BaseModel
 
+CALIBRATION = 256  # images of int8
+_TIMED = 2000  # images at most: what is timed runs over them in turns
 Progress = Callable[[int, int], None]
 
 
@@ -38,9 +44,28 @@ class Bench:
     base: BaseModel | None
     load_seconds: float
     empty: list[str]
+    memory: str
 
-    def sizes(self, default: tuple[int, ...], largest: int | None = None) -> list[int]:
-        """Batch sizes; one that there are no images for, or that the engine cannot take, is refused."""
+    def plan(
+        self, need: Need, feed: Preprocessing, default: tuple[int, ...], largest: int | None = None
+    ) -> tuple[list[int], Tensor]:
+        """Batch sizes, and the normalised images that they are made of. A size that there are no images for, that the
+        engine cannot take or that does not fit into memory is refused; only of the ``default`` are sizes made smaller.
+        """
+        from sinf.cli.room import Room
+        from sinf.engine.quantise import AT_ONCE
+
+        room = Room(self.memory, need, feed, self.images, self.held_out)
+        if self.held_out is not None:
+            room.fixed += CALIBRATION * room.input
+            room.memory.batch("calibration", room.each, AT_ONCE, fixed=room.fixed, least=AT_ONCE)
+        sizes = room.sizes(self._sizes(default, largest), named=bool(self.batches))
+        count = room.kept("timed images", min(len(self.images), _TIMED), sizes)
+        room.limit("evaluation")
+        room.announce()
+        return sizes, feed.normalise(self.images.pixels(feed, 0, count))
+
+    def _sizes(self, default: tuple[int, ...], largest: int | None) -> list[int]:
         limit = len(self.images) if largest is None else min(largest, len(self.images))
         sizes = self.batches or list(default)
         for size in sizes:
@@ -74,6 +99,10 @@ class Kind(ABC):
     @abstractmethod
     def show_evaluation(self, result: Any) -> None:
         """Print it."""
+
+    @abstractmethod
+    def need(self, model: Any) -> Need:
+        """What it takes to run the model, and the base model that it holds, over images."""
 
     @abstractmethod
     def bench(self, model: Any, asked: Bench) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def train(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
     threads: options.Threads = None,
+    memory: options.Memory = options.MEMORY,
 ) -> None:
     """Train a network from random weights, or a pruned one further, which is then written as a folder again.
 
@@ -82,6 +83,7 @@ def train(
     from rich.console import Console
 
     from sinf.bundle.plain import has_batch_norms
+    from sinf.cli.room import fit_training
     from sinf.models import REFERENCE_NAMES
     from sinf.models.load import read_plain
     from sinf.pipelines import comparison as pruned
@@ -106,7 +108,8 @@ def train(
     base = options.base_model(
         model, None, None, size=size, mean=mean, std=std, width=width, images=images, pretrained=False
     )
-    images, checked = options.as_classes_of(base, images, labels), options.as_classes_of(base, checked, labels)
+    images = options.as_classes_of(base, images, labels, memory)
+    checked = options.as_classes_of(base, checked, labels, memory)
     images.require_every_class("training")
     if checked is not None:
         checked.warn_of_empty_classes("the validation")
@@ -114,6 +117,7 @@ def train(
     if further is not None and not has_batch_norms(base.module):
         text = f"{model} has no batch norms, and trains badly without: sinf prune --keep-batch-norm writes them"
         warnings.warn(text, DataWarning, stacklevel=2)
+    fit_training(memory, base, images, checked, batch=batch, on_cpu=device == "cpu")
     console = Console()
     with options.Steps() as steps:
         trained = run(

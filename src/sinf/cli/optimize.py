@@ -75,8 +75,8 @@ def optimize(
     scoring, calibration = options.images(data, score, *columns), options.images(data, calibrate, *columns)
     selection = None if select is None else options.images(data, select, *columns)
     base = options.base_model(model, weights, classes, size, mean, std, width, images=scoring)
-    scoring, calibration = (options.as_classes_of(base, part, labels) for part in (scoring, calibration))
-    selection = options.as_classes_of(base, selection, labels)
+    scoring, calibration = (options.as_classes_of(base, part, labels, memory) for part in (scoring, calibration))
+    selection = options.as_classes_of(base, selection, labels, memory)
     with options.Steps() as steps:
         found = run(
             base, scoring, calibration, config, out, selection=selection, work=work, progress=steps, key=options.key()

@@ -124,15 +124,19 @@ def base_model(
 Part = TypeVar("Part", "LabelledImages", "LabelledImages | None")
 
 
-def as_classes_of(base: BaseModel, part: Part, labels: str | None) -> Part:
+def as_classes_of(base: BaseModel, part: Part, labels: str | None, memory: str = MEMORY) -> Part:
     """Images with the classes of a model, by the option ``--labels``, its names, or their numbers; what was done is
-    said. Images without labels get the model's own answers."""
+    said. Images without labels get the model's own answers, in batches that ``memory`` allows."""
+    from sinf.cli.room import Need, fit
     from sinf.measure.answers import answered_by
     from sinf.models.classes import match_to
 
     if part is None:
         return part
-    return _said(match_to(base, part, labels) if part.labelled else answered_by(base, part))
+    if part.labelled:
+        return _said(match_to(base, part, labels))
+    fit(memory, "answers", Need.of_model(base), base.spec.preprocessing, part)
+    return _said(answered_by(base, part))
 
 
 def base_beside(model: Classifier, name: str, weights: Path | None) -> BaseModel:

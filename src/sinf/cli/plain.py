@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sinf.cli import options
-from sinf.cli.kinds import Bench, Export, Kind, Progress
+from sinf.cli.kinds import CALIBRATION, Bench, Export, Kind, Progress
 from sinf.errors import ConfigError
 
 if TYPE_CHECKING:
     from sinf.bundle.plain import PlainModel
+    from sinf.cli.room import Need
     from sinf.data.images import LabelledImages
     from sinf.models import BaseModel
-
-_IMAGES = 2000  # at most: what is timed runs over them in turns
-_CALIBRATION = 256
 
 
 class Plain(Kind):
@@ -31,7 +29,13 @@ class Plain(Kind):
 
         artefacts.show_plain(result)
 
+    def need(self, model: PlainModel) -> Need:
+        from sinf.cli.room import Need
+
+        return Need.of_model(model.base_model())
+
     def bench(self, model: PlainModel, asked: Bench) -> dict[str, Any]:
+        from sinf.cli.room import Need
         from sinf.engine.engines import native
         from sinf.engine.network_engine import open_network
         from sinf.graph.prepare import prepare
@@ -42,12 +46,12 @@ class Plain(Kind):
         from sinf.report import artefacts, tables
 
         size, feed, images = model.preprocessing.size, model.preprocessing, asked.images
-        sizes = asked.sizes((1, 32) if len(images) >= 32 else (1,))
-        x = feed.normalise(images.pixels(feed, 0, min(len(images), _IMAGES)))
+        need = self.need(model) if asked.base is None else self.need(model).beside(Need.of_model(asked.base))
+        sizes, x = asked.plan(need, feed, (1, 32) if len(images) >= 32 else (1,))
         calibration = None
         if asked.held_out is not None:
-            sample = asked.held_out.sample(_CALIBRATION)
-            calibration = feed.normalise(sample.pixels(feed, 0, _CALIBRATION))
+            sample = asked.held_out.sample(CALIBRATION)
+            calibration = feed.normalise(sample.pixels(feed, 0, CALIBRATION))
         how: dict[str, Any] = {"threads": asked.threads, "precision": asked.precision, "calibration": calibration}
         ours = open_network(model.network, size, asked.engine, **how)
         base = None
@@ -57,7 +61,8 @@ class Plain(Kind):
         with options.Steps() as steps:
             right = None
             if asked.precision != "f32":
-                right = {name: right_share(run, given, images.labels) for name, run in _named(ours, base).items()}
+                named = _named(ours, base)
+                right = {name: right_share(run, given, images.labels, images.batch) for name, run in named.items()}
             rows: list[Any] = []
             for batch in sizes:
                 pairs = asked.pairs if batch == 1 else max(10, asked.pairs // 4)

@@ -130,9 +130,9 @@ def prune(
     validation = None if validate is None else options.images(data, validate, *columns)
     base = options.base_model(model, weights, classes, size, mean, std, width, images=scoring)
     same = training is scoring
-    scoring, tested = (options.as_classes_of(base, part, labels) for part in (scoring, tested))
-    training = scoring if same else options.as_classes_of(base, training, labels)
-    validation = options.as_classes_of(base, validation, labels)
+    scoring, tested = (options.as_classes_of(base, part, labels, memory) for part in (scoring, tested))
+    training = scoring if same else options.as_classes_of(base, training, labels, memory)
+    validation = options.as_classes_of(base, validation, labels, memory)
     empty = tested.warn_of_empty_classes("the comparison")
     console, steps_folder = Console(), work or _work(out)
 

@@ -6,19 +6,17 @@ import shlex
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sinf.cli import options
-from sinf.cli.kinds import Bench, Export, Kind, Progress
+from sinf.cli.kinds import CALIBRATION, Bench, Export, Kind, Progress
 from sinf.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sinf.cli.room import Need
     from sinf.data.images import LabelledImages
     from sinf.engine.torch_engine import SemanticModel
     from sinf.models import BaseModel
     from sinf.routing.router import FeatureRouter
-
-CALIBRATION = 256  # images of int8
-_IMAGES = 2000  # at most: what is timed runs over them in turns
 
 
 class Semantic(Kind):
@@ -34,6 +32,15 @@ class Semantic(Kind):
 
         tables.show_evaluation(result)
 
+    def need(self, model: SemanticModel) -> Need:
+        from sinf.cli.room import Need
+        from sinf.machine.memory import weight_bytes
+
+        # No tail is larger than its share of channels of the base model's; features stay while tails run.
+        tail = weight_bytes(model.network.parts.tail)
+        tails = sum(int(tail * float(part.keep.float().mean())) for part in model.bundle.parts.values())
+        return Need.of(model.network.graph, largest=2, tails=tails)
+
     def bench(self, model: SemanticModel, asked: Bench) -> dict[str, Any]:
         from sinf.engine.engines import native, open_engine
         from sinf.measure import accuracy as measure
@@ -42,14 +49,15 @@ class Semantic(Kind):
         from sinf.report import tables
 
         images, engine, precision, threads = asked.images, asked.engine, asked.precision, asked.threads
+        sizes, timed = asked.plan(self.need(model), model.preprocessing, (1, 32))
         calibration = calibration_images(model, asked.held_out)
         router = open_engine(model, engine, threads=threads, precision=precision, calibration=calibration)
-        sizes = asked.sizes((1, 32))
-        x = native(engine, measure.first_images(images, model, min(len(images), _IMAGES)))
+        x = native(engine, timed)
         meters, why = find_meters() if asked.energy else ([], ["energy was not asked for"])
         promise = measure.promise(model, engine, precision)
         with options.Steps() as steps:
-            right = _accuracy(model, router, x, images.labels, steps) if precision != "f32" else None
+            right = _accuracy(model, router, x, images, steps) if precision != "f32" else None
+            _load_parts(router, x, images.batch, steps)
             rows = _time(router, x, sizes, asked.pairs, threads, steps)
             # Before bare parts, which only profiles run, are in memory too.
             name = engine if precision == "f32" else f"{engine} {precision}"
@@ -120,12 +128,16 @@ class Semantic(Kind):
         return {name: {"macs": costs.macs[name], "parameters": costs.parameters[name]} for name in costs.macs}
 
 
+def _load_parts(router: FeatureRouter, x: Any, batch: int, steps: options.Steps) -> None:
+    """Make every part that these images need, before anything is timed."""
+    for row in range(0, len(x), batch):
+        router(x[row : row + batch])
+        steps("loading parts", min(row + batch, len(x)), len(x))
+
+
 def _time(router: FeatureRouter, x: Any, sizes: list[int], pairs: int, threads: int, steps: options.Steps) -> list[Any]:
     from sinf.measure.timing import latency
 
-    for row in range(0, len(x), 50):
-        router(x[row : row + 50])  # makes every part that these images need, before anything is timed
-        steps("loading parts", min(row + 50, len(x)), len(x))
     rows = []
     for size in sizes:
         name, count = f"batch {size}", pairs if size == 1 else max(10, pairs // 4)
@@ -137,20 +149,22 @@ def _time(router: FeatureRouter, x: Any, sizes: list[int], pairs: int, threads: 
     return rows
 
 
-def _accuracy(model: Any, router: FeatureRouter, x: Any, labels: Any, steps: options.Steps) -> dict[str, float]:
+def _accuracy(
+    model: Any, router: FeatureRouter, x: Any, images: LabelledImages, steps: options.Steps
+) -> dict[str, float]:
     """Top-1 of the timed images: the base model in f32, and base and ours in the engine's precision."""
     import numpy as np
 
-    right = {"images": float(len(x)), "base_f32": 0.0, "base": 0.0, "ours": 0.0}
-    for row in range(0, len(x), 50):
-        some, y = x[row : row + 50], labels[row : row + 50].numpy()
+    right, batch = {"images": float(len(x)), "base_f32": 0.0, "base": 0.0, "ours": 0.0}, images.batch
+    for row in range(0, len(x), batch):
+        some, y = x[row : row + batch], images.labels[row : row + batch].numpy()
         for name, logits in (
             ("base_f32", model.engine.run("base", some)[0]),
             ("base", router.base(some)),
             ("ours", router(some)),
         ):
             right[name] += float((np.asarray(logits).argmax(1) == y[: len(some)]).sum()) / len(x)
-        steps("accuracy", min(row + 50, len(x)), len(x))
+        steps("accuracy", min(row + batch, len(x)), len(x))
     return right
 
 

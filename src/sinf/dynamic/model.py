@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from sinf.bundle.classifier import Classifier
 from sinf.bundle.folder import folder_of
-from sinf.data.images import BATCH, LabelledImages, Preprocessing
+from sinf.data.images import LabelledImages, Preprocessing
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.cost import Spread
 from sinf.dynamic.network import GatedNetwork
@@ -149,10 +149,10 @@ def evaluate(
     model: DynamicModel,
     images: LabelledImages,
     *,
-    batch: int = BATCH,
+    batch: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DynamicEvaluation:
-    """Run base and bundle over labelled images."""
+    """Run base and bundle over labelled images, ``batch`` at once or as many as these are given in."""
     empty = images.warn_of_empty_classes("the evaluation")
     rows: dict[str, list[Tensor]] = {}
     done = 0

@@ -18,7 +18,7 @@ from sinf.engine.engines import require_precision
 from sinf.engine.onnx_parts import network_to_onnx
 from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
 from sinf.engine.openvino_engine import OpenVinoEngine
-from sinf.engine.quantise import quantise_graph, require_images
+from sinf.engine.quantise import AT_ONCE, quantise_graph, require_images
 from sinf.engine.sessions import SessionEngine
 from sinf.engine.torch_engine import as_tensors
 from sinf.errors import ConfigError
@@ -28,7 +28,6 @@ from sinf.routing.router import BASE
 
 #: Normalised images (B, C, H, W) -> logits (B, classes), arrays of the engine's own kind.
 Network = Callable[[Any], Any]
-_BATCH = 16
 
 
 def open_network(
@@ -100,5 +99,5 @@ class _Compiled:
 
 
 def _feeds(images: Tensor) -> Iterator[dict[str, Any]]:
-    for some in images.split(_BATCH):
+    for some in images.split(AT_ONCE):
         yield {"images": some.numpy()}

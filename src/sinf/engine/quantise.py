@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _QUANTISED = (*_PRODUCTS, "Add", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Relu")
-_BATCH = 16
+AT_ONCE = 16  # calibration images
 _OF_CLUSTER = 64  # calibration images of a subgraph: those that are most likely its own
 
 
@@ -38,7 +38,7 @@ class Quantiser:
 
     def __init__(self, engine: TorchEngine, images: Tensor) -> None:
         self._images = require_images(images, engine.bundle.spec.preprocessing.size)
-        runs = [engine.run(FRONT, x) for x in self._images.split(_BATCH)]
+        runs = [engine.run(FRONT, x) for x in self._images.split(AT_ONCE)]
         self._features, self._log_clusters = (torch.cat([run[i] for run in runs]) for i in (0, 1))
         self._clusters = {part_name(cluster): cluster for cluster in range(len(engine.bundle.clusters))}
 
@@ -54,7 +54,7 @@ class Quantiser:
         cluster = next((c for name, c in self._clusters.items() if part in (name, bare(name))), None)
         if cluster is not None:
             rows = self._log_clusters[:, cluster].topk(min(_OF_CLUSTER, len(rows))).indices
-        for some in rows.split(_BATCH):
+        for some in rows.split(AT_ONCE):
             yield {name: whole[name][some].numpy() for name in inputs}
 
 

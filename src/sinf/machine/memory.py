@@ -92,14 +92,29 @@ class Memory:
         count = min(most, self.room(fixed) // max(1, each))
         least = min(least, most)
         if count < least:
-            needed = (OVERHEAD + fixed + least * each) * _KEPT / (_KEPT - 1)
-            raise ConfigError(
-                f"{name} must fit into memory",
-                got=f"{say(self.budget)}, of about {say(needed)} that it takes with {_images(least)} at once",
-                remedy=f"give it more with --memory {math.ceil(needed / 1e8) / 10:g}GB, or smaller images",
-            )
+            raise self._too_small(name, OVERHEAD + fixed + least * each, least, "or smaller images")
         self.steps.append(Step(name, OVERHEAD + fixed + count * each, count, most))
         return count
+
+    def whole(self, name: str, each: int, count: int, *, fixed: int = 0, least: int = 1) -> None:
+        """As :meth:`batch`, of a number of images that is not made smaller, since results depend on it.
+
+        Raises:
+            ConfigError: they do not fit; it names the batch that would, if one of ``least`` images does.
+        """
+        fits = self.room(fixed) // max(1, each)
+        if fits < count:
+            instead = f"or take --batch {fits}" if fits >= least else "or smaller images"
+            raise self._too_small(name, OVERHEAD + fixed + count * each, count, instead)
+        self.steps.append(Step(name, OVERHEAD + fixed + count * each, count, count))
+
+    def _too_small(self, name: str, size: int, count: int, instead: str) -> ConfigError:
+        needed = size * _KEPT / (_KEPT - 1)
+        return ConfigError(
+            f"{name} must fit into memory",
+            got=f"{say(self.budget)}, of about {say(needed)} that it takes with {_images(count)} at once",
+            remedy=f"give it more with --memory {math.ceil(needed / 1e8) / 10:g}GB, {instead}",
+        )
 
     def summary(self) -> str:
         """``memory: about 2.1 GB of 8.0 GB (statistics); batches of 12 in statistics``: the step that takes most, and

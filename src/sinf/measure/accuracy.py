@@ -174,9 +174,10 @@ def observe_routes(model: SemanticModel, shared: SharedOutputs, batch: int = BAT
 
 @torch.no_grad()
 def evaluate(
-    model: SemanticModel, images: LabelledImages, *, batch: int = BATCH, progress: Progress | None = None
+    model: SemanticModel, images: LabelledImages, *, batch: int | None = None, progress: Progress | None = None
 ) -> Evaluation:
-    """Run base and bundle over labelled images; what is said of an image does not depend on its batch."""
+    """Run base and bundle over labelled images, ``batch`` at once or as many as these are given in; what is said of an
+    image does not depend on its batch."""
     empty = images.warn_of_empty_classes("the evaluation")
     clusters = model.bundle.clusters
     router = model.feature_router.one_by_one()

@@ -76,7 +76,7 @@ def evaluate(
     empty = images.warn_of_empty_classes("the evaluation")
     other = None if base is None else prepare(trace(base.module, base.spec.preprocessing))
     ours, theirs, done = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), 0
-    for x, y in images.batches(model.preprocessing, BATCH):
+    for x, y in images.batches(model.preprocessing):
         ours += _right(model, x, y)
         if other is not None and base is not None:
             same = base.spec.preprocessing == model.preprocessing
@@ -109,10 +109,10 @@ def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return torch.stack([best[:, 0].sum(), best.any(1).sum()])
 
 
-def right_share(run: Any, x: Any, labels: Tensor) -> float:
-    """Share of images (N, C, H, W), in 0..1, that a network in any engine answers right."""
+def right_share(run: Any, x: Any, labels: Tensor, batch: int = BATCH) -> float:
+    """Share of images (N, C, H, W), in 0..1, that a network in any engine answers right, ``batch`` at once."""
     right = 0
-    for row in range(0, len(x), BATCH):
-        answers = np.asarray(run(x[row : row + BATCH])).argmax(1)
+    for row in range(0, len(x), batch):
+        answers = np.asarray(run(x[row : row + batch])).argmax(1)
         right += int((answers == labels[row : row + len(answers)].numpy()).sum())
     return right / len(x)

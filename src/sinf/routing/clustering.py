@@ -29,7 +29,7 @@ from sinf.errors import ConfigError, DataError, DataWarning
 from sinf.graph.network import PartedNetwork
 from sinf.graph.prepare import prepare_teacher
 from sinf.graph.trace import trace
-from sinf.machine.memory import DEFAULT, Memory, activations, equation_bytes, weight_bytes
+from sinf.machine.memory import DEFAULT, Memory, Notice, activations, equation_bytes, weight_bytes
 from sinf.models import BaseModel
 from sinf.routing.predictor import RouterConfig, predictor_macs
 from sinf.routing.routability import Observed, Routability, early_probabilities, estimate
@@ -94,6 +94,7 @@ def find_clusters(
     labels: bool = True,
     memory: int = DEFAULT,
     progress: Progress | None = None,
+    notice: Notice | None = None,
 ) -> FoundClusters:
     """Group the classes of a base model by what it makes of ``images``.
 
@@ -108,6 +109,7 @@ def find_clusters(
         labels: whether to use the labels of the images, if all have some; without, the base model's answers count as
             right.
         memory: bytes that may be taken; batches are made smaller.
+        notice: called with how much memory it will take, before it begins.
 
     Raises:
         ConfigError: no such source or method, a number of clusters that cannot be, or too little memory.
@@ -115,7 +117,8 @@ def find_clusters(
     """
     classes = model.spec.classes
     labels = labels and images.labelled and (check is None or check.labelled)
-    _check(model, [images] if check is None else [images, check], source, method, count, max_loss)
+    parts = [images] if check is None else [images, check]
+    _check(model, parts, source, method, count, max_loss)
     progress = progress or (lambda step, done, total: None)
     network = PartedNetwork(
         trace(model.module, model.spec.preprocessing),
@@ -124,7 +127,10 @@ def find_clusters(
         lambda shape: predictor_macs(shape, count or math.isqrt(classes), RouterConfig()),  # the cut of a build
     )
     budget = Memory(memory)
-    observed = _observe(network, model, images, labels, budget, lambda done, total: progress("classes", done, total))
+    _fit(network, model, parts, budget)
+    if notice is not None:
+        notice(budget.summary())
+    observed = _observe(network, model, images, labels, lambda done, total: progress("classes", done, total))
     observed.require_halves(images.name)
     few = _warn_of_few(images, observed, labels)
     similarities = similarity(observed, source)
@@ -137,7 +143,7 @@ def find_clusters(
     best = min(classes_by_count, key=lambda number: (classes_by_count[number], number))
     checked = observed
     if check is not None:
-        checked = _observe(network, model, check, labels, budget, lambda done, total: progress("check", done, total))
+        checked = _observe(network, model, check, labels, lambda done, total: progress("check", done, total))
         checked.require_halves(check.name)
         early = early_probabilities(observed, checked)
     clusters = named(partitions[best], similarities, images.class_names)
@@ -179,27 +185,38 @@ def _check(
             )
 
 
+def _fit(network: PartedNetwork, model: BaseModel, parts: list[LabelledImages], memory: Memory) -> None:
+    """Give images in batches that fit beside the weights, decoded images, and what is kept of every image."""
+    side, size = _side(network), math.prod(model.spec.preprocessing.size)
+    values, classes = network.cut.shape[0] * side**2, model.spec.classes
+    fixed = equation_bytes(values, classes) + 2 * weight_bytes(network.graph)
+    for part in parts:
+        fixed += len(part) * (4 * 8 * values + 3 * 8 * classes) + min(memory.cache, len(part) * size)
+    batch = memory.batch("classes", activations(network.graph).forward, BATCH, fixed=fixed)
+    for part in parts:
+        part.limit(memory.cache, batch)
+
+
+def _side(network: PartedNetwork) -> int:
+    """Height and width of pooled features."""
+    channels, height, width = network.cut.shape
+    return max(1, min(math.isqrt(_POOLED // channels), height, width))
+
+
 @torch.no_grad()
 def _observe(
     network: PartedNetwork,
     model: BaseModel,
     images: LabelledImages,
     labels: bool,
-    memory: Memory,
     progress: Callable[[int, int], None],
 ) -> Observed:
     """One pass: logits, features pooled to at most ``_POOLED`` values, and halves by the content of the images, so that
     neither their order nor copies of an image matter."""
     extractor, tail = prepare_teacher(network.parts.extractor), prepare_teacher(network.parts.tail)
-    channels, height, width = network.cut.shape
-    side = max(1, min(math.isqrt(_POOLED // channels), height, width))
-    values = channels * side**2
-    kept = len(images) * (4 * 8 * values + 3 * 8 * images.classes) + equation_bytes(values, images.classes)
-    batch = memory.batch(
-        "classes", activations(network.graph).forward, BATCH, fixed=kept + 2 * weight_bytes(network.graph)
-    )
+    side, batch = _side(network), images.batch
     logits, features = [], []
-    for x, _ in images.batches(model.spec.preprocessing, batch):
+    for x, _ in images.batches(model.spec.preprocessing):
         maps = extractor(x)
         logits.append(tail(maps).double())
         features.append(torch.nn.functional.adaptive_avg_pool2d(maps, side).flatten(1))

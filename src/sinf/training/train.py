@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sinf.data.images import LabelledImages
+from sinf.data.images import LabelledImages, Pixels
 from sinf.errors import ConfigError
 from sinf.models import BaseModel, ModelSpec, fit_state, load_spec
 from sinf.storage.files import hash_tensors, write_tensors
@@ -142,7 +142,7 @@ def train(
         raise ConfigError("a batch must not be larger than the data", got=config.batch, remedy="take a smaller batch")
     fingerprint = _fingerprint(spec, config, images, start, teacher)
     first = _resume(folder, run, fingerprint)
-    pixels = images.pixels(spec.preprocessing).to(device)
+    pixels = Pixels(images, spec.preprocessing, config.device)
     labels = images.labels.to(device)
     for epoch in range(first, config.epochs):
         begin = time.perf_counter()
@@ -229,7 +229,7 @@ def _one_cycle(progress: float, warmup: float) -> float:
 
 def _epoch(
     run: _Run,
-    pixels: Tensor,
+    pixels: Pixels,
     labels: Tensor,
     spec: ModelSpec,
     epoch: int,
@@ -249,9 +249,7 @@ def _epoch(
 @torch.no_grad()
 def _top1(model: nn.Module, images: LabelledImages, spec: ModelSpec, device: torch.device) -> float:
     model.eval()
-    right = sum(
-        int((model(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in images.batches(spec.preprocessing, 500)
-    )
+    right = sum(int((model(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in images.batches(spec.preprocessing))
     return right / len(images)
 
 

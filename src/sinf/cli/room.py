@@ -1,0 +1,121 @@
+"""What a verb that runs a model takes of its memory: said before it starts, and kept by the sizes of its batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import fx
+
+from sinf.cli.progress import announce
+from sinf.data.images import BATCH, LabelledImages
+from sinf.data.preprocessing import Preprocessing
+from sinf.graph.trace import trace
+from sinf.machine.memory import Memory, activations, parse, weight_bytes
+from sinf.models import BaseModel
+
+_INPUTS = 3  # copies of an image in float32 while it is normalised, one of which stays until the pass is done
+_FLOAT = 4
+_STATE = 7  # weights, gradients, momenta, their average, what they are loaded from, and what a checkpoint is made of
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes: of the values that one image makes, and of weights with their copies."""
+
+    each: int
+    weights: int
+
+    @staticmethod
+    def of(graph: fx.GraphModule, *, copies: int = 3, largest: int = 0, tails: int = 0) -> Need:
+        """Of a pass without gradients, in which ``largest`` values as large as the largest are kept besides; ``tails``
+        are bytes of weights that the graph does not have."""
+        values = activations(graph)
+        return Need(values.forward + largest * values.largest, copies * weight_bytes(graph) + tails)
+
+    @staticmethod
+    def of_model(model: BaseModel) -> Need:
+        return Need.of(trace(model.module, model.spec.preprocessing))
+
+    @staticmethod
+    def of_training(model: BaseModel) -> Need:
+        """Of a step with gradients."""
+        graph = trace(model.module, model.spec.preprocessing)
+        return Need(activations(graph).backward, _STATE * weight_bytes(graph))
+
+    def beside(self, other: Need) -> Need:
+        """Of two models in turns."""
+        return Need(max(self.each, other.each), self.weights + other.weights)
+
+
+class Room:
+    """A budget, of which weights and the decoded images of ``parts`` have theirs; batches take what is left."""
+
+    def __init__(self, memory: str, need: Need, feed: Preprocessing, *parts: LabelledImages | None) -> None:
+        size = math.prod(feed.size)
+        self.memory, self.parts = Memory(parse(memory)), [part for part in parts if part is not None]
+        self.input = _INPUTS * _FLOAT * size
+        self.each = need.each + self.input
+        self.fixed = need.weights + sum(min(self.memory.cache, len(part) * size) for part in self.parts)
+
+    def limit(self, name: str, most: int = BATCH) -> int:
+        """How many images run at once, which is how many the parts give from now on."""
+        batch = self.memory.batch(name, self.each, most, fixed=self.fixed)
+        for part in self.parts:
+            part.limit(self.memory.cache, batch)
+        return batch
+
+    def sizes(self, sizes: list[int], named: bool) -> list[int]:
+        """Sizes of batches that are timed: ``named`` ones are as they are, or refused."""
+        if named:
+            for size in sizes:
+                self.memory.whole(f"timing in batches of {size}", self.each, size, fixed=self.fixed)
+            return sizes
+        return sorted({self.memory.batch("timing", self.each, size, fixed=self.fixed) for size in sizes})
+
+    def kept(self, name: str, most: int, sizes: list[int]) -> int:
+        """How many images are normalised once, and kept while batches of ``sizes`` run: at least one such batch."""
+        self.each -= self.input
+        count = self.memory.batch(name, self.input, most, fixed=self.fixed + max(sizes) * self.each, least=max(sizes))
+        self.fixed += count * self.input
+        return count
+
+    def announce(self) -> None:
+        announce(self.memory.summary())
+
+
+def fit(
+    memory: str, name: str, need: Need, feed: Preprocessing, *parts: LabelledImages | None, most: int = BATCH
+) -> int:
+    """Have ``parts`` give their images in batches that fit, of ``most`` images at most, and say what that takes.
+
+    Raises:
+        ConfigError: not even one image fits, or ``memory`` is no size.
+    """
+    room = Room(memory, need, feed, *parts)
+    batch = room.limit(name, most)
+    room.announce()
+    return batch
+
+
+def fit_training(
+    memory: str,
+    model: BaseModel,
+    images: LabelledImages,
+    validation: LabelledImages | None,
+    *,
+    batch: int,
+    on_cpu: bool,
+) -> None:
+    """Refuse a batch whose step does not fit, since it is part of the recipe, and say what it takes. What another
+    device computes takes none of this memory. Decoded images are kept where they fit.
+
+    Raises:
+        ConfigError: a step does not fit; it names the batch that would.
+    """
+    step, passes = Need.of_training(model), Need.of_model(model)
+    each, most = (step.each, passes.each) if on_cpu else (0, 0)
+    room = Room(memory, Need(most, step.weights), model.spec.preprocessing, images, validation)
+    room.memory.whole("a training step", each + room.input, batch, fixed=room.fixed, least=2)
+    room.limit("validation", 1 if validation is None else BATCH)
+    room.announce()
