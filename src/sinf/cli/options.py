@@ -68,7 +68,7 @@ AllowFactory = Annotated[
     bool, typer.Option("--allow-factory", help="Let the bundle import its package.module:factory.")
 ]
 
-Memory = Annotated[str, typer.Option(help="Memory that it may take; batches are as large as that allows.")]
+Memory = Annotated[str, typer.Option(help="Memory that it may take: batches are made smaller to fit, or refused.")]
 MEMORY = "8GB"  # sinf.machine.memory.DEFAULT, which is not imported here
 
 
