@@ -13,8 +13,12 @@ from torch import Tensor, nn
 
 import tiny
 from program import Program
+from sinf.cli.room import fit_training
+from sinf.data.images import Preprocessing, load_images
 from sinf.load import MODELS
 from sinf.machine.memory import Activations
+from sinf.models import BaseModel, ModelSpec, load_model
+from sinf.training.train import TrainConfig, train
 
 EACH = 10**8
 SMALL, FITS = "1.5GB", 6  # images of EACH bytes, beside what is there before and what is left to allocators
@@ -208,12 +212,20 @@ def test_train_refuses_a_batch_that_does_not_fit(sinf: Program, data: Path, tmp_
     assert "--batch" not in sinf.refused(*small, "--memory", TOO_SMALL)
 
 
-def test_training_on_images_that_are_not_kept(sinf: Program, data: Path, tmp_path: Path) -> None:
-    """Decoded again where they do not fit: the weights are the same."""
-    from sinf.data.images import load_images
-    from sinf.models import load_model
-    from sinf.training.train import TrainConfig, train
+def test_a_model_that_cannot_be_traced_can_be_trained(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Strange(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if bool(x.sum() > 0) else -x
 
+    images, feed = load_images(data, "train"), Preprocessing((3, 32, 32), (0.5,) * 3, (0.25,) * 3)
+    model = BaseModel(Strange(), ModelSpec("tests:Strange", 6, feed))
+    fit_training("8GB", model, images, None, batch=64, on_cpu=True)
+    assert "not known" in capsys.readouterr().err
+    assert images.cache_bytes == 10**9
+
+
+def test_training_on_images_that_are_not_kept(data: Path, tmp_path: Path) -> None:
+    """Decoded again where they do not fit: the weights are the same."""
     spec, found = load_model("vgg11", classes=6, options={"width": 0.125}).spec, []
     for cache in (1, 1 << 30):
         images = load_images(data, "train")

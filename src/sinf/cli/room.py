@@ -10,6 +10,7 @@ from torch import fx
 from sinf.cli.progress import announce
 from sinf.data.images import BATCH, LabelledImages
 from sinf.data.preprocessing import Preprocessing
+from sinf.errors import CutError
 from sinf.graph.trace import trace
 from sinf.machine.memory import Memory, activations, parse, weight_bytes
 from sinf.models import BaseModel
@@ -113,7 +114,14 @@ def fit_training(
     Raises:
         ConfigError: a step does not fit; it names the batch that would.
     """
-    step, passes = Need.of_training(model), Need.of_model(model)
+    try:
+        step, passes = Need.of_training(model), Need.of_model(model)
+    except CutError:  # it can be trained nonetheless
+        for part in (images, validation):
+            if part is not None:
+                part.limit(Memory(parse(memory)).cache, BATCH)
+        announce("memory: not known, since the model cannot be traced")
+        return
     each, most = (step.each, passes.each) if on_cpu else (0, 0)
     room = Room(memory, Need(most, step.weights), model.spec.preprocessing, images, validation)
     room.memory.whole("a training step", each + room.input, batch, fixed=room.fixed, least=2)
