@@ -149,7 +149,7 @@ def test_the_test_goes_from_the_safest_up_and_stops(
     assert len(asked) == 2
     assert found.chosen.name == min(each.name for each in found.rows)
     assert [each.accepted for each in sorted(found.rows, key=lambda each: each.name)][:2] == [True, False]
-    assert "With confidence 0.9" in str(found.chosen.promise)
+    assert "With confidence 0.9" in str(found.promise)
 
 
 def test_int8_is_a_candidate_too(

@@ -89,7 +89,7 @@ class Run:
     activations."""
 
     store: StepStore
-    passes: Passes = Passes()  # noqa: RUF009 - frozen
+    passes: Passes = field(default_factory=Passes)
     progress: Progress = lambda step, done, total: None
     fit: bool = True
     fit_bytes: int | None = None
@@ -180,7 +180,7 @@ class Compression:
         """
         scope, run = self.scopes[index], self.run
         part = self.compressor.make(scope, self.plans[index], self.observed, run)
-        _check(scope, part, run)
+        _check(self.compressor, scope, part, run)
         return part
 
     def observed(self, scope: Scope) -> Tensors:
@@ -212,7 +212,7 @@ def compress(compressor: Compressor, scopes: Sequence[Scope], rules: Sequence[Ru
 
 
 @torch.no_grad()
-def _check(scope: Scope, part: Part, run: Run) -> None:
+def _check(compressor: Compressor, scope: Scope, part: Part, run: Run) -> None:
     """A compressor of whatever kind makes a network that runs, has the answers that it should have, and finite ones."""
     inputs = scope.inputs(run.passes.checked)[1][: run.passes.checked]
     answers = apply(scope.graph, scope.coupling, part.keep, part.layers)(inputs.clone())
@@ -221,7 +221,7 @@ def _check(scope: Scope, part: Part, run: Run) -> None:
     if not bool(answers.isfinite().all()) or (expected is not None and answers.shape[1] != expected):
         got = f"shape {tuple(answers.shape)}, {int((~answers.isfinite()).sum())} that are no numbers"
         raise VerificationError(
-            f"what is made by {scope.name} and {type(part).__name__} must answer in finite numbers",
+            f"what {compressor.name} makes of {scope.name} must answer in finite numbers",
             got=got,
             remedy="report it with the model's name",
         )

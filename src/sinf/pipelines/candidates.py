@@ -17,6 +17,7 @@ from sinf.data.images import LabelledImages
 from sinf.engine.engines import native, open_engine
 from sinf.engine.network_engine import open_network
 from sinf.engine.torch_engine import SemanticModel
+from sinf.errors import ConfigError
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
 from sinf.models import BaseModel
@@ -107,19 +108,18 @@ class Cascade(Candidate):
     kind = "cascade"
 
     def __init__(self, bundle: Bundle, name: str) -> None:
-        self.bundle, self.name = bundle, name
+        if bundle.threshold is None:
+            raise ConfigError("a cascade needs a threshold", got="none", remedy="calibrate it")
+        self.bundle, self.name, self.threshold = bundle, name, bundle.threshold
 
     def open(self, place: Place, precision: str) -> Run:
         router = self._router(place, precision)
         return lambda x: torch.as_tensor(router(native(place.engine, x)))
 
     def write(self, folder: Path, promise: Promise, class_names: list[str], key: bytes | None) -> None:
-        before = self.bundle.threshold
-        if before is None:
-            return
         threshold = replace(
-            before, max_loss=promise.max_loss, loss=promise.loss, confidence=promise.confidence, images=promise.images,
-            engine=promise.engine, precision=promise.precision,
+            self.threshold, max_loss=promise.max_loss, loss=promise.loss, confidence=promise.confidence,
+            images=promise.images, engine=promise.engine, precision=promise.precision,
         )  # fmt: skip
         replace(self.bundle, threshold=threshold).save(folder, key=key)
 

@@ -111,9 +111,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Optimized:
-    """What was chosen, what it was chosen from, and the base model as it was loaded beside them."""
+    """What was chosen, what is promised of it, what it was chosen from, and the base model as it was loaded beside
+    them."""
 
     chosen: Row
+    promise: Promise
     rows: tuple[Row, ...]
     own: Latency
     left_out: tuple[str, ...] = field(default=())
@@ -206,7 +208,7 @@ class _Search:
         rows, own = self._measure(reference)
         tested = self._test(front(rows, self.config.max_loss), reference)
         rows = [tested.get((row.name, row.precision), row) for row in rows]
-        accepted = [row for row in rows if row.accepted]
+        accepted = [(row, row.promise) for row in rows if row.accepted and row.promise is not None]
         if not accepted:
             raise DoesNotPayError(
                 "something faster must keep the limit of the loss",
@@ -214,13 +216,11 @@ class _Search:
                 remedy="allow more loss, ask for less confidence, or give more calibration images",
                 numbers={"rows": [row.to_json() for row in rows]},
             )
-        chosen = min(accepted, key=lambda row: row.time.mean)
-        return Optimized(chosen, tuple(rows), own, tuple(self.left_out))
+        chosen, promise = min(accepted, key=lambda pair: pair[0].time.mean)
+        return Optimized(chosen, promise, tuple(rows), own, tuple(self.left_out))
 
     def write(self, found: Optimized, folder: Path, key: bytes | None) -> None:
-        if found.chosen.promise is not None:
-            candidate = self._candidates[found.chosen.name]
-            candidate.write(folder, found.chosen.promise, self.scoring.class_names, key)
+        self._candidates[found.chosen.name].write(folder, found.promise, self.scoring.class_names, key)
 
     # ---- candidates
 
@@ -311,15 +311,15 @@ class _Search:
         ]
         return rows, times[OWN]
 
-    def _test(self, front: list[Row], reference: Static) -> dict[tuple[str, str], Row]:
-        """The front on the calibration images, from the safest up, until one is refused."""
+    def _test(self, rows: list[Row], reference: Static) -> dict[tuple[str, str], Row]:
+        """Rows on the calibration images, the safest first, until one is refused."""
         config, labels = self.config, self.calibration.labels
         tested: dict[tuple[str, str], Row] = {}
-        if not front:
+        if not rows:
             return tested
         base_right = self._answers(reference.name, "f32", self.calibration) == labels
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))
-        for row in front:
+        for row in rows:
             right = self._answers(row.name, row.precision, self.calibration) == labels
             losses = (base_right.float() - right.float())[order]
             loss = float(losses.double().mean())

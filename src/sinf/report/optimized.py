@@ -34,7 +34,7 @@ def show_optimized(found: Optimized, config: OptimizeConfig, folder: Path) -> No
     times = found.own.mean / chosen.time.mean
     console.print(
         f"{folder}: {chosen.name}, {chosen.precision}. {times:.1f} times less time than your model as loaded, "
-        f"{100 * chosen.time.time_saved:.1f} % less than it in {config.engine}. {chosen.promise}"
+        f"{100 * chosen.time.time_saved:.1f} % less than it in {config.engine}. {found.promise}"
     )
 
 
