@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 HERE = Path(__file__).parent
-KEEPING = {"headline", "tradeoff", "static", "engines", "cuts", "criteria", "dcs", "scoring", "dynamic"}
+KEEPING = {"foreign", "headline", "tradeoff", "static", "engines", "cuts", "criteria", "dcs", "scoring", "dynamic"}
 ENGINES = ("torch", "onnxruntime", "openvino")
 
 
@@ -111,6 +111,7 @@ def commands(shared: Path, work: Path) -> list[Command]:
         add("dynamic", *timing, writes=(f"dynamic_time_{name}_cpu.csv",))
     large = ("torchvision:resnet18", data, "--size", 224, "--pairs", 100, "--work", dynamic, *few)
     add("dynamic", "time", *large, writes=("dynamic_time_torchvision_resnet18_cpu.csv",))
+    add("foreign", data, "--work", work / "foreign", writes=("foreign_cpu.csv",))
     add("mutation", "--when", "after", writes=("mutation.csv",), needs=())
     for script in ("plot", "pages", "reproduce/page"):
         add(script, needs=())
