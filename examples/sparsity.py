@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from sinf.compress.compressor import Compressor, Observed, Rule, Run, Scope
 from sinf.compress.methods import register
-from sinf.compress.select import Budget
 from sinf.errors import ConfigError
 from sinf.graph.delta import LayerDelta, Weights
 from sinf.graph.network import Part
@@ -37,9 +36,7 @@ class TwoOfFour(Compressor):
 
     def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[set[str]]:
         plans: list[set[str]] = [set() for _ in scopes]
-        for rule, region in rules:
-            if not isinstance(rule, Budget):
-                raise ConfigError("2:4 sparsity takes a budget", got="ratios", remedy="give a budget")
+        for rule, region in self.budgets(rules):
             costs, prices = {}, {}
             for number, scope in enumerate(scopes):
                 squares = observed(scope)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, fx
 
-from sinf.compress.compressor import Compressor, Observed, Progress, Rule, Run, Scope
+from sinf.compress.compressor import Compressor, Observed, Rule, Run, Scope
 from sinf.compress.reconstruct import reconstruct
 from sinf.compress.select import Budget, Candidates, select, select_together
 from sinf.criteria import Criterion, group_statistics
-from sinf.data.images import BATCH, LabelledImages
 from sinf.errors import CutError
 from sinf.graph.coupling import CoupledGroup, Coupling
 from sinf.graph.delta import LayerDeltas
 from sinf.graph.network import Part
 from sinf.graph.slice import slice_graph
 from sinf.graph.verify import verify
-from sinf.models import BaseModel
 from sinf.statistics import SiteStatistics, Statistics
 from sinf.storage.steps import Tensors
 
@@ -85,7 +82,7 @@ class ChannelRemoval(Compressor):
             solved = reconstruct(
                 scope.graph, scope.coupling, plan, smaller, whole, small, kernels=scope.kernels,
                 memory=run.activations, equations=run.passes.equations,
-                progress=counted(run.progress, "reconstruction", len(scope.coupling.mixers)),
+                progress=run.solved(len(scope.coupling.mixers)),
             )  # fmt: skip
         return Part(plan, solved)
 
@@ -98,18 +95,3 @@ def _groups(scope: Scope, region: str) -> list[CoupledGroup]:
             f"{region} must have channels that may be removed", got="none", remedy="cut elsewhere, or take ranks"
         )
     return groups
-
-
-def counted(progress: Progress, step: str, total: int) -> Callable[[str], None]:
-    """Reports one more of ``total`` at every call."""
-    done = count(1)
-    return lambda _: progress(step, next(done), total)
-
-
-def batches(images: LabelledImages, base: BaseModel, step: str, progress: Progress) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of images and labels, with progress."""
-    total = len(images)
-    for number, batch in enumerate(images.batches(base.spec.preprocessing, BATCH)):
-        progress(step, number * BATCH, total)
-        yield batch
-    progress(step, total, total)

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -100,6 +101,11 @@ class Run:
         """Bytes that activations may take while weights are fitted."""
         return least(self.fit_bytes, self.passes.activations)
 
+    def solved(self, total: int) -> Callable[[str], None]:
+        """Reports one more of ``total`` layers at every call."""
+        done = count(1)
+        return lambda _: self.progress("reconstruction", next(done), total)
+
 
 Observed = Callable[[Scope], Tensors]
 
@@ -137,6 +143,19 @@ class Compressor(ABC):
         """The network that is run for the sums, its coupling, and the classes whose logits count."""
         return scope.graph, scope.coupling, scope.answer
 
+    def budgets(self, rules: Sequence[Rule]) -> list[tuple[Budget, str]]:
+        """The rules of a compressor that takes no ratios.
+
+        Raises:
+            ConfigError: one of them is ratios.
+        """
+        budgets = [(rule, region) for rule, region in rules if isinstance(rule, Budget)]
+        if len(budgets) < len(rules):
+            raise ConfigError(
+                f"{self.name} removes no channels, and takes a budget", got="ratios", remedy="give a budget"
+            )
+        return budgets
+
     @abstractmethod
     def observe(self, scope: Scope, statistics: Statistics) -> Tensors:
         """What of the sums is kept. It serves every budget."""
@@ -159,11 +178,6 @@ class Compression:
     """Scopes made smaller within budgets that they share."""
 
     def __init__(self, compressor: Compressor, scopes: Sequence[Scope], rules: Sequence[Rule], run: Run) -> None:
-        for rule, _ in rules:
-            if isinstance(rule, Schedule) and not compressor.by_criterion:
-                raise ConfigError(
-                    f"{compressor.name} removes no channels, and takes a budget", got="ratios", remedy="give a budget"
-                )
         self.compressor, self.scopes, self.rules, self.run = compressor, scopes, rules, run
         self._last: tuple[Scope, Tensors] | None = None
 

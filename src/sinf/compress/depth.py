@@ -8,16 +8,15 @@ Fisher information of the branch's output times its covariance, in nats of the s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
 
-from sinf.compress.channels import counted
 from sinf.compress.compressor import Compressor, Observed, Rule, Run, Scope
 from sinf.compress.low_rank.metric import output_covariance
 from sinf.compress.low_rank.solve import reconstruct_ranks
-from sinf.compress.select import Budget
 from sinf.errors import ConfigError
 from sinf.graph.branches import alone_for, may_go, to_sum
 from sinf.graph.delta import Constant, LayerDeltas
@@ -50,9 +49,7 @@ class BlockRemoval(Compressor):
 
     def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[set[str]]:
         plans: list[set[str]] = [set() for _ in scopes]
-        for rule, region in rules:
-            if not isinstance(rule, Budget):
-                raise ConfigError("depth takes a budget", got="ratios", remedy="give a budget")
+        for rule, region in self.budgets(rules):
             if not any(branches(scope) for scope in scopes):
                 raise ConfigError("depth takes residual branches", got="none", remedy="take channels or ranks")
             total, prices, saves = 0.0, {}, {}
@@ -89,7 +86,7 @@ class BlockRemoval(Compressor):
             layers = reconstruct_ranks(
                 scope.graph, scope.coupling, layers, {}, {}, whole, None if small is whole else small,
                 memory=run.activations, equations=run.passes.equations, skip=dead,
-                progress=counted(run.progress, "reconstruction", len(scope.coupling.mixers)),
+                progress=run.solved(len(scope.coupling.mixers)),
             )  # fmt: skip
         return Part(keep, scope.start.layers | layers)
 
@@ -97,10 +94,10 @@ class BlockRemoval(Compressor):
 def branches(scope: Scope) -> list[_Branch]:
     """Residual branches that may go: each ends in a full convolution with a norm or none, and is called once."""
     found, sites = [], set(scope.coupling.mixers.values())
-    calls = [str(node.target) for node in scope.graph.graph.nodes if node.op == "call_module"]
+    calls = Counter(str(node.target) for node in scope.graph.graph.nodes if node.op == "call_module")
     for node in scope.graph.graph.nodes:
         target = str(node.target)
-        if node.op != "call_module" or target not in sites or calls.count(target) > 1:
+        if node.op != "call_module" or target not in sites or calls[target] > 1:
             continue
         chain = to_sum(scope.graph, node)
         if chain is None or not isinstance(scope.graph.get_submodule(target), nn.Conv2d):
@@ -109,4 +106,4 @@ def branches(scope: Scope) -> list[_Branch]:
         if all(may_go(total, other) for other in total.all_input_nodes if other is not chain[-1]):
             alone = {str(each.target) for each in alone_for(node) if each.op == "call_module"}
             found.append(_Branch(target, frozenset(alone & sites)))
-    return [branch for branch in found if all(calls.count(target) == 1 for target in branch.layers)]
+    return [branch for branch in found if all(calls[target] == 1 for target in branch.layers)]

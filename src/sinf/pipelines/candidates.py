@@ -22,7 +22,6 @@ from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
 from sinf.models import BaseModel
 from sinf.pipelines.comparison import save
-from sinf.routing.router import FeatureRouter
 from sinf.routing.threshold import BOUND
 
 #: Normalised images (B, C, H, W), torch tensors -> logits (B, classes).
@@ -31,12 +30,10 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a network will run: engine, threads, images in a batch, and normalised images (N, C, H, W) that set the
-    ranges of int8."""
+    """Where a network will run: engine, threads, and normalised images (N, C, H, W) that set the ranges of int8."""
 
     engine: str
     threads: int
-    batch: int
     ranges: Tensor
 
 
@@ -113,7 +110,10 @@ class Cascade(Candidate):
         self.bundle, self.name, self.threshold = bundle, name, bundle.threshold
 
     def open(self, place: Place, precision: str) -> Run:
-        router = self._router(place, precision)
+        router = open_engine(
+            SemanticModel(self.bundle), place.engine, threads=place.threads, precision=precision,
+            calibration=place.ranges,
+        ).one_by_one()  # fmt: skip
         return lambda x: torch.as_tensor(router(native(place.engine, x)))
 
     def write(self, folder: Path, promise: Promise, class_names: list[str], key: bytes | None) -> None:
@@ -122,12 +122,6 @@ class Cascade(Candidate):
             images=promise.images, engine=promise.engine, precision=promise.precision,
         )  # fmt: skip
         replace(self.bundle, threshold=threshold).save(folder, key=key)
-
-    def _router(self, place: Place, precision: str) -> FeatureRouter:
-        model = SemanticModel(self.bundle)
-        return open_engine(
-            model, place.engine, threads=place.threads, precision=precision, calibration=place.ranges
-        ).one_by_one()
 
 
 def ranges_of(images: LabelledImages, preprocessing: Any, count: int, seed: int) -> Tensor:

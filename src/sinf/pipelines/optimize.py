@@ -192,10 +192,8 @@ class _Search:
         self.base, self.config, self.work, self.progress = base, config, work, progress
         self.scoring, self.selection, self.calibration = scoring, selection, calibration
         self.preprocessing = base.spec.preprocessing
-        self.place = Place(
-            config.engine, config.threads, config.batch,
-            ranges_of(scoring, self.preprocessing, _RANGES, config.seed),
-        )  # fmt: skip
+        ranges = ranges_of(scoring, self.preprocessing, _RANGES, config.seed)
+        self.place = Place(config.engine, config.threads, ranges)
         self.left_out: list[str] = []
         self._open: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {}
         self._candidates: dict[str, Candidate] = {}

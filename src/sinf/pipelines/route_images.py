@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinf.compress.channels import Progress
+from sinf.compress.compressor import Progress
 from sinf.data.augmentation import augment, join_pairs
 from sinf.data.clusters import Clusters
 from sinf.data.images import BATCH, LabelledImages

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from sinf.compress.channels import batches
 from sinf.compress.compressor import Compressor, Progress, Region, Rule, Run, Scope, compress
 from sinf.compress.passes import plan_passes
 from sinf.compress.select import Budget, Schedule
 from sinf.compress.side_by_side import Rows
-from sinf.data.images import LabelledImages
+from sinf.data.images import BATCH, LabelledImages
 from sinf.graph.network import Network, Part, PartedNetwork
 from sinf.machine.memory import Memory
 from sinf.models import BaseModel
@@ -61,6 +60,15 @@ def whole_scope(
             "images": some.fingerprint(),
         },
     )
+
+
+def batches(images: LabelledImages, base: BaseModel, step: str, progress: Progress) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of images and labels, with progress."""
+    total = len(images)
+    for number, batch in enumerate(images.batches(base.spec.preprocessing, BATCH)):
+        progress(step, number * BATCH, total)
+        yield batch
+    progress(step, total, total)
 
 
 @dataclass

@@ -7,13 +7,10 @@ from typing import Any
 
 from torch import fx
 
-from sinf.compress.channels import counted
 from sinf.compress.compressor import Compressor, Observed, Rule, Run, Scope
 from sinf.compress.low_rank.choose import Rank, choose_ranks_together
 from sinf.compress.low_rank.metric import Metric, metrics
 from sinf.compress.low_rank.solve import factor, reconstruct_ranks
-from sinf.compress.select import Budget
-from sinf.errors import ConfigError
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import Coupling, couple
 from sinf.graph.delta import apply
@@ -70,13 +67,11 @@ class LowRank(Compressor):
         return self._last[1:]
 
     def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[dict[str, Rank]]:
-        plans: list[dict[str, Rank]] = [{} for _ in scopes]
+        budgets, plans = self.budgets(rules), [dict[str, Rank]() for _ in scopes]
         losses = [self.known(scope, observed)[1] for scope in scopes]
-        for rule, region in rules:
-            if not isinstance(rule, Budget):
-                raise ConfigError("low rank takes a budget", got="ratios", remedy="give a budget")
+        for budget, region in budgets:
             parts = [(self._count(scope, region), known) for scope, known in zip(scopes, losses, strict=True)]
-            chosen = choose_ranks_together(rule, parts, [scope.share for scope in scopes], self.round_to)
+            chosen = choose_ranks_together(budget, parts, [scope.share for scope in scopes], self.round_to)
             plans = [plan | more for plan, more in zip(plans, chosen, strict=True)]
         return plans
 
@@ -89,7 +84,7 @@ class LowRank(Compressor):
             layers = reconstruct_ranks(
                 graph, coupling, layers, plan, known, whole, None if small is whole else small,
                 memory=run.activations, equations=run.passes.equations,
-                progress=counted(run.progress, "reconstruction", len(coupling.mixers)),
+                progress=run.solved(len(coupling.mixers)),
             )  # fmt: skip
         return Part(scope.start.keep, scope.start.layers | layers)
 
