@@ -79,10 +79,14 @@ PLANS: dict[str, dict[str, Any]] = {
     },
     "resnet56": {
         "cut": "layer2",
-        RANKS_TIME: (0.8, 0.65),
+        RANKS_TIME: (0.8, 0.72, 0.65),
+        CASCADE: (
+            {"cut": "layer1", "common": 0.8, "subgraph": 0.3},
+            {"cut": "layer2", "common": 0.8, "subgraph": 0.3},
+        ),
         ROUTED: ({"extractor": 0.95, "subgraph": 0.5},),
         "semantic-wholeextractor": ({"subgraph": 0.5},),
-        RANKS: (0.65, 0.5),
+        RANKS: (0.65, 0.57, 0.5),
         CHANNELS: (0.95, 0.9),
         "semantic-noreconstruct": ({"subgraph": 0.7}, {"subgraph": 0.5}),
     },
