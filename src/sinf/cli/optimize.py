@@ -53,8 +53,8 @@ def optimize(
     """Find the fastest network that loses at most --max-loss points, and write it: a plain model or a cascade."""
     from sinf.bundle.plain import check_target
     from sinf.machine.memory import parse
-    from sinf.pipelines.optimize import CUTS, OptimizeConfig
     from sinf.pipelines.optimize import optimize as run
+    from sinf.pipelines.optimize_config import CUTS, OptimizeConfig
     from sinf.report.optimized import show_optimized
 
     config = OptimizeConfig(

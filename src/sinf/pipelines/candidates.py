@@ -1,4 +1,4 @@
-"""Networks that may be delivered in place of a base model, opened where they will run."""
+"""Networks that may be delivered in place of a base model: made once, opened in every precision that is tried."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ import torch
 from torch import Tensor
 
 from sinf.bundle.semantic import Bundle
-from sinf.compress.select import Budget
 from sinf.data.images import LabelledImages
 from sinf.engine.engines import native, open_engine
 from sinf.engine.network_engine import open_network
 from sinf.engine.torch_engine import SemanticModel
-from sinf.errors import ConfigError
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
+from sinf.measure.in_engine import TailAnswers, tail_answers
+from sinf.measure.timing import Progress
 from sinf.models import BaseModel
 from sinf.pipelines.comparison import save
-from sinf.routing.threshold import BOUND
+from sinf.routing.router import FeatureRouter
+from sinf.routing.threshold import BOUND, NEVER, Threshold, candidate_thresholds
 
 #: Normalised images (B, C, H, W), torch tensors -> logits (B, classes).
 Run = Callable[[Tensor], Tensor]
+
+#: How many answers of a cascade's small tail may differ from those of its full one, as multiples of the limit of the
+#: loss: most such answers are about images that the base model is wrong about too.
+_DIFFERING = (0.25, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -61,67 +66,100 @@ class Promise:
         )
 
 
-class Candidate(ABC):
-    """A network that answers in the place of the base model."""
+@dataclass(frozen=True)
+class Candidate:
+    """A network as it runs in its engine, in a precision; ``save`` writes it to a folder, with what is promised of it,
+    the names of the classes, and the key that signs it."""
 
     name: str
     kind: str
+    precision: str
+    run: Run
+    save: Callable[[Path, Promise, list[str], bytes | None], None]
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.name}, {self.precision}"
+
+
+class Design(ABC):
+    """A network that was made, before it runs anywhere."""
+
+    name: str
 
     @abstractmethod
-    def open(self, place: Place, precision: str) -> Run:
-        """The network as it runs there."""
+    def open(
+        self, place: Place, precision: str, selection: LabelledImages, max_loss: float, progress: Progress
+    ) -> list[Candidate]:
+        """As it runs there. What is set in its engine is set for a loss of ``max_loss`` at most (a fraction) by images
+        of the ``selection``."""
 
-    @abstractmethod
-    def write(self, folder: Path, promise: Promise, class_names: list[str], key: bytes | None) -> None:
-        """Save it, with what is promised of it."""
 
+class Static(Design):
+    """One network for all inputs. ``method`` is what made it smaller, None for the base model itself."""
 
-class Static(Candidate):
-    """One network for all inputs. ``budget`` is what it keeps, None for the base model itself."""
+    def __init__(self, model: BaseModel, name: str, method: str | None = None) -> None:
+        self.model, self.name, self.method = model, name, method
 
-    kind = "static"
-
-    def __init__(self, model: BaseModel, method: str, budget: Budget | None) -> None:
-        self.model, self.budget = model, budget
-        self.name = "base model" if budget is None else f"{method}, {100 * budget.macs:.3g} %"
-        self._method = method
-
-    def open(self, place: Place, precision: str) -> Run:
+    def open(
+        self, place: Place, precision: str, selection: LabelledImages, max_loss: float, progress: Progress
+    ) -> list[Candidate]:
         network = prepare(trace(self.model.module, self.model.spec.preprocessing))
         size = self.model.spec.preprocessing.size
         run = open_network(
             network, size, place.engine, threads=place.threads, precision=precision, calibration=place.ranges
         )
-        return lambda x: torch.as_tensor(run(native(place.engine, x)))
+        as_tensor: Run = lambda x: torch.as_tensor(run(native(place.engine, x)))  # noqa: E731
+        return [Candidate(self.name, "static", precision, as_tensor, self._save)]
 
-    def write(self, folder: Path, promise: Promise, class_names: list[str], key: bytes | None) -> None:
-        made_by = {"method": self._method, "made": self.name, "runs in": f"{promise.engine} {promise.precision}"}
-        save(self.model, folder, class_names, made_by={**made_by, "promise": str(promise)}, key=key)
+    def _save(self, folder: Path, promise: Promise, class_names: list[str], key: bytes | None) -> None:
+        made_by = {"made": self.name, "runs in": f"{promise.engine} {promise.precision}", "promise": str(promise)}
+        method = {} if self.method is None else {"method": self.method}
+        save(self.model, folder, class_names, made_by=method | made_by, key=key)
 
 
-class Cascade(Candidate):
+class Cascade(Design):
     """A small tail for every input, and the full tail for those that it is unsure of."""
 
-    kind = "cascade"
-
     def __init__(self, bundle: Bundle, name: str) -> None:
-        if bundle.threshold is None:
-            raise ConfigError("a cascade needs a threshold", got="none", remedy="calibrate it")
-        self.bundle, self.name, self.threshold = bundle, name, bundle.threshold
+        self.bundle, self.name = bundle, name
 
-    def open(self, place: Place, precision: str) -> Run:
+    def open(
+        self, place: Place, precision: str, selection: LabelledImages, max_loss: float, progress: Progress
+    ) -> list[Candidate]:
+        """With a few thresholds, set by the answers in this very engine and precision."""
         router = open_engine(
             SemanticModel(self.bundle), place.engine, threads=place.threads, precision=precision,
             calibration=place.ranges,
         ).one_by_one()  # fmt: skip
-        return lambda x: torch.as_tensor(router(native(place.engine, x)))
+        found = tail_answers(router, place.engine, selection, self.bundle.spec.preprocessing, progress)
+        values = dict.fromkeys(least_threshold(found, share * max_loss) for share in _DIFFERING)
+        return [self._at(value, found, router, place, precision) for value in values if value < NEVER]
 
-    def write(self, folder: Path, promise: Promise, class_names: list[str], key: bytes | None) -> None:
-        threshold = replace(
-            self.threshold, max_loss=promise.max_loss, loss=promise.loss, confidence=promise.confidence,
-            images=promise.images, engine=promise.engine, precision=promise.precision,
-        )  # fmt: skip
-        replace(self.bundle, threshold=threshold).save(folder, key=key)
+    def _at(self, value: float, found: TailAnswers, router: FeatureRouter, place: Place, precision: str) -> Candidate:
+        fallback = 1 - float(found.routed(value).double().mean())
+        own = FeatureRouter(router.engine, router.size, value, 0.0)
+
+        def write(folder: Path, promise: Promise, class_names: list[str], key: bytes | None) -> None:
+            threshold = Threshold(
+                value, 0.0, promise.max_loss, promise.loss, fallback, 1.0, promise.confidence, promise.images,
+                engine=promise.engine, precision=promise.precision,
+            )  # fmt: skip
+            replace(self.bundle, threshold=threshold).save(folder, key=key)
+
+        name = f"{self.name} ({100 * fallback:.0f} % of the inputs)"
+        return Candidate(name, "cascade", precision, lambda x: torch.as_tensor(own(native(place.engine, x))), write)
+
+
+def least_threshold(found: TailAnswers, differing: float) -> float:
+    """The lowest threshold with which at most a share of the answers differs from the full tail's; :data:`NEVER` where
+    none is."""
+    accepted = NEVER
+    for threshold in candidate_thresholds(found.confidence):
+        if float((found.at(threshold) != found.full).double().mean()) > differing:
+            break
+        accepted = threshold
+    return accepted
 
 
 def ranges_of(images: LabelledImages, preprocessing: Any, count: int, seed: int) -> Tensor:

@@ -99,6 +99,22 @@ def prune(
     return making.run(training, report)
 
 
+def pruner(
+    base: BaseModel, scoring: LabelledImages, config: PruneConfig, work: str | Path, *, progress: Progress | None = None
+) -> Callable[[Schedule | Budget], Pruned]:
+    """Makes one smaller model after the other by the method of ``config``, from statistics that are collected once;
+    none is compared with the base model.
+
+    Raises:
+        ConfigError: the config names several methods; or, when a model is made, its budget is out of reach.
+    """
+    if len(config.methods) != 1:
+        raise ConfigError("one method is needed", got=", ".join(config.methods), remedy=f"name {config.methods[0]}")
+    making = _Pruning(base, scoring, None, config, Path(work), progress or (lambda step, done, total: None))
+    (method,) = making.methods.values()
+    return lambda rule: making.plain(method, rule)
+
+
 class _Pruning:
     def __init__(
         self,
@@ -140,7 +156,7 @@ class _Pruning:
                 "fine-tuning needs images", got="none", remedy="give those that the base model was trained on"
             )
         method, rule = self._choose()
-        pruned = self._plain(method, rule)
+        pruned = self.plain(method, rule)
         if config.finetune is not None and training is not None:
             trained = train(
                 pruned.spec,
@@ -260,7 +276,7 @@ class _Pruning:
 
         return method.graph(self.store.get(method.name, self._depends(method, rule), compute))
 
-    def _plain(self, method: Method, rule: Schedule | Budget) -> Pruned:
+    def plain(self, method: Method, rule: Schedule | Budget) -> Pruned:
         graph = self._graph(method, rule)
         description, state = to_plain(graph)
         base = self.base.spec

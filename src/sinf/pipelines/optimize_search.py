@@ -1,0 +1,255 @@
+"""The search behind optimize(): what is made, what it loses and takes where it will run, what keeps the limit.
+
+Static networks go down a ladder of budgets until they lose too much; what they keep decides how small the tails of
+cascades are. Everything is opened in the engine and in every precision, and answers there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sinf.compress.select import Budget
+from sinf.data.clusters import one_cluster
+from sinf.data.images import LabelledImages
+from sinf.errors import ConfigError, SinfError
+from sinf.graph.cost import WEIGHT_COST
+from sinf.measure.delivery import ExpectedLoss, answers_of
+from sinf.measure.timing import Latency, interleaved
+from sinf.models import BaseModel
+from sinf.pipelines.build import BuildConfig, Images, make_bundle
+from sinf.pipelines.candidates import Candidate, Cascade, Design, Place, Promise, Static, ranges_of
+from sinf.pipelines.optimize_config import OptimizeConfig
+from sinf.pipelines.prune import PruneConfig, Pruned, pruner
+from sinf.routing.threshold import p_value
+from sinf.storage.steps import StepStore
+
+Progress = Callable[[str, int, int], None]
+
+BASE = "base model"
+OWN = "your model, as loaded (torch)"
+_SAFER = 0.25  # of the limit: what extractor and full tail of a cascade may lose, so that the small tail has the rest
+_RANGES = 200  # images that set the ranges of int8
+_TIMED = 256  # images that batches are made of
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate on the selection images: its loss, the p-value of that being above the limit, and its time beside
+    the base model in f32, all in the engine. ``accepted`` says whether it kept the limit on the calibration images,
+    None where it was not tested."""
+
+    name: str
+    kind: str
+    precision: str
+    loss: ExpectedLoss
+    risk: float
+    time: Latency
+    accepted: bool | None = None
+    promise: Promise | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Rung:
+    """A static network of the ladder, and what it loses on the selection images, in torch."""
+
+    network: Pruned
+    kept: float
+    loss: ExpectedLoss
+
+
+class Search:
+    """Candidates of a base model, made from ``scoring`` images, chosen by ``selection`` images, tested on
+    ``calibration`` images. Steps are kept in the folder ``work``."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        scoring: LabelledImages,
+        selection: LabelledImages,
+        calibration: LabelledImages,
+        config: OptimizeConfig,
+        work: Path,
+        progress: Progress,
+    ) -> None:
+        self.base, self.config, self.work, self.progress = base, config, work, progress
+        self.scoring, self.selection, self.calibration = scoring, selection, calibration
+        self.preprocessing = base.spec.preprocessing
+        ranges = ranges_of(scoring, self.preprocessing, _RANGES, config.seed)
+        self.place = Place(config.engine, config.threads, ranges)
+        self.left_out: list[str] = []
+        (self.reference,) = Static(base, BASE).open(
+            self.place, "f32", selection, config.max_loss, self._reporter("base model")
+        )
+
+    # ---- what is made
+
+    def designs(self) -> Iterator[Design]:
+        """The base model itself, smaller networks, and cascades."""
+        yield Static(self.base, BASE)
+        ladders = {method: list(self._ladder(method)) for method in self.config.methods}
+        for method, rungs in ladders.items():
+            for rung in rungs:
+                yield Static(rung.network, f"{method}, {100 * rung.kept:.3g} %", method)
+        smallest = {method: self._least(rungs, 1.0) for method, rungs in ladders.items()}
+        method = min(smallest, key=lambda each: smallest[each])
+        if smallest[method] < 1:
+            yield from self._cascades(method, smallest[method], self._least(ladders[method], _SAFER))
+
+    def _ladder(self, method: str) -> Iterator[_Rung]:
+        """Smaller and smaller networks, to the first that loses more than the limit, and one between the last two."""
+        config, whole = self.config, 1.0
+        asked = PruneConfig(
+            Budget(config.budgets[0], WEIGHT_COST),
+            method,
+            None,
+            images=config.images,
+            seed=config.seed,
+            memory=config.memory,
+        )
+        told: list[str] = [""]
+        make = pruner(
+            self.base, self.scoring, asked, self.work,
+            progress=lambda step, done, total: self.progress(f"{method}, {told[0]}: {step}", done, total),
+        )  # fmt: skip
+        base = answers_of(self.base.module, self.selection, self.preprocessing, self._reporter("base model"))
+
+        def rung(kept: float) -> _Rung | None:
+            told[0] = f"{100 * kept:.3g} %"
+            try:
+                network = make(Budget(kept, WEIGHT_COST))
+            except ConfigError as reason:  # out of reach
+                self.left_out.append(f"{method}, {told[0]}: {reason}")
+                return None
+            answers = answers_of(network.module, self.selection, self.preprocessing, self._reporter(method))
+            return _Rung(network, kept, ExpectedLoss.of(base, answers, self.selection.labels))
+
+        for kept in config.budgets:
+            made = rung(kept)
+            if made is not None:
+                yield made
+            if made is None or made.loss.points > 100 * config.max_loss:
+                between = rung((kept * whole) ** 0.5)
+                if between is not None:
+                    yield between
+                return
+            whole = kept
+
+    def _least(self, rungs: list[_Rung], share: float) -> float:
+        """What the smallest network keeps that loses at most a share of the limit; 1 where all lose more."""
+        limit = 100 * share * self.config.max_loss
+        return min((rung.kept for rung in rungs if rung.loss.points <= limit), default=1.0)
+
+    def _cascades(self, method: str, least: float, whole: float) -> Iterator[Cascade]:
+        for cut in self.config.cuts:
+            for tail in self.config.tails:
+                yield from self._cascade(method, cut, whole, max(0.05, tail * least))
+
+    def _cascade(self, method: str, cut: float, whole: float, tail: float) -> Iterator[Cascade]:
+        config = self.config
+        asked = BuildConfig(
+            method=method, cut_at=cut, common=whole, subgraph=Budget(tail, WEIGHT_COST), max_loss=1 - 1e-9,
+            common_images=config.images, seed=config.seed, memory=config.memory, keep_anyway=True,
+        )  # fmt: skip
+        images = self.scoring.sample(config.images, config.seed)
+        name = f"cascade at {100 * cut:g} %: {100 * tail:.3g} % of the tail, then {100 * whole:.3g} %"
+        try:
+            bundle = make_bundle(
+                self.base, Images(images, images, self.selection), one_cluster(self.base.spec.classes), asked,
+                StepStore(self.work), lambda step, done, total: self.progress(f"{name}: {step}", done, total),
+            )  # fmt: skip
+        except SinfError as reason:
+            self.left_out.append(f"{name}: {reason}")
+            return
+        yield Cascade(bundle, name)
+
+    # ---- what it does
+
+    def opened(self) -> Iterator[Candidate]:
+        """All designs in all precisions, but for the base model that the others are compared with."""
+        for design in self.designs():
+            for precision in self.config.precisions:
+                if (design.name, precision) == (BASE, "f32"):
+                    continue
+                reporter = self._reporter(f"{design.name}, {precision}")
+                try:
+                    yield from design.open(self.place, precision, self.selection, self.config.max_loss, reporter)
+                except SinfError as reason:
+                    self.left_out.append(f"{design.name}, {precision}: {reason}")
+
+    def measure(self, candidates: list[Candidate]) -> tuple[list[Row], Latency]:
+        """Loss and time of every candidate, and the time of the base model as it was loaded: all timed in one run, the
+        base model in its engine in between."""
+        config = self.config
+        expected = self._answers(self.reference, self.selection)
+        losses: list[tuple[ExpectedLoss, float]] = []
+        for candidate in candidates:
+            answers = self._answers(candidate, self.selection)
+            losses.append((ExpectedLoss.of(expected, answers, self.selection.labels), self._risk(answers, expected)))
+        x = self.selection.sample(_TIMED, config.seed).inputs(self.preprocessing)[:]
+        runs = {candidate.full_name: candidate.run for candidate in candidates}
+        times = interleaved(
+            self.reference.run, {OWN: self.base.module, **runs}, x, batch=config.batch, pairs=config.pairs,
+            warmup=max(2, config.pairs // 10), threads=config.threads, progress=self._reporter("time"),
+        )  # fmt: skip
+        rows = [
+            Row(each.name, each.kind, each.precision, loss, risk, times[each.full_name])
+            for each, (loss, risk) in zip(candidates, losses, strict=True)
+        ]
+        return rows, times[OWN]
+
+    def test(self, rows: list[Row], candidates: dict[tuple[str, str], Candidate]) -> list[Row]:
+        """Rows as the calibration images say, in their order; with a confidence, until one is refused."""
+        config, tested = self.config, list[Row]()
+        expected = self._answers(self.reference, self.calibration) if rows else torch.empty(0)
+        refused = False
+        for row in rows:
+            if refused and config.confidence is not None:
+                tested.append(row)
+                continue
+            answers = self._answers(candidates[row.name, row.precision], self.calibration)
+            loss = ExpectedLoss.of(expected, answers, self.calibration.labels).points / 100
+            if config.confidence is None:
+                refused = loss > config.max_loss
+            else:
+                refused = self._p_value(answers, expected, self.calibration) > 1 - config.confidence
+            promise = Promise(
+                config.max_loss, config.confidence, loss, len(self.calibration), config.engine, row.precision
+            )
+            tested.append(replace(row, accepted=not refused, promise=promise))
+        return tested
+
+    def _risk(self, answers: Tensor, expected: Tensor) -> float:
+        return self._p_value(answers, expected, self.selection)
+
+    def _p_value(self, answers: Tensor, expected: Tensor, images: LabelledImages) -> float:
+        """Of a loss above the limit; the images are read in an order that the seed draws."""
+        losses = (expected == images.labels).float() - (answers == images.labels).float()
+        order = torch.randperm(len(losses), generator=torch.Generator().manual_seed(self.config.seed))
+        return p_value(losses[order], self.config.max_loss)
+
+    def _answers(self, candidate: Candidate, images: LabelledImages) -> Tensor:
+        """``(N,)`` the classes that a candidate answers in its engine."""
+        return answers_of(
+            candidate.run, images, self.preprocessing, self._reporter(f"answers of {candidate.full_name}")
+        )
+
+    def _reporter(self, step: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.progress(step, done, total)
+
+
+def front(rows: list[Row], limit: float) -> list[Row]:
+    """The rows within the limit (a fraction) that nothing beats in both risk and time, the safest first."""
+    best: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row.risk, row.time.mean)):
+        if row.loss.points <= 100 * limit and (not best or row.time.mean < best[-1].time.mean):
+            best.append(row)
+    return best
