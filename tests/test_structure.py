@@ -32,12 +32,13 @@ HOUSE = [
     {"measure"},
     {"dynamic"},
     {"load", "edge"},
+    {"export"},
     {"pipelines"},
-    {"export", "report"},
+    {"report"},
     {"cli"},
 ]
 POSITION = {f"sinf.{name}": place for place, names in enumerate(HOUSE) for name in names}
-LEAVES = {"export", "report", "cli"}
+LEAVES = {"report", "cli"}
 
 
 @cache

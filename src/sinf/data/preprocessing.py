@@ -1,18 +1,22 @@
-"""From an image file to what a model reads: decoded, upright, on white, resized, cropped, normalised."""
+"""From an image file to what a model reads: decoded, upright, on white, resized, cropped, normalised.
+
+All but the last step needs no torch, for devices without it.
+"""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from sinf.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _COLOUR_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
 # What undoes each value of the EXIF tag Orientation (0x0112); 1 is upright.
@@ -139,6 +143,8 @@ class Preprocessing:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """``(B, H, W, C)`` uint8 to ``(B, C, H, W)`` float32, contiguous."""
+        import torch
+
         mean = torch.tensor(self.mean, device=pixels.device) * 255
         std = torch.tensor(self.std, device=pixels.device) * 255
         return ((pixels.float() - mean) / std).permute(0, 3, 1, 2).contiguous()

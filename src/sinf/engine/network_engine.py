@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,6 +25,9 @@ from sinf.errors import ConfigError
 from sinf.graph.trace import Tracer
 from sinf.machine.threads import Once
 from sinf.routing.router import BASE
+
+if TYPE_CHECKING:
+    import onnx
 
 #: Normalised images (B, C, H, W) -> logits (B, classes), arrays of the engine's own kind.
 Network = Callable[[Any], Any]
@@ -54,10 +57,7 @@ def open_network(
         return _Torch(module) if engine == "torch" else _Compiled(module)
 
     def source(part: str) -> bytes:
-        graph = network_to_onnx(usual_order(module), size)
-        if precision == "int8" and calibration is not None:
-            graph = quantise_graph(graph, _feeds(require_images(calibration, size)), "network")
-        return graph.SerializeToString()
+        return network_graph(module, size, calibration if precision == "int8" else None).SerializeToString()
 
     arithmetic = "f32" if precision == "int8" else precision  # integers are in the graph
     session: SessionEngine
@@ -66,6 +66,14 @@ def open_network(
     else:
         session = OpenVinoEngine(source, threads, arithmetic)
     return lambda images: session.run(BASE, images)[0]
+
+
+def network_graph(module: nn.Module, size: tuple[int, int, int], ranges: Tensor | None = None) -> onnx.ModelProto:
+    """The network as an ONNX graph, in integers where images (N, C, H, W) are given that set their ``ranges``."""
+    graph = network_to_onnx(usual_order(module), size)
+    if ranges is None:
+        return graph
+    return quantise_graph(graph, _feeds(require_images(ranges, size)), "network")
 
 
 def usual_order(module: nn.Module) -> nn.Module:

@@ -22,6 +22,7 @@ def description(model: SemanticModel) -> dict[str, Any]:
     bundle, routing = model.bundle, model.feature_router
     return {
         "sinf_export": FORMAT,
+        "kind": "router",
         "model": bundle.spec.name,
         "classes": list(bundle.class_names),
         "clusters": cluster_list(bundle.clusters.names, bundle.clusters.members),

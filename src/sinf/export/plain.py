@@ -13,15 +13,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from sinf import edge
 from sinf.bundle.plain import PlainModel
-from sinf.engine.network_engine import usual_order
+from sinf.engine.network_engine import network_graph, open_network, usual_order
 from sinf.engine.onnx_parts import network_to_onnx
 from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
 from sinf.engine.openvino_engine import OpenVinoEngine
 from sinf.engine.sessions import SessionEngine
 from sinf.errors import ConfigError, DependencyError
 from sinf.export.describe import require_same
+from sinf.export.split import write_export, write_graph
 from sinf.routing.router import BASE
 from sinf.storage.files import replacing
 
@@ -55,6 +58,45 @@ def export_plain(model: PlainModel, path: str | Path, file_format: str = "onnx")
             partial.write_bytes(content)
         return [path]
     return _write_openvino(model, graph, path)
+
+
+def export_network(
+    model: PlainModel,
+    folder: str | Path,
+    file_format: str = "onnx",
+    *,
+    precision: str = "f32",
+    ranges: Tensor | None = None,
+    promise: str = "",
+    key: bytes | None = None,
+) -> None:
+    """Write a plain model as a folder for :mod:`sinf.edge`, as :func:`sinf.export.split.export_split` does a bundle;
+    ``promise`` is what is promised of its loss, in words.
+
+    Raises:
+        BundleError: the folder holds something else.
+        ConfigError: the engine of the format does not compute in that precision, or int8 lacks images.
+        VerificationError: the file does not answer as the model does in that engine.
+        ModelError: the model has an operation that ONNX has not.
+        StorageError: it cannot be written; what was there stays.
+    """
+    engine, size = edge.ENGINES[file_format], model.preprocessing.size
+    running = open_network(model.network, size, engine, precision=precision, calibration=ranges)
+    manifest = {
+        "sinf_export": edge.FORMAT, "kind": "network", "model": model.spec.name, "classes": model.classes,
+        "preprocessing": model.preprocessing.to_json(), "format": file_format, "precision": precision,
+        "promise": promise,
+    }  # fmt: skip
+
+    def write(folder: Path) -> None:
+        graph = network_graph(model.network, size, ranges if precision == "int8" else None)
+        write_graph(graph, folder / f"{edge.NETWORK}{edge.SUFFIXES[file_format]}")
+
+    def verify(export: edge.EdgeModel | edge.EdgeNetwork) -> None:
+        images = torch.randn(_SAMPLES, *size, generator=torch.Generator().manual_seed(0)).numpy()
+        require_same("the network", (export(images),), (torch.as_tensor(running(images)),))
+
+    write_export(Path(folder), manifest, write, verify, key)
 
 
 def _write_openvino(model: PlainModel, graph: Any, path: Path) -> list[Path]:

@@ -1,21 +1,29 @@
-"""Networks that may be delivered in place of a base model: made once, opened in every precision that is tried."""
+"""Networks that may be delivered in place of a base model: made once, opened in every precision that is tried.
+
+One that is delivered for another engine than torch is written twice: as a model of torch, and as what that engine ran
+when it was timed and tested, for :mod:`sinf.edge`.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sinf import edge
 from sinf.bundle.semantic import Bundle
 from sinf.data.images import LabelledImages
 from sinf.engine.engines import native, open_engine
 from sinf.engine.network_engine import open_network
 from sinf.engine.torch_engine import SemanticModel
+from sinf.export.plain import export_network
+from sinf.export.split import export_split
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
 from sinf.measure.in_engine import TailAnswers, tail_answers
@@ -27,6 +35,9 @@ from sinf.routing.threshold import BOUND, NEVER, Threshold, candidate_thresholds
 
 #: Normalised images (B, C, H, W), torch tensors -> logits (B, classes).
 Run = Callable[[Tensor], Tensor]
+
+#: What is written for an engine, beside the model of torch.
+FORMATS = {engine: file_format for file_format, engine in edge.ENGINES.items()}
 
 #: How many answers of a cascade's small tail may differ from those of its full one, as multiples of the limit of the
 #: loss: most such answers are about images that the base model is wrong about too.
@@ -110,12 +121,17 @@ class Static(Design):
             network, size, place.engine, threads=place.threads, precision=precision, calibration=place.ranges
         )
         as_tensor: Run = lambda x: torch.as_tensor(run(native(place.engine, x)))  # noqa: E731
-        return [Candidate(self.name, "static", precision, as_tensor, self._save)]
+        return [Candidate(self.name, "static", precision, as_tensor, partial(self._save, place=place))]
 
-    def _save(self, folder: Path, promise: Promise, class_names: list[str], key: bytes | None) -> None:
+    def _save(self, folder: Path, promise: Promise, class_names: list[str], key: bytes | None, place: Place) -> None:
         made_by = {"made": self.name, "runs in": f"{promise.engine} {promise.precision}", "promise": str(promise)}
         method = {} if self.method is None else {"method": self.method}
-        save(self.model, folder, class_names, made_by=method | made_by, key=key)
+        model = save(self.model, folder, class_names, made_by=method | made_by, key=key)
+        if promise.engine in FORMATS:
+            export_network(
+                model, folder / promise.engine, FORMATS[promise.engine], precision=promise.precision,
+                ranges=place.ranges, promise=str(promise), key=key,
+            )  # fmt: skip
 
 
 class Cascade(Design):
@@ -145,7 +161,13 @@ class Cascade(Design):
                 value, 0.0, promise.max_loss, promise.loss, fallback, 1.0, promise.confidence, promise.images,
                 engine=promise.engine, precision=promise.precision,
             )  # fmt: skip
-            replace(self.bundle, threshold=threshold).save(folder, key=key)
+            bundle = replace(self.bundle, threshold=threshold)
+            bundle.save(folder, key=key)
+            if place.engine in FORMATS:
+                export_split(
+                    SemanticModel(bundle), folder / place.engine, FORMATS[place.engine], precision=precision,
+                    ranges=place.ranges, key=key,
+                )  # fmt: skip
 
         name = f"{self.name} ({100 * fallback:.0f} % of the inputs)"
         return Candidate(name, "cascade", precision, lambda x: torch.as_tensor(own(native(place.engine, x))), write)

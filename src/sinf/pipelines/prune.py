@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from sinf.models.load import PLAIN
 from sinf.models.to_plain import to_plain
 from sinf.pipelines.prune_config import LatencyBudget as LatencyBudget
 from sinf.pipelines.prune_config import PruneConfig as PruneConfig
+from sinf.pipelines.prune_config import Pruned as Pruned
 from sinf.pipelines.prune_config import describe, require_no_labels
 from sinf.pipelines.prune_search import TRIALS, each, fastest, largest_in_time, raised, smallest_budget
 from sinf.pipelines.whole import Method, Source
@@ -52,17 +53,6 @@ _CLOSE = 1e-4
 _TRIAL_IMAGES = 800  # that weights are fitted to while methods and budgets are compared
 _HINTS = 4  # trials for what an error proposes
 _SURE_BASE = 0.985  # a base model that answers so many right has most likely been trained on these images
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pruned(BaseModel):
-    """A smaller model: by which method and rule it was made, its expected loss, and its time beside the base model's at
-    every batch size of the limits (none of both without limits)."""
-
-    method: str
-    rule: Schedule | Budget
-    expected: ExpectedLoss | None = None
-    times: tuple[Latency, ...] = ()
 
 
 def prune(
@@ -435,10 +425,9 @@ class _Pruning:
         expected, found = graph(x.clone()), pruned.module(x.clone())
         difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
         if not difference <= _CLOSE:
+            got = f"a relative difference of {difference:.2g}"
             raise VerificationError(
-                "the plain model must answer as the pruned network does",
-                got=f"a relative difference of {difference:.2g}",
-                remedy="report it with the model's name",
+                "the plain model must answer as the pruned network does", got=got, remedy="report it with its name"
             )
 
     def _recalibrate(self, pruned: BaseModel) -> None:
@@ -451,10 +440,9 @@ class _Pruning:
             self.progress("recalibration", total, total)
 
         if not recalibrate(pruned.module, seen()):
+            got = f"none in {self.base.spec.name}"
             raise ConfigError(
-                "a model to recalibrate must have batch norms of torch",
-                got=f"none in {self.base.spec.name}",
-                remedy="leave --recalibrate out",
+                "a model to recalibrate must have batch norms of torch", got=got, remedy="leave --recalibrate out"
             )
 
 

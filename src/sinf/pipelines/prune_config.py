@@ -1,4 +1,4 @@
-"""What is made of a base model by static pruning, and by which method."""
+"""What is made of a base model by static pruning, by which method, and what comes out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from sinf.data.images import LabelledImages
 from sinf.errors import ConfigError
 from sinf.graph.cost import WEIGHT_COST
 from sinf.machine.memory import DEFAULT, Memory
-from sinf.measure.delivery import Limits
+from sinf.measure.delivery import ExpectedLoss, Limits
+from sinf.measure.timing import Latency
+from sinf.models import BaseModel
 from sinf.training.train import TrainConfig
 
 AUTO = "auto"
@@ -101,6 +103,17 @@ class PruneConfig:
     @property
     def criterion_name(self) -> str:
         return best_criterion(self.reconstruct) if self.criterion is None else self.criterion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruned(BaseModel):
+    """A smaller model: by which method and rule it was made, its expected loss, and its time beside the base model's at
+    every batch size of the limits (none of both without limits)."""
+
+    method: str
+    rule: Schedule | Budget
+    expected: ExpectedLoss | None = None
+    times: tuple[Latency, ...] = ()
 
 
 def describe(rule: Schedule | Budget | LatencyBudget | None) -> str:
