@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import sinf as public
 from program import Program
 from sinf.compress.select import Budget
-from sinf.data.clusters import one_cluster
+from sinf.data.clusters import Clusters, one_cluster
 from sinf.data.images import LabelledImages
 from sinf.engine.engines import open_engine
 from sinf.engine.torch_engine import SemanticModel
@@ -27,7 +27,7 @@ from sinf.measure.timing import Latency
 from sinf.models import BaseModel, load_model
 from sinf.pipelines import optimize_search as module
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
-from sinf.pipelines.candidates import Cascade, Place, Promise, least_threshold
+from sinf.pipelines.candidates import Place, Promise, Routed, least_threshold
 from sinf.pipelines.optimize import OptimizeConfig, optimize, parted
 from sinf.pipelines.optimize_search import OWN, Row, front
 from sinf.routing.threshold import NEVER
@@ -230,7 +230,22 @@ def test_it_is_public() -> None:
     assert public.optimize is optimize
 
 
-# ---- cascades
+# ---- bundles
+
+
+def test_clusters_are_candidates_too(
+    base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
+    fast: Callable[[Mapping[str, float]], None], tmp_path: Path,
+) -> None:  # fmt: skip
+    fast({"2 clusters": 2.0})
+    clusters = Clusters(("warm", "cold"), ((0, 2, 4), (1, 3, 5)))
+    config = OptimizeConfig(**SMALL, clusters=clusters, routed_cuts=(0.5,))  # type: ignore[arg-type]
+    found = optimize(base, tiny_images, calibration, config, tmp_path / "fast")
+    assert found.chosen.kind == "semantic"
+    saved = SemanticModel.from_pretrained(tmp_path / "fast").bundle
+    assert saved.clusters == clusters
+    assert saved.threshold is not None
+    assert (saved.threshold.engine, saved.threshold.precision) == ("torch", "f32")
 
 
 def answers(confidence: list[float], right: list[bool]) -> TailAnswers:
@@ -267,7 +282,7 @@ def test_thresholds_are_set_by_answers_in_the_engine(
     bundle = make_bundle(base, images, one_cluster(6), config, StepStore(tmp_path), lambda step, done, total: None)
     place = Place("onnxruntime", 1, tiny_images.inputs(base.spec.preprocessing)[:8])
     preprocessing = base.spec.preprocessing
-    candidates = Cascade(bundle, "cascade").open(place, precision, calibration, 0.05, lambda done, total: None)
+    candidates = Routed(bundle, "cascade").open(place, precision, calibration, 0.05, lambda done, total: None)
     assert candidates
     router = open_engine(SemanticModel(bundle), "onnxruntime", precision=precision, calibration=place.ranges)
     found = tail_answers(router, "onnxruntime", calibration, preprocessing)

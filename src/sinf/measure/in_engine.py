@@ -29,9 +29,13 @@ class TailAnswers:
     confidence: Tensor
     early: Tensor
 
+    def subgraph_ran(self, threshold: float, early_threshold: float = 0.0) -> Tensor:
+        """``(N,)`` whether the subgraph runs."""
+        return self.early >= early_floor(early_threshold, threshold)
+
     def routed(self, threshold: float, early_threshold: float = 0.0) -> Tensor:
         """``(N,)`` whether the subgraph's answer stands."""
-        return (self.early >= early_floor(early_threshold, threshold)) & (self.confidence >= threshold)
+        return self.subgraph_ran(threshold, early_threshold) & (self.confidence >= threshold)
 
     def at(self, threshold: float, early_threshold: float = 0.0) -> Tensor:
         """``(N,)`` the classes that the bundle answers with a threshold."""

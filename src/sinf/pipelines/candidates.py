@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sinf import edge
 from sinf.bundle.semantic import Bundle
-from sinf.data.images import LabelledImages
+from sinf.data.images import LabelledImages, Preprocessing
 from sinf.engine.engines import native, open_engine
 from sinf.engine.network_engine import open_network
 from sinf.engine.torch_engine import SemanticModel
@@ -26,6 +26,7 @@ from sinf.export.plain import export_network
 from sinf.export.split import export_split
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
+from sinf.measure.delivery import answers_of
 from sinf.measure.in_engine import TailAnswers, tail_answers
 from sinf.measure.timing import Progress
 from sinf.models import BaseModel
@@ -39,7 +40,7 @@ Run = Callable[[Tensor], Tensor]
 #: What is written for an engine, beside the model of torch.
 FORMATS = {engine: file_format for file_format, engine in edge.ENGINES.items()}
 
-#: How many answers of a cascade's small tail may differ from those of its full one, as multiples of the limit of the
+#: How many answers of a small tail or subgraph may differ from those of the full tail, as multiples of the limit of the
 #: loss: most such answers are about images that the base model is wrong about too.
 _DIFFERING = (0.25, 1.0, 2.0, 4.0, 8.0)
 
@@ -79,13 +80,14 @@ class Promise:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network as it runs in its engine, in a precision; ``save`` writes it to a folder, with what is promised of it,
-    the names of the classes, and the key that signs it."""
+    """A network as it runs in its engine, in a precision; ``answers`` are its classes (N,) for images, ``save`` writes
+    it to a folder, with what is promised of it, the names of the classes, and the key that signs it."""
 
     name: str
     kind: str
     precision: str
     run: Run
+    answers: Callable[[LabelledImages, Progress], Tensor]
     save: Callable[[Path, Promise, list[str], bytes | None], None]
 
     @property
@@ -121,7 +123,11 @@ class Static(Design):
             network, size, place.engine, threads=place.threads, precision=precision, calibration=place.ranges
         )
         as_tensor: Run = lambda x: torch.as_tensor(run(native(place.engine, x)))  # noqa: E731
-        return [Candidate(self.name, "static", precision, as_tensor, partial(self._save, place=place))]
+
+        def answers(images: LabelledImages, progress: Progress) -> Tensor:
+            return answers_of(as_tensor, images, self.model.spec.preprocessing, progress)
+
+        return [Candidate(self.name, "static", precision, as_tensor, answers, partial(self._save, place=place))]
 
     def _save(self, folder: Path, promise: Promise, class_names: list[str], key: bytes | None, place: Place) -> None:
         made_by = {"made": self.name, "runs in": f"{promise.engine} {promise.precision}", "promise": str(promise)}
@@ -134,11 +140,14 @@ class Static(Design):
             )  # fmt: skip
 
 
-class Cascade(Design):
-    """A small tail for every input, and the full tail for those that it is unsure of."""
+class Routed(Design):
+    """A small tail for every input, or the subgraph of its cluster, and the full tail for those that it is unsure of;
+    with one cluster a cascade."""
 
     def __init__(self, bundle: Bundle, name: str) -> None:
         self.bundle, self.name = bundle, name
+        self.kind = "cascade" if len(bundle.clusters) == 1 else "semantic"
+        self.early = 0.0 if bundle.threshold is None else bundle.threshold.early
 
     def open(
         self, place: Place, precision: str, selection: LabelledImages, max_loss: float, progress: Progress
@@ -148,17 +157,20 @@ class Cascade(Design):
             SemanticModel(self.bundle), place.engine, threads=place.threads, precision=precision,
             calibration=place.ranges,
         ).one_by_one()  # fmt: skip
-        found = tail_answers(router, place.engine, selection, self.bundle.spec.preprocessing, progress)
-        values = dict.fromkeys(least_threshold(found, share * max_loss) for share in _DIFFERING)
-        return [self._at(value, found, router, place, precision) for value in values if value < NEVER]
+        tails = _Tails(router, place.engine, self.bundle.spec.preprocessing)
+        found = tails.of(selection, progress)
+        values = dict.fromkeys(least_threshold(found, share * max_loss, self.early) for share in _DIFFERING)
+        return [self._at(value, found, tails, place, precision) for value in values if value < NEVER]
 
-    def _at(self, value: float, found: TailAnswers, router: FeatureRouter, place: Place, precision: str) -> Candidate:
-        fallback = 1 - float(found.routed(value).double().mean())
-        own = FeatureRouter(router.engine, router.size, value, 0.0)
+    def _at(self, value: float, found: TailAnswers, tails: _Tails, place: Place, precision: str) -> Candidate:
+        early = self.early
+        fallback = 1 - float(found.routed(value, early).double().mean())
+        ran = float(found.subgraph_ran(value, early).double().mean())
+        router = FeatureRouter(tails.router.engine, tails.router.size, value, early)
 
         def write(folder: Path, promise: Promise, class_names: list[str], key: bytes | None) -> None:
             threshold = Threshold(
-                value, 0.0, promise.max_loss, promise.loss, fallback, 1.0, promise.confidence, promise.images,
+                value, early, promise.max_loss, promise.loss, fallback, ran, promise.confidence, promise.images,
                 engine=promise.engine, precision=promise.precision,
             )  # fmt: skip
             bundle = replace(self.bundle, threshold=threshold)
@@ -170,15 +182,32 @@ class Cascade(Design):
                 )  # fmt: skip
 
         name = f"{self.name} ({100 * fallback:.0f} % of the inputs)"
-        return Candidate(name, "cascade", precision, lambda x: torch.as_tensor(own(native(place.engine, x))), write)
+        return Candidate(
+            name, self.kind, precision, lambda x: torch.as_tensor(router(native(place.engine, x))),
+            lambda images, progress: tails.of(images, progress).at(value, early), write,
+        )  # fmt: skip
 
 
-def least_threshold(found: TailAnswers, differing: float) -> float:
+class _Tails:
+    """What the tails of a bundle answer, once for all thresholds."""
+
+    def __init__(self, router: FeatureRouter, engine: str, preprocessing: Preprocessing) -> None:
+        self.router, self.engine, self.preprocessing = router, engine, preprocessing
+        self._known: dict[str, TailAnswers] = {}
+
+    def of(self, images: LabelledImages, progress: Progress) -> TailAnswers:
+        name = images.fingerprint()
+        if name not in self._known:
+            self._known[name] = tail_answers(self.router, self.engine, images, self.preprocessing, progress)
+        return self._known[name]
+
+
+def least_threshold(found: TailAnswers, differing: float, early: float = 0.0) -> float:
     """The lowest threshold with which at most a share of the answers differs from the full tail's; :data:`NEVER` where
-    none is."""
+    none is. ``early`` is the early threshold."""
     accepted = NEVER
     for threshold in candidate_thresholds(found.confidence):
-        if float((found.at(threshold) != found.full).double().mean()) > differing:
+        if float((found.at(threshold, early) != found.full).double().mean()) > differing:
             break
         accepted = threshold
     return accepted

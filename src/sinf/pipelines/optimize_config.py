@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sinf.compress.methods import TRIED, kind_of
+from sinf.data.clusters import Clusters
 from sinf.engine.engines import PRECISIONS, require_precision
 from sinf.errors import ConfigError
 from sinf.machine.memory import DEFAULT
@@ -13,6 +14,7 @@ from sinf.routing.threshold import require_limit
 #: Shares of the base model's cost, each a fifth less than the one before.
 BUDGETS = (0.8, 0.64, 0.51, 0.41, 0.33, 0.26, 0.21, 0.17, 0.13)
 CUTS, TAILS = (0.15, 0.3), (0.5, 0.3)
+ROUTED_CUTS = (0.3, 0.6)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class OptimizeConfig:
             more than the limit.
         cuts: where cascades are cut, as shares of the MACs; none for no cascades.
         tails: what their small tails keep, as shares of what the smallest static network within the limit keeps.
+        clusters: semantic clusters, for bundles that send every input to the subgraph of its cluster; None for none.
+        routed_cuts: where these are cut, as shares of the MACs. Their subgraphs keep the least of ``tails``.
         pairs: measurements of time.
         memory: bytes that the process may take.
     """
@@ -49,6 +53,8 @@ class OptimizeConfig:
     budgets: tuple[float, ...] = BUDGETS
     cuts: tuple[float, ...] = CUTS
     tails: tuple[float, ...] = TAILS
+    clusters: Clusters | None = None
+    routed_cuts: tuple[float, ...] = ROUTED_CUTS
     pairs: int = 100
     seed: int = 0
     memory: int = DEFAULT
@@ -64,7 +70,10 @@ class OptimizeConfig:
         for name in ("batch", "threads", "images"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1", got=getattr(self, name), remedy="leave it out")
-        shares = {"selection": (self.selection,), "budgets": self.budgets, "cuts": self.cuts, "tails": self.tails}
+        shares = {
+            "selection": (self.selection,), "budgets": self.budgets, "cuts": self.cuts, "tails": self.tails,
+            "routed_cuts": self.routed_cuts,
+        }  # fmt: skip
         for name, values in shares.items():
             if any(not 0 < share < 1 for share in values):
                 raise ConfigError(f"{name} must be in (0, 1)", got=getattr(self, name), remedy="leave it out")

@@ -1,7 +1,7 @@
 """The search behind optimize(): what is made, what it loses and takes where it will run, what keeps the limit.
 
 Static networks go down a ladder of budgets until they lose too much; what they keep decides how small the tails of
-cascades are. Everything is opened in the engine and in every precision, and answers there.
+bundles are. Everything is opened in the engine and in every precision, and answers there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sinf.compress.select import Budget
-from sinf.data.clusters import one_cluster
+from sinf.data.clusters import Clusters, one_cluster
 from sinf.data.images import LabelledImages
 from sinf.errors import ConfigError, SinfError
 from sinf.graph.cost import WEIGHT_COST
@@ -23,7 +23,7 @@ from sinf.measure.delivery import ExpectedLoss, answers_of
 from sinf.measure.timing import Latency, interleaved
 from sinf.models import BaseModel
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
-from sinf.pipelines.candidates import Candidate, Cascade, Design, Place, Promise, Static, ranges_of
+from sinf.pipelines.candidates import Candidate, Design, Place, Promise, Routed, Static, ranges_of
 from sinf.pipelines.optimize_config import OptimizeConfig
 from sinf.pipelines.prune import PruneConfig, Pruned, pruner
 from sinf.routing.threshold import p_value
@@ -33,6 +33,7 @@ Progress = Callable[[str, int, int], None]
 
 BASE = "base model"
 OWN = "your model, as loaded (torch)"
+_LEAST = 0.05  # of the cost of its tail: no subgraph is smaller
 _SAFER = 0.25  # of the limit: what extractor and full tail of a cascade may lose, so that the small tail has the rest
 _RANGES = 200  # images that set the ranges of int8
 _TIMED = 256  # images that batches are made of
@@ -102,7 +103,7 @@ class Search:
         smallest = {method: self._least(rungs, 1.0) for method, rungs in ladders.items()}
         method = min(smallest, key=lambda each: smallest[each])
         if smallest[method] < 1:
-            yield from self._cascades(method, smallest[method], self._least(ladders[method], _SAFER))
+            yield from self._bundles(method, smallest[method], self._least(ladders[method], _SAFER))
 
     def _ladder(self, method: str) -> Iterator[_Rung]:
         """Smaller and smaller networks, to the first that loses more than the limit, and one between the last two."""
@@ -148,28 +149,44 @@ class Search:
         limit = 100 * share * self.config.max_loss
         return min((rung.kept for rung in rungs if rung.loss.points <= limit), default=1.0)
 
-    def _cascades(self, method: str, least: float, whole: float) -> Iterator[Cascade]:
-        for cut in self.config.cuts:
-            for tail in self.config.tails:
-                yield from self._cascade(method, cut, whole, max(0.05, tail * least))
+    def _bundles(self, method: str, least: float, whole: float) -> Iterator[Routed]:
+        """Cascades, and bundles of the clusters where there are some. Extractor and full tail keep ``whole`` of their
+        cost, small tails and subgraphs a share of ``least``."""
+        config, sizes = self.config, [max(_LEAST, tail * least) for tail in self.config.tails]
+        one = one_cluster(self.base.spec.classes)
+        for cut in config.cuts:
+            for size in sizes:
+                what = f"cascade at {100 * cut:g} %: {100 * size:.3g} % of the tail, then {100 * whole:.3g} %"
+                yield from self._bundle(what, one, self._asked(method, cut, whole, size, 1 - 1e-9))
+        if config.clusters is None or not sizes:
+            return
+        for cut in config.routed_cuts:
+            size = min(sizes)
+            what = (
+                f"{len(config.clusters)} clusters at {100 * cut:g} %: {100 * size:.3g} % of the tail, "
+                f"then {100 * whole:.3g} %"
+            )
+            yield from self._bundle(what, config.clusters, self._asked(method, cut, whole, size, config.max_loss))
 
-    def _cascade(self, method: str, cut: float, whole: float, tail: float) -> Iterator[Cascade]:
+    def _asked(self, method: str, cut: float, whole: float, size: float, max_loss: float) -> BuildConfig:
         config = self.config
-        asked = BuildConfig(
-            method=method, cut_at=cut, common=whole, subgraph=Budget(tail, WEIGHT_COST), max_loss=1 - 1e-9,
+        return BuildConfig(
+            method=method, cut_at=cut, common=whole, subgraph=Budget(size, WEIGHT_COST), max_loss=max_loss,
             common_images=config.images, seed=config.seed, memory=config.memory, keep_anyway=True,
         )  # fmt: skip
-        images = self.scoring.sample(config.images, config.seed)
-        name = f"cascade at {100 * cut:g} %: {100 * tail:.3g} % of the tail, then {100 * whole:.3g} %"
+
+    def _bundle(self, name: str, clusters: Clusters, asked: BuildConfig) -> Iterator[Routed]:
+        images = self.scoring.sample(self.config.images, self.config.seed)
+        routing = images if len(clusters) == 1 else self.scoring
         try:
             bundle = make_bundle(
-                self.base, Images(images, images, self.selection), one_cluster(self.base.spec.classes), asked,
-                StepStore(self.work), lambda step, done, total: self.progress(f"{name}: {step}", done, total),
+                self.base, Images(images, routing, self.selection), clusters, asked, StepStore(self.work),
+                lambda step, done, total: self.progress(f"{name}: {step}", done, total),
             )  # fmt: skip
         except SinfError as reason:
             self.left_out.append(f"{name}: {reason}")
             return
-        yield Cascade(bundle, name)
+        yield Routed(bundle, name)
 
     # ---- what it does
 
@@ -238,9 +255,7 @@ class Search:
 
     def _answers(self, candidate: Candidate, images: LabelledImages) -> Tensor:
         """``(N,)`` the classes that a candidate answers in its engine."""
-        return answers_of(
-            candidate.run, images, self.preprocessing, self._reporter(f"answers of {candidate.full_name}")
-        )
+        return candidate.answers(images, self._reporter(f"answers of {candidate.full_name}"))
 
     def _reporter(self, step: str) -> Callable[[int, int], None]:
         return lambda done, total: self.progress(step, done, total)

@@ -1,0 +1,157 @@
+"""What `sinf optimize` delivers on CIFAR-100, beside what a user would pick instead.
+
+    python benchmarks/optimize.py vgg16 WEIGHTS CIFAR100 --work runs/optimize
+
+Every request is one call of optimize(), as a user makes it: candidates from train images, a third of test[:50%]
+chooses, the rest tests. What was written is opened as a user opens it (sinf.edge), and reported once, on test[50%:]:
+the loss against the base model in the engine's f32, with its interval. All delivered networks are timed together on
+images of test[50%:] in turn, batches of one, one thread, the base model in the engine's f32 in between; beside them the
+base model in int8 by the engine's quantiser, and the model as it was loaded in torch, eager and compiled.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from candidates import say
+from table import Table, when_idle
+from torch import Tensor
+
+from sinf import BaseModel, LabelledImages, load_images, load_model, optimize
+from sinf.edge import load as open_export
+from sinf.engine.network_engine import open_network
+from sinf.errors import DoesNotPayError
+from sinf.graph.prepare import prepare
+from sinf.graph.trace import trace
+from sinf.measure.delivery import ExpectedLoss, answers_of
+from sinf.measure.timing import Latency, interleaved
+from sinf.pipelines.candidates import ranges_of
+from sinf.pipelines.optimize import OptimizeConfig
+
+BOTH, F32 = ("f32", "int8"), ("f32",)
+#: Precisions, limit in points and confidence of every request.
+ASKED: tuple[tuple[tuple[str, ...], float, float | None], ...] = (
+    (BOTH, 0.5, None), (BOTH, 1.0, None), (BOTH, 1.0, 0.95),
+    (F32, 0.1, None), (F32, 0.5, None), (F32, 1.0, None), (F32, 0.5, 0.95), (F32, 1.0, 0.95),
+)  # fmt: skip
+COLUMNS = (
+    "model", "dataset", "engine", "device", "batch", "threads", "pairs", "what", "precisions", "asked", "confidence",
+    "kind", "chosen", "precision", "selection_loss", "calibration_loss", "base_top1", "loss", "loss_low", "loss_high",
+    "images", "time_saved", "time_saved_low", "time_saved_high", "base_ms", "ms", "load", "seed", "date", "versions",
+)  # fmt: skip
+IDENTITY = ("engine", "what", "precisions", "asked", "confidence")
+Run = Callable[[Tensor], Any]
+
+
+def main(
+    name: str,
+    weights: Path,
+    data: Path,
+    work: Annotated[Path, typer.Option(help="Folder for steps and for what is delivered; may be used again.")],
+    engine: str = "onnxruntime",
+    pairs: int = 500,
+    keep: Annotated[bool, typer.Option(help="Leave out engines that are in the file.")] = False,
+    loaded: Annotated[bool, typer.Option(help="Write rows even if other processes ran meanwhile.")] = False,
+) -> None:
+    torch.set_num_threads(1)
+    table = Table(
+        f"optimize_{name}_cpu.csv", COLUMNS, IDENTITY, keep=keep, loaded=loaded, model=name, dataset="cifar100",
+        engine=engine, batch=1, threads=1, pairs=pairs, seed=0,
+    )  # fmt: skip
+    if table.has(engine=engine):
+        return
+    base = load_model(name, weights=weights)
+    train, calibration = load_images(data, "train"), load_images(data, "test[:50%]")
+    delivered: dict[tuple[Any, ...], tuple[Any, Path] | None] = {}
+    for request in ASKED:
+        delivered[request] = deliver(base, train, calibration, request, engine, work)
+    report(base, train, load_images(data, "test[50%:]"), delivered, engine, table)
+    table.forget_older(engine=engine)
+
+
+def deliver(
+    base: BaseModel, train: LabelledImages, calibration: LabelledImages, request: tuple[Any, ...], engine: str,
+    work: Path,
+) -> tuple[Any, Path] | None:  # fmt: skip
+    """What optimize() found for a request, and where it is; None where nothing pays."""
+    precisions, asked, confidence = request
+    folder = work / "delivered" / f"{engine}-{'-'.join(precisions)}-{asked:g}-{confidence or 'none'}"
+    shutil.rmtree(folder, ignore_errors=True)
+    config = OptimizeConfig(max_loss=asked / 100, confidence=confidence, engine=engine, precisions=precisions)
+    try:
+        found = optimize(base, train, calibration, config, folder, work=work / "steps", progress=say)
+    except DoesNotPayError as reason:
+        print(f"{request}: {reason}", flush=True)
+        return None
+    print(f"{request}: {found.chosen.name}, {found.chosen.precision}, {found.chosen.time.mean:.2f} ms", flush=True)
+    return found, folder
+
+
+def report(
+    base: BaseModel, train: LabelledImages, images: LabelledImages, delivered: dict[Any, Any], engine: str, table: Table
+) -> None:
+    """Loss and time of all that was delivered, and of what a user would pick instead."""
+    fed = base.spec.preprocessing
+    ranges = ranges_of(train, fed, 200, 0)
+    graph = prepare(trace(base.module, fed))
+    in_f32 = of_arrays(open_network(graph, fed.size, engine))
+    instead: dict[str, Run] = {
+        "base int8": of_arrays(open_network(graph, fed.size, engine, precision="int8", calibration=ranges)),
+        "torch, as loaded": base.module,
+        "torch, compiled": open_network(base.module, fed.size, "torch-compile"),
+    }
+    ours = {
+        request: of_arrays(open_export(made[1] / engine))
+        for request, made in delivered.items() if made is not None
+    }  # fmt: skip
+    expected = answers_of(in_f32, images, fed)
+    losses = {
+        key: ExpectedLoss.of(expected, answers_of(run, images, fed), images.labels)
+        for key, run in (instead | ours).items()  # type: ignore[operator]
+    }
+    x = fed.normalise(images.pixels(fed, 0, 2000))
+    running: dict[str, Run] = {str(key): run for key, run in (instead | ours).items()}  # type: ignore[operator]
+    times = when_idle(
+        lambda: interleaved(in_f32, running, x, pairs=table.common["pairs"]),
+        lambda found: next(iter(found.values())).load,
+    )
+    base_top1 = float((expected == images.labels).double().mean())
+    for what in instead:
+        add(table, losses[what], times[what], base_top1, what=what)
+    for request, made in delivered.items():
+        precisions, asked, confidence = request
+        key = {"what": "optimize", "precisions": " ".join(precisions), "asked": asked, "confidence": confidence}
+        if made is None:
+            table.add(**key, chosen="nothing pays")
+            continue
+        chosen, promise = made[0].chosen, made[0].promise
+        add(
+            table, losses[request], times[str(request)], base_top1, **key, kind=chosen.kind, chosen=chosen.name,
+            precision=chosen.precision, selection_loss=chosen.loss.points, calibration_loss=100 * promise.loss,
+        )  # fmt: skip
+
+
+def add(table: Table, loss: ExpectedLoss, time: Latency, base_top1: float, **said: Any) -> None:
+    table.add(
+        **said, base_top1=base_top1, loss=loss.points, loss_low=loss.low, loss_high=loss.high, images=loss.images,
+        time_saved=time.time_saved, time_saved_low=time.low, time_saved_high=time.high, base_ms=time.base_mean,
+        ms=time.mean, load=time.load,
+    )  # fmt: skip
+    print(
+        f"{said}: loss {loss.points:.2f} [{loss.low:.2f}, {loss.high:.2f}], {time.mean:.3f} ms, "
+        f"saved {time.time_saved:.3f}, load {time.load}", flush=True,
+    )  # fmt: skip
+
+
+def of_arrays(run: Callable[[Any], Any]) -> Run:
+    """An engine of numpy arrays, for tensors."""
+    return lambda x: torch.as_tensor(run(x.numpy()))
+
+
+if __name__ == "__main__":
+    typer.run(main)
