@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from sinf.bundle.plain import PlainModel
-from sinf.engine.network_engine import usual_order
 from sinf.engine.onnx_parts import network_to_onnx
 from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
 from sinf.engine.openvino_engine import OpenVinoEngine
@@ -45,7 +44,7 @@ def export_plain(model: PlainModel, path: str | Path, file_format: str = "onnx")
         raise ConfigError(f"a plain model is exported to a file that ends in {ENDINGS[file_format]}", got=path)
     import onnx
 
-    graph = network_to_onnx(usual_order(model.network), model.preprocessing.size)
+    graph = network_to_onnx(model.network, model.preprocessing.size)
     onnx.helper.set_model_props(graph, {"sinf": json.dumps(_description(model))})
     onnx.checker.check_model(graph, full_check=True)
     if file_format == "onnx":

@@ -23,7 +23,7 @@ from torch import Tensor
 from sinf.compress.select import Budget
 from sinf.data.clusters import one_cluster
 from sinf.data.images import LabelledImages
-from sinf.engine.engines import PRECISIONS, require_precision
+from sinf.engine.engines import require_precision, runtime_of
 from sinf.errors import ConfigError, DoesNotPayError, SinfError
 from sinf.graph.cost import WEIGHT_COST
 from sinf.machine.memory import DEFAULT
@@ -79,7 +79,9 @@ class OptimizeConfig:
     def __post_init__(self) -> None:
         require_limit(self.max_loss, self.confidence)
         if not self.precisions:
-            raise ConfigError("a precision is needed", got="none", remedy=f"take {PRECISIONS[self.engine][0]}")
+            raise ConfigError(
+                "a precision is needed", got="none", remedy=f"take {runtime_of(self.engine).precisions[0]}"
+            )
         for precision in self.precisions:
             require_precision(self.engine, precision)
         for name in ("batch", "threads", "images"):
