@@ -105,6 +105,8 @@ class ExpectedLoss:
 def _interval(lost: int, won: int, count: int) -> tuple[float, float]:
     """What 95 % of the bootstrapped losses lie between, in points. Half an image more is counted as lost, and half as
     won: without that, few images of which none changed would make the loss look certain."""
+    # Not scipy's bootstrap, which draws images: half an image cannot be drawn. Drawing N images, each lost, won or
+    # neither, is drawing these three counts.
     chances = np.array([lost + 0.5, won + 0.5, count - lost - won]) / (count + 1)
     draws = np.random.default_rng(0).multinomial(count, chances, _DRAWS)
     losses = 100 * (draws[:, 0] - draws[:, 1]) / count
