@@ -179,7 +179,7 @@ def test_names_of_engines_are_their_own() -> None:
         """Another engine with the name of one."""
 
     register(Torch())
-    with pytest.raises(ConfigError, match="name of its own .got torch"):
+    with pytest.raises(ConfigError, match=r"name of its own \(got torch\)"):
         register(Second())
 
 
