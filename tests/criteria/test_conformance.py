@@ -135,9 +135,9 @@ def test_scores_of_every_kind_of_group(name: str, net: str) -> None:
         for reader, old in zip(statistics.readers, before.readers, strict=True):
             assert torch.equal(reader.site.weight, old.site.weight)
             assert torch.equal(reader.unit, old.unit)
-            for key, value in reader.site.sums.items():
-                if isinstance(value, Tensor):
-                    assert torch.equal(value, old.site.sums[key]), key
+            for each in reader.site:
+                for key, value in each.tensors().items():
+                    assert torch.equal(value, old.site[type(each)].tensors()[key]), key
 
 
 @pytest.mark.parametrize("name", LAWS)
@@ -155,7 +155,7 @@ def test_only_what_is_needed_is_collected(name: str) -> None:
     criterion = make_criterion(name)
     found = measure(criterion, graph, coupling)
     for site in found.values():
-        assert set(site.sums) | set(found.units) == set(criterion.needs)
+        assert {type(each) for each in site} | set(found.units) == set(criterion.needs)
 
 
 def test_criteria_of_filters_look_at_no_image() -> None:

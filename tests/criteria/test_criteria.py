@@ -27,7 +27,7 @@ from sinf.criteria import (
 from sinf.criteria.base import Reader, Writer
 from sinf.errors import ConfigError
 from sinf.graph.coupling import CoupledGroup, Coupling, couple
-from sinf.statistics import SiteStatistics, collect
+from sinf.statistics import PooledGram, SecondMoments, Sensitivity, SiteStatistics, SumsByClass, collect
 from tiny import CLASSES, COLOUR, COUPLED, Concat, traced
 
 
@@ -41,24 +41,18 @@ def site_of(x: Tensor, y: Tensor, weight: Tensor, sensitivity: Tensor) -> SiteSt
         "site",
         weight,
         len(x),
-        {
-            "gram": gram,
-            "positions": torch.tensor(len(x)),
-            "sensitivity": sensitivity * len(x),
-            "pooled_gram": gram,
-            "class_sums": sums,
-            "class_counts": counts,
-        },
+        [
+            SecondMoments(gram, torch.tensor(len(x))),
+            Sensitivity(sensitivity * len(x)),
+            PooledGram(gram),
+            SumsByClass(sums, counts),
+        ],
     )
-
-
-def with_sums(site: SiteStatistics, **sums: Tensor) -> SiteStatistics:
-    return replace(site, sums=site.sums | sums)
 
 
 def group_of(site: SiteStatistics, writer: Tensor) -> GroupStatistics:
     """A group that one layer writes and one site reads."""
-    channels = torch.arange(len(site.gram))
+    channels = torch.arange(site.channels)
     group = CoupledGroup("group", channels, ("writer",), ("site",), None)
     return GroupStatistics(group, [Reader(site, channels)], [Writer(writer, channels)])
 
@@ -172,7 +166,8 @@ def test_dcs_of_a_channel_that_never_changes_is_nearly_nothing() -> None:
     site = site_of(x, y, weight, sensitivity)
     gram = sum(part.T @ part for part in x.split(50))
     sums = sum(torch.zeros(3, 7).index_add_(0, c, part) for part, c in zip(x.split(50), y.split(50), strict=True))
-    scores = DCS().score_channels(with_sums(site, pooled_gram=gram, class_sums=sums))
+    others = PooledGram(gram), SumsByClass(sums, site[SumsByClass].counts)
+    scores = DCS().score_channels(site.but(*others))
     assert float(scores[3]) < 0.01
 
 
