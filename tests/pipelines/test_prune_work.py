@@ -32,7 +32,7 @@ def test_stored_statistics_are_what_was_collected(name: str) -> None:
     for target, site in found.items():
         assert torch.equal(read[target].weight, site.weight)
         assert read[target].images == site.images
-        assert [type(each) for each in read[target]] == [type(each) for each in site]
+        assert {type(each) for each in read[target]} == {type(each) for each in site}
         for each in site:
             for field, tensor in each.tensors().items():
                 assert torch.equal(read[target][type(each)].tensors()[field], tensor)
