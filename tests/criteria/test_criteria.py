@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from sinf.criteria import (
-    CRITERIA,
     DCS,
     L1,
     NAMES,
@@ -22,7 +21,10 @@ from sinf.criteria import (
     Random,
     ResidualEnergy,
     group_statistics,
+    kind_of,
     make_criterion,
+    register,
+    registry,
 )
 from sinf.criteria.base import Reader, Writer
 from sinf.errors import ConfigError
@@ -83,11 +85,25 @@ def net_statistics(name: str) -> tuple[fx.GraphModule, Coupling, dict[str, SiteS
 def test_unknown_criterion_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"no such criterion.*magic.*residual.*dcs"):
         make_criterion("magic")
-    assert tuple(CRITERIA) == NAMES
-    for name, criterion in CRITERIA.items():
-        assert make_criterion(name).name == name
-        assert isinstance(make_criterion(name), criterion)
-        assert issubclass(criterion, Criterion)
+    for name in NAMES:
+        assert kind_of(name).name == name
+        assert type(make_criterion(name)) is kind_of(name)
+        assert issubclass(kind_of(name), Criterion)
+
+
+def test_a_criterion_of_ones_own_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Second(L1):
+        """Another criterion with the name of one."""
+
+    class Own(L1):
+        name = "own"
+
+    monkeypatch.setattr("sinf.criteria.registry._TABLE", dict(registry._TABLE))
+    register(L1)
+    register(Own)
+    assert type(make_criterion("own")) is Own
+    with pytest.raises(ConfigError, match="name of its own"):
+        register(Second)
 
 
 # ---- what a group is made of
