@@ -50,13 +50,14 @@ from sinf.graph.slice import parameters_of, slice_graph
 from sinf.graph.trace import trace
 from sinf.graph.verify import verify
 from sinf.models import BaseModel
-from sinf.statistics import Statistics, collect
+from sinf.statistics import Independence, MapRanks, SecondMoments, Statistic, Statistics, collect
 
+Kinds = set[type[Statistic]]
 CUTS = {"vgg16": "features.23", "vgg19": "features.26", "resnet50": "layer2", "resnet56": "layer2"}
 SCORED, COSTLY, FITTED = 20, 2, 10  # images of a class; COSTLY: for sums of single maps
 ROUND_TO, WIDE = 8, 65  # widths; networks that are narrower all through could hardly choose, and are not rounded
 CLUSTER_SCORED = 40
-MAPS = {"ranks", "independence"}
+MAPS: Kinds = {MapRanks, Independence}
 STATIC, CLUSTER = "static", "semantic-truecluster"
 WEIGHTS = ("plain", "recalibrated", "reconstructed")
 COLUMNS = (
@@ -191,7 +192,7 @@ class Sides:
 
     def __init__(
         self, base: BaseModel, network: PartedNetwork, train: LabelledImages, test: LabelledImages, rows: int,
-        jobs: list[Job], scored: int = CLUSTER_SCORED, needs: Iterable[str] = (),
+        jobs: list[Job], scored: int = CLUSTER_SCORED, needs: Iterable[type[Statistic]] = (),
     ) -> None:  # fmt: skip
         self.base, self.network, self.train, self.jobs = base, network, train, jobs
         self.scored, self.needs = scored, needs
@@ -204,28 +205,28 @@ class Sides:
         needs = self._needs(method, seed)
         return [self._static(seed, needs)] if method == STATIC else list(self._by_cluster(seed, needs))
 
-    def _needs(self, method: str, seed: int) -> set[str]:
+    def _needs(self, method: str, seed: int) -> Kinds:
         criteria = {job.criterion for job in self.jobs if (job.method, job.seed) == (method, seed)}
         # criteria that are not published are made of those that are
         names = [name for criterion in criteria for name in ((criterion,) if criterion in NAMES else NAMES)]
         return {*self.needs, *(need for name in names for need in make_criterion(name).needs)}
 
-    def _static(self, seed: int, needs: set[str]) -> Side:
+    def _static(self, seed: int, needs: Kinds) -> Side:
         network, classes = self.network, self.base.spec.classes
         scoring = self.train.sample(SCORED * classes, seed)
         found = self._collect(network.graph, scoring.batches(self.base.spec.preprocessing), needs - MAPS, None, seed)
         if needs & MAPS:
             # Sums of single maps are over fewer images: criteria compare channels of a layer, never with the others.
             few = scoring.sample(COSTLY * classes, seed).batches(self.base.spec.preprocessing)
-            maps = self._collect(network.graph, few, {*MAPS, "map_positions"}, None, seed)
+            maps = self._collect(network.graph, few, MAPS, None, seed)
             for target, site in found.items():
-                site.sums |= {name: maps[target].sums[name] for name in MAPS}
+                found[target] = site.but(*maps[target])
         return Side(
             network, network.graph, network.groups_free(), network.macs, network.coupling.keep_all(), found,
             tensors(scoring.sample(FITTED * classes, seed), self.base)[0], tensors(self.test, self.base),
         )  # fmt: skip
 
-    def _by_cluster(self, seed: int, needs: set[str]) -> Iterator[Side]:
+    def _by_cluster(self, seed: int, needs: Kinds) -> Iterator[Side]:
         network = self.network
         scoring = self.train.sample(self.scored * self.base.spec.classes, seed)
         train, test = self._features(scoring), self._features(self.test)
@@ -241,7 +242,7 @@ class Sides:
                 (test[theirs], answers), network.features_slot,
             )  # fmt: skip
 
-    def _collect(self, graph: fx.GraphModule, batches: Any, needs: set[str], answer: Any, seed: int) -> Statistics:
+    def _collect(self, graph: fx.GraphModule, batches: Any, needs: Kinds, answer: Any, seed: int) -> Statistics:
         classes = self.base.spec.classes
         return collect(graph, self.network.coupling, batches, classes=classes, answer=answer, needs=needs, seed=seed)
 
@@ -289,7 +290,7 @@ def measure(job: Job, sides: list[Side]) -> dict[str, Any]:
 
 def scored_on(job: Job) -> int:
     """Images of a class that the criterion looked at."""
-    needs = set(make_criterion(job.criterion).needs) if job.criterion in NAMES else {"gram"}
+    needs = set(make_criterion(job.criterion).needs) if job.criterion in NAMES else {SecondMoments}
     few = bool(needs & MAPS)
     if not needs:
         return 0

@@ -27,7 +27,7 @@ from sinf.compress.channels import importances
 from sinf.criteria import make_criterion
 from sinf.criteria.base import SiteCriterion, share
 from sinf.criteria.dcs import DCS
-from sinf.statistics import SiteStatistics, Statistics
+from sinf.statistics import PooledGram, Sensitivity, SiteStatistics, Statistics, SumsByClass
 
 NAMES = ("dcs", "dcs-elimination", "dcs-energy", "reach", "reach-dcs", "residual")
 STEPS = 64
@@ -43,16 +43,17 @@ class Elimination(SiteCriterion):
 
     def score_channels(self, site: SiteStatistics) -> Tensor:
         rule = DCS()
-        present = site.class_counts > 0
-        images = float(site.class_counts.sum())
-        sums = site.class_sums[present].double()
+        by_class = site[SumsByClass]
+        present = by_class.counts > 0
+        images = float(by_class.counts.sum())
+        sums = by_class.sums[present].double()
         mean = sums.sum(0) / images
-        covariance = site.pooled_gram.double() / images - torch.outer(mean, mean)
+        covariance = site[PooledGram].gram.double() / images - torch.outer(mean, mean)
         deviation = torch.diagonal(covariance).clamp(min=0).sqrt()
         scale = torch.where(deviation > 1e-8 * deviation.max(), 1 / deviation.clamp(min=1e-30), 0.0)
         system = covariance * torch.outer(scale, scale) + rule.ridge * torch.eye(len(scale), dtype=torch.float64)
         inverse = torch.linalg.inv(system)
-        weights = inverse @ ((sums - site.class_counts[present].double()[:, None] * mean) * scale / images).T
+        weights = inverse @ ((sums - by_class.counts[present].double()[:, None] * mean) * scale / images).T
         alive = torch.ones(len(scale), dtype=torch.bool)
         cost, floor = torch.zeros(len(scale), dtype=torch.float64), 0.0
         block = max(1, len(scale) // STEPS)
@@ -91,7 +92,7 @@ def reach(side: Side, job: Job, by_dcs: bool = False) -> dict[str, Tensor]:
     sites.images, sites.units = side.sites.images, side.sites.units
     for target, site in side.sites.items():
         weight = of_unit[coupling.writes[target].units] * site.images
-        sites[target] = SiteStatistics(target, site.weight, site.images, site.sums | {"sensitivity": weight})
+        sites[target] = site.but(Sensitivity(weight))
     return importances(make_criterion("residual"), side.network.graph, side.network.coupling, side.groups, sites)
 
 

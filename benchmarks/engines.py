@@ -28,7 +28,7 @@ from table import Table, when_idle
 
 from sinf import SemanticModel, load_images
 from sinf.data.images import LabelledImages
-from sinf.engine.engines import PRECISIONS, native, open_engine
+from sinf.engine.engines import RUNTIMES, native, open_engine, runtime_of
 from sinf.engine.onnx_parts import part_to_onnx
 from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
 from sinf.export.single import OUTPUTS, export_single
@@ -91,8 +91,8 @@ def main(
     whole = evaluate(model, test)
     x = first_images(test.sample(images), model, images)
     ranges = first_images(held_out, model, len(held_out))
-    for engine in engines or [name for name in PRECISIONS if name != "torch-compile"]:
-        for precision in PRECISIONS[engine]:
+    for engine in engines or [name for name in RUNTIMES if name != "torch-compile"]:
+        for precision in runtime_of(engine).precisions:
             if only and precision not in only:
                 continue
             if table.table.has(what="stages", engine=engine, precision=precision):  # the last of its rows

@@ -20,7 +20,7 @@ from sinf.compress.methods import register
 from sinf.errors import ConfigError
 from sinf.graph.delta import LayerDelta, Weights
 from sinf.graph.network import Part
-from sinf.statistics import Statistics
+from sinf.statistics import SecondMoments, Statistics
 from sinf.storage.steps import Tensors
 
 
@@ -28,11 +28,12 @@ class TwoOfFour(Compressor):
     """A plan is the targets of the layers that become sparse."""
 
     name = "2:4"
-    needs = ("gram", "positions")
+    needs = (SecondMoments,)
 
     def observe(self, scope: Scope, statistics: Statistics) -> Tensors:
         """By layer, the mean square (C,) of every channel that it reads."""
-        return {name: site.gram.diagonal() / max(1, int(site.positions)) for name, site in statistics.items()}
+        moments = {name: site[SecondMoments] for name, site in statistics.items()}
+        return {name: each.gram.diagonal() / max(1, each.positions) for name, each in moments.items()}
 
     def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[set[str]]:
         plans: list[set[str]] = [set() for _ in scopes]

@@ -25,7 +25,7 @@ CLASSES = 6
 COLOUR = Preprocessing((3, 8, 8), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 GREY = Preprocessing((1, 8, 8), (0.5,), (0.25,))
 #: Every engine; compiling takes minutes.
-ENGINES = [pytest.param(name, marks=pytest.mark.slow) if name == "torch-compile" else name for name in engines.ENGINES]
+ENGINES = [pytest.param(name, marks=pytest.mark.slow) if name == "torch-compile" else name for name in engines.RUNTIMES]
 
 
 def conv(channels: int, out: int, kernel: int = 3, groups: int = 1) -> nn.Sequential:
@@ -396,8 +396,8 @@ def remember_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export a part of a tiny bundle once: torch's exporter takes most of a second, however small the part is."""
     import onnx
 
-    from sinf.engine import engines, onnx_parts
-    from sinf.export import page, single, split
+    from sinf.engine import onnx_parts, session_runtimes
+    from sinf.export import page, single
 
     def part_to_onnx(engine: TorchEngine, part: str) -> onnx.ModelProto:
         kept = engine.bundle.parts.get("common" if part == "front" else part)
@@ -409,5 +409,5 @@ def remember_exports(monkeypatch: pytest.MonkeyPatch) -> None:
             _exported[key] = onnx_parts.part_to_onnx(engine, part).SerializeToString()
         return onnx.ModelProto.FromString(_exported[key])
 
-    for user in (engines, page, single, split):
+    for user in (session_runtimes, page, single):
         monkeypatch.setattr(user, "part_to_onnx", part_to_onnx)

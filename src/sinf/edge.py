@@ -1,4 +1,4 @@
-"""An export where there is no torch: numpy, pydantic and the engine's package are all that is needed.
+"""An export where there is no torch: numpy, pydantic, lazy_loader and the package of the engine are all it needs.
 
 from sinf import edge
 

@@ -24,7 +24,7 @@ from sinf.graph.network import Part, PartedNetwork
 from sinf.models import BaseModel, load_model
 from sinf.pipelines.comparison import Size
 from sinf.pipelines.prune import LatencyBudget, PruneConfig, prune
-from sinf.statistics import SiteStatistics, Statistics, collect
+from sinf.statistics import Fisher, OutputMoments, SiteStatistics, Statistics, collect
 from sinf.statistics.kernel_rows import has_kernel_rows, kernel_rows_of
 from tiny import CLASSES, COLOUR, Chain, Depthwise, Mixed, randomise, traced
 
@@ -100,9 +100,8 @@ def test_what_separable_layers_lose_is_what_was_said() -> None:
     layer = nn.Conv2d(3, 7, 3, padding=(0, 1))
     x = torch.randn(3000, 3, 3, 5)
     strips, y = kernel_rows_of(layer, x), layer(x).movedim(1, -1).flatten(0, -2).double()
-    site = SiteStatistics("layer", layer.weight.flatten(2), 1)
-    site.sums |= {"output_sum": y.sum(0), "output_gram": y.T @ y, "output_count": torch.tensor(len(y))}
-    site.sums |= {"fisher": torch.eye(7), "kernel_rows": strips}
+    outputs = OutputMoments(y.sum(0), y.T @ y, torch.tensor(len(y)))
+    site = SiteStatistics("layer", layer.weight.flatten(2), 1, [outputs, Fisher(torch.eye(7)), strips])
     metric = low_rank.metrics(Statistics({"layer": site}))["layer"]
     graph = fx.symbolic_trace(nn.Sequential(OrderedDict(layer=layer)))
     raised = 1 + metric_module._FLOOR  # the Fisher information of one for all, and its floor
@@ -119,8 +118,7 @@ def test_what_separable_layers_lose_is_what_was_said() -> None:
 def test_with_one_metric_for_all_outputs_it_is_principal_components() -> None:
     """The error of a layer's outputs is the sum of the variances that were dropped, and their mean stays."""
     network, found, x = seen(Chain)
-    site = found["second.0"]
-    site.sums["fisher"] = torch.eye(5) * site.images
+    found["second.0"] = found["second.0"].but(Fisher(torch.eye(5) * found["second.0"].images))
     known = low_rank.metrics(found)
     solved = low_rank.factor(network.graph, {"second.0": Rank(2)}, found, known)
     wrote: dict[str, Tensor] = {}

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from sinf.criteria import (
-    CRITERIA,
     DCS,
     L1,
     NAMES,
@@ -22,12 +21,15 @@ from sinf.criteria import (
     Random,
     ResidualEnergy,
     group_statistics,
+    kind_of,
     make_criterion,
+    register,
+    registry,
 )
 from sinf.criteria.base import Reader, Writer
 from sinf.errors import ConfigError
 from sinf.graph.coupling import CoupledGroup, Coupling, couple
-from sinf.statistics import SiteStatistics, collect
+from sinf.statistics import PooledGram, SecondMoments, Sensitivity, SiteStatistics, SumsByClass, collect
 from tiny import CLASSES, COLOUR, COUPLED, Concat, traced
 
 
@@ -41,24 +43,18 @@ def site_of(x: Tensor, y: Tensor, weight: Tensor, sensitivity: Tensor) -> SiteSt
         "site",
         weight,
         len(x),
-        {
-            "gram": gram,
-            "positions": torch.tensor(len(x)),
-            "sensitivity": sensitivity * len(x),
-            "pooled_gram": gram,
-            "class_sums": sums,
-            "class_counts": counts,
-        },
+        [
+            SecondMoments(gram, torch.tensor(len(x))),
+            Sensitivity(sensitivity * len(x)),
+            PooledGram(gram),
+            SumsByClass(sums, counts),
+        ],
     )
-
-
-def with_sums(site: SiteStatistics, **sums: Tensor) -> SiteStatistics:
-    return replace(site, sums=site.sums | sums)
 
 
 def group_of(site: SiteStatistics, writer: Tensor) -> GroupStatistics:
     """A group that one layer writes and one site reads."""
-    channels = torch.arange(len(site.gram))
+    channels = torch.arange(site.channels)
     group = CoupledGroup("group", channels, ("writer",), ("site",), None)
     return GroupStatistics(group, [Reader(site, channels)], [Writer(writer, channels)])
 
@@ -89,11 +85,25 @@ def net_statistics(name: str) -> tuple[fx.GraphModule, Coupling, dict[str, SiteS
 def test_unknown_criterion_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"no such criterion.*magic.*residual.*dcs"):
         make_criterion("magic")
-    assert tuple(CRITERIA) == NAMES
-    for name, criterion in CRITERIA.items():
-        assert make_criterion(name).name == name
-        assert isinstance(make_criterion(name), criterion)
-        assert issubclass(criterion, Criterion)
+    for name in NAMES:
+        assert kind_of(name).name == name
+        assert type(make_criterion(name)) is kind_of(name)
+        assert issubclass(kind_of(name), Criterion)
+
+
+def test_a_criterion_of_ones_own_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Second(L1):
+        """Another criterion with the name of one."""
+
+    class Own(L1):
+        name = "own"
+
+    monkeypatch.setattr("sinf.criteria.registry._TABLE", dict(registry._TABLE))
+    register(L1)
+    register(Own)
+    assert type(make_criterion("own")) is Own
+    with pytest.raises(ConfigError, match="name of its own"):
+        register(Second)
 
 
 # ---- what a group is made of
@@ -172,7 +182,8 @@ def test_dcs_of_a_channel_that_never_changes_is_nearly_nothing() -> None:
     site = site_of(x, y, weight, sensitivity)
     gram = sum(part.T @ part for part in x.split(50))
     sums = sum(torch.zeros(3, 7).index_add_(0, c, part) for part, c in zip(x.split(50), y.split(50), strict=True))
-    scores = DCS().score_channels(with_sums(site, pooled_gram=gram, class_sums=sums))
+    others = PooledGram(gram), SumsByClass(sums, site[SumsByClass].counts)
+    scores = DCS().score_channels(site.but(*others))
     assert float(scores[3]) < 0.01
 
 

@@ -10,7 +10,7 @@ import torch
 from gated import mean_macs, stir
 from sinf.data.images import LabelledImages
 from sinf.dynamic.calibrate import calibrate, finish
-from sinf.dynamic.gates import KINDS
+from sinf.dynamic.methods import METHODS
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach
 from sinf.dynamic.start import start_by_importance
 from sinf.dynamic.targets import Target, expected_macs
@@ -56,7 +56,7 @@ def test_between_two_factors_layers_choose(images: LabelledImages, goal: float) 
     assert mean_macs(network, images) > goal  # with one layer more it would be missed
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", METHODS)
 def test_a_budget_is_met_from_below(images: LabelledImages, kind: str) -> None:
     network = gated(kind)
     if kind == "manidp":
@@ -95,7 +95,7 @@ def test_a_budget_out_of_reach_is_refused(images: LabelledImages) -> None:
         calibrate(network, COLOUR, images, Target(macs=0.01))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize("goal", [0.5, 0.7])
 def test_few_settings_are_tried(
     images: LabelledImages, kind: str, goal: float, monkeypatch: pytest.MonkeyPatch

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from sinf.dynamic.gates import BoostingGate, SaliencyGate, StaticGate, make_gate
+from sinf.dynamic.gates import BoostingGate, Gate, SaliencyGate, StaticGate
+from sinf.dynamic.methods import METHODS, Method, Static, make_gate, method_of, register
 from sinf.dynamic.schedule import remaining_rate, remaining_units, threshold_at
 from sinf.dynamic.targets import Target
 from sinf.errors import ConfigError
@@ -94,11 +95,32 @@ def test_a_static_gate_keeps_the_same_for_every_input() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"kind": "other"}, {"mask": "soft"}, {"squeeze": 0}], ids=lambda wrong: next(iter(wrong))
+    "wrong", [{"name": "other"}, {"mask": "soft"}, {"squeeze": 0}], ids=lambda wrong: next(iter(wrong))
 )
 def test_gates_that_there_are_not_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError):
-        make_gate(**{"kind": "manidp", "channels": 4, "importance": torch.ones(3)} | wrong)
+        make_gate(**{"name": "manidp", "channels": 4, "importance": torch.ones(3)} | wrong)
+
+
+def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Alternating(Method):
+        """Every second channel, for every input."""
+
+        name = "alternating"
+
+        def gate(self, channels: int, importance: torch.Tensor, squeeze: float | None, binary: bool) -> Gate:
+            return StaticGate(torch.arange(len(importance)) % 2)
+
+    monkeypatch.setattr("sinf.dynamic.methods.METHODS", dict(METHODS))
+    register(Alternating())
+    assert method_of("alternating").name == "alternating"
+    assert make_gate("alternating", 4, torch.ones(4))(torch.ones(1, 4, 2, 2)).round().tolist() == [[0, 1, 0, 1]]
+
+    class Second(Static):
+        """Another method with the name of one."""
+
+    with pytest.raises(ConfigError, match="name of its own"):
+        register(Second())
 
 
 @pytest.mark.parametrize("wrong", [{}, {"channels": 0.0}, {"macs": 1.5}, {"channels": 0.5, "latency": 0.5}], ids=str)

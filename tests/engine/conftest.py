@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import outsider
 import tiny
 
 
@@ -13,4 +14,10 @@ import tiny
 def _remembered_exports() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         tiny.remember_exports(monkeypatch)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _outside_engine() -> Iterator[None]:
+    with outsider.outside_engine():
         yield

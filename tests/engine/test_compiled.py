@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sinf.engine.compiled_engine import CompiledTorchEngine
-from sinf.engine.onnx_parts import bare
+from sinf.engine.parts import bare
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import DependencyError, ModelError, SinfError
 from sinf.routing.router import BASE, FALLBACK, FRONT, part_name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,20 @@ import pytest
 import torch
 
 from sinf.bundle.semantic import Bundle
-from sinf.engine.engines import open_engine
+from sinf.engine.engines import native, open_engine, register
+from sinf.engine.network_engine import open_network
 from sinf.engine.onnx_parts import part_to_onnx
 from sinf.engine.quantise import Quantiser
 from sinf.engine.torch_engine import SemanticModel
+from sinf.engine.torch_runtime import Torch
 from sinf.errors import ConfigError, DataError, DependencyError
 from sinf.graph.delta import Factors
+from sinf.graph.prepare import prepare
+from sinf.routing.grouping import TailTimes
 from sinf.routing.router import FRONT, FeatureRouter, Routed
 from tiny import ENGINES
 
+ALL = [*ENGINES, "as-written"]  # the last is not in the package
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 COUNT = 24
 
@@ -30,7 +36,7 @@ def model(request: pytest.FixtureRequest) -> SemanticModel:
     return SemanticModel(Bundle.load(request.getfixturevalue(request.param)))
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=ALL)
 def engine(request: pytest.FixtureRequest, model: SemanticModel) -> Iterator[FeatureRouter]:
     """The model in an engine; torch's is a model of its own, so that nothing is compared with itself."""
     own = SemanticModel(model.bundle) if request.param == "torch" else model
@@ -137,7 +143,7 @@ def test_bad_images_are_refused(engine: FeatureRouter, images: torch.Tensor) -> 
                 engine.route(kind)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", ALL)
 def test_more_threads_change_nothing(model: SemanticModel, images: torch.Tensor, name: str) -> None:
     at(model.feature_router, 2.0)
     expected = model.route(images)
@@ -148,10 +154,33 @@ def test_more_threads_change_nothing(model: SemanticModel, images: torch.Tensor,
         torch.set_num_threads(before)
 
 
-def test_an_engine_carries_the_thresholds_over(built: Path) -> None:
-    model = SemanticModel.from_pretrained(built)
-    model.threshold = 0.25
-    assert open_engine(model, "onnxruntime").threshold == 0.25
+@pytest.mark.parametrize("name", ALL)
+def test_an_engine_carries_the_thresholds_over_and_leaves_the_model_alone(built: Path, name: str) -> None:
+    measured = TailTimes(name, "f32", 1, "a processor", (1, 4), (1.0, 2.0), (2.0, 3.0), 0.0)
+    model = SemanticModel(replace(Bundle.load(built), times=(measured,)))
+    model.threshold, model.feature_router.times = 0.25, None
+    router = open_engine(model, name)
+    assert (router.threshold, router.times) == (0.25, measured)
+    router.threshold = 0.75
+    assert (model.threshold, model.feature_router.times) == (0.25, None)
+    assert open_engine(model, name) is not router
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_one_network_answers_as_in_torch(model: SemanticModel, images: torch.Tensor, name: str) -> None:
+    network, size = model.network.graph, model.bundle.spec.preprocessing.size
+    run = open_network(prepare(network), size, name)
+    for some in (images[:1], images):
+        torch.testing.assert_close(torch.as_tensor(run(native(name, some))), network(some), **CLOSE)
+
+
+def test_names_of_engines_are_their_own() -> None:
+    class Second(Torch):
+        """Another engine with the name of one."""
+
+    register(Torch())
+    with pytest.raises(ConfigError, match=r"name of its own \(got torch\)"):
+        register(Second())
 
 
 # Largest difference of a logit, where those of the base model span 0.7, and share of images whose route may change. A
@@ -236,8 +265,10 @@ def test_exported_parts_hold_no_strides_of_torch(model: SemanticModel) -> None:
 def test_bad_options_are_refused(model: SemanticModel, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="tensorflow"):
         open_engine(model, "tensorflow")
-    with pytest.raises(ConfigError, match="threads"):
-        open_engine(model, "onnxruntime", threads=0)
+    for name in ALL:
+        if isinstance(name, str):
+            with pytest.raises(ConfigError, match="threads"):
+                open_engine(model, name, threads=0)
     for name in ("onnxruntime", "openvino"):
         monkeypatch.setitem(__import__("sys").modules, name, None)
         with pytest.raises(DependencyError, match=f"pip install {name}"):

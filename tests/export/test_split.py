@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch
 
 from sealed import rewrite
 from sinf import edge
-from sinf.engine.torch_engine import SemanticModel
+from sinf.engine.runtime import Setting
+from sinf.engine.torch_engine import SemanticModel, TorchEngine
 from sinf.errors import BundleError, VerificationError
 from sinf.export import split
 from sinf.export.split import export_split
@@ -107,17 +109,19 @@ def test_openvino_parts_answer_as_the_bundle(model: SemanticModel, tmp_path: Pat
 def test_a_part_that_answers_otherwise_is_not_written(
     model: SemanticModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = split.part_to_onnx
+    right = split.part_graphs
 
-    def wrong(engine: object, part: str) -> onnx.ModelProto:
-        graph = right(engine, part)
+    def wrong(engine: TorchEngine, setting: Setting) -> Callable[[str], onnx.ModelProto]:
+        return lambda part: changed(right(engine, setting)(part), part)
+
+    def changed(graph: onnx.ModelProto, part: str) -> onnx.ModelProto:
         if part == "cluster001":
             weight = next(t for t in graph.graph.initializer if t.name.endswith("classifier.weight"))
             values = 1.1 * onnx.numpy_helper.to_array(weight)
             weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
         return graph
 
-    monkeypatch.setattr(split, "part_to_onnx", wrong)
+    monkeypatch.setattr(split, "part_graphs", wrong)
     with pytest.raises(VerificationError, match="cluster001"):
         export_split(model, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

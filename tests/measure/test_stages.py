@@ -13,7 +13,7 @@ import torch
 import tiny
 from sinf.bundle.semantic import Bundle
 from sinf.engine.engines import open_engine
-from sinf.engine.onnx_parts import bare
+from sinf.engine.parts import bare
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError
 from sinf.measure import stages

@@ -230,6 +230,17 @@ def test_it_is_public() -> None:
     assert public.optimize is optimize
 
 
+@pytest.mark.parametrize(("budget", "tried"), [(0.5, {"ranks"}), (0.8, {"ranks", "channels"})])
+def test_another_method_is_tried_where_the_first_does_not_do_well(
+    budget: float, tried: set[str], base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
+    fast: Callable[[Mapping[str, float]], None], tmp_path: Path,
+) -> None:  # fmt: skip
+    asked = {**SMALL, "methods": ("ranks", "channels"), "budgets": (budget,), "cuts": (), "max_loss": 0.99}
+    found = optimize(base, tiny_images, calibration, OptimizeConfig(**asked), tmp_path / "fast")  # type: ignore[arg-type]
+    assert {each.name.split(",")[0] for each in found.rows} == tried
+    assert ("channels: not tried, since ranks do well" in found.left_out) == (len(tried) == 1)
+
+
 # ---- bundles
 
 

@@ -26,19 +26,16 @@ def test_stored_statistics_are_what_was_collected(name: str) -> None:
     draw = torch.Generator().manual_seed(0)
     batch = torch.randn(20, *COLOUR.size, generator=draw), torch.randint(CLASSES, (20,), generator=draw)
     found = collect(graph, coupling, [batch], classes=CLASSES, needs=LowRank.needs)
-    read = from_tensors(to_tensors(found), weights_of(graph, coupling))
+    read = from_tensors(to_tensors(found), weights_of(graph, coupling), LowRank.needs)
     assert list(read) == list(found)
     assert read.images == found.images == 20
     for target, site in found.items():
         assert torch.equal(read[target].weight, site.weight)
         assert read[target].images == site.images
-        assert read[target].sums.keys() == site.sums.keys()
-        for sum_name, value in site.sums.items():
-            if sum_name == "kernel_rows":
-                for part, tensor in vars(value).items():
-                    assert torch.equal(getattr(read[target].kernel_rows, part), tensor)
-            else:
-                assert torch.equal(read[target].sums[sum_name], value)
+        assert {type(each) for each in read[target]} == {type(each) for each in site}
+        for each in site:
+            for field, tensor in each.tensors().items():
+                assert torch.equal(read[target][type(each)].tensors()[field], tensor)
 
 
 @pytest.mark.parametrize("method", ["channels", "ranks"])

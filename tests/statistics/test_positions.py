@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sinf.graph.coupling import couple
-from sinf.statistics import collect
+from sinf.statistics import Fisher, KernelRows, OutputMoments, SecondMoments, Sensitivity, collect
 from sinf.statistics.kernel_rows import kernel_rows_of
 from sinf.statistics.positions import outer, outer_of_maps, some_positions
 from tiny import COLOUR, traced
@@ -61,26 +61,25 @@ def test_sums_over_some_positions_are_near_those_over_all(monkeypatch: pytest.Mo
     torch.manual_seed(0)
     graph = traced(Large(), replace(COLOUR, size=(3, 30, 30)))
     batch = torch.randn(40, 3, 30, 30), torch.randint(6, (40,))
-    needs = ("gram", "positions", "output_sum", "output_gram", "output_count", "fisher", "sensitivity", "kernel_rows")
+    needs = (SecondMoments, OutputMoments, Fisher, Sensitivity, KernelRows)
 
     def sums() -> dict:
         return collect(graph, couple(graph, free_output=True), [batch], classes=6, needs=needs)
 
     some = sums()
-    for module in ("sums", "one_pass"):
+    for module in ("statistic", "one_pass"):
         monkeypatch.setattr(f"sinf.statistics.{module}.some_positions", lambda places: None)
     monkeypatch.setattr("sinf.statistics.kernel_rows.some_positions", lambda places, most: None)
     every = sums()
     for target in ("first", "second"):
         one, other = some[target], every[target]
-        for name in ("positions", "output_count"):
-            assert int(one.sums[name]) == int(other.sums[name]) == 40 * 900
-        for name in ("fisher", "sensitivity"):  # sums of gradients are over all positions
-            torch.testing.assert_close(one.sums[name], other.sums[name])
-        for name in ("gram", "output_gram"):
-            assert not torch.equal(one.sums[name], other.sums[name])
-            assert float((one.sums[name] - other.sums[name]).norm() / other.sums[name].norm()) < 0.1
-    one, other = some["first"].kernel_rows, every["first"].kernel_rows
+        for kind in (SecondMoments, OutputMoments):
+            assert int(one[kind].count) == int(other[kind].count) == 40 * 900
+            assert not torch.equal(one[kind].gram, other[kind].gram)
+            assert float((one[kind].gram - other[kind].gram).norm() / other[kind].gram.norm()) < 0.1
+        for kind in (Fisher, Sensitivity):  # sums of gradients are over all positions
+            torch.testing.assert_close(one[kind].total, other[kind].total)
+    one, other = some["first"][KernelRows], every["first"][KernelRows]
     assert torch.allclose(one.counts, other.counts)
     assert float((one.gram - other.gram).norm() / other.gram.norm()) < 0.1
     assert float((one.products - other.products).norm() / other.products.norm()) < 0.1

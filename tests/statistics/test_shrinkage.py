@@ -11,8 +11,8 @@ from torch import Tensor
 from sinf.criteria import make_criterion
 from sinf.criteria.base import GroupStatistics, Reader
 from sinf.graph.coupling import CoupledGroup
+from sinf.statistics import SecondMoments, Sensitivity, SiteStatistics
 from sinf.statistics.shrinkage import shrunk
-from sinf.statistics.site import SiteStatistics
 
 
 def moments(rows: int, mixing: Tensor, seed: int = 0) -> Tensor:
@@ -55,11 +55,12 @@ def test_no_channel_is_free_because_images_are_few() -> None:
     which is chance. What half of them cost is about half of the layer's energy, however few the images."""
     size, images = 40, 20
     x = torch.randn(images, size, generator=torch.Generator().manual_seed(1))
-    sums = {"gram": x.T @ x, "positions": torch.tensor(images), "sensitivity": torch.ones(5) * images}
-    site = SiteStatistics("head", torch.randn(5, size, 1, generator=torch.Generator().manual_seed(2)), images, sums)
+    moments = SecondMoments(x.T @ x, torch.tensor(images))
+    weight = torch.randn(5, size, 1, generator=torch.Generator().manual_seed(2))
+    site = SiteStatistics("head", weight, images, [moments, Sensitivity(torch.ones(5) * images)])
     group = CoupledGroup("group", torch.arange(size), ("before",), ("head",), None)
     criterion = make_criterion("residual")
     scores = criterion.score(GroupStatistics(group, [Reader(site, torch.arange(size))], []))
-    energy = float((site.weight[..., 0].square().sum(0) * torch.diagonal(sums["gram"]) / images).sum())
+    energy = float((site.weight[..., 0].square().sum(0) * torch.diagonal(moments.gram) / images).sum())
     cheaper_half = float(scores.sort().values[: size // 2].sum())
     assert cheaper_half > 0.1 * energy

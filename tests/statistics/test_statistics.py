@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -14,13 +15,38 @@ from torch import Tensor, fx, nn
 from sinf.errors import ConfigError
 from sinf.graph.coupling import couple
 from sinf.graph.cut import find_cut, partition
-from sinf.statistics import DEFAULT, TEMPERATURE, Sample, SiteStatistics, collect
+from sinf.statistics import (
+    DEFAULT,
+    TEMPERATURE,
+    Active,
+    Change,
+    Fisher,
+    Independence,
+    KernelRows,
+    Magnitude,
+    MapRanks,
+    MomentsByClass,
+    OutputMoments,
+    PooledGram,
+    Sample,
+    SecondMoments,
+    SiteStatistics,
+    SquaredChange,
+    Statistic,
+    SumsByClass,
+    collect,
+)
 from sinf.statistics.maps import map_source
 from sinf.statistics.need import need_of
-from sinf.statistics.sums import LOOKED_AT, SUMS
+from sinf.statistics.of_maps import LOOKED_AT
+from sinf.statistics.statistic import OfReads, OfUnits, Place, Visit
 from tiny import CLASSES, COLOUR, Chain, ChannelsLast, Concat, Depthwise, Grouped, Scaled, conv, traced
 
-ADDED = ("gram", "pooled_gram", "class_sums", "class_counts")
+ADDED = (SecondMoments, PooledGram, SumsByClass)
+ALL = (
+    *DEFAULT, Active, Change, Fisher, Independence, KernelRows, Magnitude, MapRanks, MomentsByClass, OutputMoments,
+    Sample, SquaredChange,
+)  # fmt: skip
 
 
 def images(count: int = 20, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -35,9 +61,14 @@ def sites_of(graph: fx.GraphModule, *batches: tuple[Tensor, Tensor], **options: 
 def assert_same_sums(one: dict[str, SiteStatistics], other: dict[str, SiteStatistics]) -> None:
     assert list(one) == list(other)
     for target in one:
-        assert one[target].positions == other[target].positions
-        for name in ADDED:
-            torch.testing.assert_close(getattr(one[target], name), getattr(other[target], name), rtol=1e-4, atol=1e-3)
+        assert one[target][SecondMoments].positions == other[target][SecondMoments].positions
+        for kind in ADDED:
+            assert_same(one[target][kind], other[target][kind], rtol=1e-4, atol=1e-3)
+
+
+def assert_same(one: Statistic, other: Statistic, **near: float) -> None:
+    for name, tensor in one.tensors().items():
+        torch.testing.assert_close(tensor, other.tensors()[name], **near)
 
 
 @settings(max_examples=12)
@@ -96,14 +127,15 @@ def test_sums_equal_a_direct_computation(pool: int) -> None:
     maps = {t: value if value.ndim == 4 else value.view(10, 5, 4, 4) for t, value in seen.items()}
     for target, site in sites.items():
         value = maps[target]
-        torch.testing.assert_close(site.gram, torch.einsum("nchw,ndhw->cd", value, value), rtol=1e-4, atol=1e-3)
-        assert site.positions == 10 * value.shape[2] * value.shape[3]
+        gram = torch.einsum("nchw,ndhw->cd", value, value)
+        torch.testing.assert_close(site[SecondMoments].gram, gram, rtol=1e-4, atol=1e-3)
+        assert site[SecondMoments].positions == 10 * value.shape[2] * value.shape[3]
         side = 1 if target == "head" else pool  # channels of a flattened map are pooled to their mean
         features = F.adaptive_avg_pool2d(value, side).flatten(1)
-        torch.testing.assert_close(site.pooled_gram, features.double().T @ features.double(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(site[PooledGram].gram, features.double().T @ features.double(), rtol=1e-4, atol=1e-4)
         by_class = torch.stack([features[y == c].sum(0) for c in range(CLASSES)])
-        torch.testing.assert_close(site.class_sums, by_class.double(), rtol=1e-4, atol=1e-4)
-        assert site.class_counts.tolist() == [int((y == c).sum()) for c in range(CLASSES)]
+        torch.testing.assert_close(site[SumsByClass].sums, by_class.double(), rtol=1e-4, atol=1e-4)
+        assert site[SumsByClass].counts.tolist() == [int((y == c).sum()) for c in range(CLASSES)]
 
 
 def test_weight_of_a_flattened_linear_layer_is_taken_apart_by_channel() -> None:
@@ -121,10 +153,11 @@ def test_linear_layer_over_the_last_dimension_has_all_positions() -> None:
     x, y = images(6)
     site = sites_of(graph, (x, y))["up"]
     value = recorded_inputs(net, ["up"], x)["up"]
-    torch.testing.assert_close(site.gram, torch.einsum("nhwc,nhwd->cd", value, value), rtol=1e-4, atol=1e-3)
-    assert site.positions == 6 * 64
+    gram = torch.einsum("nhwc,nhwd->cd", value, value)
+    torch.testing.assert_close(site[SecondMoments].gram, gram, rtol=1e-4, atol=1e-3)
+    assert site[SecondMoments].positions == 6 * 64
     means = value.mean((1, 2))
-    torch.testing.assert_close(site.pooled_gram, means.double().T @ means.double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(site[PooledGram].gram, means.double().T @ means.double(), rtol=1e-4, atol=1e-4)
 
 
 class InPlace(nn.Module):
@@ -156,7 +189,7 @@ def test_activations_in_place_do_not_change_what_is_recorded() -> None:
     plain, inplace = (sites_of(traced(net), batch) for net in nets)
     assert list(plain) == list(inplace)
     for target in plain:
-        assert torch.equal(plain[target].gram, inplace[target].gram)
+        assert torch.equal(plain[target][SecondMoments].gram, inplace[target][SecondMoments].gram)
         torch.testing.assert_close(plain[target].sensitivity, inplace[target].sensitivity)
 
 
@@ -181,7 +214,7 @@ def test_tail_that_begins_in_place() -> None:
     sites = sites_of(parts.tail, (features, y))
     assert torch.equal(features, copy)
     read = features.relu().movedim(1, -1).flatten(0, -2)
-    torch.testing.assert_close(sites["body"].gram, read.T @ read, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(sites["body"][SecondMoments].gram, read.T @ read, rtol=1e-4, atol=1e-3)
 
 
 def test_sensitivity_of_the_head_is_the_variance_of_the_softened_answer() -> None:
@@ -249,33 +282,55 @@ def test_model_and_images_stay_as_they_were() -> None:
 # ---- what was asked for
 
 
-def test_only_the_sums_that_were_asked_for_are_there() -> None:
+def test_only_what_was_asked_for_is_there() -> None:
     graph = traced(Chain())
-    site = sites_of(graph, images(4), needs=("gram", "magnitude"))["second.0"]
-    assert set(site.sums) == {"gram", "magnitude"}
-    with pytest.raises(AttributeError, match="'pooled_gram' was not collected"):
-        _ = site.pooled_gram
-    everything = sites_of(graph, images(4), needs=SUMS)
-    assert set(everything["second.0"].sums) | set(everything.units) == set(SUMS)
+    site = sites_of(graph, images(4), needs=(SecondMoments, Magnitude))["second.0"]
+    assert {type(each) for each in site} == {SecondMoments, Magnitude}
+    assert SecondMoments in site
+    with pytest.raises(ConfigError, match=r"must have been collected.*PooledGram"):
+        _ = site[PooledGram]
+    everything = sites_of(graph, images(4), needs=ALL)
+    assert {type(each) for each in everything["second.0"]} | set(everything.units) == set(ALL)
 
 
-def test_sums_are_the_same_in_company() -> None:
+def test_statistics_are_the_same_in_company() -> None:
     graph = traced(Depthwise())
     x, y = images(9)
     batches = (x[:4], y[:4]), (x[4:], y[4:])
-    everything = sites_of(graph, *batches, needs=SUMS)
-    for name in SUMS:
-        alone = sites_of(graph, *batches, needs=(name,))
+    everything = sites_of(graph, *batches, needs=ALL)
+    for kind in ALL:
+        alone = sites_of(graph, *batches, needs=(kind,))
         for target, site in alone.items():
-            for key, value in site.sums.items():
-                if isinstance(value, Tensor):
-                    torch.testing.assert_close(value, everything[target].sums[key])
-        for key, value in alone.units.items():
-            torch.testing.assert_close(value, everything.units[key])
+            for each in site:
+                assert_same(each, everything[target][kind])
+        for each in alone.units.values():
+            assert_same(each, everything.units[kind])
+
+
+def test_a_statistic_of_ones_own() -> None:
+    """One class: it is collected, added up over batches, and counted."""
+
+    @dataclass(eq=False)
+    class Largest(OfReads):
+        total: Tensor
+
+        @classmethod
+        def of(cls, visit: Visit) -> Largest:
+            return cls(visit.x.flatten(1).amax(1).sum())
+
+        @classmethod
+        def bytes_at(cls, place: Place) -> int:
+            return 4
+
+    graph = traced(Chain())
+    x, y = images(9)
+    site = sites_of(graph, (x[:4], y[:4]), (x[4:], y[4:]), needs=(Largest,))["first.0"]
+    torch.testing.assert_close(site[Largest].total, x.flatten(1).amax(1).sum())
+    assert need_of(graph, couple(graph, free_output=True), (Largest,), CLASSES).sums == 4 * 3
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [({"needs": ("gram", "gramm")}, "no such statistic .*gramm.*take"), ({"pool": 0}, "pool")]
+    ("options", "says"), [({"needs": (SecondMoments, "gram")}, "by their type .*gram.*take"), ({"pool": 0}, "pool")]
 )
 def test_unknown_requests_are_refused(options: dict, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
@@ -283,12 +338,12 @@ def test_unknown_requests_are_refused(options: dict, says: str) -> None:
 
 
 def test_a_sample_keeps_its_size_and_does_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sinf.statistics.site.SAMPLE", 7)
+    monkeypatch.setattr("sinf.statistics.of_reads.SAMPLE", 7)
     graph = traced(Chain())
     x, y = images(20)
-    whole: Sample = sites_of(graph, (x, y), needs=("sample",))["second.0"].sums["sample"]
+    whole = sites_of(graph, (x, y), needs=(Sample,))["second.0"][Sample]
     parts = zip(x.split([1, 12, 7]), y.split([1, 12, 7]), strict=True)
-    split: Sample = sites_of(graph, *parts, needs=("sample",))["second.0"].sums["sample"]
+    split = sites_of(graph, *parts, needs=(Sample,))["second.0"][Sample]
     assert len(whole.features) == len(split.features) == 7
     assert torch.equal(whole.labels, split.labels)
     torch.testing.assert_close(whole.features, split.features)
@@ -308,13 +363,13 @@ def test_costly_sums_look_at_the_first_images_of_every_class() -> None:
     x, _ = images(3 * LOOKED_AT)
     y = torch.tensor([0] * (2 * LOOKED_AT) + [4] * LOOKED_AT)  # one class after the other
     looked = torch.cat([x[:LOOKED_AT], x[2 * LOOKED_AT :]])
-    needs = ("ranks", "independence")
+    needs = (MapRanks, Independence)
     sizes = [3, LOOKED_AT, 2 * LOOKED_AT - 3]
     found = sites_of(graph, *zip(x.split(sizes), y.split(sizes), strict=True), needs=needs)
     expected = sites_of(graph, (looked, torch.arange(2 * LOOKED_AT) % CLASSES), needs=needs)
     for target in found:
-        for name in needs:
-            torch.testing.assert_close(found[target].sums[name], expected[target].sums[name])
+        for kind in needs:
+            assert_same(found[target][kind], expected[target][kind])
 
 
 # ---- feature maps
@@ -372,19 +427,19 @@ def test_feature_maps_are_of_the_channels_that_are_read() -> None:
             x = self.stem(x)
             return self.head(self.join(torch.cat([x, x], 1)).mean((2, 3)))
 
-    site = sites_of(traced(Twice()), images(5), needs=("magnitude",))["join"]
-    assert site.magnitude.shape == (8,)
-    assert torch.equal(site.magnitude[:4], site.magnitude[4:])
+    site = sites_of(traced(Twice()), images(5), needs=(Magnitude,))["join"]
+    assert site[Magnitude].total.shape == (8,)
+    assert torch.equal(site[Magnitude].total[:4], site[Magnitude].total[4:])
 
 
 def test_feature_maps_of_channels_that_come_last() -> None:
     net = ChannelsLast()
     graph = traced(net)
     x, y = images(5)
-    sites = sites_of(graph, (x, y), needs=("magnitude", "map_positions"))
+    sites = sites_of(graph, (x, y), needs=(Magnitude, Active))
     value = recorded_inputs(net, ["down"], x)["down"]
-    torch.testing.assert_close(sites["down"].magnitude.float(), value.abs().sum((0, 1, 2)), rtol=1e-4, atol=1e-3)
-    assert int(sites["down"].map_positions) == 5 * 64
+    torch.testing.assert_close(sites["down"][Magnitude].total.float(), value.abs().sum((0, 1, 2)), rtol=1e-4, atol=1e-3)
+    assert int(sites["down"][Active].count) == 5 * 64
 
 
 def test_what_is_read_and_then_changed_in_place_is_measured_before() -> None:
@@ -402,8 +457,9 @@ def test_what_is_read_and_then_changed_in_place_is_measured_before() -> None:
     graph = traced(net)
     x, y = images(5)
     value = recorded_inputs(net, ["body"], x)["body"]
-    site = sites_of(graph, (x, y), needs=("gram",))["body"]
-    torch.testing.assert_close(site.gram, torch.einsum("nchw,ndhw->cd", value, value), rtol=1e-4, atol=1e-3)
+    site = sites_of(graph, (x, y), needs=(SecondMoments,))["body"]
+    gram = torch.einsum("nchw,ndhw->cd", value, value)
+    torch.testing.assert_close(site[SecondMoments].gram, gram, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("cls", [Chain, Concat, Depthwise])
@@ -412,28 +468,26 @@ def test_what_is_read_and_then_changed_in_place_is_measured_before() -> None:
 def test_sums_do_not_depend_on_how_many_images_run_at_once(cls: type[nn.Module], at_once: int) -> None:
     """Random directions are drawn for a batch, whatever its parts are."""
     graph, batches = traced(cls()), [images(7, 0), images(6, 1)]
-    needs = (*DEFAULT, "fisher", "output_gram", "ranks", "change")
+    needs = (*DEFAULT, Fisher, OutputMoments, MapRanks, Change)
     whole = sites_of(graph, *batches, needs=needs)
     parts = sites_of(graph, *batches, needs=needs, at_once=at_once)
     assert_same_sums(parts, whole)
     for target, site in whole.items():
-        for name in ("fisher", "output_gram", "ranks"):
-            torch.testing.assert_close(parts[target].sums[name], site.sums[name], rtol=1e-3, atol=1e-5)
-    for name, total in whole.units.items():
-        torch.testing.assert_close(parts.units[name], total, rtol=1e-3, atol=1e-5)
+        for kind in (Fisher, OutputMoments, MapRanks):
+            assert_same(parts[target][kind], site[kind], rtol=1e-3, atol=1e-5)
+    for each, total in whole.units.items():
+        assert_same(parts.units[each], total, rtol=1e-3, atol=1e-5)
 
 
-def test_every_sum_that_is_a_matrix_is_counted() -> None:
-    """What a pass says that its sums take is what they take."""
+def test_every_matrix_is_counted() -> None:
+    """What a pass says that its statistics take is what they take."""
     graph = traced(Chain())
     coupling = couple(graph, free_output=True)
     for pool in (1, 2):
-        found = sites_of(graph, images(20), needs=SUMS, pool=pool)
-        for name in SUMS:
-            counted = need_of(graph, coupling, (name,), CLASSES, pool).sums
-            held = 0
-            for site in found.values():
-                value = site.sums.get(name)
-                tensors = [value] if isinstance(value, Tensor) else vars(value).values() if value is not None else []
-                held += sum(t.nbytes for t in tensors if isinstance(t, Tensor))
-            assert held <= counted + 200 * len(found), name
+        found = sites_of(graph, images(20), needs=ALL, pool=pool)
+        for kind in ALL:
+            if issubclass(kind, OfUnits):
+                continue
+            counted = need_of(graph, coupling, (kind,), CLASSES, pool).sums
+            held = sum(tensor.nbytes for site in found.values() for tensor in site[kind].tensors().values())
+            assert held <= counted + 200 * len(found), kind

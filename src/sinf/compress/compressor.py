@@ -26,7 +26,7 @@ from sinf.graph.cost import MacCount
 from sinf.graph.coupling import CoupledGroup, Coupling, Slot
 from sinf.graph.delta import apply
 from sinf.graph.network import Part
-from sinf.statistics import Statistics, collect
+from sinf.statistics import Statistic, Statistics, collect
 from sinf.storage.steps import StepStore, Tensors
 
 Progress = Callable[[str, int, int], None]
@@ -118,8 +118,8 @@ class Compressor(ABC):
     by_criterion: ClassVar[bool] = False
     #: Whether what is observed takes little room.
     small: ClassVar[bool] = True
-    #: Sums over images that it reads (:mod:`sinf.statistics.sums`), and the side to which channels are pooled for them.
-    needs: tuple[str, ...] = ()
+    #: Statistics that it reads, and the side to which channels are pooled for them.
+    needs: tuple[type[Statistic], ...] = ()
     pool: int = 1
 
     @property
@@ -133,7 +133,7 @@ class Compressor(ABC):
 
     def identity(self) -> dict[str, Any]:
         """What its observations depend on, beside the scope."""
-        return {"needs": self.needs}
+        return {"needs": [kind.__name__ for kind in self.needs]}
 
     def bytes_beside(self, graph: fx.GraphModule, coupling: Coupling) -> int:
         """Bytes that it takes beside the sums."""

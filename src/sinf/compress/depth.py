@@ -15,13 +15,12 @@ from typing import NamedTuple
 from torch import nn
 
 from sinf.compress.compressor import Compressor, Observed, Rule, Run, Scope
-from sinf.compress.low_rank.metric import output_covariance
 from sinf.compress.low_rank.solve import reconstruct_ranks
 from sinf.errors import ConfigError
 from sinf.graph.branches import alone_for, may_go, to_sum
 from sinf.graph.delta import Constant, LayerDeltas
 from sinf.graph.network import Part
-from sinf.statistics import Statistics
+from sinf.statistics import Fisher, OutputMoments, Statistics
 from sinf.storage.steps import Tensors
 
 
@@ -36,15 +35,16 @@ class BlockRemoval(Compressor):
     """A plan is the targets of the last layers of the branches that go."""
 
     name = "depth"
-    needs = ("output_sum", "output_gram", "output_count", "fisher")
+    needs = (OutputMoments, Fisher)
 
     def observe(self, scope: Scope, statistics: Statistics) -> Tensors:
         """By branch, the mean (O,) of its last layer's output, and the nats that are lost without it."""
         found: Tensors = {}
         for end in (branch.end for branch in branches(scope)):
             site = statistics[end]
-            found[f"mean.{end}"] = site.output_sum / float(site.output_count)
-            found[f"loss.{end}"] = 0.5 * (site.fisher.double() * output_covariance(site).double()).sum() / site.images
+            outputs, fisher = site[OutputMoments], site[Fisher].total.double()
+            found[f"mean.{end}"] = outputs.mean
+            found[f"loss.{end}"] = 0.5 * (fisher * outputs.covariance().double()).sum() / site.images
         return found
 
     def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[set[str]]:

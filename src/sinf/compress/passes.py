@@ -13,6 +13,7 @@ from sinf.data.images import BATCH, LabelledImages
 from sinf.graph.coupling import Coupling
 from sinf.graph.network import PartedNetwork
 from sinf.machine.memory import Memory, activations, equation_bytes, near, weight_bytes
+from sinf.statistics import Statistic
 from sinf.statistics.need import need_of, patch_bytes
 
 _CHECKED = 4  # images on which a smaller network is checked
@@ -35,7 +36,7 @@ def plan_passes(
     memory: Memory,
     graph: fx.GraphModule,
     coupling: Coupling,
-    needs: Iterable[str],
+    needs: Iterable[type[Statistic]],
     *,
     classes: int,
     pool: int = 1,
@@ -43,8 +44,8 @@ def plan_passes(
     beside: int = 0,
     part: str = "",
 ) -> Passes:
-    """Passes of ``graph`` for the sums ``needs``, beside ``fixed`` bytes that are always taken and those ``beside`` the
-    sums; ``part`` names the part of a network that ``graph`` is.
+    """Passes of ``graph`` for the statistics ``needs``, beside ``fixed`` bytes that are always taken and those
+    ``beside`` the sums; ``part`` names the part of a network that ``graph`` is.
 
     Raises:
         ConfigError: the fewest images do not fit.
@@ -66,7 +67,7 @@ def plan_build(
     network: PartedNetwork,
     module: nn.Module,
     images: Sequence[LabelledImages],
-    needs: Iterable[str],
+    needs: Iterable[type[Statistic]],
     *,
     pool: int = 1,
     beside: Callable[[fx.GraphModule, Coupling], int] = lambda graph, coupling: 0,

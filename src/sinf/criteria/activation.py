@@ -8,14 +8,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from sinf.criteria.base import SiteCriterion, share
-from sinf.statistics import SiteStatistics
+from sinf.statistics import Magnitude, SiteStatistics
 
 
 class ActivationMean(SiteCriterion):
     """Relative to the sum over all channels of the site, so that layers compare."""
 
     name = "activation"
-    needs = ("magnitude",)
+    needs = (Magnitude,)
 
     def score_channels(self, site: SiteStatistics) -> Tensor:
-        return share(site.magnitude)
+        return share(site[Magnitude].total)

@@ -9,14 +9,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from sinf.criteria.base import SiteCriterion
-from sinf.statistics import SiteStatistics
+from sinf.statistics import Active, SiteStatistics
 
 
 class APoZ(SiteCriterion):
     """In [0, 1] for every site."""
 
     name = "apoz"
-    needs = ("active", "map_positions")
+    needs = (Active,)
 
     def score_channels(self, site: SiteStatistics) -> Tensor:
-        return site.active / site.map_positions
+        return site[Active].total / site[Active].count

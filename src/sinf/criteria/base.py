@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sinf.graph.coupling import CoupledGroup, Coupling
-from sinf.statistics import SiteStatistics
-from sinf.statistics.sums import BY_LABEL
+from sinf.statistics import OfUnits, SiteStatistics, Statistic
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,14 @@ class Writer:
 @dataclass(frozen=True)
 class GroupStatistics:
     """All that is known of one coupled group: who reads it, with statistics, and who writes it; ``norms`` are the batch
-    norms that it passes (their weights are (O,)), and ``units`` (size,) by name sums that belong to no site, over
+    norms that it passes (their weights are (O,)), and ``units`` (size,) by type the sums that belong to no site, over
     ``images``."""
 
     group: CoupledGroup
     readers: list[Reader]
     writers: list[Writer]
     norms: list[Writer] = field(default_factory=list)
-    units: dict[str, Tensor] = field(default_factory=dict)
+    units: dict[type[OfUnits], Tensor] = field(default_factory=dict)
     images: int = 0
 
 
@@ -54,18 +53,18 @@ class Criterion(ABC):
     """An importance for every unit: larger means kept longer. Importances of different groups are comparable.
 
     Attributes:
-        needs: the sums that :func:`sinf.statistics.collect` must add up for it.
+        needs: the statistics that :func:`sinf.statistics.collect` must add up for it.
         pool: p, the side to which it wants channels pooled.
     """
 
     name: ClassVar[str]
-    needs: tuple[str, ...] = ()
+    needs: tuple[type[Statistic], ...] = ()
     pool: int = 1
 
     @property
     def reads_labels(self) -> bool:
         """Whether it depends on the labels of the images."""
-        return not BY_LABEL.isdisjoint(self.needs)
+        return any(kind.by_label for kind in self.needs)
 
     @abstractmethod
     def score(self, statistics: GroupStatistics) -> Tensor:
@@ -73,7 +72,7 @@ class Criterion(ABC):
 
     def options(self) -> dict[str, Any]:
         """What tells it from another criterion of the same name."""
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if name != "needs"}
 
 
 class SiteCriterion(Criterion):
@@ -134,7 +133,7 @@ def group_statistics(
         for target, slot in coupling.writes.items()
         if bool(((unit := local[slot.units]) >= 0).any()) and (weight := _norm_weight(graph, target)) is not None
     ]
-    units = {name: total[group.units] for name, total in getattr(sites, "units", {}).items()}
+    units = {kind: each.total[group.units] for kind, each in getattr(sites, "units", {}).items()}
     return GroupStatistics(group, readers, writers, norms, units, getattr(sites, "images", 0))
 
 

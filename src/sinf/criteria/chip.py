@@ -2,7 +2,7 @@
 
 With A the (C, H * W) matrix of one image's maps, ``s_j = E(||A||_* - ||A with row j zero||_*)``: what the nuclear norm
 loses with the channel is what the other channels cannot stand for. No more than a few images of each class are looked
-at (:data:`sinf.statistics.sums.LOOKED_AT`).
+at (:data:`sinf.statistics.of_maps.LOOKED_AT`).
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from sinf.criteria.base import SiteCriterion, share
-from sinf.statistics import SiteStatistics
+from sinf.statistics import Independence, SiteStatistics
 
 
 class CHIP(SiteCriterion):
     """Relative to the sum over all channels of the site, so that layers compare."""
 
     name = "chip"
-    needs = ("independence",)
+    needs = (Independence,)
 
     def score_channels(self, site: SiteStatistics) -> Tensor:
-        return share(site.independence)
+        return share(site[Independence].total)

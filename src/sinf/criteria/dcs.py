@@ -8,7 +8,7 @@ channels:
 
 The paper leaves open what the classifier minimises. Ridge regression to one-hot labels has a closed form in sums that
 one pass over the images adds up; multinomial logistic regression needs the features themselves, of a sample of images
-when there are many (:data:`sinf.statistics.site.SAMPLE`).
+when there are many (:data:`sinf.statistics.of_reads.SAMPLE`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,9 @@ from torch import Tensor
 
 from sinf.criteria.base import SiteCriterion
 from sinf.errors import ConfigError
-from sinf.statistics import Sample, SiteStatistics
+from sinf.statistics import PooledGram, Sample, SiteStatistics, Statistic, SumsByClass
 
-_READINGS = {
-    "ridge": ("pooled_gram", "class_sums", "class_counts"),
-    "logistic": ("sample",),
-}
+_READINGS: dict[str, tuple[type[Statistic], ...]] = {"ridge": (PooledGram, SumsByClass), "logistic": (Sample,)}
 
 
 class DCS(SiteCriterion):
@@ -49,12 +46,13 @@ class DCS(SiteCriterion):
         return norms / norms.sum().clamp(min=1e-30)
 
     def _ridge(self, site: SiteStatistics) -> Tensor:
-        present = site.class_counts > 0
-        images = float(site.class_counts.sum())
-        sums = site.class_sums[present].double()  # (K, D)
-        counts = site.class_counts[present].double()
+        by_class = site[SumsByClass]
+        present = by_class.counts > 0
+        images = float(by_class.counts.sum())
+        sums = by_class.sums[present].double()  # (K, D)
+        counts = by_class.counts[present].double()
         mean = sums.sum(0) / images
-        covariance = site.pooled_gram.double() / images - torch.outer(mean, mean)  # (D, D)
+        covariance = site[PooledGram].gram.double() / images - torch.outer(mean, mean)  # (D, D)
         scale = _scale(torch.diagonal(covariance).clamp(min=0).sqrt())
         correlation = covariance * torch.outer(scale, scale)
         # F'Y with centred columns of Y: counts (class mean - mean)
@@ -64,7 +62,7 @@ class DCS(SiteCriterion):
 
     def _logistic(self, site: SiteStatistics) -> Tensor:
         """Minimise the mean cross entropy + ridge/2 ||W||^2, with intercepts, to convergence."""
-        sample: Sample = site.sums["sample"]
+        sample = site[Sample]
         x = sample.features.double()
         x = (x - x.mean(0)) * _scale(x.std(0, correction=0))
         labels = sample.labels.unique(return_inverse=True)[1]

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from sinf.criteria.base import SiteCriterion, share
-from sinf.statistics import SiteStatistics
+from sinf.statistics import SecondMoments, SiteStatistics
 
 
 class Energy(SiteCriterion):
     """Relative to the energy of all channels at the site, so that layers compare."""
 
     name = "energy"
-    needs = ("gram", "positions")
+    needs = (SecondMoments,)
 
     def score_channels(self, site: SiteStatistics) -> Tensor:
-        return share(torch.diagonal(site.gram) / site.positions * site.weight.square().sum((0, 2)))
+        moments = site[SecondMoments]
+        return share(torch.diagonal(moments.gram) / moments.positions * site.weight.square().sum((0, 2)))

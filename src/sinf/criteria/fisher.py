@@ -11,14 +11,14 @@ from torch import Tensor
 
 from sinf.criteria.base import SiteCriterion
 from sinf.criteria.moments import ClassMoments
-from sinf.statistics import SiteStatistics
+from sinf.statistics import MomentsByClass, SiteStatistics
 
 
 class FisherRatio(SiteCriterion):
     """The ratio itself, which has no unit; 0 where there is but one class. Classes of one image are left out."""
 
     name = "fisher"
-    needs = ("class_counts", "class_moments")
+    needs = (MomentsByClass,)
 
     def score_channels(self, site: SiteStatistics) -> Tensor:
         moments = ClassMoments.of(site)

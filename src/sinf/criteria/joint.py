@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from sinf.criteria.base import Criterion, GroupStatistics, Reader
+from sinf.statistics import SecondMoments, Sensitivity
 
 
 class JointEnergy(Criterion):
     """Of the answer of the cluster's classes alone when a cluster is scored."""
 
     name = "joint"
-    needs = ("gram", "positions", "sensitivity")
+    needs = (SecondMoments, Sensitivity)
 
     def score(self, statistics: GroupStatistics) -> Tensor:
         size = statistics.group.size
@@ -47,6 +48,7 @@ class JointEnergy(Criterion):
 def _add_pairs(pairs: Tensor, reader: Reader) -> None:
     """Add A of a site, a unit's channels together."""
     mine = torch.nonzero(reader.unit >= 0).flatten()
-    each = reader.site.gram.double() / reader.site.positions * reader.site.readout.double()
+    moments = reader.site[SecondMoments]
+    each = moments.gram.double() / moments.positions * reader.site.readout.double()
     unit = reader.unit[mine]
     pairs.index_put_((unit[:, None], unit[None, :]), each[mine][:, mine], accumulate=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinf.statistics import SiteStatistics
+from sinf.statistics import MomentsByClass, SiteStatistics
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,11 @@ class ClassMoments:
 
     @staticmethod
     def of(site: SiteStatistics) -> ClassMoments:
-        """From the site's ``class_counts`` and ``class_moments``; classes with a single image are left out."""
-        enough = site.class_counts > 1
-        counts = site.class_counts[enough].double()[:, None]
-        sums, squares = site.class_moments[:, enough]
+        """From a site's :class:`MomentsByClass`; classes with a single image are left out."""
+        by_class = site[MomentsByClass]
+        enough = by_class.counts > 1
+        counts = by_class.counts[enough].double()[:, None]
+        sums, squares = by_class.sums[enough], by_class.squares[enough]
         means = sums / counts
         variances = (squares / counts - means.square()).clamp(min=0)
         images = counts.sum().clamp(min=1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sinf.criteria.base import Criterion, GroupStatistics, Reader
 from sinf.errors import ConfigError
-from sinf.statistics import SiteStatistics
+from sinf.statistics import SecondMoments, Sensitivity, SiteStatistics
 from sinf.statistics.shrinkage import shrunk
 
 _ENOUGH_ROWS = 4  # for every channel: with so many, what channels make up for each other is no chance
@@ -27,7 +27,7 @@ class ResidualEnergy(Criterion):
     """``damping`` is added to the diagonal of G, relative to its mean; ``steps`` is how often the costs are renewed."""
 
     name = "residual"
-    needs = ("gram", "positions", "sensitivity")
+    needs = (SecondMoments, Sensitivity)
 
     def __init__(self, damping: float = 1e-3, steps: int = 64) -> None:
         if not damping > 0 or steps < 1:
@@ -93,9 +93,10 @@ class _SiteState:
 
 def _inverse(site: SiteStatistics, damping: float) -> Tensor:
     """``(C, C)`` G^-1."""
-    gram = site.gram.double() / site.positions
-    if site.positions < _ENOUGH_ROWS * len(gram):
-        gram = shrunk(gram, site.positions)
+    positions = site[SecondMoments].positions
+    gram = site[SecondMoments].gram.double() / positions
+    if positions < _ENOUGH_ROWS * len(gram):
+        gram = shrunk(gram, positions)
     level = torch.diagonal(gram).mean().clamp(min=1e-12)
     eye = torch.eye(len(gram), dtype=torch.float64)
     return torch.cholesky_inverse(torch.linalg.cholesky(gram + damping * level * eye))

@@ -16,22 +16,23 @@ from typing import ClassVar
 from torch import Tensor
 
 from sinf.criteria.base import Criterion, GroupStatistics
+from sinf.statistics import Change, OfUnits, SquaredChange, Statistic
 
 
 class Taylor(Criterion):
     """Mean over images of the absolute change. For a cluster, L is of its classes alone."""
 
     name = "taylor"
-    needs = ("change",)
-    sum_name: ClassVar[str] = "change"
+    needs: tuple[type[Statistic], ...] = (Change,)
+    summed: ClassVar[type[OfUnits]] = Change
 
     def score(self, statistics: GroupStatistics) -> Tensor:
-        return (statistics.units[self.sum_name] / max(1, statistics.images)).float()
+        return (statistics.units[self.summed] / max(1, statistics.images)).float()
 
 
 class SquaredTaylor(Taylor):
     """Mean over images of the squared change, the paper's own choice."""
 
     name = "taylor-squared"
-    needs = ("squared_change",)
-    sum_name = "squared_change"
+    needs = (SquaredChange,)
+    summed = SquaredChange

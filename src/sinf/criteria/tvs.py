@@ -18,7 +18,7 @@ from torch import Tensor
 from sinf.criteria.base import SiteCriterion
 from sinf.criteria.moments import ClassMoments
 from sinf.errors import ConfigError
-from sinf.statistics import SiteStatistics
+from sinf.statistics import MomentsByClass, SiteStatistics
 
 _OVER: dict[str, Callable[..., Tensor]] = {"min": torch.amin, "mean": torch.mean, "max": torch.amax}
 
@@ -33,7 +33,7 @@ class TVSeparation(SiteCriterion):
     """
 
     name = "tvs"
-    needs = ("class_counts", "class_moments")
+    needs = (MomentsByClass,)
 
     def __init__(self, over: str = "min") -> None:
         if over not in _OVER:

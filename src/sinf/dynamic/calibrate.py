@@ -111,7 +111,7 @@ def calibrate(
         return search.macs
     gates = search.gates
     start = [gate.threshold.clone() for gate in gates]
-    if network.config.kind == "manidp" and all(float(xi) > 0 for xi in start):
+    if network.config.method.scales_thresholds and all(float(xi) > 0 for xi in start):
 
         def scale(place: float) -> None:  # more of it, more MACs
             for gate, xi in zip(gates, start, strict=True):

@@ -17,9 +17,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sinf.errors import ConfigError
-
-KINDS = ("manidp", "fbs", "static")
 MASKS = ("scaled", "binary")
 _SMALL = 80  # channels, below which the paper's gates are not squeezed
 
@@ -128,20 +125,3 @@ class StaticGate(Gate):
 
     def set_remaining(self, rate: float, mean_saliency: Tensor) -> None:
         super().set_remaining(rate, self.importance)
-
-
-def make_gate(
-    kind: str, channels: int, importance: Tensor, *, squeeze: float | None = None, mask: str = "scaled"
-) -> Gate:
-    """A gate for a convolution that reads ``channels``; ``importance`` (U,) counts the units and ranks static ones."""
-    if kind not in KINDS:
-        raise ConfigError(f"the method must be one of {', '.join(KINDS)}", got=kind)
-    if mask not in MASKS:
-        raise ConfigError(f"the mask must be one of {', '.join(MASKS)}", got=mask)
-    if squeeze is not None and not 1 <= squeeze <= 1024:
-        raise ConfigError("squeeze must be in 1..1024", got=squeeze, remedy="take 2, or 8 for cheaper gates")
-    if kind == "static":
-        return StaticGate(importance)
-    if kind == "fbs":
-        return BoostingGate(channels, len(importance), mask == "binary")
-    return SaliencyGate(channels, len(importance), squeeze, mask == "binary")

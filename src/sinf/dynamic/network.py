@@ -18,7 +18,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from sinf.dynamic.branches import separate
 from sinf.dynamic.cost import macs_of
-from sinf.dynamic.gates import Gate, make_gate
+from sinf.dynamic.gates import Gate
+from sinf.dynamic.methods import Method, make_gate, method_of
 from sinf.dynamic.sites import Site, Sites, choose, find_sites
 from sinf.errors import ConfigError
 from sinf.graph.cost import MacCount
@@ -39,8 +40,9 @@ class Observed:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """How gates are made. ``sites`` are names of convolutions (None: all that can be gated); ``block`` neighbouring
-    channels are decided together (1: the paper), which makes slices of weights cheaper to take."""
+    """How gates are made: by the method ``kind`` (:mod:`sinf.dynamic.methods`). ``sites`` are names of convolutions
+    (None: all that can be gated); ``block`` neighbouring channels are decided together (1: the paper), which makes
+    slices of weights cheaper to take."""
 
     kind: str = "manidp"
     squeeze: float | None = None
@@ -51,6 +53,11 @@ class GateConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.block <= 1024:
             raise ConfigError("block must be in 1..1024", got=self.block, remedy="take 1 as in the paper")
+
+    @property
+    def method(self) -> Method:
+        """What ``kind`` names."""
+        return method_of(self.kind)
 
 
 class GatedNetwork(nn.Module):
@@ -238,7 +245,7 @@ def attach(base: BaseModel, config: GateConfig | None = None) -> GatedNetwork:
     config = config or GateConfig()
     graph = trace(base.module, base.spec.preprocessing)
     coupling, found = all_sites(graph)
-    if config.kind == "fbs":  # whose saliencies grow with what they multiply: around a sum they would feed themselves
+    if not config.method.around_sums:
         found = Sites([site for site in found.free if not site.branch], found.blocked)
     sites = choose(found, None if config.sites is None else list(config.sites))
     return GatedNetwork(base.module, graph, coupling, sites, config)

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sinf.data.images import BATCH, LabelledImages, Pixels
-from sinf.dynamic import losses
 from sinf.dynamic.calibrate import finish, finishing_images
 from sinf.dynamic.distributed import Group, joined, shared_statistics
 from sinf.dynamic.memory import TESTED, plan_training
+from sinf.dynamic.methods import Trained
 from sinf.dynamic.network import GateConfig, GatedNetwork, Observed, attach
 from sinf.dynamic.start import start_by_importance
 from sinf.dynamic.targets import Controller, Target
@@ -219,7 +219,7 @@ class _Run:
         self.part = part  # images of this process's share of a batch that run at once
         network.to(config.device, memory_format=torch.channels_last)
         network.detach_features = config.detach_features
-        network.wants_features = config.gates.kind == "manidp" and config.similarity > 0
+        network.wants_features = config.gates.method.reads_features(config)
         network.model.requires_grad_(True)
         self.parameters = list({id(p): p for p in network.parameters()}.values())
         gates = {id(p) for p in network.gate_parameters()}
@@ -250,12 +250,15 @@ class _Run:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
                 logits, seen = self.network.observe(px)
             each = F.cross_entropy(logits.float(), py, reduction="none")
-            loss = each.sum() / total + self._regular(seen, each, total, len(px) / len(x))
+            trained = Trained(
+                seen.saliencies, seen.features, each, total, len(px) / len(x), float(self.mean_before), self.group
+            )
+            loss = each.sum() / total + config.gates.method.loss(trained, config)
             loss.backward()
             found += loss.detach()
             every.append(each.detach())
             self._sums.add(self.network, seen, every[-1])
-            del logits, seen, each, loss
+            del logits, seen, each, trained, loss
         self.group.add_gradients(self.parameters)
         self.optimizer.step()
         return found, torch.cat(every)
@@ -273,23 +276,6 @@ class _Run:
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-
-    def _regular(self, seen: Observed, cross_entropy: Tensor, total: int, share: float) -> Tensor:
-        """This process's share of what is added to the cross entropy; these images are a ``share`` of its batch."""
-        config, loss = self.config, cross_entropy.new_zeros(())
-        if config.gates.kind == "fbs" and config.complexity > 0:
-            loss = loss + config.complexity * losses.boosting_penalty(seen.saliencies, total)
-        if config.gates.kind != "manidp":
-            return loss
-        if config.complexity > 0:
-            known = cross_entropy.detach() if config.detach_weights else cross_entropy
-            weights = losses.instance_weights(known, float(self.mean_before), config.hardness)
-            loss = loss + config.complexity * losses.complexity(seen.saliencies, weights, total)
-        if config.similarity > 0:
-            features = [self.group.rows(f) for f in seen.features]
-            saliencies = [self.group.rows(s) for s in seen.saliencies]
-            loss = loss + config.similarity * share * losses.similarity(features, saliencies) / self.group.world
-        return loss
 
     @torch.no_grad()
     def move_thresholds(self, steps_done: int) -> tuple[float, float, float]:

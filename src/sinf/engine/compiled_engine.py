@@ -10,14 +10,31 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
-from sinf.engine.onnx_parts import bare
-from sinf.engine.parts import Specialist
+from sinf.engine.parts import Specialist, bare
+from sinf.engine.runtime import Network, Runtime, Setting
 from sinf.engine.torch_engine import TorchEngine, as_tensors
 from sinf.errors import ConfigError, DependencyError, ModelError
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import RUNNING, TRACING, Tracer
 from sinf.machine.threads import Once
 from sinf.routing.router import BASE, FALLBACK, FRONT
+
+
+class CompiledTorch(Runtime):
+    """The engine torch-compile. Threads are those of the whole process."""
+
+    name = "torch-compile"
+
+    def open_parts(self, parts: TorchEngine, setting: Setting) -> CompiledTorchEngine:
+        torch.set_num_threads(setting.threads)
+        return CompiledTorchEngine(parts)
+
+    def open_network(self, module: nn.Module, size: tuple[int, int, int], setting: Setting) -> Network:
+        torch.set_num_threads(setting.threads)
+        return _CompiledNetwork(module)
+
+    def native(self, images: Tensor) -> Tensor:
+        return images
 
 
 @contextmanager
@@ -95,3 +112,19 @@ class CompiledTorchEngine:
             got=got,
             remedy="open the engine in the worker itself, or use torch there",
         )
+
+
+class _CompiledNetwork:
+    """Compiled for one image and for larger batches apart, when they first come."""
+
+    def __init__(self, module: nn.Module) -> None:
+        tracer = Tracer()
+        graph = tracer.trace(module)
+        self._graph = fx.GraphModule(tracer.root, graph)
+        self._compiled: Once[bool, Any] = Once(lambda alone: torch.compile(self._graph, dynamic=not alone))
+
+    @torch.no_grad()
+    def __call__(self, images: Any) -> Tensor:
+        given = as_tensors((images,))
+        with compiling("the network"):
+            return self._compiled[len(given[0]) == 1](*given)

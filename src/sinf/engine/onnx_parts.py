@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from sinf.engine.parts import bare, is_bare
 from sinf.engine.torch_engine import TorchEngine
 from sinf.errors import DependencyError, ModelError
 from sinf.graph.trace import RUNNING, TRACING
@@ -20,18 +22,11 @@ if TYPE_CHECKING:
     import onnx
 
 _EXAMPLE = 2  # images: with one, torch would take the batch for a constant
-_BARE = "bare."
-
-
-def bare(part: str) -> str:
-    """Name of a part without what routing adds to it: of the front the extractor, of a cluster its subgraph. Only
-    profiles run these."""
-    return _BARE + part
 
 
 def signature(part: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of a part's inputs and outputs, in order (see :mod:`sinf.routing.router`)."""
-    if part.startswith(_BARE):
+    if is_bare(part):
         return (("images",), ("features",)) if part == bare(FRONT) else (("features",), ("logits",))
     if part == FRONT:
         return ("images",), ("features", "log_clusters", "route", "confidence")
@@ -54,7 +49,7 @@ def part_to_onnx(engine: TorchEngine, part: str) -> onnx.ModelProto:
     # In the order of channels_last torch would export the strides of its own pools, as gathers.
     example = tuple(x.contiguous() for x in given)
     batches = tuple({0: torch.export.Dim("batch")} for _ in inputs)
-    return _exported(_module(engine, part), example, f"the part {part}", inputs, outputs, batches)
+    return _exported(engine.module(part), example, f"the part {part}", inputs, outputs, batches)
 
 
 def network_to_onnx(module: nn.Module, size: tuple[int, int, int]) -> onnx.ModelProto:
@@ -63,6 +58,8 @@ def network_to_onnx(module: nn.Module, size: tuple[int, int, int]) -> onnx.Model
     Raises: as :func:`part_to_onnx`.
     """
     _require_packages()
+    # Other runtimes lay out weights themselves; of channels_last torch would export the strides of its own pools.
+    module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
     batches = ({0: torch.export.Dim("batch")},)
     return _exported(module, (torch.zeros(_EXAMPLE, *size),), "the network", ("images",), ("logits",), batches)
 
@@ -94,13 +91,6 @@ def _exported(
             remedy="replace the operation that it names, or run the model in torch",
         ) from error
     return _without_notes(program.model_proto)  # type: ignore[union-attr]
-
-
-def _module(engine: TorchEngine, part: str) -> nn.Module:
-    if not part.startswith(_BARE):
-        return engine.module(part)
-    kept = engine.bundle.parts["common" if part == bare(FRONT) else part.removeprefix(_BARE)]
-    return engine.network.extractor(kept) if part == bare(FRONT) else engine.network.tail(kept)
 
 
 def graph_to_onnx(graph: torch.nn.Module, size: tuple[int, int, int], batch: int) -> onnx.ModelProto:

@@ -8,6 +8,24 @@ from torch import Tensor, nn
 from sinf.data.clusters import Clusters
 from sinf.routing.deferral import Deferral, margin_of_several
 
+_BARE = "bare."
+
+
+def bare(part: str) -> str:
+    """Name of a part without what routing adds to it: of the front the extractor, of a cluster its subgraph. Only
+    profiles run these."""
+    return _BARE + part
+
+
+def is_bare(part: str) -> bool:
+    """Whether a part is without what routing adds to it."""
+    return part.startswith(_BARE)
+
+
+def dressed(part: str) -> str:
+    """Name of the part of which this is the bare one."""
+    return part.removeprefix(_BARE)
+
 
 class Front(nn.Module):
     """Extractor and route predictor: images -> features, log-probabilities of clusters, route, its probability."""

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sinf.engine.onnx_parts import bare, signature
+from sinf.engine.onnx_parts import signature
+from sinf.engine.parts import bare
 from sinf.engine.torch_engine import TorchEngine
 from sinf.errors import ConfigError, DependencyError, ModelError
 from sinf.routing.router import FRONT, part_name

@@ -17,7 +17,7 @@ from sinf.bundle.semantic import Bundle
 from sinf.data.images import BATCH, Preprocessing
 from sinf.engine.constant import ConstantModule
 from sinf.engine.memory import release
-from sinf.engine.parts import Front, Specialist, make_deferral_head
+from sinf.engine.parts import Front, Specialist, bare, dressed, is_bare, make_deferral_head
 from sinf.errors import ConfigError
 from sinf.graph.network import Part, PartedNetwork
 from sinf.graph.prepare import prepare
@@ -98,14 +98,24 @@ class TorchEngine:
                 return (self.base(*inputs),)
             if part == FALLBACK:
                 return (self.tails.get(FALLBACK)(*inputs),)
+            if is_bare(part):
+                return (self._bare(part)(*inputs),)
             features, log_clusters = inputs
             return self.deferral_heads[part](self.tails.get(part)(features), log_clusters)
 
     def array(self, values: list[float] | list[bool]) -> Tensor:
         return torch.tensor(values)
 
+    def _bare(self, part: str) -> nn.Module:
+        """A bare part, prepared as the part is."""
+        return self.extractor if part == bare(FRONT) else self.tails.get(dressed(part))
+
     def module(self, part: str) -> nn.Module:
-        """A part as one module of its own, such as is exported, not prepared for torch."""
+        """A part, bare ones too, as one module of its own, such as is exported, not prepared for torch."""
+        if part == bare(FRONT):
+            return self.network.extractor(self.bundle.parts["common"])
+        if is_bare(part):
+            return self.network.tail(self.bundle.parts[dressed(part)])
         if part == FRONT:
             return self._front(self.network.extractor(self.bundle.parts["common"]))
         if part == BASE:

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from sinf import edge
 from sinf.bundle.plain import PlainModel
-from sinf.engine.network_engine import network_graph, open_network, usual_order
+from sinf.engine.network_engine import open_network
 from sinf.engine.onnx_parts import network_to_onnx
 from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
 from sinf.engine.openvino_engine import OpenVinoEngine
+from sinf.engine.runtime import Setting
+from sinf.engine.session_runtimes import network_graph
 from sinf.engine.sessions import SessionEngine
 from sinf.errors import ConfigError, DependencyError
 from sinf.export.describe import require_same
@@ -48,7 +50,7 @@ def export_plain(model: PlainModel, path: str | Path, file_format: str = "onnx")
         raise ConfigError(f"a plain model is exported to a file that ends in {ENDINGS[file_format]}", got=path)
     import onnx
 
-    graph = network_to_onnx(usual_order(model.network), model.preprocessing.size)
+    graph = network_to_onnx(model.network, model.preprocessing.size)
     onnx.helper.set_model_props(graph, {"sinf": json.dumps(_description(model))})
     onnx.checker.check_model(graph, full_check=True)
     if file_format == "onnx":
@@ -89,7 +91,7 @@ def export_network(
     }  # fmt: skip
 
     def write(folder: Path) -> None:
-        graph = network_graph(model.network, size, ranges if precision == "int8" else None)
+        graph = network_graph(model.network, size, Setting(1, precision, ranges))
         write_graph(graph, folder / f"{edge.NETWORK}{edge.SUFFIXES[file_format]}")
 
     def verify(export: edge.EdgeModel | edge.EdgeNetwork) -> None:

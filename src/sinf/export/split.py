@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sinf import edge
 from sinf.engine.engines import open_engine
-from sinf.engine.onnx_parts import part_to_onnx
-from sinf.engine.quantise import Quantiser
+from sinf.engine.runtime import Setting
+from sinf.engine.session_runtimes import part_graphs
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import BundleError, DependencyError
 from sinf.export.describe import description, require_same, samples
@@ -50,14 +50,12 @@ def export_split(
     """
     engine = edge.ENGINES[file_format]
     running = model.engine if precision == "f32" else _engine(model, engine, precision, ranges)
-    quantiser = Quantiser(model.engine, ranges) if precision == "int8" and ranges is not None else None
     parts = edge.part_names(len(model.bundle.clusters))
 
     def write(partial: Path) -> None:
+        graph = part_graphs(model.engine, Setting(1, precision, ranges))
         for done, part in enumerate(parts):
-            graph = part_to_onnx(model.engine, part)
-            graph = graph if quantiser is None else quantiser.quantise(graph, part)
-            write_graph(graph, partial / f"{part}{edge.SUFFIXES[file_format]}")
+            write_graph(graph(part), partial / f"{part}{edge.SUFFIXES[file_format]}")
             if progress is not None:
                 progress(done + 1, len(parts))
 

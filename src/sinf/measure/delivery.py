@@ -94,6 +94,11 @@ class ExpectedLoss:
             images=count,
         )
 
+    @property
+    def order(self) -> tuple[float, float]:
+        """What loses less comes first."""
+        return self.points, self.disagreement
+
     def __str__(self) -> str:
         kind = "" if self.base_top1 is not None else " of agreement with the base model"
         return f"{self.points:.1f} points{kind} ({self.low:.1f} .. {self.high:.1f}) on {self.images} held-out images"
@@ -105,6 +110,8 @@ class ExpectedLoss:
 def _interval(lost: int, won: int, count: int) -> tuple[float, float]:
     """What 95 % of the bootstrapped losses lie between, in points. Half an image more is counted as lost, and half as
     won: without that, few images of which none changed would make the loss look certain."""
+    # Not scipy's bootstrap, which draws images: half an image cannot be drawn. Drawing N images, each lost, won or
+    # neither, is drawing these three counts.
     chances = np.array([lost + 0.5, won + 0.5, count - lost - won]) / (count + 1)
     draws = np.random.default_rng(0).multinomial(count, chances, _DRAWS)
     losses = 100 * (draws[:, 0] - draws[:, 1]) / count

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sinf.engine.onnx_parts import bare
-from sinf.engine.torch_engine import TorchEngine
+from sinf.engine.parts import bare
 from sinf.measure.timing import Progress, pinned_threads, require_timing
 from sinf.routing.router import FALLBACK, FRONT, Engine, FeatureRouter, part_name
 
@@ -168,10 +167,7 @@ def _run_bare(engine: Engine, x: Any, found: _Turn) -> tuple[float, float]:
     outputs: list[Any] = []
 
     def run(part: str, given: Any) -> float:
-        if not isinstance(engine, TorchEngine):
-            return _milliseconds(lambda: outputs.append(engine.run(bare(part), given)[0]))
-        module = engine.extractor if part == FRONT else engine.tails.get(part)
-        return _milliseconds(lambda: outputs.append(module(torch.as_tensor(given))))
+        return _milliseconds(lambda: outputs.append(engine.run(bare(part), given)[0]))
 
     front = run(FRONT, x)
     return front, run(part_name(found.route), outputs[0]) if found.subgraph_ran else 0.0

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from sinf.errors import ConfigError
+from sinf.measure.bootstrap import interval
 
 Progress = Callable[[int, int], None]
 
-_DRAWS = 1000  # of the bootstrap
+_DRAWS = 1000  # of the bootstrap over pairs
 _COUNTERS = Path("/proc/stat")  # of Linux: processor time of all processes together
 _TICKS = 100  # a second, in it
 
@@ -188,10 +189,8 @@ class OtherProcesses:
 def summary(times: Tensor, batch: int, threads: int) -> Latency:
     """Of milliseconds (2, pairs): base model, ours."""
     pairs = times.shape[1]
-    draws = torch.randint(pairs, (_DRAWS, pairs), generator=torch.Generator().manual_seed(0))
-    base, ours = times[0][draws], times[1][draws]
-    saved = _interval(1 - ours.mean(1) / base.mean(1))
-    base_median, median = _interval(base.median(1).values), _interval(ours.median(1).values)
+    saved = interval(_time_saved, times[0], times[1], draws=_DRAWS)
+    base_median, median = (interval(np.median, each, draws=_DRAWS) for each in times)
     p95 = times.quantile(torch.tensor(0.95, dtype=times.dtype), dim=1)
     return Latency(
         batch=batch,
@@ -213,9 +212,9 @@ def summary(times: Tensor, batch: int, threads: int) -> Latency:
     )
 
 
-def _interval(values: Tensor) -> tuple[float, float]:
-    """What 95 % of bootstrapped values lie between."""
-    return float(values.quantile(0.025)), float(values.quantile(0.975))
+def _time_saved(base: np.ndarray, ours: np.ndarray, axis: int) -> np.ndarray:
+    """Of milliseconds (..., pairs)."""
+    return 1 - ours.mean(axis) / base.mean(axis)
 
 
 def require_timing(images: Tensor | np.ndarray, *, batch: int, pairs: int, threads: int, warmup: int = 0) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sinf.compress.methods import TRIED, kind_of
+from sinf.compress.methods import kind_of
 from sinf.data.clusters import Clusters
-from sinf.engine.engines import PRECISIONS, require_precision
+from sinf.engine.engines import require_precision, runtime_of
 from sinf.errors import ConfigError
 from sinf.machine.memory import DEFAULT
 from sinf.routing.threshold import require_limit
 
+METHODS = ("ranks", "channels")
 #: Shares of the base model's cost, each a fifth less than the one before.
 BUDGETS = (0.8, 0.64, 0.51, 0.41, 0.33, 0.26, 0.21, 0.17, 0.13)
 CUTS, TAILS = (0.15, 0.3), (0.5, 0.3)
@@ -30,7 +31,7 @@ class OptimizeConfig:
         threads: of the processor.
         images: how many of the scoring images decide what goes, and fit the weights that stay.
         selection: share of the calibration images that choose where no others are given to; the rest test.
-        methods: how networks are made smaller.
+        methods: how networks are made smaller, the likelier first; where one does well, those after it are not tried.
         budgets: what static networks keep of the cost, falling; each method is followed down to the first that loses
             more than the limit.
         cuts: where cascades are cut, as shares of the MACs; none for no cascades.
@@ -49,7 +50,7 @@ class OptimizeConfig:
     threads: int = 1
     images: int = 4000
     selection: float = 1 / 3
-    methods: tuple[str, ...] = TRIED
+    methods: tuple[str, ...] = METHODS
     budgets: tuple[float, ...] = BUDGETS
     cuts: tuple[float, ...] = CUTS
     tails: tuple[float, ...] = TAILS
@@ -62,7 +63,8 @@ class OptimizeConfig:
     def __post_init__(self) -> None:
         require_limit(self.max_loss, self.confidence)
         if not self.precisions:
-            raise ConfigError("a precision is needed", got="none", remedy=f"take {PRECISIONS[self.engine][0]}")
+            usual = runtime_of(self.engine).precisions[0]
+            raise ConfigError("a precision is needed", got="none", remedy=f"take {usual}")
         for precision in self.precisions:
             require_precision(self.engine, precision)
         for method in self.methods:

@@ -33,6 +33,7 @@ Progress = Callable[[str, int, int], None]
 
 BASE = "base model"
 OWN = "your model, as loaded (torch)"
+_WELL = 0.6  # of the cost: a method that keeps no more within the limit needs no other beside it
 _LEAST = 0.05  # of the cost of its tail: no subgraph is smaller
 _SAFER = 0.25  # of the limit: what extractor and full tail of a cascade may lose, so that the small tail has the rest
 _RANGES = 200  # images that set the ranges of int8
@@ -96,9 +97,14 @@ class Search:
     def designs(self) -> Iterator[Design]:
         """The base model itself, smaller networks, and cascades."""
         yield Static(self.base, BASE)
-        ladders = {method: list(self._ladder(method)) for method in self.config.methods}
-        for method, rungs in ladders.items():
-            for rung in rungs:
+        ladders: dict[str, list[_Rung]] = {}
+        for method in self.config.methods:
+            well = next((name for name in ladders if self._least(ladders[name], 1.0) <= _WELL), None)
+            if well is not None:
+                self.left_out.append(f"{method}: not tried, since {well} do well")
+                continue
+            ladders[method] = list(self._ladder(method))
+            for rung in ladders[method]:
                 yield Static(rung.network, f"{method}, {100 * rung.kept:.3g} %", method)
         smallest = {method: self._least(rungs, 1.0) for method, rungs in ladders.items()}
         method = min(smallest, key=lambda each: smallest[each])

@@ -92,11 +92,11 @@ def prune(
 def pruner(
     base: BaseModel, scoring: LabelledImages, config: PruneConfig, work: str | Path, *, progress: Progress | None = None
 ) -> Callable[[Schedule | Budget], Pruned]:
-    """Makes one smaller model after the other by the method of ``config``, from statistics that are collected once;
-    none is compared with the base model.
+    """Makes one smaller model after the other by the one method of ``config``, each compared with nothing; statistics
+    are collected once.
 
     Raises:
-        ConfigError: the config names several methods; or, when a model is made, its budget is out of reach.
+        ConfigError: there are several methods; or, when a model is made, its budget is out of reach.
     """
     if len(config.methods) != 1:
         raise ConfigError("one method is needed", got=", ".join(config.methods), remedy=f"name {config.methods[0]}")
@@ -194,7 +194,7 @@ class _Pruning:
         if rule is None:
             return fastest(each(methods, lambda m: (m, self._largest(m))), self._finished, self._by_time)
         rules = each(methods, lambda m: (m, self._rule(m, rule)))
-        return rules[0] if len(rules) == 1 else min(rules, key=lambda pair: _order(self._trial(*pair)))
+        return rules[0] if len(rules) == 1 else min(rules, key=lambda pair: self._trial(*pair).order)
 
     def _rule(self, method: Method, rule: Schedule | Budget | LatencyBudget) -> Schedule | Budget:
         if isinstance(rule, LatencyBudget):
@@ -311,7 +311,7 @@ class _Pruning:
 
     def _without_held_out(self, training: LabelledImages) -> LabelledImages:
         """Images that estimate the loss are not trained on."""
-        held = set() if self.held_out is None else set(self.held_out.digests())
+        held = set(() if self.held_out is None else self.held_out.digests())
         rows = [row for row, digest in enumerate(training.digests()) if digest not in held] if held else []
         return training if not held or len(rows) == len(training) else training.select(rows)
 
@@ -444,8 +444,3 @@ class _Pruning:
             raise ConfigError(
                 "a model to recalibrate must have batch norms of torch", got=got, remedy="leave --recalibrate out"
             )
-
-
-def _order(loss: ExpectedLoss) -> tuple[float, float]:
-    """What loses less comes first."""
-    return loss.points, loss.disagreement

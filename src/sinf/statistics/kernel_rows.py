@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 
 from sinf.graph.coupling import unfolds
 from sinf.statistics.positions import MOST, outer, some_positions
+from sinf.statistics.statistic import OfReads, Place, Visit
 
 _CHUNK = 1 << 22  # numbers that are read and are in memory at once
 _LEAST_COLUMNS = 4  # of a map that are looked at, however many rows it has
 
 
-@dataclass
-class KernelRows:
+@dataclass(eq=False)
+class KernelRows(OfReads):
     """Sums over images and all that rows of the kernel read: every row of the input, every position of an output's
     column. Of a wide map some columns are looked at (:mod:`sinf.statistics.positions`); their sums are scaled to all.
 
@@ -33,10 +35,14 @@ class KernelRows:
     products: Tensor
     counts: Tensor
 
-    def __add__(self, other: KernelRows) -> KernelRows:
-        return KernelRows(
-            self.gram + other.gram, self.total + other.total, self.products + other.products, self.counts + other.counts
-        )
+    @classmethod
+    def of(cls, visit: Visit) -> Self:
+        return cls(**kernel_rows_of(visit.module, visit.x).tensors())
+
+    @classmethod
+    def bytes_at(cls, place: Place) -> int:
+        wide = place.channels * place.module.kernel_size[1] if has_kernel_rows(place.module) else 0
+        return 8 * wide**2
 
     @property
     def present(self) -> bool:

@@ -10,9 +10,8 @@ from torch import fx, nn
 
 from sinf.graph.coupling import Coupling
 from sinf.machine.memory import activations, value_bytes
-from sinf.statistics.kernel_rows import has_kernel_rows
-from sinf.statistics.site import SAMPLE
-from sinf.statistics.sums import CHANGES, MADE, MAPS, READ, WRITTEN
+from sinf.statistics.kernel_rows import KernelRows, has_kernel_rows
+from sinf.statistics.statistic import OfGradients, OfMaps, OfOutputs, OfReads, OfUnits, Place, Statistic
 
 
 class Need(NamedTuple):
@@ -22,11 +21,17 @@ class Need(NamedTuple):
     image: int
 
 
-def need_of(graph: fx.GraphModule, coupling: Coupling, names: Iterable[str], classes: int, pool: int = 1) -> Need:
-    """What :func:`sinf.statistics.collect` takes for the sums ``names``."""
-    names, mixers = set(names), set(coupling.mixers.values())
+def need_of(
+    graph: fx.GraphModule, coupling: Coupling, needs: Iterable[type[Statistic]], classes: int, pool: int = 1
+) -> Need:
+    """What :func:`sinf.statistics.collect` takes for the statistics ``needs``."""
+    kinds, mixers = set(needs), set(coupling.mixers.values())
     counted = activations(graph)
-    writes, changes = bool(names & set(WRITTEN)), bool(names & set(CHANGES))
+
+    def some(*families: type[Statistic]) -> bool:
+        return any(issubclass(kind, families) for kind in kinds)
+
+    writes, changes = some(OfGradients), some(OfUnits)
     image = counted.backward if writes or changes else counted.forward
     sums = work = 0
     known: set[str] = set()
@@ -41,31 +46,15 @@ def need_of(graph: fx.GraphModule, coupling: Coupling, names: Iterable[str], cla
         columns = module.kernel_size[1] if has_kernel_rows(module) else 1
         work = max(
             work,
-            2 * read * bool(names & set(READ) or names & set(MAPS)),
-            5 * written * bool(names & set(MADE)),
-            3 * columns * read * ("kernel_rows" in names and has_kernel_rows(module)),
+            2 * read * some(OfReads, OfMaps),
+            5 * written * some(OfOutputs),
+            3 * columns * read * (KernelRows in kinds and has_kernel_rows(module)),
         )
         if target not in known:
-            sums += sum(_sum_bytes(name, module, len(coupling.reads[target].units), classes, pool) for name in names)
+            place = Place(module, len(coupling.reads[target].units), classes, pool)
+            sums += sum(kind.bytes_at(place) for kind in kinds)
         known.add(target)
     return Need(sums, image + work)
-
-
-def _sum_bytes(name: str, module: nn.Module, channels: int, classes: int, pool: int) -> int:
-    """Bytes of one sum of one site; those of a few numbers are none."""
-    outputs = len(module.weight)
-    features = channels * pool**2
-    wide = channels * module.kernel_size[1] if has_kernel_rows(module) else 0
-    return {
-        "gram": 4 * channels**2,
-        "pooled_gram": 8 * features**2,
-        "class_sums": 8 * classes * features,
-        "class_moments": 16 * classes * features,
-        "sample": 4 * SAMPLE * features,
-        "kernel_rows": 8 * wide**2,
-        "output_gram": 8 * outputs**2,
-        "fisher": 4 * outputs**2,
-    }.get(name, 0)
 
 
 def metric_bytes(graph: fx.GraphModule, coupling: Coupling) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,9 +13,21 @@ from sinf.errors import ConfigError
 from sinf.graph.coupling import Coupling
 from sinf.machine.memory import near
 from sinf.statistics.maps import MapSource, map_source
+from sinf.statistics.of_maps import LOOKED_AT
+from sinf.statistics.of_outputs import Sensitivity
+from sinf.statistics.of_reads import PooledGram, SecondMoments, SumsByClass
 from sinf.statistics.positions import rows_at, some_positions
 from sinf.statistics.site import SiteStatistics, Statistics
-from sinf.statistics.sums import CHANGES, LOOKED_AT, MADE, MAPS, READ, SUMS, WRITTEN, Batch, Visit
+from sinf.statistics.statistic import (
+    Batch,
+    OfGradients,
+    OfMaps,
+    OfOutputs,
+    OfReads,
+    OfUnits,
+    Statistic,
+    Visit,
+)
 
 # The answer's distribution is softened by this before its sensitivity is taken: a network that has seen the scoring
 # images in training is so sure of them that its own distribution says nothing.
@@ -23,8 +35,10 @@ TEMPERATURE = 2.0
 
 _RELUS = (torch.relu, nn.functional.relu, "relu")
 
-#: What is added up unless other sums are asked for.
-DEFAULT = ("gram", "positions", "sensitivity", "pooled_gram", "class_sums", "class_counts")
+#: What is added up unless other statistics are asked for.
+DEFAULT: tuple[type[Statistic], ...] = (SecondMoments, Sensitivity, PooledGram, SumsByClass)
+
+_Family = TypeVar("_Family", bound=Statistic)
 
 
 def collect(
@@ -34,28 +48,29 @@ def collect(
     *,
     classes: int,
     answer: list[int] | None = None,
-    needs: Iterable[str] = DEFAULT,
+    needs: Iterable[type[Statistic]] = DEFAULT,
     pool: int = 1,
     seed: int = 0,
     at_once: int | None = None,
 ) -> Statistics:
     """Run ``graph`` (to logits) over batches of (inputs, labels) and return the statistics of every site, by target.
 
-    ``answer`` limits the answer whose gradients are taken to some classes, those of a cluster; ``needs`` names the sums
-    (see :mod:`sinf.statistics.sums`); ``pool`` is p, the side to which channels are pooled for the discriminative
+    ``answer`` limits the answer whose gradients are taken to some classes, those of a cluster; ``needs`` are the types
+    of the statistics; ``pool`` is p, the side to which channels are pooled for the discriminative
     features. Without needs no image is looked at. A batch runs in parts of at most ``at_once`` images, which changes
     nothing but the memory that it takes (:func:`sinf.statistics.need.need_of` says how much).
     """
-    names = set(needs)
-    if not names <= set(SUMS):
+    kinds = list(dict.fromkeys(needs))
+    others = [str(kind) for kind in kinds if not (isinstance(kind, type) and issubclass(kind, Statistic))]
+    if others:
         raise ConfigError(
-            "no such statistic", got=", ".join(sorted(names - set(SUMS))), remedy=f"take some of {', '.join(SUMS)}"
+            "statistics are asked for by their type", got=", ".join(others), remedy="take those of sinf.statistics"
         )
     if pool < 1:
         raise ConfigError("pool must be at least 1", got=pool, remedy="take 1")
-    recorder = _Recorder(graph, coupling, names)
+    recorder = _Recorder(graph, coupling, kinds)
     found = recorder.found
-    if not names:
+    if not kinds:
         return found
     generator = torch.Generator().manual_seed(seed)
     draw, seen = random.Random(seed), torch.zeros(classes, dtype=torch.int64)
@@ -133,17 +148,22 @@ def _may_overwrite(graph: fx.GraphModule, node: fx.Node) -> bool:
     return isinstance(graph.get_submodule(str(before.target)), nn.modules.batchnorm._BatchNorm)
 
 
+def _family(family: type[_Family], kinds: list[type[Statistic]]) -> list[type[_Family]]:
+    """Those of a family."""
+    return [kind for kind in kinds if issubclass(kind, family)]
+
+
 class _Recorder(fx.Interpreter):
     """Adds up while the graph runs, so that nothing is kept but what gradients need: ``outputs`` are what sites wrote
     and ``reads`` what they read in this batch, at every call."""
 
-    def __init__(self, graph: fx.GraphModule, coupling: Coupling, names: set[str]) -> None:
+    def __init__(self, graph: fx.GraphModule, coupling: Coupling, kinds: list[type[Statistic]]) -> None:
         super().__init__(graph)
         self.coupling = coupling
-        self.at_read, self.at_map = ([n for n in table if n in names] for table in (READ, MAPS))
-        self.at_write, self.at_change = ([n for n in table if n in names] for table in (WRITTEN, CHANGES))
-        self.at_made = [n for n in MADE if n in names]
-        self.gradients = bool(self.at_write or self.at_change)
+        self.of_reads, self.of_maps = _family(OfReads, kinds), _family(OfMaps, kinds)
+        self.of_outputs = _family(OfOutputs, kinds)
+        self.of_gradients, self.of_units = _family(OfGradients, kinds), _family(OfUnits, kinds)
+        self.gradients = bool(self.of_gradients or self.of_units)
         self.sites: set[fx.Node] = set()
         self.over = {node for node in graph.graph.nodes if _may_overwrite(graph, node)}
         self.sources: dict[fx.Node, list[tuple[str, MapSource]]] = {}
@@ -158,7 +178,7 @@ class _Recorder(fx.Interpreter):
                 continue
             self.sites.add(node)
             self.found.setdefault(target, SiteStatistics(target, weights[target]))
-            if self.at_map:
+            if self.of_maps:
                 source = map_source(graph, coupling, node)
                 self.sources.setdefault(source.node, []).append((target, source))
 
@@ -173,26 +193,26 @@ class _Recorder(fx.Interpreter):
             value = self._visit(n) if n in self.sites else super().run_node(n)
         for target, source in self.sources.get(n, ()):
             maps = source.maps(cast(Tensor, value))
-            for name in self.at_map:
-                self.found[target].add(name, MAPS[name](maps, self.batch))
+            for kind in self.of_maps:
+                self.found[target].add(kind.of(maps, self.batch))
         return value
 
     def _visit(self, n: fx.Node) -> Tensor:
         (x, *more), kwargs = self.fetch_args_kwargs_from_env(n)
         target = str(n.target)
-        if self.at_change:
+        if self.of_units:
             x = x.clone()  # so that its gradient is of what this site reads, not of all who read the same
             self.reads.append((target, x))
         value = self.call_module(target, (x, *more), kwargs)
         visit = Visit(self.layer_of(target), x.detach(), self.coupling.reads[target].repeat, self.batch)
         with torch.no_grad():
-            for name in self.at_read:
-                self.found[target].add(name, READ[name](visit))
-            if self.at_made:
-                rows, count = self._made(target, value.detach())
-                for name in self.at_made:
-                    self.found[target].add(name, MADE[name](rows, count))
-        if not self.at_write:
+            for of_reads in self.of_reads:
+                self.found[target].add(of_reads.of(visit))
+            if self.of_outputs:
+                rows, count = self._outputs(target, value.detach())
+                for of_outputs in self.of_outputs:
+                    self.found[target].add(of_outputs.of(rows, count))
+        if not self.of_gradients:
             return value
         self.outputs.append((target, value))
         return value.clone()  # an activation in place would overwrite what is kept
@@ -200,7 +220,7 @@ class _Recorder(fx.Interpreter):
     def layer_of(self, target: str) -> nn.Module:
         return self.module.get_submodule(target)
 
-    def _made(self, target: str, written: Tensor) -> tuple[Tensor, int]:
+    def _outputs(self, target: str, written: Tensor) -> tuple[Tensor, int]:
         """``(images * positions, O)`` float64 of what a site writes, at some positions of a large map, and how many
         there are in all."""
         if isinstance(self.layer_of(target), nn.Linear):
@@ -223,8 +243,8 @@ class _Recorder(fx.Interpreter):
         gradients = torch.autograd.grad(answer, values, allow_unused=True, retain_graph=bool(self.reads))
         for (target, value), gradient in zip(self.outputs, gradients, strict=True):
             gradient = torch.zeros_like(value) if gradient is None else gradient
-            for name in self.at_write:
-                self.found[target].add(name, WRITTEN[name](self._maps(target, gradient)))
+            for kind in self.of_gradients:
+                self.found[target].add(kind.of(self._maps(target, gradient)))
 
     def add_changes(self, loss: Tensor, images: int) -> None:
         """``loss``: summed over images. The changes at all sites are added before they lose their sign."""
@@ -240,6 +260,6 @@ class _Recorder(fx.Interpreter):
                 product = product.flatten(2).sum(2) if product.ndim > 2 else product
                 product = product.unflatten(1, (-1, slot.repeat)).sum(2)
                 changes.index_add_(1, slot.units, product)
-            for name in self.at_change:
-                total = self.found.units.get(name, 0)
-                self.found.units[name] = total + CHANGES[name](changes)
+            for kind in self.of_units:
+                more = kind.of(changes)
+                self.found.units[kind] = self.found.units[kind] + more if kind in self.found.units else more

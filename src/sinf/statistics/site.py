@@ -1,77 +1,69 @@
-"""Sums over images, by site and by unit, and how those of two sets of images become one."""
+"""Statistics by site and by unit, asked for by their type."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar, cast
 
-import torch
 from torch import Tensor
 
-#: How many images a sample keeps at most: enough for a linear classifier, little beside the network.
-SAMPLE = 4096
+from sinf.errors import ConfigError
+from sinf.statistics.of_outputs import Sensitivity
+from sinf.statistics.statistic import OfUnits, Statistic
+
+S = TypeVar("S", bound=Statistic)
 
 
-@dataclass
-class Sample:
-    """Pooled features of some images, all of them if there are few, for what has no sums (logistic regression).
-
-    ``features`` (n, D), ``labels`` (n,), and ``ranks`` (n,): every image draws a number, and the ``SAMPLE`` images
-    with the smallest stay, so that it does not matter how the images came in batches.
-    """
-
-    features: Tensor
-    labels: Tensor
-    ranks: Tensor
-
-    def __add__(self, other: Sample) -> Sample:
-        features, labels, ranks = (
-            torch.cat([getattr(self, name), getattr(other, name)]) for name in ("features", "labels", "ranks")
-        )
-        kept = torch.argsort(ranks, stable=True)[:SAMPLE].sort().values
-        return Sample(features[kept], labels[kept], ranks[kept])
-
-
-@dataclass
 class SiteStatistics:
-    """Sums at one site over some images. C channels read, O channels written, K weights a pair.
-
-    A sum is read as an attribute by its name in :data:`sinf.statistics.sums.SUMS`, where their shapes are
-    (``site.gram``, ``site.class_sums``).
+    """Statistics of one site over some images: ``site[SecondMoments]`` is what was collected of that type.
 
     Attributes:
-        weight: ``(O, C, K)`` the layer's weight.
+        weight: ``(O, C, K)`` the layer's weight: C channels read, O written, K weights a pair.
         images: how many images were looked at.
-        sums: those that were asked for, by name.
     """
 
-    target: str
-    weight: Tensor
-    images: int = 0
-    sums: dict[str, Any] = field(default_factory=dict)
-    _derived: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    def __init__(self, target: str, weight: Tensor, images: int = 0, statistics: Iterable[Statistic] = ()) -> None:
+        self.target, self.weight, self.images = target, weight, images
+        self._by_type: dict[type[Statistic], Statistic] = {type(each): each for each in statistics}
+        self._derived: dict[str, Tensor] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "sums" or name not in self.sums:
-            raise AttributeError(f"{name!r} was not collected: name it in what the criterion needs")
-        return self.sums[name]
+    def __getitem__(self, kind: type[S]) -> S:
+        """
+        Raises:
+            ConfigError: it was not collected.
+        """
+        if kind not in self._by_type:
+            remedy = "name it in what the criterion or the compressor needs"
+            raise ConfigError("what is read of a site must have been collected", got=kind.__name__, remedy=remedy)
+        return cast(S, self._by_type[kind])
+
+    def __contains__(self, kind: type[Statistic]) -> bool:
+        return kind in self._by_type
+
+    def __iter__(self) -> Iterator[Statistic]:
+        return iter(self._by_type.values())
 
     def __add__(self, other: SiteStatistics) -> SiteStatistics:
         """Statistics of both sets of images together."""
-        sums = {name: value + other.sums[name] for name, value in self.sums.items()}
-        return SiteStatistics(self.target, self.weight, self.images + other.images, sums)
+        both = [each + other[type(each)] for each in self]
+        return SiteStatistics(self.target, self.weight, self.images + other.images, both)
 
-    def add(self, name: str, value: Any) -> None:
-        """Add to one sum, in place where it can be."""
+    def but(self, *others: Statistic) -> SiteStatistics:
+        """The same images with other statistics of these types."""
+        return SiteStatistics(self.target, self.weight, self.images, [*self, *others])
+
+    def add(self, more: Statistic) -> None:
+        """Add statistics of further images, in place where it can be."""
         self._derived.clear()
-        if name in self.sums:
-            self.sums[name] += value
+        kind = type(more)
+        if kind in self._by_type:
+            self._by_type[kind] += more
         else:
-            self.sums[name] = value
+            self._by_type[kind] = more
 
     def once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        """What is computed from the sums and asked for again, such as the inverse of a matrix: not to be changed."""
+        """What is computed from the statistics and asked for again, such as the inverse of a matrix: not to be
+        changed."""
         if name not in self._derived:
             self._derived[name] = compute()
         return self._derived[name]
@@ -82,15 +74,10 @@ class SiteStatistics:
         return self.weight.shape[1]
 
     @property
-    def positions(self) -> int:
-        """How many (image, position) pairs ``gram`` adds up."""
-        return int(self.sums["positions"])
-
-    @property
     def sensitivity(self) -> Tensor:
         """``(O,)`` mean over images of the squared gradient of the softened answer (a random direction of its
         covariance), summed over positions: the diagonal of the Fisher information of the layer's output."""
-        return self.sums["sensitivity"] / max(1, self.images)
+        return self[Sensitivity].total / max(1, self.images)
 
     @property
     def readout(self) -> Tensor:
@@ -101,14 +88,14 @@ class SiteStatistics:
 
 
 class Statistics(dict[str, SiteStatistics]):
-    """All sites by target, and sums that belong to no site.
+    """All sites by target, and statistics that belong to no site.
 
     Attributes:
         images: how many images were looked at.
-        units: ``(units,)`` each, by name: sums over images of what happens at all sites together when a unit goes.
+        units: of all units, by type.
     """
 
     def __init__(self, sites: dict[str, SiteStatistics] | None = None) -> None:
         super().__init__(sites or {})
         self.images = 0
-        self.units: dict[str, Tensor] = {}
+        self.units: dict[type[OfUnits], OfUnits] = {}

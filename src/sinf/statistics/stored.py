@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from sinf.statistics.kernel_rows import KernelRows
 from sinf.statistics.site import SiteStatistics, Statistics
-from sinf.statistics.sums import SUMS
+from sinf.statistics.statistic import Statistic
 
 _IMAGES = "images"
 
 
 def to_tensors(statistics: Statistics) -> dict[str, Tensor]:
-    """By ``SUM.TARGET``, parts of kernel rows by ``kernel_rows-PART.TARGET``; weights are left out."""
+    """By ``TYPE-FIELD.TARGET``; weights and what belongs to units are left out."""
     tensors = {_IMAGES: torch.tensor(statistics.images)}
     for target, site in statistics.items():
-        for name, value in site.sums.items():
-            parts = {f"{name}-{part}": x for part, x in vars(value).items()} if name == "kernel_rows" else {name: value}
-            tensors |= {f"{key}.{target}": tensor for key, tensor in parts.items()}
+        for each in site:
+            tensors |= {_key(type(each), field, target): tensor for field, tensor in each.tensors().items()}
     return tensors
 
 
-def from_tensors(tensors: dict[str, Tensor], weights: dict[str, Tensor]) -> Statistics:
-    """The inverse of :func:`to_tensors`; ``weights`` are (O, C, K) by target."""
-    images = int(tensors[_IMAGES])
-    found = Statistics({target: SiteStatistics(target, weight, images) for target, weight in weights.items()})
+def from_tensors(
+    tensors: dict[str, Tensor], weights: dict[str, Tensor], kinds: Iterable[type[Statistic]]
+) -> Statistics:
+    """The inverse of :func:`to_tensors`: statistics of these ``kinds``; ``weights`` are (O, C, K) by target."""
+    images, kinds = int(tensors[_IMAGES]), tuple(kinds)
+    found = Statistics()
+    for target, weight in weights.items():
+        each = (kind(**{name: tensors[_key(kind, name, target)] for name in kind.fields()}) for kind in kinds)
+        found[target] = SiteStatistics(target, weight, images, each)
     found.images = images
-    for target, site in found.items():
-        sums: dict[str, Any] = {name: tensors[f"{name}.{target}"] for name in SUMS if f"{name}.{target}" in tensors}
-        if f"kernel_rows-gram.{target}" in tensors:
-            parts = ("gram", "total", "products", "counts")
-            sums["kernel_rows"] = KernelRows(*(tensors[f"kernel_rows-{part}.{target}"] for part in parts))
-        site.sums = sums
     return found
+
+
+def _key(kind: type[Statistic], field: str, target: str) -> str:
+    return f"{kind.__name__}-{field}.{target}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +17,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sinf.data.images import LabelledImages, Pixels
 from sinf.errors import ConfigError
@@ -33,6 +34,8 @@ from sinf.training.checkpoint import (
     with_prefix,
     write_checkpoint,
 )
+
+_LOOP = 2  # raised when a checkpoint of an earlier one would not go on as it began
 
 
 @dataclass(frozen=True)
@@ -149,11 +152,11 @@ def train(
         loss = _epoch(run, pixels, labels, spec, epoch, progress)
         top1 = None
         if validation is not None:
-            top1 = _top1(run.averaged or run.model, validation, spec, device)
+            top1 = _top1(run.result, validation, spec, device)
         write_checkpoint(folder, run.tensors(), fingerprint, epoch + 1)
         if report is not None:
             report(EpochReport(epoch + 1, config.epochs, loss, top1, time.perf_counter() - begin))
-    final = (run.averaged or run.model).to("cpu", memory_format=torch.contiguous_format).eval()
+    final = run.result.to("cpu", memory_format=torch.contiguous_format).eval()
     write_tensors(final.state_dict(), folder / "model.safetensors", {"sinf_model": json.dumps(spec.to_json())})
     return BaseModel(final, spec)
 
@@ -173,15 +176,30 @@ class _Run:
             momentum=config.momentum,
             nesterov=config.momentum > 0,
         )
-        self.averaged: nn.Module | None = None
-        if config.average:
-            self.averaged = copy.deepcopy(model)
+        self.averaged: AveragedModel | None = None
+        if steps_per_epoch:
+            self.schedule = self._one_cycle(0)
+            if config.average:
+                average = get_ema_multi_avg_fn(config.average ** (1 / steps_per_epoch))
+                self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
-    def step(self, x: Tensor, y: Tensor, step: int) -> Tensor:
+    def _one_cycle(self, done: int) -> OneCycleLR:
+        """The learning rate from the step after ``done`` on: a cosine up from a 25th, a cosine down to nearly zero."""
+        config, steps = self.config, self.config.epochs * self.steps_per_epoch
+        # torch divides by what a warm-up takes beyond its first step.
+        warmup = float(config.warmup) if config.warmup * steps > 1 else 0.0
+        return OneCycleLR(
+            self.optimizer, config.learning_rate, total_steps=steps, pct_start=warmup, div_factor=25,
+            final_div_factor=4000, cycle_momentum=False, last_epoch=done - 1,
+        )  # fmt: skip
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that is evaluated and kept."""
+        return self.model if self.averaged is None else self.averaged.module
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
         config = self.config
-        rate = _one_cycle(step / max(1, config.epochs * self.steps_per_epoch), config.warmup) * config.learning_rate
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
             logits = self.model(x).float()
             loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
@@ -192,39 +210,24 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        self._average()
+        self.schedule.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
         return loss.detach()
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        if self.averaged is None:
-            return
-        decay = self.config.average ** (1 / self.steps_per_epoch)
-        for mean, now in zip(self.averaged.state_dict().values(), self.model.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(now, 1 - decay)
-            else:
-                mean.copy_(now)
-
     def tensors(self) -> dict[str, Tensor]:
-        """Everything a checkpoint must hold."""
+        """Everything a checkpoint must hold but the number of epochs, which places the learning rate."""
         tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
         if self.averaged is not None:
             tensors |= {f"average.{key}": value for key, value in self.averaged.state_dict().items()}
         return tensors | momenta(self.model, self.optimizer)
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
+    def load(self, tensors: dict[str, Tensor], epochs_done: int) -> None:
         fit_state(self.model, with_prefix(tensors, "model."), "the checkpoint")
         if self.averaged is not None:
             fit_state(self.averaged, with_prefix(tensors, "average."), "the checkpoint")
         load_momenta(self.model, self.optimizer, tensors)
-
-
-def _one_cycle(progress: float, warmup: float) -> float:
-    """Fraction of the peak learning rate: a cosine up from 1/25, then a cosine down to nearly zero."""
-    if progress < warmup:
-        return 1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * progress / warmup)) / 2
-    return (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2 + 1e-5
+        self.schedule = self._one_cycle(epochs_done * self.steps_per_epoch)
 
 
 def _epoch(
@@ -240,7 +243,7 @@ def _epoch(
     total = torch.zeros((), device=labels.device)
     batches = epoch_batches(pixels, labels, spec.preprocessing, config.batch, config.seed, epoch)
     for step, (x, y) in enumerate(batches):
-        total += run.step(x, y, epoch * run.steps_per_epoch + step)
+        total += run.step(x, y)
         if progress is not None:
             progress(epoch * run.steps_per_epoch + step + 1, config.epochs * run.steps_per_epoch)
     return float(total) / run.steps_per_epoch
@@ -268,7 +271,7 @@ def _fingerprint(
     start: dict[str, Tensor] | None,
     teacher: Teacher | None,
 ) -> str:
-    recipe = {**asdict(config), "device": None}
+    recipe = {**asdict(config), "device": None, "loop": _LOOP}
     record = {"model": spec.to_json(), "recipe": recipe, "images": images.fingerprint()}
     if start is not None:
         record["start"] = hash_tensors(start)
@@ -283,7 +286,7 @@ def _resume(folder: Path, run: _Run, fingerprint: str) -> int:
     found = read_checkpoint(folder, fingerprint)
     if found is None:
         return 0
-    run.load(found[0])
+    run.load(*found)
     return found[1]
 
 

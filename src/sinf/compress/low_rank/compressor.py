@@ -16,7 +16,7 @@ from sinf.graph.coupling import Coupling, couple
 from sinf.graph.delta import apply
 from sinf.graph.network import Part
 from sinf.graph.trace import note_shapes
-from sinf.statistics import Statistics, weights_of
+from sinf.statistics import Fisher, KernelRows, OutputMoments, Statistics, weights_of
 from sinf.statistics.need import metric_bytes
 from sinf.statistics.stored import from_tensors, to_tensors
 from sinf.storage.steps import Tensors
@@ -30,7 +30,7 @@ class LowRank(Compressor):
 
     name = "ranks"
     small = False
-    needs = ("output_sum", "output_gram", "output_count", "fisher", "kernel_rows")
+    needs = (OutputMoments, Fisher, KernelRows)
 
     def __init__(self, round_to: int = 8) -> None:
         self.round_to = round_to
@@ -62,7 +62,7 @@ class LowRank(Compressor):
     def known(self, scope: Scope, observed: Observed) -> tuple[Statistics, dict[str, Metric]]:
         """Sums over the scope's images, and what a rank of every layer loses."""
         if self._last is None or self._last[0] is not scope:
-            statistics = from_tensors(observed(scope), weights_of(*self.view(scope)[:2]))
+            statistics = from_tensors(observed(scope), weights_of(*self.view(scope)[:2]), self.needs)
             self._last = scope, statistics, metrics(statistics)
         return self._last[1:]
 

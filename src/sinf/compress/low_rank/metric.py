@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinf.statistics import SiteStatistics, Statistics
-from sinf.statistics.kernel_rows import KernelRows
+from sinf.statistics import Fisher, KernelRows, OutputMoments, SiteStatistics, Statistics
 
 _FLOOR = 1e-2  # of the mean of F's diagonal: what the answer hardly feels still counts a little
 _FLAT = 1e-6  # of the mean variance: inputs that hardly change
@@ -62,22 +61,15 @@ def metrics(found: Statistics) -> dict[str, Metric]:
     return {target: _metric(site) for target, site in found.items()}
 
 
-def output_covariance(site: SiteStatistics) -> Tensor:
-    """``(O, O)`` of what a site writes."""
-    count = float(site.output_count)
-    mean = site.output_sum / count
-    return site.output_gram / count - torch.outer(mean, mean)
-
-
 def _metric(site: SiteStatistics) -> Metric:
-    fisher = site.fisher.double() / max(1, site.images)  # of an image, all positions together
+    fisher = site[Fisher].total.double() / max(1, site.images)  # of an image, all positions together
     level = torch.diagonal(fisher).mean().clamp(min=1e-30)
     values, vectors = torch.linalg.eigh(fisher + _FLOOR * level * torch.eye(len(fisher), dtype=torch.float64))
     values = values.clamp(min=1e-3 * _FLOOR * level)
     root = vectors @ torch.diag(values.sqrt()) @ vectors.T
     inverse = vectors @ torch.diag(values.rsqrt()) @ vectors.T
-    effect = torch.linalg.eigvalsh(root @ output_covariance(site) @ root).flip(0).clamp(min=0)
-    rows_read: KernelRows = site.kernel_rows
+    effect = torch.linalg.eigvalsh(root @ site[OutputMoments].covariance() @ root).flip(0).clamp(min=0)
+    rows_read = site[KernelRows]
     if not rows_read.present:
         return Metric(root, inverse, effect, torch.zeros(0), 0.0)
     half, _ = _roots(rows_read.covariance())

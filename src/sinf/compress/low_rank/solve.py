@@ -15,12 +15,12 @@ from torch import Tensor, fx, nn
 
 from sinf.compress.least_squares import NormalEquations
 from sinf.compress.low_rank.choose import Rank
-from sinf.compress.low_rank.metric import Metric, output_covariance
+from sinf.compress.low_rank.metric import Metric
 from sinf.compress.reconstruct import fits, kernel_equations
 from sinf.compress.side_by_side import Rows, SideBySide
 from sinf.graph.coupling import Coupling
 from sinf.graph.delta import Factors, LayerDelta, LayerDeltas, Weights, can_factor, replaced
-from sinf.statistics import Statistics
+from sinf.statistics import KernelRows, OutputMoments, Statistics
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def factor(graph: fx.GraphModule, ranks: dict[str, Rank], found: Statistics, kno
         weight = own.weight.double()
         bias = weight.new_zeros(len(weight)) if own.bias is None else own.bias.double()
         if rank.separable:
-            rows_read = site.kernel_rows
+            rows_read = site[KernelRows]
             expand, reduce = metric.separable(
                 weight, rows_read.covariance(), rows_read.row_correlation(), rank.channels
             )
@@ -40,8 +40,8 @@ def factor(graph: fx.GraphModule, ranks: dict[str, Rank], found: Statistics, kno
             lost = weight.sum(2).flatten(1) @ mean - expand.sum(2) @ (reduce @ mean)
             solved[target] = _separable(own, expand, reduce, bias + lost)
         else:
-            expand, reduce = metric.channels(output_covariance(site), rank.channels)
-            mean = site.output_sum / float(site.output_count)
+            expand, reduce = metric.channels(site[OutputMoments].covariance(), rank.channels)
+            mean = site[OutputMoments].mean
             bias = mean - expand @ (reduce @ (mean - bias))
             solved[target] = _channels(own, expand, reduce @ weight.flatten(1), bias)
     return solved

@@ -1,0 +1,30 @@
+# The public names and where they come from: read by lazy_loader, by type checkers and by editors.
+
+from .bundle.plain import PlainModel as PlainModel
+from .compress.select import Budget as Budget
+from .compress.select import Schedule as Schedule
+from .data.clusters import Clusters as Clusters
+from .data.images import LabelledImages as LabelledImages
+from .data.images import Preprocessing as Preprocessing
+from .data.images import load_images as load_images
+from .dynamic.model import DynamicModel as DynamicModel
+from .engine.torch_engine import SemanticModel as SemanticModel
+from .errors import SinfError as SinfError
+from .load import from_pretrained as from_pretrained
+from .measure.accuracy import evaluate as evaluate
+from .measure.timing import latency as latency
+from .models import BaseModel as BaseModel
+from .models import ModelSpec as ModelSpec
+from .models import load_model as load_model
+from .pipelines.build import BuildConfig as BuildConfig
+from .pipelines.build import Images as Images
+from .pipelines.build import build as build
+from .pipelines.optimize import OptimizeConfig as OptimizeConfig
+from .pipelines.optimize import optimize as optimize
+from .pipelines.prune import PruneConfig as PruneConfig
+from .pipelines.prune import prune as prune
+from .routing.clustering import FoundClusters as FoundClusters
+from .routing.clustering import find_clusters as find_clusters
+from .routing.predictor import RouterConfig as RouterConfig
+from .routing.router import Routed as Routed
+from .version import __version__ as __version__

@@ -1,0 +1,30 @@
+# The public names and where they come from: read by lazy_loader, by type checkers and by editors.
+
+from .activation import ActivationMean as ActivationMean
+from .apoz import APoZ as APoZ
+from .base import Criterion as Criterion
+from .base import FilterCriterion as FilterCriterion
+from .base import GroupStatistics as GroupStatistics
+from .base import SiteCriterion as SiteCriterion
+from .base import group_statistics as group_statistics
+from .bn_scale import BatchNormScale as BatchNormScale
+from .chip import CHIP as CHIP
+from .dcs import DCS as DCS
+from .energy import Energy as Energy
+from .fisher import FisherRatio as FisherRatio
+from .fpgm import FPGM as FPGM
+from .hrank import HRank as HRank
+from .joint import JointEnergy as JointEnergy
+from .l1 import L1 as L1
+from .l2 import L2 as L2
+from .lamp import LAMP as LAMP
+from .random import Random as Random
+from .registry import NAMES as NAMES
+from .registry import best_criterion as best_criterion
+from .registry import kind_of as kind_of
+from .registry import make_criterion as make_criterion
+from .registry import register as register
+from .residual import ResidualEnergy as ResidualEnergy
+from .taylor import SquaredTaylor as SquaredTaylor
+from .taylor import Taylor as Taylor
+from .tvs import TVSeparation as TVSeparation

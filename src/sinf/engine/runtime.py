@@ -1,0 +1,65 @@
+"""The interface of runtimes: what opens the parts of a bundle, or one whole network, for :mod:`sinf.engine.engines`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from sinf.engine.torch_engine import TorchEngine
+from sinf.errors import ConfigError
+from sinf.routing.router import Engine
+
+#: Normalised images (B, C, H, W) -> logits (B, classes), arrays of the engine's own kind.
+Network = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How something is to run: threads, one of the runtime's precisions, and the normalised images (N, C, H, W) that
+    show int8 the ranges of activations."""
+
+    threads: int = 1
+    precision: str = "f32"
+    calibration: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ConfigError("threads must be at least 1", got=self.threads, remedy="give the cores it may use")
+        if self.precision == "int8" and self.calibration is None:
+            raise ConfigError("int8 needs calibration images", got="none", remedy="give some hundred, normalised")
+
+
+class Runtime(ABC):
+    """One engine, by its name; ``precisions`` are those that it computes in, the usual one first.
+
+    What it opens takes torch tensors and numpy arrays, in float32, writable or not; many threads may call it.
+    """
+
+    name: ClassVar[str]
+    precisions: ClassVar[tuple[str, ...]] = ("f32",)
+
+    @abstractmethod
+    def open_parts(self, parts: TorchEngine, setting: Setting) -> Engine:
+        """The parts of a bundle, and its bare parts (:func:`sinf.engine.parts.bare`), each made when it first runs.
+
+        Raises:
+            DependencyError: the runtime's package is missing.
+            ConfigError: the setting is not possible here.
+        """
+
+    @abstractmethod
+    def open_network(self, module: nn.Module, size: tuple[int, int, int], setting: Setting) -> Network:
+        """A network for images of ``size`` (C, H, W), given as torch runs it.
+
+        Raises:
+            DependencyError: the runtime's package is missing.
+            ModelError: the network has an operation that the runtime has not.
+        """
+
+    def native(self, images: Tensor) -> Any:
+        """Images as they are read without a conversion: numpy arrays, unless a runtime says otherwise."""
+        return images.numpy()

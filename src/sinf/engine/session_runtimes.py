@@ -1,0 +1,80 @@
+"""The engines that run ONNX graphs, in sessions: parts are exported when they first run, and quantised for int8."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from sinf.engine.onnx_parts import network_to_onnx, part_to_onnx
+from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
+from sinf.engine.openvino_engine import OpenVinoEngine
+from sinf.engine.quantise import AT_ONCE, Quantiser, quantise_graph, require_images
+from sinf.engine.runtime import Network, Runtime, Setting
+from sinf.engine.sessions import SessionEngine, Source
+from sinf.engine.torch_engine import TorchEngine
+from sinf.routing.router import BASE
+
+if TYPE_CHECKING:
+    import onnx
+
+
+class SessionRuntime(Runtime):
+    """What runs ONNX graphs; int8 is in the graph, for all of them."""
+
+    @abstractmethod
+    def sessions(self, source: Source, threads: int, arithmetic: str) -> SessionEngine:
+        """What runs the graphs of ``source``; ``arithmetic`` is f32 or another precision that is not in the graph."""
+
+    def open_parts(self, parts: TorchEngine, setting: Setting) -> SessionEngine:
+        graph = part_graphs(parts, setting)
+        return self._open(lambda part: graph(part).SerializeToString(), setting)
+
+    def open_network(self, module: nn.Module, size: tuple[int, int, int], setting: Setting) -> Network:
+        def source(part: str) -> bytes:
+            return network_graph(module, size, setting).SerializeToString()
+
+        sessions = self._open(source, setting)
+        return lambda images: sessions.run(BASE, images)[0]
+
+    def _open(self, source: Source, setting: Setting) -> SessionEngine:
+        return self.sessions(source, setting.threads, "f32" if setting.precision == "int8" else setting.precision)
+
+
+class OnnxRuntime(SessionRuntime):
+    name = "onnxruntime"
+    precisions = ("f32", "int8")
+
+    def sessions(self, source: Source, threads: int, arithmetic: str) -> SessionEngine:
+        return OnnxRuntimeEngine(source, threads)
+
+
+class OpenVino(SessionRuntime):
+    name = "openvino"
+    precisions = ("f32", "bf16", "int8")
+
+    def sessions(self, source: Source, threads: int, arithmetic: str) -> SessionEngine:
+        return OpenVinoEngine(source, threads, arithmetic)
+
+
+def network_graph(module: nn.Module, size: tuple[int, int, int], setting: Setting) -> onnx.ModelProto:
+    """A network as the graph that sessions run: in integers where these are asked for."""
+    graph = network_to_onnx(module, size)
+    if setting.precision != "int8" or setting.calibration is None:
+        return graph
+    return quantise_graph(graph, _feeds(require_images(setting.calibration, size)), "network")
+
+
+def part_graphs(parts: TorchEngine, setting: Setting) -> Callable[[str], onnx.ModelProto]:
+    """The same of the parts of a bundle, by name, each made when it is asked for."""
+    if setting.precision != "int8" or setting.calibration is None:
+        return lambda part: part_to_onnx(parts, part)
+    quantiser = Quantiser(parts, setting.calibration)
+    return lambda part: quantiser.quantise(part_to_onnx(parts, part), part)
+
+
+def _feeds(images: Tensor) -> Iterator[dict[str, Any]]:
+    for some in images.split(AT_ONCE):
+        yield {"images": some.numpy()}
