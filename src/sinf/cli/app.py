@@ -13,8 +13,9 @@ from typing import Any, TextIO
 import typer
 
 from sinf.cli import artefacts, bench, bundles, clusters, demo, dynamic, export, models, optimize, prune
+from sinf.cli.help_pages import Verb
 from sinf.cli.signals import Interrupts
-from sinf.cli.verb import Verb, verb
+from sinf.cli.verb import verb
 from sinf.errors import DataWarning, DoesNotPayError, SinfError
 
 _INTERRUPTED = 128 + signal.SIGINT

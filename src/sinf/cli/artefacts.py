@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from sinf.cli import options
 from sinf.cli.kinds import kind_of, open_artefact
+from sinf.cli.verb import Json
 from sinf.errors import DataError
 from sinf.option import Option
 from sinf.storage import files
@@ -49,14 +50,14 @@ def evaluate(
 
 def predict(
     artefact: options.Artefact,
-    image: Annotated[list[Path], Option("Image files, and folders of them.", positional=True)],
+    image: Annotated[tuple[Path, ...], Option("Image files, and folders of them.", positional=True)],
     machine: options.Machine,
     out: Annotated[Path | None, Option("Write all predictions to this file: .parquet, .jsonl or .csv.")] = None,
     top: Annotated[int, Option("How many classes of an image.", low=1)] = 3,
     batch: Annotated[int, Option("Images that are in memory at once, where they fit.", low=1)] = 32,
     threshold: options.Threshold = None,
     allow_factory: options.AllowFactory = False,
-    json: options.Json = None,
+    json: Json = None,
 ) -> None:
     """Classes with probabilities and the time of every image; of a bundle also the route, or the MACs.
 

@@ -18,11 +18,11 @@ def build(
     context: typer.Context,
     model: options.Model,
     data: options.ClusteredData,
-    out: Annotated[Path, Option("Folder for the bundle; the same command resumes.")],
+    out: options.BundleOut,
     size: SubgraphSize,
     config: BuildConfig,
     machine: options.Machine,
-    score: Annotated[str, Option("Images that decide which channels go.", IMAGES)] = "train[:10000]",
+    score: options.Score = "train[:10000]",
     route: Annotated[str, Option("Images that the route predictor learns from.", IMAGES)] = "train",
     calibrate: Annotated[
         str, Option("Images that set the threshold; the base model has never seen them.", IMAGES)

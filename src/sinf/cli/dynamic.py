@@ -30,7 +30,7 @@ def train(
     context: typer.Context,
     model: options.Model,
     data: options.Data,
-    out: Annotated[Path, Option("Folder for the bundle; the same command resumes.")],
+    out: options.BundleOut,
     target: Target,
     gates: GateConfig,
     config: TrainConfig,

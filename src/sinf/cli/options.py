@@ -40,11 +40,12 @@ Threshold = Annotated[
     float | None, Option("Confidence below which an input falls back.", MODEL, otherwise="the bundle's")
 ]
 AllowFactory = Annotated[bool, Option("Let the bundle import its package.module:factory.", MODEL)]
+BundleOut = Annotated[Path, Option("Folder for the bundle; the same command resumes.")]
+Score = Annotated[str, Option("Images that decide which channels go.", IMAGES)]
 TrainingSplit = Annotated[str, Option("Images to train on.", IMAGES)]
 Validation = Annotated[str | None, Option("Images to report accuracy on after every epoch.", IMAGES)]
 BenchSplit = Annotated[str, Option("Images like those of the application.")]
 Batches = Annotated[tuple[int, ...] | None, Option("Batch sizes; may be repeated.", otherwise="1 and 32")]
-Json = Annotated[Path | None, Option("Also write the result to this file.", RUN)]
 Runtime = Annotated[
     Path | None,
     Option("Of web: folder of the npm package onnxruntime-web.", otherwise="in node_modules here"),

@@ -28,7 +28,7 @@ def prune(
     limits: Limits,
     finetuning: FineTuning,
     machine: options.Machine = options.ONE_THREAD,
-    score: Annotated[str, Option("Images that decide which channels go.", IMAGES)] = "train",
+    score: options.Score = "train",
     validate: Annotated[
         str | None,
         Option(

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,13 +17,15 @@ from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
-from typer.core import TyperCommand
 
+from sinf.cli.help_pages import show_all
 from sinf.errors import ConfigError
-from sinf.option import HEADINGS, RUN, Option
+from sinf.option import RUN, Option
 from sinf.storage import files
 
-MOST = 12  # options on the first page of a verb that has more
+_JSON = Option("Also write the result to this file.", RUN)
+Json = Annotated[Path | None, _JSON]
+
 _EMPTY = inspect.Parameter.empty
 
 
@@ -54,12 +55,13 @@ class Given:
     def parameter(self) -> inspect.Parameter:
         """What typer makes an option of."""
         option, kind, default = self.option, self.kind, self.default
-        optional = NoneType in get_args(kind)
-        kind = next((each for each in get_args(kind) if each is not NoneType), kind) if optional else kind
+        optional, given = NoneType in get_args(kind), default is not None and default is not _EMPTY
+        if optional:
+            kind = next(each for each in get_args(kind) if each is not NoneType)
         if option.unit is not None:
-            kind, default = option.unit.kind, default if default in (None, _EMPTY) else option.unit.say(default)
+            kind, default = option.unit.kind, option.unit.say(default) if given else default
         elif get_origin(kind) is tuple:
-            kind, default = list[get_args(kind)[0]], default if default in (None, _EMPTY) else list(default)  # type: ignore[misc]
+            kind, default = list[get_args(kind)[0]], list(default) if given else default  # type: ignore[misc]
         text = f"{option.help}  [default: {option.otherwise}]" if default is None and option.otherwise else option.help
         about: dict[str, Any] = {"help": text, "min": option.low, "max": option.high}
         made: Any
@@ -148,13 +150,6 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _show_all(context: typer.Context, asked: bool | None) -> None:
-    if asked:
-        context.ensure_object(dict)[_ALL] = True
-        print(context.get_help())
-        context.exit()
-
-
 def _read_config(context: typer.Context, path: Path | None) -> None:
     """Take what the file says where nothing else is given."""
     if path is None:
@@ -176,7 +171,6 @@ def _read_config(context: typer.Context, path: Path | None) -> None:
     context.default_map = record
 
 
-_ALL = "all options"
 #: What verbs have besides their own.
 _OWN: dict[str, Any] = {
     "config": Annotated[
@@ -186,49 +180,8 @@ _OWN: dict[str, Any] = {
             callback=_read_config, is_eager=True, rich_help_panel=RUN,
         ),
     ],
-    "json": Annotated[Path | None, typer.Option(help="Also write the result to this file.", rich_help_panel=RUN)],
+    "json": Given("json", "json", Path | None, _JSON, None).parameter().annotation,
     "help_all": Annotated[
-        bool | None, typer.Option("--help-all", help="Show all options and exit.", callback=_show_all, is_eager=True)
+        bool | None, typer.Option("--help-all", help="Show all options and exit.", callback=show_all, is_eager=True)
     ],
 }  # fmt: skip
-
-
-class Verb(TyperCommand):
-    """A command whose help has one page of what most people need, and with ``--help-all`` everything, by headings."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        panels: dict[str, list[Any]] = {"Arguments": [], "Options": [], **{name: [] for name in HEADINGS}}
-        each: Any
-        for each in self.get_params(ctx):
-            argument = each.param_type_name == "argument"
-            panels["Arguments" if argument else each.rich_help_panel or "Options"].append(each)
-        few = sum(map(len, panels.values())) - len(panels["Arguments"]) - len(("--help", "--help-all")) <= MOST
-        if few:
-            panels["Options"] = [each for each in panels["Options"] if each.name != "help_all"]
-        whole = few or (ctx.obj or {}).get(_ALL)
-        for name, options in panels.items():
-            if options and (whole or name in ("Arguments", "Options")):
-                with formatter.section(name):
-                    formatter.write_dl([_row(each, ctx) for each in options])
-        if not whole:
-            more = {name: panel for name, panel in panels.items() if panel and name not in ("Arguments", "Options")}
-            with formatter.section("More, with --help-all"):
-                for line in _names(more, formatter.width - 2):
-                    formatter.write(f"  {line}\n")
-
-
-def _row(option: Any, context: Any) -> tuple[str, str]:
-    """A switch that is off needs no flag to turn it off."""
-    name, text = option.get_help_record(context)
-    if getattr(option, "secondary_opts", None) and not option.default:
-        name = option.opts[0]
-    return name, text
-
-
-def _names(panels: dict[str, list[Any]], width: int) -> Iterator[str]:
-    """Lines with the flags under each heading."""
-    wide = max(map(len, panels)) + 2
-    for name, options in panels.items():
-        flags = " ".join(option.opts[0] for option in options)
-        for place, line in enumerate(textwrap.wrap(flags, width - wide, break_on_hyphens=False)):
-            yield f"{'' if place else name:<{wide}}{line}"
