@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -13,7 +13,7 @@ import typer
 
 from sinf.cli import options
 from sinf.cli.kinds import Bench, Export, Kind, Progress
-from sinf.dynamic.recipe import GateConfig, Target, TrainConfig
+from sinf.dynamic.recipe import AIM, GateConfig, Target, TrainConfig
 from sinf.errors import ConfigError
 from sinf.option import Option
 
@@ -26,12 +26,22 @@ if TYPE_CHECKING:
 Bundle = Annotated[Path, Option("A bundle: a folder made by sinf dynamic train, or a hub id.", positional=True)]
 
 
+@dataclass(frozen=True)
+class _Aim(Target):
+    """On the command line there need be none."""
+
+    def __post_init__(self) -> None:
+        if self.channels is self.macs is self.latency is None:
+            object.__setattr__(self, "macs", AIM)
+        super().__post_init__()
+
+
 def train(
     context: typer.Context,
     model: options.Model,
     data: options.Data,
     out: options.BundleOut,
-    target: Target,
+    target: _Aim,
     gates: GateConfig,
     config: TrainConfig,
     machine: options.Machine,

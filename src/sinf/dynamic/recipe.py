@@ -11,23 +11,22 @@ from sinf.option import GATES, TRAINING, Option, Seed
 from sinf.training.recipe import Device
 
 STARTS = ("importance", "equal")
+AIM = 0.5  # of the MACs, where nothing else is aimed at
 
 
 @dataclass(frozen=True)
 class Target:
     """One of ``channels``, the share that the threshold's rank leaves (the paper); ``macs``, the mean share of the base
     model's MACs that an input costs, gates included; ``latency``, the mean share of its time on this machine, one image
-    at a time, gates included. Where none is given it is half of the MACs."""
+    at a time, gates included."""
 
     channels: Annotated[float | None, Option("Aim instead at this share of channels, as the paper.")] = None
-    macs: Annotated[float | None, Option("Aim at this share of the base model's MACs.", otherwise="0.5")] = None
+    macs: Annotated[float | None, Option("Aim at this share of the base model's MACs.", otherwise=f"{AIM:g}")] = None
     latency: Annotated[float | None, Option("Aim instead at this share of its measured time, one image at a time.")] = (
         None
     )
 
     def __post_init__(self) -> None:
-        if self.channels is self.macs is self.latency is None:
-            object.__setattr__(self, "macs", 0.5)
         given = {name: value for name, value in vars(self).items() if value is not None}
         for name, value in given.items():
             if not 0 < value <= 1:
@@ -71,7 +70,7 @@ class TrainConfig:
     compares the images of a part.
     """
 
-    target: Target = field(default_factory=Target)
+    target: Target = field(default_factory=lambda: Target(macs=AIM))
     gates: GateConfig = field(default_factory=GateConfig)
     epochs: Annotated[int, Option("Passes over the images; the paper's are 400.")] = 40
     batch: Annotated[int, Option("Images a step, of all processes together.", TRAINING)] = 128
