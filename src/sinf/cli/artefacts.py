@@ -25,7 +25,7 @@ def evaluate(
     artefact: options.Artefact,
     data: options.Data,
     machine: options.Machine,
-    split: Annotated[str, Option("Images that were not used to train, build or calibrate.")] = "test[50%:]",
+    split: options.UnseenSplit = "test[50%:]",
     base: options.Base = None,
     base_weights: options.BaseWeights = None,
     threshold: options.Threshold = None,

@@ -44,6 +44,7 @@ BundleOut = Annotated[Path, Option("Folder for the bundle; the same command resu
 Score = Annotated[str, Option("Images that decide which channels go.", IMAGES)]
 TrainingSplit = Annotated[str, Option("Images to train on.", IMAGES)]
 Validation = Annotated[str | None, Option("Images to report accuracy on after every epoch.", IMAGES)]
+UnseenSplit = Annotated[str, Option("Images that were not used to train, build or calibrate.")]
 BenchSplit = Annotated[str, Option("Images like those of the application.")]
 Batches = Annotated[tuple[int, ...] | None, Option("Batch sizes; may be repeated.", otherwise="1 and 32")]
 Runtime = Annotated[
