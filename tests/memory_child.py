@@ -70,13 +70,13 @@ def run(verb: str, budget: int, folder: Path, base: BaseModel, images: LabelledI
         build(base, Images(images, images, other), from_column(images), build_config, folder / "bundle", notice=print)
     elif verb in ("eval", "train"):
         with redirect_stderr(sys.stdout):  # what the command line says
-            (evaluate if verb == "eval" else train_plainly)(f"{budget / 1e6}MB", folder, base, images)
+            (evaluate if verb == "eval" else train_plainly)(budget, folder, base, images)
     else:
         training = TrainConfig(Target(channels=0.8), epochs=1, batch=120, memory=budget)
         train(base, images, folder / "run", training, notice=print)
 
 
-def evaluate(memory: str, folder: Path, base: BaseModel, images: LabelledImages) -> None:
+def evaluate(memory: int, folder: Path, base: BaseModel, images: LabelledImages) -> None:
     from sinf.cli.room import Need, fit
     from sinf.measure.plain import evaluate as run
     from sinf.pipelines.comparison import save
@@ -87,7 +87,7 @@ def evaluate(memory: str, folder: Path, base: BaseModel, images: LabelledImages)
     run(model, images, base)
 
 
-def train_plainly(memory: str, folder: Path, base: BaseModel, images: LabelledImages) -> None:
+def train_plainly(memory: int, folder: Path, base: BaseModel, images: LabelledImages) -> None:
     """In the batch that the refusal of a larger one names."""
     from sinf.cli.room import fit_training
     from sinf.errors import ConfigError

@@ -18,7 +18,7 @@ LINES = 450
 
 # Rooms from left to right, as data flows; those on one line may import each other, if that makes no circle.
 HOUSE = [
-    {"errors", "version"},
+    {"errors", "version", "option"},
     {"storage", "machine"},
     {"data"},
     {"graph"},

@@ -31,11 +31,14 @@ def verbs() -> list[list[str]]:
     return found
 
 
+@pytest.mark.parametrize("page", ["--help", "--help-all"])
 @pytest.mark.parametrize("verb", verbs(), ids=" ".join)
-def test_no_line_of_help_is_a_fragment(sinf: Program, monkeypatch: pytest.MonkeyPatch, verb: list[str]) -> None:
+def test_no_line_of_help_is_a_fragment(
+    sinf: Program, monkeypatch: pytest.MonkeyPatch, verb: list[str], page: str
+) -> None:
     """In 80 columns, every line that goes on in the next one says more than a few words."""
     monkeypatch.setenv("COLUMNS", "80")
-    lines = sinf(*verb, "--help").splitlines()
+    lines = sinf(*verb, page).splitlines()
     assert max(map(len, lines)) <= 80
     wrapped = [
         line

@@ -219,7 +219,7 @@ def test_a_model_that_cannot_be_traced_can_be_trained(data: Path, capsys: pytest
 
     images, feed = load_images(data, "train"), Preprocessing((3, 32, 32), (0.5,) * 3, (0.25,) * 3)
     model = BaseModel(Strange(), ModelSpec("tests:Strange", 6, feed))
-    fit_training("8GB", model, images, None, batch=64, on_cpu=True)
+    fit_training(8 * 10**9, model, images, None, batch=64, on_cpu=True)
     assert "not known" in capsys.readouterr().err
     assert images.cache_bytes == 10**9
 

@@ -40,7 +40,7 @@ def test_help_names_every_verb(sinf: Program) -> None:
 
 def test_help_of_build_lists_all_criteria(sinf: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
-    text = sinf("build", "--help")
+    text = sinf("build", "--help-all")
     for name in NAMES:
         assert f"{name}," in text or f"{name}." in text
 

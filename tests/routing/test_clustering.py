@@ -357,7 +357,7 @@ def test_what_is_written_is_read(
 def test_a_file_of_another_kind_is_refused_before_the_work(
     sinf: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verb.options, "images", lambda *words: pytest.fail("images were opened"))
+    monkeypatch.setattr(verb.options.Data, "images", lambda *words: pytest.fail("images were opened"))
     says = sinf.refused("clusters", "vgg11", "--data", tmp_path, "--out", tmp_path / "clusters.xlsx")
     assert ".json or .csv" in says
 

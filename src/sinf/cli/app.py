@@ -7,12 +7,15 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any, TextIO
 
 import typer
 
 from sinf.cli import artefacts, bench, bundles, clusters, demo, dynamic, export, models, optimize, prune
+from sinf.cli.help_pages import Verb
 from sinf.cli.signals import Interrupts
+from sinf.cli.verb import verb
 from sinf.errors import DataWarning, DoesNotPayError, SinfError
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -28,21 +31,39 @@ app = typer.Typer(
     help="Make a trained image classifier faster, where it runs, for a loss of accuracy that you name.",
 )
 
-# One line each in the list of verbs, which is 80 columns wide.
-app.command(short_help="The fastest network within a limit of the loss.")(optimize.optimize)
-app.command(short_help="Where a model's time goes, and where it can be cut.")(models.profile)
-app.command(short_help="Group the classes of data without superclasses.")(clusters.clusters)
-app.command(short_help="Train a network from random weights, or a pruned one on.")(models.train)
-app.command(short_help="Make a model smaller for all its classes: a plain model.")(prune.prune)
-app.command(short_help="Make a bundle: a subgraph for every semantic cluster.")(bundles.build)
-app.command("eval", short_help="Accuracy and MACs, base beside ours.")(artefacts.evaluate)
-app.command(short_help="Classes, route and time of images.")(artefacts.predict)
-app.command(short_help="Time of base and ours, in turns, in one engine.")(bench.bench)
-app.command(short_help="Measure what the tails cost here, for small batches.")(bench.tune)
-app.command(short_help="Runs of sinf bench beside each other.")(bench.results)
-app.command(short_help="Write a bundle for ONNX Runtime, OpenVINO or browsers.")(export.export)
-app.command(short_help="Try it on the embedded network and images.")(demo.demo)
-app.add_typer(dynamic.app, name="dynamic")
+
+def _add(
+    to: typer.Typer,
+    function: Callable[..., dict[str, Any] | None],
+    line: str | None = None,
+    name: str | None = None,
+    *,
+    runs: bool = False,
+) -> None:
+    """Make a verb of a function; ``line`` says what it does in the list of verbs, which is 80 columns wide."""
+    to.command(name, cls=Verb, short_help=line)(verb(function, runs=runs))
+
+
+_add(app, optimize.optimize, "The fastest network within a limit of the loss.", runs=True)
+_add(app, models.profile, "Where a model's time goes, and where it can be cut.")
+_add(app, clusters.clusters, "Group the classes of data without superclasses.", runs=True)
+_add(app, models.train, "Train a network from random weights, or a pruned one on.", runs=True)
+_add(app, prune.prune, "Make a model smaller for all its classes: a plain model.", runs=True)
+_add(app, bundles.build, "Make a bundle: a subgraph for every semantic cluster.", runs=True)
+_add(app, artefacts.evaluate, "Accuracy and MACs, base beside ours.", "eval")
+_add(app, artefacts.predict, "Classes, route and time of images.")
+_add(app, bench.bench, "Time of base and ours, in turns, in one engine.")
+_add(app, bench.tune, "Measure what the tails cost here, for small batches.")
+_add(app, bench.results, "Runs of sinf bench beside each other.")
+_add(app, export.export, "Write a bundle for ONNX Runtime, OpenVINO or browsers.")
+_add(app, demo.demo, "Try it on the embedded network and images.")
+
+_dynamic = typer.Typer(no_args_is_help=True, help="Dynamic pruning: every input gets its own set of channels.")
+_add(_dynamic, dynamic.train, runs=True)
+_add(_dynamic, dynamic.evaluate, name="eval")
+_add(_dynamic, dynamic.bench)
+_add(_dynamic, dynamic.export)
+app.add_typer(_dynamic, name="dynamic")
 
 
 def main() -> None:

@@ -7,11 +7,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from sinf.cli import options
 from sinf.cli.kinds import kind_of, open_artefact
+from sinf.cli.verb import Json
 from sinf.errors import DataError
+from sinf.option import Option
+from sinf.storage import files
 
 if TYPE_CHECKING:
     from sinf.bundle.classifier import Prediction
@@ -23,48 +24,40 @@ _NAMED = 3  # images in a message
 def evaluate(
     artefact: options.Artefact,
     data: options.Data,
-    split: Annotated[str, typer.Option(help="Images that were not used to train, build or calibrate.")] = "test[50%:]",
+    machine: options.Machine,
+    split: options.UnseenSplit = "test[50%:]",
     base: options.Base = None,
     base_weights: options.BaseWeights = None,
     threshold: options.Threshold = None,
-    image_column: options.ImageColumn = None,
-    label_column: options.LabelColumn = None,
-    labels: options.Labels = None,
-    threads: options.Threads = None,
-    memory: options.Memory = options.MEMORY,
     allow_factory: options.AllowFactory = False,
-    json: options.Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Accuracy, MACs and parameters, base beside ours; of a bundle also by cluster, or how the MACs are spread."""
     from sinf.cli.room import Need, fit
 
     kind = kind_of(artefact, threshold=threshold, base=base)
-    options.set_threads(threads)
+    machine.pin()
     model = open_artefact(artefact, threshold, allow_factory)
-    images = options.images(data, split, image_column, label_column, None)
-    images = options.labelled_as(model, images, labels)
+    images = data.for_artefact(model, split)
     beside = None if base is None else options.base_beside(model, base, base_weights)
     need = kind.need(model) if beside is None else kind.need(model).beside(Need.of_model(beside))
-    fit(memory, "evaluation", need, model.preprocessing, images)
+    fit(machine.memory, "evaluation", need, model.preprocessing, images)
     with options.Steps() as steps:
         result = kind.evaluate(model, images, beside, lambda done, total: steps("evaluating", done, total))
     kind.show_evaluation(result)
-    options.write_json(json, result.to_json())
+    record: dict[str, Any] = result.to_json()
+    return record
 
 
 def predict(
     artefact: options.Artefact,
-    image: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Write all predictions to this file: .parquet, .jsonl or .csv.")
-    ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many classes of an image.")] = 3,
-    batch: Annotated[int, typer.Option(min=1, help="Images that are in memory at once, where they fit.")] = 32,
+    image: Annotated[tuple[Path, ...], Option("Image files, and folders of them.", positional=True)],
+    machine: options.Machine,
+    out: Annotated[Path | None, Option("Write all predictions to this file: .parquet, .jsonl or .csv.")] = None,
+    top: Annotated[int, Option("How many classes of an image.", low=1)] = 3,
+    batch: Annotated[int, Option("Images that are in memory at once, where they fit.", low=1)] = 32,
     threshold: options.Threshold = None,
-    threads: options.Threads = None,
-    memory: options.Memory = options.MEMORY,
     allow_factory: options.AllowFactory = False,
-    json: options.Json = None,
+    json: Json = None,
 ) -> None:
     """Classes with probabilities and the time of every image; of a bundle also the route, or the MACs.
 
@@ -76,13 +69,13 @@ def predict(
     if out is not None:
         predictions.check_ending(out)
     kind = kind_of(artefact, threshold=threshold)
-    options.set_threads(threads)
+    machine.pin()
     model = open_artefact(artefact, threshold, allow_factory)
     count = count_files(image)
     if not count.images:
         got = f"{count.others} other files" if count.others else "nothing"
         raise DataError("there must be images to predict", got=got, remedy="name image files, or a folder of them")
-    batch = fit(memory, "prediction", kind.need(model), model.preprocessing, most=batch)
+    batch = fit(machine.memory, "prediction", kind.need(model), model.preprocessing, most=batch)
     shown: list[Prediction] = []
     bad: list[Prediction] = []
     kept: list[dict[str, Any]] = []
@@ -110,7 +103,8 @@ def predict(
     print(f"{count.images - failed} of {count.images} images" + (f", {hidden} not shown" if hidden else "") + where)
     if count.others:
         print(f"{count.others} files of other endings were left out")
-    options.write_json(json, {"predictions": kept})
+    if json is not None:  # before the error
+        files.write_json({"predictions": kept}, json)
     if failed:
         said = [str(prediction.error) for prediction in islice(bad, _NAMED)]
         more = f"; and {failed - len(said)} more" if failed > len(said) else ""

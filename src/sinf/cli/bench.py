@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,33 +13,31 @@ from sinf.cli import options
 from sinf.cli.kinds import Bench, kind_of, open_artefact
 from sinf.cli.semantic import CALIBRATION, calibration_images
 from sinf.errors import ConfigError
+from sinf.option import IMAGES, RUN, Option
 
-Calibrate = Annotated[str, typer.Option(help=f"Of int8: images that set its ranges; {CALIBRATION} of them are taken.")]
+Calibrate = Annotated[str, Option(f"Of int8: images that set its ranges; {CALIBRATION} of them are taken.", IMAGES)]
+Engine = Annotated[str, Option("Of both: torch, torch-compile, onnxruntime or openvino.")]
+Precision = Annotated[str, Option("Of the arithmetic of both: f32, bf16 (openvino) or int8.")]
 
 
 def bench(
     artefact: options.Artefact,
     data: options.Data,
-    split: Annotated[str, typer.Option(help="Images like those of the application.")] = "test[50%:]",
-    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; may be repeated [default: 1 and 32].")] = None,
-    pairs: Annotated[int, typer.Option(min=2, help="Measurements of each, base and ours in turns.")] = 200,
+    machine: options.Machine = options.ONE_THREAD,
+    split: options.BenchSplit = "test[50%:]",
+    batch: options.Batches = None,
+    pairs: options.Pairs = 200,
     base: options.Base = None,
     base_weights: options.BaseWeights = None,
     threshold: options.Threshold = None,
-    image_column: options.ImageColumn = None,
-    label_column: options.LabelColumn = None,
-    labels: options.Labels = None,
-    engine: Annotated[str, typer.Option(help="Of both: torch, torch-compile, onnxruntime or openvino.")] = "torch",
-    precision: Annotated[str, typer.Option(help="Of the arithmetic of both: f32, bf16 (openvino) or int8.")] = "f32",
+    engine: Engine = "torch",
+    precision: Precision = "f32",
     calibrate: Calibrate = "test[:50%]",
-    threads: options.Threads = 1,
-    memory: options.Memory = options.MEMORY,
-    stages: Annotated[bool, typer.Option(help="Also time every stage and every route, at batch 1.")] = True,
-    energy: Annotated[bool, typer.Option(help="Also joules, where the machine counts them.")] = True,
+    stages: Annotated[bool, Option("Also time every stage and every route, at batch 1.", RUN)] = True,
+    energy: Annotated[bool, Option("Also joules, where the machine counts them.", RUN)] = True,
     allow_factory: options.AllowFactory = False,
-    json: options.Json = None,
-    results: Annotated[Path | None, typer.Option(help="Also add the result to this folder (sinf results).")] = None,
-) -> None:
+    results: Annotated[Path | None, Option("Also add the result to this folder (sinf results).", RUN)] = None,
+) -> dict[str, Any]:
     """Time of base and ours, in turns in one process and one engine; of a bundle also by stage and by route, memory,
     sizes, energy. A pruned model is timed alone without --base."""
     from sinf.engine.engines import require_precision
@@ -47,46 +45,44 @@ def bench(
 
     kind = kind_of(artefact, threshold=threshold, base=base)
     require_precision(engine, precision)
-    pinned = options.set_threads(threads)
-    images = options.images(data, split, image_column, label_column, None)
-    held_out = None
-    if precision == "int8":
-        held_out = options.images(data, calibrate, image_column, label_column, None)
+    pinned = machine.pin()
+    images = data.images(split)
+    held_out = data.images(calibrate) if precision == "int8" else None
     start = time.perf_counter()
     model = open_artefact(artefact, threshold, allow_factory)
     load_seconds = time.perf_counter() - start
-    images = options.labelled_as(model, images, labels)
+    images = options.labelled_as(model, images, data.labels)
     beside = None if base is None else options.base_beside(model, base, base_weights)
     empty = images.warn_of_empty_classes("the benchmark")
     asked = Bench(
-        artefact, images, str(data), split, batch, pairs, engine, precision, held_out, pinned, stages, energy, beside,
-        load_seconds, empty, memory,
+        artefact, images, data.data, split, batch, pairs, engine, precision, held_out, pinned, stages, energy, beside,
+        load_seconds, empty, machine.memory,
     )  # fmt: skip
     record = {
         "bundle": artefact.resolve().name if artefact.exists() else str(artefact),
         "threshold": None,
-        "data": str(data),
+        "data": data.data,
         "split": split,
         "empty_classes": empty,
         "threads": pinned,
         **kind.bench(model, asked),
     }
-    options.write_json(json, record)
     if results is not None:
         runs.add_run(results, record)
+    return record
 
 
 def tune(
     context: typer.Context,
     bundle: options.Bundle,
-    engine: Annotated[str, typer.Option(help="torch, torch-compile, onnxruntime or openvino.")] = "torch",
-    precision: Annotated[str, typer.Option(help="f32, bf16 (openvino) or int8.")] = "f32",
-    data: Annotated[str | None, typer.Option(help="Of int8: a hub id, a folder of parquet shards, or images.")] = None,
+    engine: Engine = "torch",
+    precision: Precision = "f32",
+    data: Annotated[str | None, Option("Of int8: a hub id, a folder of parquet shards, or images.")] = None,
     calibrate: Calibrate = "test[:50%]",
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
     threads: options.Threads = 1,
-    turns: Annotated[int, typer.Option(min=1, help="Measurements of every subgraph at each batch size.")] = 5,
+    turns: Annotated[int, Option("Measurements of every subgraph at each batch size.", low=1)] = 5,
     allow_factory: options.AllowFactory = False,
 ) -> None:
     """Measure what the tails cost here, batch by batch, and store it in the bundle: small groups of a batch then go to
@@ -108,7 +104,7 @@ def tune(
         raise ConfigError("only a routed bundle has groups to tune", got=bundle, remedy="leave it as it is")
     options.write_alone(context, Path(bundle))
     pinned = options.set_threads(threads)
-    held_out = None if data is None else options.images(data, calibrate, image_column, label_column, None)
+    held_out = None if data is None else options.Data(data, image_column, label_column).images(calibrate)
     model = options.bundle(bundle, allow_factory)
     router = open_engine(
         model, engine, threads=pinned, precision=precision, calibration=calibration_images(model, held_out)
@@ -122,13 +118,12 @@ def tune(
 
 
 def results(
-    folder: Annotated[Path, typer.Argument(help="What sinf bench --results has written.")],
-    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes to show [default: all].")] = None,
-    json: options.Json = None,
-) -> None:
+    folder: Annotated[Path, Option("What sinf bench --results has written.", positional=True)],
+    batch: Annotated[tuple[int, ...] | None, Option("Batch sizes to show.", otherwise="all")] = None,
+) -> dict[str, Any]:
     """Runs of sinf bench beside each other: one table a machine, oldest first."""
     from sinf.report import runs, tables
 
     found = runs.read_runs(folder)
-    tables.show_runs(found, batch)
-    options.write_json(json, {"runs": [{"file": run.file, **run.record} for run in found]})
+    tables.show_runs(found, None if batch is None else list(batch))
+    return {"runs": [{"file": run.file, **run.record} for run in found]}

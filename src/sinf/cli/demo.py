@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sinf.cli import options
+from sinf.option import Option
+from sinf.storage import files
 
 if TYPE_CHECKING:
     from sinf.data.images import LabelledImages
@@ -31,15 +33,11 @@ BUNDLE, PARTS = "the bundle", "its parts, not routed"
 
 def demo(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder for bundle, results and figure.")] = Path("sinf-demo"),
+    out: Annotated[Path, Option("Folder for bundle, results and figure.")] = Path("sinf-demo"),
     threads: options.Threads = None,
-    web: Annotated[
-        bool, typer.Option("--web", help="Serve a page that runs it in the browser; a bundle that is there is taken.")
-    ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0 is any free one.")] = 8000,
-    runtime: Annotated[
-        Path | None, typer.Option(help="Folder of the npm package onnxruntime-web [default: in node_modules here].")
-    ] = None,
+    web: Annotated[bool, Option("Serve a page that runs it in the browser; a bundle that is there is taken.")] = False,
+    port: Annotated[int, Option("Of the page; 0 is any free one.", low=0, high=65535)] = 8000,
+    runtime: options.Runtime = None,
 ) -> None:
     """Make the embedded network smaller in several ways, compare them, and draw the result; or serve it as a page."""
     options.write_alone(context, out)
@@ -110,7 +108,7 @@ def _run(out: Path, threads: int | None) -> None:
         made_by = {"method": "low rank", "made by": "sinf demo", "chosen as": chosen}
         pruned.save(small[chosen], out / "low-rank", scoring.class_names, made_by=made_by)
     record = {"limit": LIMIT, "chosen": chosen, "routing pays": pays, "calibration": before.to_json()}
-    options.write_json(out / "result.json", record | {"test": after.to_json(), **machine()})
+    files.write_json(record | {"test": after.to_json(), **machine()}, out / "result.json")
     picture = figure.draw(after, chosen, len(test), out / "result.png", routing)
     tables.show_comparison(after, chosen, len(test))
     console.print(candidates.describe_choice(shown, after, LIMIT))

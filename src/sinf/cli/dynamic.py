@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -12,7 +13,9 @@ import typer
 
 from sinf.cli import options
 from sinf.cli.kinds import Bench, Export, Kind, Progress
+from sinf.dynamic.recipe import AIM, GateConfig, Target, TrainConfig
 from sinf.errors import ConfigError
+from sinf.option import Option
 
 if TYPE_CHECKING:
     from sinf.cli.room import Need
@@ -20,91 +23,50 @@ if TYPE_CHECKING:
     from sinf.dynamic.model import DynamicModel
     from sinf.models import BaseModel
 
-app = typer.Typer(no_args_is_help=True, help="Dynamic pruning: every input gets its own set of channels.")
-
-Bundle = Annotated[Path, typer.Argument(help="A bundle: a folder made by sinf dynamic train, or a hub id.")]
+Bundle = Annotated[Path, Option("A bundle: a folder made by sinf dynamic train, or a hub id.", positional=True)]
 
 
-@app.command()
+@dataclass(frozen=True)
+class _Aim(Target):
+    """On the command line there need be none."""
+
+    def __post_init__(self) -> None:
+        if self.channels is self.macs is self.latency is None:
+            object.__setattr__(self, "macs", AIM)
+        super().__post_init__()
+
+
 def train(
     context: typer.Context,
     model: options.Model,
     data: options.Data,
-    out: Annotated[Path, typer.Option(help="Folder for the bundle; the same command resumes.")],
-    weights: options.Weights = None,
-    split: Annotated[str, typer.Option(help="Images to train on.")] = "train",
-    validation: Annotated[str | None, typer.Option(help="Images to report accuracy on after every epoch.")] = None,
-    macs: Annotated[
-        float | None, typer.Option(help="Aim at this share of the base model's MACs [default: 0.5].")
-    ] = None,
-    latency: Annotated[
-        float | None, typer.Option(help="Aim instead at this share of its measured time, one image at a time.")
-    ] = None,
-    channels: Annotated[float | None, typer.Option(help="Aim instead at this share of channels, as the paper.")] = None,
-    method: Annotated[str, typer.Option(help="manidp; fbs or static as baselines.")] = "manidp",
-    site: Annotated[list[str] | None, typer.Option(help="Convolution to gate; may be repeated [default: all].")] = None,
-    squeeze: Annotated[float | None, typer.Option(help="How much narrower a gate is inside [default: paper].")] = None,
-    mask: Annotated[str, typer.Option(help="scaled (by the saliency) or binary.")] = "scaled",
-    block: Annotated[int, typer.Option(help="Neighbouring channels that are decided together; 16 is faster.")] = 1,
-    epochs: Annotated[int, typer.Option(help="Passes over the images; the paper's are 400.")] = 40,
-    batch: Annotated[int, typer.Option(help="Images a step, of all processes together.")] = 128,
-    learning_rate: Annotated[float, typer.Option(help="At the start; it falls along a cosine.")] = 0.05,
-    weight_decay: Annotated[float, typer.Option(help="L2 penalty of weights; gates have none.")] = 5e-4,
-    complexity: Annotated[float, typer.Option(help="Weight of the complexity loss.")] = 0.005,
-    similarity: Annotated[float, typer.Option(help="Weight of the similarity loss.")] = 1.0,
-    ramp: Annotated[float, typer.Option(help="Share of the training at which the target is reached.")] = 1.0,
-    updates: Annotated[int, typer.Option(help="How often an epoch thresholds move.")] = 1,
-    classes: options.Classes = None,
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    width: options.Width = None,
-    image_column: options.ImageColumn = None,
-    label_column: options.LabelColumn = None,
-    labels: options.Labels = None,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16, gates apart.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
-    threads: options.Threads = None,
-    memory: options.Memory = options.MEMORY,
+    out: options.BundleOut,
+    target: _Aim,
+    gates: GateConfig,
+    config: TrainConfig,
+    machine: options.Machine,
+    split: options.TrainingSplit = "train",
+    validation: options.Validation = None,
 ) -> None:
     """Put gates on a pretrained network and train both. Resumes after a kill; torchrun makes several processes one."""
     from rich.console import Console
 
     from sinf.bundle.folder import require_place
     from sinf.dynamic.bundle import DynamicBundle
-    from sinf.dynamic.network import GateConfig
-    from sinf.dynamic.targets import Target
-    from sinf.dynamic.trainer import EpochReport, TrainConfig
+    from sinf.dynamic.trainer import EpochReport
     from sinf.dynamic.trainer import train as run
-    from sinf.machine.memory import parse
 
-    options.set_threads(threads)
-    config = TrainConfig(
-        target=Target(channels, 0.5 if macs is channels is latency is None else macs, latency),
-        gates=GateConfig(method, squeeze, mask, block, None if site is None else tuple(site)),
-        epochs=epochs,
-        batch=batch,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        complexity=complexity,
-        similarity=similarity,
-        ramp=ramp,
-        updates=updates,
-        bf16=bf16,
-        seed=seed,
-        device=device,
-        memory=parse(memory),
-    )
+    machine.pin()
+    config = replace(config, target=target, gates=gates, memory=machine.memory)
     require_place(out)
     work, first = out.with_name(out.name + ".train"), int(os.environ.get("RANK", "0")) == 0
     if first:
         options.write_alone(context, out, work)
-    images = options.images(data, split, image_column, label_column, None)
-    checked = None if validation is None else options.images(data, validation, image_column, label_column, None)
-    base = options.base_model(model, weights, classes, size, mean, std, width, images=images)
-    images = options.as_classes_of(base, images, labels, memory)
-    checked = options.as_classes_of(base, checked, labels, memory)
+    images = data.images(split)
+    checked = None if validation is None else data.images(validation)
+    base = model.load(images)
+    images = data.for_model(base, images, machine.memory)
+    checked = data.for_model(base, checked, machine.memory)
     images.require_every_class("training")
     if checked is not None:
         checked.warn_of_empty_classes("the validation")
@@ -128,36 +90,30 @@ def train(
             report=report,
             progress=lambda done, total: steps("training", done, total),
             finishing=lambda done, total: steps("thresholds", done, total),
-            expect=(lambda expected: options.announce(expected.line())) if first and device == "cpu" else None,
+            expect=(lambda expected: options.announce(expected.line())) if first and config.device == "cpu" else None,
             notice=options.announce,
         )
     if first:
         provenance = {
             "training images": split,
-            "epochs": str(epochs),
+            "epochs": str(config.epochs),
             "target": str(config.target),
-            "seed": str(seed),
+            "seed": str(config.seed),
         }
         DynamicBundle.of(network, base.spec, before, images.class_names, provenance).save(out, key=options.key())
         console.print(f"bundle: {out} (checkpoint: {work})")
 
 
-@app.command("eval")
 def evaluate(
     bundle: Bundle,
     data: options.Data,
-    split: Annotated[str, typer.Option(help="Images that were not used to train.")] = "test",
-    image_column: options.ImageColumn = None,
-    label_column: options.LabelColumn = None,
-    threads: options.Threads = None,
-    memory: options.Memory = options.MEMORY,
-    labels: options.Labels = None,
+    machine: options.Machine,
+    split: Annotated[str, Option("Images that were not used to train.")] = "test",
     allow_factory: options.AllowFactory = False,
     figure: Annotated[
-        Path | None, typer.Option(help="Also draw MACs by difficulty, similarities, and classes by layer: a PNG.")
+        Path | None, Option("Also draw MACs by difficulty, similarities, and classes by layer: a PNG.")
     ] = None,
-    json: options.Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Accuracy, base beside ours, and how the MACs of inputs are spread."""
     from sinf.cli.room import fit
     from sinf.dynamic.manifold import explore
@@ -166,55 +122,47 @@ def evaluate(
     if figure is not None:
         dynamic_figure.require()  # before the work
 
-    options.set_threads(threads)
+    machine.pin()
     model = _load(bundle, allow_factory)
-    images = options.images(data, split, image_column, label_column, None)
-    images = options.labelled_as(model, images, labels)
+    images = data.for_artefact(model, split)
     kind = Dynamic()
-    fit(memory, "evaluation", kind.need(model), model.preprocessing, images)
+    fit(machine.memory, "evaluation", kind.need(model), model.preprocessing, images)
     with options.Steps() as steps:
         result = kind.evaluate(model, images, None, lambda done, total: steps("evaluating", done, total))
     kind.show_evaluation(result)
     if figure is not None:
         print(f"figure: {dynamic_figure.draw(explore(model, images), list(model.bundle.class_names), figure)}")
-    options.write_json(json, result.to_json())
+    record: dict[str, Any] = result.to_json()
+    return record
 
 
-@app.command()
 def bench(
     bundle: Bundle,
     data: options.Data,
-    split: Annotated[str, typer.Option(help="Images like those of the application.")] = "test",
-    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; may be repeated [default: 1 and 32].")] = None,
-    pairs: Annotated[int, typer.Option(min=2, help="Measurements of each, base and ours in turns.")] = 200,
-    image_column: options.ImageColumn = None,
-    label_column: options.LabelColumn = None,
-    labels: options.Labels = None,
-    engine: Annotated[str, typer.Option(help="What runs both: torch or onnxruntime (batch 1).")] = "torch",
-    threads: options.Threads = 1,
-    memory: options.Memory = options.MEMORY,
+    machine: options.Machine = options.ONE_THREAD,
+    split: options.BenchSplit = "test",
+    batch: options.Batches = None,
+    pairs: options.Pairs = 200,
+    engine: Annotated[str, Option("What runs both: torch or onnxruntime (batch 1).")] = "torch",
     allow_factory: options.AllowFactory = False,
-    json: options.Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Latency of base and ours, in turns in one process and one engine."""
-    pinned = options.set_threads(threads)
+    pinned = machine.pin()
     start = time.perf_counter()
     model = _load(bundle, allow_factory)
     load_seconds = time.perf_counter() - start
-    images = options.images(data, split, image_column, label_column, None)
-    images = options.labelled_as(model, images, labels)
+    images = data.for_artefact(model, split)
     asked = Bench(
-        bundle, images, data, split, batch, pairs, engine, "f32", None, pinned, False, False, None, load_seconds,
-        images.warn_of_empty_classes("the benchmark"), memory,
+        bundle, images, data.data, split, batch, pairs, engine, "f32", None, pinned, False, False, None, load_seconds,
+        images.warn_of_empty_classes("the benchmark"), machine.memory,
     )  # fmt: skip
-    options.write_json(json, {**Dynamic().bench(model, asked), "empty_classes": asked.empty})
+    return {**Dynamic().bench(model, asked), "empty_classes": asked.empty}
 
 
-@app.command()
 def export(
     context: typer.Context,
     bundle: Bundle,
-    out: Annotated[Path, typer.Argument(help="The file, which ends in .onnx.")],
+    out: Annotated[Path, Option("The file, which ends in .onnx.", positional=True)],
     allow_factory: options.AllowFactory = False,
 ) -> None:
     """Write a bundle as one ONNX file for batches of one; it is compared with the bundle first."""

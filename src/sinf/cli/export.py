@@ -10,26 +10,25 @@ import typer
 from sinf.cli import options
 from sinf.cli.kinds import Export, kind_of, open_artefact
 from sinf.errors import ConfigError
+from sinf.option import Option
 
 
 def export(
     context: typer.Context,
     artefact: options.Artefact,
     out: Annotated[
-        Path, typer.Argument(help="Folder of the split layout or the page; file of the single layout, .onnx or .xml.")
+        Path,
+        Option("Folder of the split layout or the page; file of the single layout, .onnx or .xml.", positional=True),
     ],
-    file_format: Annotated[str, typer.Option("--format", help="onnx, openvino, or web: a page for browsers.")] = "onnx",
+    file_format: Annotated[str, Option("onnx, openvino, or web: a page for browsers.", flag="format")] = "onnx",
     layout: Annotated[
         str | None,
-        typer.Option(help="split: one file a part; single: all in one ONNX file [default: split, of bundles]."),
+        Option("split: one file a part; single: all in one ONNX file.", otherwise="split, of bundles"),
     ] = None,
     threshold: options.Threshold = None,
-    runtime: Annotated[
-        Path | None,
-        typer.Option(help="Of web: folder of the npm package onnxruntime-web [default: in node_modules here]."),
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="Of web: sample images [default: embedded ones that fit].")] = None,
-    split: Annotated[str, typer.Option(help="Of web: split of the sample images.")] = "test",
+    runtime: options.Runtime = None,
+    data: Annotated[str | None, Option("Of web: sample images.", otherwise="embedded ones that fit")] = None,
+    split: Annotated[str, Option("Of web: split of the sample images.")] = "test",
     allow_factory: options.AllowFactory = False,
 ) -> None:
     """Write an artefact for ONNX Runtime, OpenVINO or browsers; it is compared with the artefact before it is put in

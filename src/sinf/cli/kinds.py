@@ -33,7 +33,7 @@ class Bench:
     images: LabelledImages
     data: str
     split: str
-    batches: list[int] | None
+    batches: tuple[int, ...] | None
     pairs: int
     engine: str
     precision: str
@@ -44,7 +44,7 @@ class Bench:
     base: BaseModel | None
     load_seconds: float
     empty: list[str]
-    memory: str
+    memory: int
 
     def plan(
         self, need: Need, feed: Preprocessing, default: tuple[int, ...], largest: int | None = None
@@ -67,7 +67,7 @@ class Bench:
 
     def _sizes(self, default: tuple[int, ...], largest: int | None) -> list[int]:
         limit = len(self.images) if largest is None else min(largest, len(self.images))
-        sizes = self.batches or list(default)
+        sizes = list(self.batches or default)
         for size in sizes:
             if not 1 <= size <= limit:
                 raise ConfigError(f"a batch must be between 1 and {limit} here", got=size, remedy="change --batch")

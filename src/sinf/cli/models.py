@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sinf.cli import options
 from sinf.cli.kinds import is_bundle, kind_of, open_artefact
 from sinf.errors import ConfigError, DataWarning
+from sinf.option import RUN, Option
+from sinf.training.recipe import TrainConfig
 
 
 def profile(
-    model: options.Model,
-    weights: options.Weights = None,
-    classes: options.Classes = None,
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    width: options.Width = None,
-    threads: options.Threads = 1,
-    allow_factory: options.AllowFactory = False,
-    json: options.Json = None,
-) -> None:
+    model: options.Model, threads: options.Threads = 1, allow_factory: options.AllowFactory = False
+) -> dict[str, Any]:
     """Where the time of a model goes, which channels go together, and where it can be cut.
 
     Of a bundle it is that of its base model, and what the parts cost."""
@@ -32,50 +25,35 @@ def profile(
     from sinf.report import artefacts, tables
 
     parts: dict[str, dict[str, float]] = {}
-    if is_bundle(Path(model)):
-        if any(given is not None for given in (weights, classes, size, mean, std, width)):
+    name = model.model
+    if is_bundle(Path(name)):
+        if model != options.Model(name):
             raise ConfigError(
                 "a bundle says itself what its model is", got="options besides it", remedy="leave them out"
             )
-        bundle = open_artefact(Path(model), None, allow_factory)
-        base, parts = bundle.base_model(), kind_of(model).parts(bundle)
+        bundle = open_artefact(Path(name), None, allow_factory)
+        base, parts = bundle.base_model(), kind_of(name).parts(bundle)
     else:
-        base = options.base_model(model, weights, classes, size, mean, std, width)
+        base = model.load()
     result = run(base, threads=options.set_threads(threads))
     tables.show_profile(result)
     artefacts.show_parts(parts)
-    options.write_json(json, result.to_json() | ({"parts": parts} if parts else {}))
+    return result.to_json() | ({"parts": parts} if parts else {})
 
 
 def train(
     context: typer.Context,
-    model: options.Model,
+    model: options.Network,
     data: options.Data,
-    out: Annotated[Path, typer.Option(help="Folder for checkpoint and weights; the same command resumes.")],
-    split: Annotated[str, typer.Option(help="Images to train on.")] = "train",
-    validation: Annotated[str | None, typer.Option(help="Images to report accuracy on after every epoch.")] = None,
-    width: options.Width = None,
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    image_column: options.ImageColumn = None,
-    label_column: options.LabelColumn = None,
-    labels: options.Labels = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 30,
-    batch: Annotated[int, typer.Option(help="Images a step.")] = 128,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.")] = 0.1,
-    weight_decay: Annotated[float, typer.Option(help="L2 penalty of weights, norms and biases apart.")] = 5e-4,
-    label_smoothing: Annotated[float, typer.Option(help="Share of the label spread over all classes.")] = 0.1,
-    average: Annotated[float, typer.Option(help="Decay of the weight average an epoch; 0 for none.")] = 0.0,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
-    half: Annotated[bool, typer.Option("--half", help="Also write the weights in float16.")] = False,
+    out: Annotated[Path, Option("Folder for checkpoint and weights; the same command resumes.")],
+    config: TrainConfig,
+    machine: options.Machine,
+    split: options.TrainingSplit = "train",
+    validation: options.Validation = None,
+    half: Annotated[bool, Option("Also write the weights in float16.", RUN)] = False,
     keep_batch_norm: Annotated[
-        bool, typer.Option("--keep-batch-norm", help="Of a pruned model: write it for training on, with batch norms.")
+        bool, Option("Of a pruned model: write it for training on, with batch norms.", RUN)
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
-    threads: options.Threads = None,
-    memory: options.Memory = options.MEMORY,
 ) -> None:
     """Train a network from random weights, or a pruned one further, which is then written as a folder again.
 
@@ -87,37 +65,24 @@ def train(
     from sinf.models import REFERENCE_NAMES
     from sinf.models.load import read_plain
     from sinf.pipelines import comparison as pruned
-    from sinf.training.train import TrainConfig, save_half
+    from sinf.training.train import save_half
     from sinf.training.train import train as run
 
-    options.set_threads(threads)
-    config = TrainConfig(
-        epochs=epochs,
-        batch=batch,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        label_smoothing=label_smoothing,
-        average=average,
-        bf16=bf16,
-        seed=seed,
-        device=device,
-    )
+    machine.pin()
     options.write_alone(context, out)
-    images = options.images(data, split, image_column, label_column, None)
-    checked = None if validation is None else options.images(data, validation, image_column, label_column, None)
-    base = options.base_model(
-        model, None, None, size=size, mean=mean, std=std, width=width, images=images, pretrained=False
-    )
-    images = options.as_classes_of(base, images, labels, memory)
-    checked = options.as_classes_of(base, checked, labels, memory)
+    images = data.images(split)
+    checked = None if validation is None else data.images(validation)
+    base, name = model.load(images), model.model
+    images = data.for_model(base, images, machine.memory)
+    checked = data.for_model(base, checked, machine.memory)
     images.require_every_class("training")
     if checked is not None:
         checked.warn_of_empty_classes("the validation")
-    further = read_plain(Path(model)) if Path(model).is_dir() and model not in REFERENCE_NAMES else None
+    further = read_plain(Path(name)) if Path(name).is_dir() and name not in REFERENCE_NAMES else None
     if further is not None and not has_batch_norms(base.module):
-        text = f"{model} has no batch norms, and trains badly without: sinf prune --keep-batch-norm writes them"
+        text = f"{name} has no batch norms, and trains badly without: sinf prune --keep-batch-norm writes them"
         warnings.warn(text, DataWarning, stacklevel=2)
-    fit_training(memory, base, images, checked, batch=batch, on_cpu=device == "cpu")
+    fit_training(machine.memory, base, images, checked, batch=config.batch, on_cpu=config.device == "cpu")
     console = Console()
     with options.Steps() as steps:
         trained = run(
@@ -136,7 +101,7 @@ def train(
         )
     if further is not None:
         place = out / "pruned"
-        made_by = {**further.made_by, "trained further": f"{epochs} epochs on {split}"}
+        made_by = {**further.made_by, "trained further": f"{config.epochs} epochs on {split}"}
         pruned.save(
             trained, place, list(further.class_names), made_by=made_by, keep_batch_norm=keep_batch_norm,
             key=options.key(),

@@ -2,84 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sinf.cli import options
+from sinf.option import IMAGES, RUN, Option
+from sinf.pipelines.optimize_config import Engine, OptimizeConfig
+
+
+@dataclass(frozen=True)
+class _Asked(OptimizeConfig):
+    """On the command line, for the engine that most models are deployed in."""
+
+    engine: Engine = "onnxruntime"
 
 
 def optimize(
     context: typer.Context,
     model: options.Model,
     data: options.Data,
-    out: Annotated[Path, typer.Option(help="Folder for what is chosen; the same command resumes.")],
-    max_loss: Annotated[float, typer.Option(help="Accuracy that may be lost, in percentage points.")] = 1.0,
-    confidence: Annotated[
-        float | None, typer.Option(help="Probability with which that holds for new images, e.g. 0.95.")
-    ] = None,
-    engine: Annotated[
-        str, typer.Option(help="Where it will run: torch, torch-compile, onnxruntime or openvino.")
-    ] = "onnxruntime",
-    precision: Annotated[
-        list[str] | None, typer.Option(help="f32, bf16 (openvino) or int8; may be repeated [default: f32].")
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images in a batch, as the application has them.")] = 1,
-    weights: options.Weights = None,
-    score: Annotated[str, typer.Option(help="Images that make the candidates.")] = "train",
-    images: Annotated[int, typer.Option(min=1, help="How many of them, equally many of every class.")] = 4000,
+    out: Annotated[Path, Option("Folder for what is chosen; the same command resumes.")],
+    asked: _Asked,
+    machine: options.Machine = options.ONE_THREAD,
+    score: Annotated[str, Option("Images that make the candidates.", IMAGES)] = "train",
     calibrate: Annotated[
-        str, typer.Option(help="Images that the model has never seen: half of them choose, half test what is chosen.")
+        str, Option("Images that the model has never seen: half of them choose, half test what is chosen.", IMAGES)
     ] = "test[:50%]",
-    select: Annotated[str | None, typer.Option(help="Images that choose, instead of that half.")] = None,
-    cascades: Annotated[bool, typer.Option(help="Also try cascades of a small tail and a full one.")] = True,
-    classes: options.Classes = None,
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    width: options.Width = None,
-    image_column: options.ImageColumn = None,
-    label_column: options.LabelColumn = None,
-    labels: options.Labels = None,
-    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
+    select: Annotated[str | None, Option("Images that choose, instead of that half.", IMAGES)] = None,
     work: Annotated[
-        Path | None, typer.Option(help="Keep results of steps here [default: beside --out, and removed at the end].")
+        Path | None, Option("Keep results of steps here.", RUN, otherwise="beside --out, and removed at the end")
     ] = None,
-    threads: options.Threads = 1,
-    memory: options.Memory = options.MEMORY,
-    json: options.Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Find the fastest network that loses at most --max-loss points, and write it: a plain model or a cascade."""
     from sinf.bundle.plain import check_target
-    from sinf.machine.memory import parse
     from sinf.pipelines.optimize import optimize as run
-    from sinf.pipelines.optimize_config import CUTS, OptimizeConfig
     from sinf.report.optimized import show_optimized
 
-    config = OptimizeConfig(
-        max_loss=max_loss / 100,
-        confidence=confidence,
-        engine=engine,
-        precisions=tuple(precision or ("f32",)),
-        batch=batch,
-        threads=options.set_threads(threads),
-        images=images,
-        cuts=CUTS if cascades else (),
-        seed=seed,
-        memory=parse(memory),
-    )
+    config = replace(asked, threads=machine.pin(), memory=machine.memory)
     check_target(out)
     options.write_alone(context, out, *([] if work else [out.with_name(out.name + ".optimize")]))
-    columns = (image_column, label_column, None)
-    scoring, calibration = options.images(data, score, *columns), options.images(data, calibrate, *columns)
-    selection = None if select is None else options.images(data, select, *columns)
-    base = options.base_model(model, weights, classes, size, mean, std, width, images=scoring)
-    scoring, calibration = (options.as_classes_of(base, part, labels, memory) for part in (scoring, calibration))
-    selection = options.as_classes_of(base, selection, labels, memory)
+    scoring, calibration = data.images(score), data.images(calibrate)
+    selection = None if select is None else data.images(select)
+    base = model.load(scoring)
+    scoring, calibration = (data.for_model(base, part, machine.memory) for part in (scoring, calibration))
+    selection = data.for_model(base, selection, machine.memory)
     with options.Steps() as steps:
         found = run(
             base, scoring, calibration, config, out, selection=selection, work=work, progress=steps, key=options.key()
         )
     show_optimized(found, config, out)
-    options.write_json(json, {"folder": str(out), **found.to_json()})
+    return {"folder": str(out), **found.to_json()}

@@ -12,7 +12,7 @@ from sinf.data.images import BATCH, LabelledImages
 from sinf.data.preprocessing import Preprocessing
 from sinf.errors import CutError
 from sinf.graph.trace import trace
-from sinf.machine.memory import Memory, activations, parse, weight_bytes
+from sinf.machine.memory import Memory, activations, weight_bytes
 from sinf.models import BaseModel
 
 _INPUTS = 3  # copies of an image in float32 while it is normalised, one of which stays until the pass is done
@@ -52,9 +52,9 @@ class Need:
 class Room:
     """A budget, of which weights and the decoded images of ``parts`` have theirs; batches take what is left."""
 
-    def __init__(self, memory: str, need: Need, feed: Preprocessing, *parts: LabelledImages | None) -> None:
+    def __init__(self, memory: int, need: Need, feed: Preprocessing, *parts: LabelledImages | None) -> None:
         size = math.prod(feed.size)
-        self.memory, self.parts = Memory(parse(memory)), [part for part in parts if part is not None]
+        self.memory, self.parts = Memory(memory), [part for part in parts if part is not None]
         self.input = _INPUTS * _FLOAT * size
         self.each = need.each + self.input
         self.fixed = need.weights + sum(min(self.memory.cache, len(part) * size) for part in self.parts)
@@ -86,12 +86,12 @@ class Room:
 
 
 def fit(
-    memory: str, name: str, need: Need, feed: Preprocessing, *parts: LabelledImages | None, most: int = BATCH
+    memory: int, name: str, need: Need, feed: Preprocessing, *parts: LabelledImages | None, most: int = BATCH
 ) -> int:
     """Have ``parts`` give their images in batches that fit, of ``most`` images at most, and say what that takes.
 
     Raises:
-        ConfigError: not even one image fits, or ``memory`` is no size.
+        ConfigError: not even one image fits.
     """
     room = Room(memory, need, feed, *parts)
     batch = room.limit(name, most)
@@ -100,7 +100,7 @@ def fit(
 
 
 def fit_training(
-    memory: str,
+    memory: int,
     model: BaseModel,
     images: LabelledImages,
     validation: LabelledImages | None,
@@ -119,7 +119,7 @@ def fit_training(
     except CutError:  # it can be trained nonetheless
         for part in (images, validation):
             if part is not None:
-                part.limit(Memory(parse(memory)).cache, BATCH)
+                part.limit(Memory(memory).cache, BATCH)
         announce("memory: not known, since the model cannot be traced")
         return
     each, most = (step.each, passes.each) if on_cpu else (0, 0)

@@ -19,9 +19,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from sinf.dynamic.branches import separate
 from sinf.dynamic.cost import macs_of
 from sinf.dynamic.gates import Gate
-from sinf.dynamic.methods import Method, make_gate, method_of
+from sinf.dynamic.methods import make_gate
+from sinf.dynamic.recipe import GateConfig as GateConfig
 from sinf.dynamic.sites import Site, Sites, choose, find_sites
-from sinf.errors import ConfigError
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import Coupling, couple
 from sinf.graph.trace import trace
@@ -36,28 +36,6 @@ class Observed:
     saliencies: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
     features: list[Tensor] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class GateConfig:
-    """How gates are made: by the method ``kind`` (:mod:`sinf.dynamic.methods`). ``sites`` are names of convolutions
-    (None: all that can be gated); ``block`` neighbouring channels are decided together (1: the paper), which makes
-    slices of weights cheaper to take."""
-
-    kind: str = "manidp"
-    squeeze: float | None = None
-    mask: str = "scaled"
-    block: int = 1
-    sites: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.block <= 1024:
-            raise ConfigError("block must be in 1..1024", got=self.block, remedy="take 1 as in the paper")
-
-    @property
-    def method(self) -> Method:
-        """What ``kind`` names."""
-        return method_of(self.kind)
 
 
 class GatedNetwork(nn.Module):

@@ -7,42 +7,18 @@ begins. At the end thresholds are set on training images (:mod:`sinf.dynamic.cal
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from sinf.dynamic.distributed import Group
 from sinf.dynamic.latency import rate_for_latency
 from sinf.dynamic.network import GatedNetwork
+from sinf.dynamic.recipe import Target as Target
 from sinf.dynamic.schedule import remaining_rate
 from sinf.errors import ConfigError
 
 _STEPS = 30
 _GAIN = 0.5
-
-
-@dataclass(frozen=True)
-class Target:
-    """One of ``channels``, the share that the threshold's rank leaves (the paper); ``macs``, the mean share of the base
-    model's MACs that an input costs, gates included; ``latency``, the mean share of its time on this machine, one image
-    at a time, gates included."""
-
-    channels: float | None = None
-    macs: float | None = None
-    latency: float | None = None
-
-    def __post_init__(self) -> None:
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        for name, value in given.items():
-            if not 0 < value <= 1:
-                raise ConfigError(f"the target of {name} must be in (0, 1]", got=value, remedy="take 0.5 for half")
-        if len(given) != 1:
-            got = " and ".join(given) or "none"
-            raise ConfigError("there must be one target: channels, macs or latency", got=got, remedy="give one")
-
-    def __str__(self) -> str:
-        return " ".join(f"{value:g} of {name}" for name, value in vars(self).items() if value is not None)
 
 
 class Controller:

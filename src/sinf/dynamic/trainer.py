@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -24,11 +24,12 @@ from sinf.dynamic.calibrate import finish, finishing_images
 from sinf.dynamic.distributed import Group, joined, shared_statistics
 from sinf.dynamic.memory import TESTED, plan_training
 from sinf.dynamic.methods import Trained
-from sinf.dynamic.network import GateConfig, GatedNetwork, Observed, attach
+from sinf.dynamic.network import GatedNetwork, Observed, attach
+from sinf.dynamic.recipe import TrainConfig as TrainConfig
 from sinf.dynamic.start import start_by_importance
-from sinf.dynamic.targets import Controller, Target
+from sinf.dynamic.targets import Controller
 from sinf.errors import ConfigError
-from sinf.machine.memory import DEFAULT, Memory, Notice, activations, weight_bytes
+from sinf.machine.memory import Memory, Notice, activations, weight_bytes
 from sinf.measure.estimate import Estimate, Pace, gated_time
 from sinf.models import BaseModel, fit_state
 from sinf.storage.files import hash_tensors
@@ -38,71 +39,11 @@ from sinf.training.checkpoint import (
     momenta,
     open_folder,
     read_checkpoint,
-    require_device,
     with_prefix,
     write_checkpoint,
 )
 
-STARTS = ("importance", "equal")
 _TIMED = 32  # images, for a target in time
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The recipe; the defaults are the paper's where it gives a number, but for ``epochs`` (400 there).
-
-    ``complexity`` and ``similarity`` weigh the two losses (for ``fbs``, ``complexity`` weighs its L1 penalty). ``ramp``
-    is the share of the training at which the target is reached, ``updates`` how often an epoch thresholds move.
-    ``start`` is ``importance`` (:mod:`sinf.dynamic.start`), or ``equal``: all saliencies 1, as in the paper. With
-    ``bf16`` the network computes in bfloat16; gates, losses and weights stay float32.
-
-    ``memory`` is in bytes. A batch that does not fit runs in parts whose gradients are added: cross entropy and
-    complexity are those of the whole batch, batch norms take their statistics from a part, and the similarity loss
-    compares the images of a part.
-    """
-
-    target: Target = field(default_factory=lambda: Target(macs=0.5))
-    gates: GateConfig = field(default_factory=GateConfig)
-    epochs: int = 40
-    batch: int = 128
-    learning_rate: float = 0.05
-    weight_decay: float = 5e-4
-    momentum: float = 0.9
-    complexity: float = 0.005
-    similarity: float = 1.0
-    hardness: float = 0.5
-    detach_weights: bool = False
-    detach_features: bool = False
-    ramp: float = 1.0
-    updates: int = 1
-    start: str = "importance"
-    bf16: bool = False
-    seed: int = 0
-    device: str = "cpu"
-    memory: int = DEFAULT
-
-    def __post_init__(self) -> None:
-        Memory(self.memory)
-        for name, low, high in (
-            ("epochs", 1, 10_000),
-            ("batch", 2, 65_536),
-            ("learning_rate", 1e-8, 100),
-            ("weight_decay", 0, 1),
-            ("momentum", 0, 0.9999),
-            ("complexity", 0, 1e6),
-            ("similarity", 0, 1e6),
-            ("hardness", 1e-3, 1e3),
-            ("ramp", 0, 1),
-            ("updates", 1, 10_000),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"{name} must be in {low}..{high}", got=value, remedy=f"change {name}")
-        if self.start not in STARTS:
-            raise ConfigError(f"start must be one of {', '.join(STARTS)}", got=self.start)
-        require_device(self.device)
-        if self.target.latency is not None and torch.device(self.device).type != "cpu":
-            raise ConfigError("time is measured on the CPU", got=self.device, remedy="train there, or aim at --macs")
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from torch.nn import functional
 
 from sinf.graph.coupling import Coupling
 from sinf.graph.trace import layer
-
-WEIGHT_COST = 32.0  # what a weight costs beside a MAC on one thread of a server processor, measured on VGG16 at batch 1
+from sinf.graph.weight_cost import WEIGHT_COST as WEIGHT_COST
 
 
 class MacCount:

@@ -7,20 +7,19 @@ the same batches on every machine, and is said before anything runs.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import fx, nn
 
 from sinf.errors import ConfigError
+from sinf.machine.sizes import DEFAULT as DEFAULT
+from sinf.machine.sizes import parse as parse
+from sinf.machine.sizes import say as say
 
-#: The budget unless another one is named.
-DEFAULT = 8_000_000_000
 #: What Python, torch and the libraries that read data take before anything of a user's is in memory.
 OVERHEAD = 700_000_000
 
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _FLOAT = 4
 _SLACK = 1.15  # some values are alive longer than they need be
 _KEPT = 10  # of the budget, one such part is left to allocators, which keep some of what was freed
@@ -30,26 +29,6 @@ _VIEWS = {"flatten", "view", "reshape", "permute", "transpose", "unsqueeze", "sq
 _NEAR, _FEW = 1 << 24, 8  # bytes of the largest value of all images that run together, and the fewest of these
 
 Notice = Callable[[str], None]
-
-
-def parse(text: str) -> int:
-    """Bytes of a size such as ``8GB``, ``800 MB`` or ``2GiB``.
-
-    Raises:
-        ConfigError: it is no size.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)\s*", text.upper())
-    unit = found[2] if found else None
-    if unit and not unit.endswith("B"):
-        unit += "B"
-    if found is None or unit not in _UNITS:
-        raise ConfigError("memory must be a size in bytes", got=text, remedy="e.g. 8GB or 800MB")
-    return int(float(found[1]) * _UNITS[unit])
-
-
-def say(size: float) -> str:
-    """A size for people, such as ``2.1 GB``."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{math.ceil(size / 1e6)} MB"
 
 
 @dataclass(frozen=True)

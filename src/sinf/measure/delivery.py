@@ -14,6 +14,7 @@ from torch import Tensor
 from sinf.data.images import LabelledImages
 from sinf.data.preprocessing import Preprocessing
 from sinf.errors import ConfigError, DoesNotPayError
+from sinf.measure.limits import Limits as Limits
 from sinf.measure.timing import Latency, interleaved
 
 Network = Callable[[Tensor], Tensor]
@@ -23,38 +24,6 @@ MOST_FALLBACK = 0.95  # of the calibration images; where more fall back, subgrap
 _LEAST_SAVED = 0.01  # of the time: a machine with other work makes networks differ by less that are the same
 _DRAWS = 10_000  # of the bootstrap
 _TIMED = 256  # images that batches are made of
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a network must keep to be delivered.
-
-    Attributes:
-        max_loss: most loss of accuracy on held-out images, as a fraction (0.01 is one point). The estimate counts, not
-            the upper end of its interval, which a few hundred images leave wide.
-        held_out: how many images are held out to estimate the loss, as a share of those that decide.
-        batches: batch sizes at which it is timed beside the base model. It must be faster at one of them, and slower
-            at none; what is within the noise is neither.
-        threads: of the processor, while it is timed.
-        pairs: measurements of time at batch 1; a fifth at larger ones.
-        keep_anyway: deliver it whatever was measured.
-    """
-
-    max_loss: float = 0.02
-    held_out: float = 0.2
-    batches: tuple[int, ...] = (1, 32)
-    threads: int = 1
-    pairs: int = 100
-    keep_anyway: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_loss <= 1:
-            raise ConfigError("max_loss must be in 0..1, a fraction", got=self.max_loss, remedy="0.01 is one point")
-        if not 0 < self.held_out < 1:
-            raise ConfigError("the share of held-out images must be in (0, 1)", got=self.held_out, remedy="take 0.2")
-        if not self.batches or min(self.batches) < 1 or self.threads < 1 or self.pairs < 2:
-            got = f"batches {self.batches}, threads {self.threads}, pairs {self.pairs}"
-            raise ConfigError("batches and threads must be at least 1, pairs at least 2", got=got)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,20 @@
-"""Options of a build."""
+"""Options of a build. No torch here: the command line reads this."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Annotated
 
-from sinf.compress.methods import kind_of
-from sinf.compress.select import Budget, Schedule
+from sinf.compress.budget import Budget, Schedule
 from sinf.criteria import best_criterion, make_criterion
 from sinf.errors import ConfigError
-from sinf.graph.cost import WEIGHT_COST
-from sinf.machine.memory import DEFAULT, Memory
-from sinf.routing.predictor import RouterConfig
-from sinf.routing.threshold import require_limit
+from sinf.graph.weight_cost import WEIGHT_COST
+from sinf.machine.sizes import DEFAULT
+from sinf.option import COMPRESSION, RUN, Option, Seed, numbers
+from sinf.pipelines.compression_options import Confidence, Criterion, MaxLoss, Reconstruct, RoundTo
+from sinf.routing.predictor_config import RouterConfig
+
+_KEPT = 0.3  # of the tail, by a subgraph
 
 
 @dataclass(frozen=True)
@@ -19,26 +22,13 @@ class BuildConfig:
     """All that a build depends on besides model and images.
 
     Attributes:
-        method: how extractor, full tail and subgraphs are made smaller: ``channels`` are removed, or layers are written
-            by ``ranks``, as two.
-        cut: name of the cut point, or None for the one nearest to ``cut_at`` of the MACs.
-        criterion: what says which channels go; None for the one that loses least with, or without, reconstruction.
+        cut: None for the one nearest to ``cut_at`` of the MACs.
+        criterion: None for the one that loses least with, or without, reconstruction.
         subgraph: rule for the subgraphs of the clusters: a ``Schedule`` of ratios or a ``Budget`` of MACs.
-        across_clusters: whether that budget is the mean of all subgraphs, spent in the cluster where it costs least,
-            instead of each one's.
-        extractor: fraction of the feature extractor's MACs that stay, for all classes; 1 leaves it as it is.
-        fallback: the same for the full tail.
-        common: instead of those two, one budget for both together, spent where it costs least.
-        weight_cost: MACs that loading a weight counts for in those two (see ``Budget``).
-        reconstruct: whether weights make up for removed channels.
-        max_loss: limit of the loss against the base model, as a fraction (0.01 is one point).
-        confidence: probability with which the limit holds for new images, or None for no guarantee.
-        choices: among how many bundles or limits one will be taken for its results on the same calibration images; the
-            guarantee of each is corrected for it (see :func:`sinf.routing.threshold.choose_threshold`).
-        round_to: widths of layers are multiples of this.
-        route_draws: how many augmented images the route predictor learns from (at most ten views of each; above five
-            parts of images are exchanged too).
-        keep_anyway: write the bundle also where it is not faster than the base model, or nearly everything falls back.
+        weight_cost: MACs that loading a weight counts for in the budgets of extractor and full tail (see ``Budget``).
+        max_loss: a fraction (0.01 is one point).
+        choices: the guarantee of each is corrected for it (see :func:`sinf.routing.threshold.choose_threshold`).
+        route_draws: above five views of an image, parts of images are exchanged too.
         common_images: how many of the scoring images decide which channels extractor and full tail, which serve all
             classes, keep.
         reconstruct_bytes: memory that activations may take while those two are reconstructed from all scoring images.
@@ -46,30 +36,52 @@ class BuildConfig:
             in files of the work folder.
     """
 
-    method: str = "channels"
-    cut: str | None = None
+    method: Annotated[
+        str,
+        Option("How parts are made smaller: channels (are removed), ranks (low rank), or depth (fewer branches)."),
+    ] = "channels"
+    cut: Annotated[
+        str | None, Option("Cut point (see sinf profile).", COMPRESSION, otherwise="nearest to 60 % of MACs")
+    ] = None
     cut_at: float = 0.6
-    criterion: str | None = None
-    subgraph: Schedule | Budget = field(default_factory=lambda: Budget(0.3, WEIGHT_COST))
-    across_clusters: bool = False
-    extractor: float = 1.0
-    fallback: float = 1.0
-    common: float = 1.0
+    criterion: Criterion = None
+    subgraph: Schedule | Budget = field(default_factory=lambda: Budget(_KEPT, WEIGHT_COST))
+    across_clusters: Annotated[
+        bool, Option("--macs is the mean of all subgraphs, spent where it costs least.", COMPRESSION)
+    ] = False
+    extractor: Annotated[
+        float, Option("Fraction of the extractor's MACs that stays, for all classes.", COMPRESSION)
+    ] = 1.0
+    fallback: Annotated[float, Option("Fraction of the full tail's MACs that stays.", COMPRESSION)] = 1.0
+    common: Annotated[
+        float, Option("Instead of those two: one budget for both, spent where it costs least.", COMPRESSION)
+    ] = 1.0
     weight_cost: float = WEIGHT_COST
-    reconstruct: bool = True
+    reconstruct: Reconstruct = True
     router: RouterConfig = field(default_factory=RouterConfig)
-    max_loss: float = 0.01
-    confidence: float | None = None
-    choices: int = 1
-    round_to: int = 8
-    seed: int = 0
-    keep_anyway: bool = False
+    max_loss: MaxLoss = 0.01
+    confidence: Confidence = None
+    choices: Annotated[
+        int, Option("Bundles or limits that you will choose from by these images; corrects for it.", RUN)
+    ] = 1
+    round_to: RoundTo = 8
+    seed: Seed = 0
+    keep_anyway: Annotated[bool, Option("Write a bundle that is not faster than the base model all the same.", RUN)] = (
+        False
+    )
     common_images: int = 4000
-    route_draws: int = 50_000
+    route_draws: Annotated[
+        int,
+        Option("Cropped and flipped views that the route predictor learns from, ten of an image at most.", COMPRESSION),
+    ] = 50_000
     reconstruct_bytes: int = 1 << 30
     memory: int = DEFAULT
 
     def __post_init__(self) -> None:
+        from sinf.compress.methods import kind_of
+        from sinf.machine.memory import Memory
+        from sinf.routing.threshold import require_limit
+
         Budget(self.extractor, self.weight_cost)
         Budget(self.fallback, self.weight_cost)
         Budget(self.common, self.weight_cost)
@@ -104,3 +116,40 @@ class BuildConfig:
     @property
     def criterion_name(self) -> str:
         return best_criterion(self.reconstruct) if self.criterion is None else self.criterion
+
+
+@dataclass(frozen=True)
+class SubgraphSize:
+    """What subgraphs keep, as people name it."""
+
+    macs: Annotated[
+        float | None, Option("Fraction of the tail's MACs that a subgraph keeps.", otherwise=f"{_KEPT:g}")
+    ] = None
+    ratios: Annotated[
+        tuple[float, ...] | None,
+        Option(
+            "Instead of --macs: ratios removed in first and last layer, e.g. 0.05,0.5.",
+            COMPRESSION,
+            unit=numbers(float, 2),
+        ),
+    ] = None
+    weight_cost: Annotated[
+        float | None,
+        Option(
+            "MACs that loading a weight counts for in budgets.",
+            COMPRESSION,
+            otherwise="0 where a budget is given, else 32",
+        ),
+    ] = None
+
+    def within(self, config: BuildConfig) -> BuildConfig:
+        """The config with subgraphs of this size. A budget that a person names is one of MACs alone, unless they say
+        otherwise."""
+        named = self.macs is not None or min(config.extractor, config.fallback, config.common) < 1
+        cost = self.weight_cost
+        if cost is None:
+            cost = 0.0 if named else WEIGHT_COST
+        rule = (
+            Budget(_KEPT if self.macs is None else self.macs, cost) if self.ratios is None else Schedule(*self.ratios)
+        )
+        return replace(config, subgraph=rule, weight_cost=cost)

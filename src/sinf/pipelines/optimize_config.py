@@ -1,15 +1,19 @@
-"""What optimize() is asked for."""
+"""What optimize() is asked for. No torch here: the command line reads this."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
-from sinf.compress.methods import kind_of
-from sinf.data.clusters import Clusters
-from sinf.engine.engines import require_precision, runtime_of
 from sinf.errors import ConfigError
-from sinf.machine.memory import DEFAULT
-from sinf.routing.threshold import require_limit
+from sinf.machine.sizes import DEFAULT
+from sinf.option import IMAGES, RUN, Option, Seed, Unit
+from sinf.pipelines.compression_options import Confidence, MaxLoss
+
+if TYPE_CHECKING:
+    from sinf.data.clusters import Clusters
+else:
+    Clusters = Any  # the command line reads these annotations, and imports no torch for it
 
 METHODS = ("ranks", "channels")
 #: Shares of the base model's cost, each a fifth less than the one before.
@@ -17,19 +21,17 @@ BUDGETS = (0.8, 0.64, 0.51, 0.41, 0.33, 0.26, 0.21, 0.17, 0.13)
 CUTS, TAILS = (0.15, 0.3), (0.5, 0.3)
 ROUTED_CUTS = (0.3, 0.6)
 
+Engine = Annotated[str, Option("Where it will run, and is timed: torch, torch-compile, onnxruntime or openvino.")]
+_SWITCH = Unit(bool, lambda on, flag: CUTS if on else (), bool)
+
 
 @dataclass(frozen=True)
 class OptimizeConfig:
     """What is asked for.
 
     Attributes:
-        max_loss: limit of the loss of top-1 against the base model in its engine's f32, as a fraction.
-        confidence: probability with which the limit holds for new images, None for no guarantee.
-        engine: where the network will run, and is timed.
-        precisions: of the arithmetic, those that are tried.
-        batch: images in a batch, as the application has them.
+        max_loss: of top-1 against the base model in its engine's f32, as a fraction.
         threads: of the processor.
-        images: how many of the scoring images decide what goes, and fit the weights that stay.
         selection: share of the calibration images that choose where no others are given to; the rest test.
         methods: how networks are made smaller, the likelier first; where one does well, those after it are not tried.
         budgets: what static networks keep of the cost, falling; each method is followed down to the first that loses
@@ -42,25 +44,40 @@ class OptimizeConfig:
         memory: bytes that the process may take.
     """
 
-    max_loss: float = 0.01
-    confidence: float | None = None
-    engine: str = "torch"
-    precisions: tuple[str, ...] = ("f32",)
-    batch: int = 1
+    max_loss: MaxLoss = 0.01
+    confidence: Confidence = None
+    engine: Engine = "torch"
+    precisions: Annotated[
+        tuple[str, ...], Option("f32, bf16 (openvino) or int8; may be repeated.", flag="precision")
+    ] = ("f32",)
+    batch: Annotated[int, Option("Images in a batch, as the application has them.")] = 1
     threads: int = 1
-    images: int = 4000
+    images: Annotated[
+        int,
+        Option(
+            "How many of the scoring images decide what goes, and fit the weights that stay, equally many of a class.",
+            IMAGES,
+        ),
+    ] = 4000
     selection: float = 1 / 3
     methods: tuple[str, ...] = METHODS
     budgets: tuple[float, ...] = BUDGETS
-    cuts: tuple[float, ...] = CUTS
+    cuts: Annotated[
+        tuple[float, ...],
+        Option("Also try cascades of a small tail and a full one.", RUN, flag="cascades", unit=_SWITCH),
+    ] = CUTS
     tails: tuple[float, ...] = TAILS
     clusters: Clusters | None = None
     routed_cuts: tuple[float, ...] = ROUTED_CUTS
     pairs: int = 100
-    seed: int = 0
+    seed: Seed = 0
     memory: int = DEFAULT
 
     def __post_init__(self) -> None:
+        from sinf.compress.methods import kind_of
+        from sinf.engine.engines import require_precision, runtime_of
+        from sinf.routing.threshold import require_limit
+
         require_limit(self.max_loss, self.confidence)
         if not self.precisions:
             usual = runtime_of(self.engine).precisions[0]

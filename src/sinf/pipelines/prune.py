@@ -37,9 +37,9 @@ from sinf.models.load import PLAIN
 from sinf.models.to_plain import to_plain
 from sinf.pipelines.prune_config import LatencyBudget as LatencyBudget
 from sinf.pipelines.prune_config import PruneConfig as PruneConfig
-from sinf.pipelines.prune_config import Pruned as Pruned
 from sinf.pipelines.prune_config import describe, require_no_labels
 from sinf.pipelines.prune_search import TRIALS, each, fastest, largest_in_time, raised, smallest_budget
+from sinf.pipelines.pruned import Pruned as Pruned
 from sinf.pipelines.whole import Method, Source
 from sinf.storage.files import hash_tensors
 from sinf.storage.steps import StepStore, Tensors

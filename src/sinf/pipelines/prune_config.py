@@ -1,20 +1,22 @@
-"""What is made of a base model by static pruning, by which method, and what comes out."""
+"""What is made of a base model by static pruning, and by which method. No torch here: the command line reads this."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
 
-from sinf.compress.methods import TRIED, kind_of, make_compressor
-from sinf.compress.select import Budget, Schedule
+from sinf.compress.budget import Budget, Schedule
 from sinf.criteria import best_criterion, make_criterion
-from sinf.data.images import LabelledImages
 from sinf.errors import ConfigError
-from sinf.graph.cost import WEIGHT_COST
-from sinf.machine.memory import DEFAULT, Memory
-from sinf.measure.delivery import ExpectedLoss, Limits
-from sinf.measure.timing import Latency
-from sinf.models import BaseModel
-from sinf.training.train import TrainConfig
+from sinf.graph.weight_cost import WEIGHT_COST
+from sinf.machine.sizes import DEFAULT
+from sinf.measure.limits import Limits
+from sinf.option import COMPRESSION, IMAGES, TRAINING, Option, Seed
+from sinf.pipelines.compression_options import Criterion, Reconstruct, RoundTo
+from sinf.training.recipe import Batch, BFloat16, Device, LearningRate, TrainConfig
+
+if TYPE_CHECKING:
+    from sinf.data.images import LabelledImages
 
 AUTO = "auto"
 
@@ -38,40 +40,96 @@ class LatencyBudget:
 
 
 @dataclass(frozen=True)
+class Amount:
+    """How much goes, in one of three ways; without, as much as the limit of the loss allows."""
+
+    ratio: Annotated[float | None, Option("Fraction of channels removed, the same in every layer.")] = None
+    macs: Annotated[float | None, Option("Instead: fraction of MACs kept, spent where it costs least.")] = None
+    latency: Annotated[float | None, Option("Instead: fraction of the measured time kept (batch 1), e.g. 0.7.")] = None
+    weight_cost: Annotated[
+        float | None,
+        Option("MACs that loading a weight counts for.", COMPRESSION, otherwise="0 with --macs, else 32"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        given = [f"--{name}" for name in ("ratio", "macs", "latency") if getattr(self, name) is not None]
+        if len(given) > 1:
+            rule, got = "give one of --ratio, --macs and --latency", " and ".join(given)
+            raise ConfigError(rule, got=got, remedy="e.g. --macs 0.5 to keep half")
+        if self.ratio is not None and self.weight_cost is not None:
+            raise ConfigError("--weight-cost goes with --macs or --latency", got="--ratio", remedy="leave it out")
+
+    def rule(self, threads: int) -> Schedule | Budget | LatencyBudget | None:
+        if self.latency is not None:
+            return LatencyBudget(self.latency, self.price, threads)
+        if self.macs is not None:
+            return Budget(self.macs, self.weight_cost or 0.0)
+        return None if self.ratio is None else Schedule(self.ratio, self.ratio)
+
+    @property
+    def price(self) -> float:
+        """MACs that loading a weight counts for, but with a budget of MACs."""
+        return WEIGHT_COST if self.weight_cost is None else self.weight_cost
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Training of what was made."""
+
+    finetune: Annotated[int, Option("Epochs of training, with the base model as the teacher.", TRAINING, low=0)] = 0
+    train: Annotated[str, Option("Images to fine-tune on.", IMAGES)] = "train"
+    learning_rate: LearningRate = 0.02
+    batch: Batch = 128
+    bf16: BFloat16 = False
+    device: Device = "cpu"
+
+    def recipe(self, seed: int) -> TrainConfig | None:
+        if not self.finetune:
+            return None
+        return TrainConfig(
+            epochs=self.finetune, batch=self.batch, learning_rate=self.learning_rate, label_smoothing=0.0,
+            bf16=self.bf16, seed=seed, device=self.device,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class PruneConfig:
     """What is made of a base model.
 
     Attributes:
         rule: how much goes: a schedule of ratios, a budget of MACs, or of time; None for as much as the limits allow.
-        method: "channels" (removed), "ranks" (layers become two, :mod:`sinf.compress.low_rank`), or "auto": what loses
-            least under the rule, or saves most time within the limits.
+        method: with "auto", what loses least under the rule, or saves most time within the limits.
         limits: what must hold for the network to be handed out, None for no check; all images decide then.
-        criterion: what says which channels go; None for the one that loses least with, or without, reconstruction.
-        images: how many of the scoring images are looked at, equally many of every class.
-        reconstruct: whether the weights that stay make up for the others, in closed form.
-        recalibrate: whether batch norms take their statistics from the scoring images.
         finetune: how it is trained afterwards, None for not at all.
-        round_to: widths of layers are multiples of this.
         reconstruct_bytes: memory that activations may take while it is reconstructed.
         weight_cost: MACs that loading a weight counts for where there is no rule (see ``Budget``).
         memory: bytes that the process may take; batches are as large as that allows.
     """
 
     rule: Schedule | Budget | LatencyBudget | None = field(default_factory=lambda: Budget(0.5))
-    method: str = AUTO
+    method: Annotated[
+        str,
+        Option(
+            "channels (removed), ranks (a layer becomes two smaller ones), depth (residual branches become constants), "
+            "or auto: the better of the first two."
+        ),
+    ] = AUTO
     limits: Limits | None = field(default_factory=Limits)
-    criterion: str | None = None
-    images: int = 4000
-    reconstruct: bool = True
-    recalibrate: bool = False
+    criterion: Criterion = None
+    images: Annotated[int, Option("How many scoring images, equally many of every class.", IMAGES)] = 4000
+    reconstruct: Reconstruct = True
+    recalibrate: Annotated[bool, Option("Take batch-norm statistics from the scoring images.", COMPRESSION)] = False
     finetune: TrainConfig | None = None
-    round_to: int = 8
+    round_to: RoundTo = 8
     reconstruct_bytes: int = 1 << 30
     weight_cost: float = WEIGHT_COST
-    seed: int = 0
+    seed: Seed = 0
     memory: int = DEFAULT
 
     def __post_init__(self) -> None:
+        from sinf.compress.methods import kind_of
+        from sinf.machine.memory import Memory
+
         make_criterion(self.criterion_name)
         Memory(self.memory)
         Budget(1.0, self.weight_cost)
@@ -98,22 +156,13 @@ class PruneConfig:
         """Names of the methods that are tried."""
         if self.method != AUTO:
             return (self.method,)
+        from sinf.compress.methods import TRIED, kind_of
+
         return tuple(name for name in TRIED if kind_of(name).by_criterion or not self._by_criterion)
 
     @property
     def criterion_name(self) -> str:
         return best_criterion(self.reconstruct) if self.criterion is None else self.criterion
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pruned(BaseModel):
-    """A smaller model: by which method and rule it was made, its expected loss, and its time beside the base model's at
-    every batch size of the limits (none of both without limits)."""
-
-    method: str
-    rule: Schedule | Budget
-    expected: ExpectedLoss | None = None
-    times: tuple[Latency, ...] = ()
 
 
 def describe(rule: Schedule | Budget | LatencyBudget | None) -> str:
@@ -134,6 +183,8 @@ def require_no_labels(config: PruneConfig, images: LabelledImages) -> None:
     Raises:
         DataError: it is fine-tuned, or the criterion depends on labels.
     """
+    from sinf.compress.methods import make_compressor
+
     if config.finetune is not None:
         images.require_labels("fine-tuning")
     for name in config.methods:

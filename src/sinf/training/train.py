@@ -30,45 +30,12 @@ from sinf.training.checkpoint import (
     momenta,
     open_folder,
     read_checkpoint,
-    require_device,
     with_prefix,
     write_checkpoint,
 )
+from sinf.training.recipe import TrainConfig as TrainConfig
 
 _LOOP = 2  # raised when a checkpoint of an earlier one would not go on as it began
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The recipe. ``average`` is the decay of the weight average per epoch-length of steps, 0 for none."""
-
-    epochs: int = 30
-    batch: int = 128
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-4
-    momentum: float = 0.9
-    label_smoothing: float = 0.1
-    warmup: float = 0.2
-    average: float = 0.0
-    bf16: bool = False
-    seed: int = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("epochs", 1, 10_000),
-            ("batch", 2, 65_536),
-            ("learning_rate", 1e-8, 100),
-            ("weight_decay", 0, 1),
-            ("momentum", 0, 0.9999),
-            ("warmup", 0, 0.99),
-            ("average", 0, 0.99999),
-            ("label_smoothing", 0, 0.99),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"{name} must be in {low}..{high}", got=value, remedy=f"change {name}")
-        require_device(self.device)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,187 @@
+"""A verb is a function; its parameters are options, or dataclasses whose fields are (:mod:`sinf.option`). From these
+come its command, its pages of help, the run files that it reads, and the config in what it writes for programs.
+
+Why typer, and this file: cyclopts and tyro make options of dataclasses too, but neither knows a first page of help, or
+units, so that both need such a file as well; and both draw boxes around help and errors, which are one line here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+from sinf.cli.help_pages import show_all
+from sinf.errors import ConfigError
+from sinf.option import RUN, Option
+from sinf.storage import files
+
+_JSON = Option("Also write the result to this file.", RUN)
+Json = Annotated[Path | None, _JSON]
+
+_EMPTY = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Given:
+    """An option of a verb: ``name`` in Python, ``key`` in run files."""
+
+    name: str
+    key: str
+    kind: Any
+    option: Option
+    default: Any
+
+    @staticmethod
+    def of(name: str, hint: Any, default: Any) -> Given | None:
+        """None where a hint has no ``Option``."""
+        if get_origin(hint) is not Annotated:
+            return None
+        kind, *notes = get_args(hint)
+        option = next((note for note in notes if isinstance(note, Option)), None)
+        return None if option is None else Given(name, option.flag or name, kind, option, default)
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.key.replace("_", "-")
+
+    def parameter(self) -> inspect.Parameter:
+        """What typer makes an option of."""
+        option, kind, default = self.option, self.kind, self.default
+        optional, given = NoneType in get_args(kind), default is not None and default is not _EMPTY
+        if optional:
+            kind = next(each for each in get_args(kind) if each is not NoneType)
+        if option.unit is not None:
+            kind, default = option.unit.kind, option.unit.say(default) if given else default
+        elif get_origin(kind) is tuple:
+            kind, default = list[get_args(kind)[0]], list(default) if given else default  # type: ignore[misc]
+        text = f"{option.help}  [default: {option.otherwise}]" if default is None and option.otherwise else option.help
+        about: dict[str, Any] = {"help": text, "min": option.low, "max": option.high}
+        made: Any
+        if option.positional:
+            made = typer.Argument(**about)
+        else:
+            flag = f"{self.flag}/--no-{self.flag[2:]}" if kind is bool else self.flag
+            made = typer.Option(flag, **about, rich_help_panel=option.panel or None, show_default=default is not False)
+        kind = kind | None if optional else kind
+        return inspect.Parameter(
+            self.key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, made]
+        )
+
+    def all(self) -> list[Given]:
+        return [self]
+
+    def value(self, all_written: Mapping[str, Any]) -> Any:
+        """The value in Python, of what was written by key."""
+        written = all_written[self.key]
+        if written is None:
+            return None
+        if self.option.unit is not None:
+            return self.option.unit.read(written, self.flag)
+        return tuple(written) if isinstance(written, list) else written
+
+
+class Group:
+    """The options of a dataclass, with the defaults of an instance of it where there is one."""
+
+    def __init__(self, kind: type, default: Any) -> None:
+        hints = get_type_hints(kind, include_extras=True)
+        self.kind = kind
+        self.given: list[Given] = []
+        for field in fields(kind):
+            own = _EMPTY if field.default is MISSING else field.default
+            given = Given.of(field.name, hints[field.name], own if default is _EMPTY else getattr(default, field.name))
+            if given is not None:
+                self.given.append(given)
+
+    def value(self, written: Mapping[str, Any]) -> Any:
+        return self.kind(**{given.name: given.value(written) for given in self.given})
+
+    def all(self) -> list[Given]:
+        return self.given
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, Group | Given | None]:
+    """By parameter what its options are; None for the context."""
+    found: dict[str, Group | Given | None] = {}
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        hint = parameter.annotation
+        if isinstance(hint, type) and is_dataclass(hint):
+            found[name] = Group(hint, parameter.default)
+        else:
+            found[name] = Given.of(name, hint, parameter.default)
+    return found
+
+
+def verb(function: Callable[..., dict[str, Any] | None], *, runs: bool = False) -> Callable[..., None]:
+    """The command of a function. One that returns a record has ``--json``. One that ``runs`` also takes ``--config``,
+    and its record holds the config that makes it do the same again."""
+    made = options_of(function)
+
+    def run(context: typer.Context, **written: Any) -> None:
+        record = function(**{name: context if one is None else one.value(written) for name, one in made.items()})
+        if record is not None and written["json"] is not None:
+            again = {key: _plain(value) for key, value in written.items() if key not in _OWN and value is not None}
+            files.write_json(record | ({"config": again} if runs else {}), written["json"])
+
+    own = dict(_OWN)
+    if not runs:
+        del own["config"]
+    if inspect.signature(function).return_annotation in (None, "None"):
+        del own["json"]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter("context", kind, annotation=typer.Context)]
+    parameters += [each.parameter() for one in made.values() if one is not None for each in one.all()]
+    parameters += [inspect.Parameter(name, kind, default=None, annotation=hint) for name, hint in own.items()]
+    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _read_config(context: typer.Context, path: Path | None) -> None:
+    """Take what the file says where nothing else is given."""
+    if path is None:
+        return
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError("--config must name a JSON file", got=f"{path}: {error}") from error
+    if isinstance(record, dict) and isinstance(record.get("config"), dict):
+        record = record["config"]  # what --json wrote
+    if not isinstance(record, dict):
+        raise ConfigError("--config must hold options by name", got=f"{path}: {type(record).__name__}")
+    names = [each.name for each in context.command.params if each.name not in _OWN]
+    for key in record:
+        if key not in names:
+            near = get_close_matches(key, names, 1)
+            remedy = f"call it {near[0]}" if near else f"leave it out; {context.command_path} --help-all lists them"
+            raise ConfigError("--config must hold options of this verb", got=f"{key!r} in {path}", remedy=remedy)
+    context.default_map = record
+
+
+#: What verbs have besides their own.
+_OWN: dict[str, Any] = {
+    "config": Annotated[
+        Path | None,
+        typer.Option(
+            help="Options from a JSON file, or a record that --json wrote; those given here count instead.",
+            callback=_read_config, is_eager=True, rich_help_panel=RUN,
+        ),
+    ],
+    "json": Given("json", "json", Path | None, _JSON, None).parameter().annotation,
+    "help_all": Annotated[
+        bool | None, typer.Option("--help-all", help="Show all options and exit.", callback=show_all, is_eager=True)
+    ],
+}  # fmt: skip

@@ -1,0 +1,49 @@
+"""Options of a training. No torch here: the command line reads this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from sinf.errors import ConfigError
+from sinf.option import TRAINING, Option, Seed
+
+Batch = Annotated[int, Option("Images a step.", TRAINING)]
+LearningRate = Annotated[float, Option("Peak of the one-cycle schedule.", TRAINING)]
+BFloat16 = Annotated[bool, Option("Compute in bfloat16.", TRAINING)]
+Device = Annotated[str, Option("Where it trains: cpu, cuda, cuda:1, ...", TRAINING)]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The recipe; ``warmup`` is the share of the steps before the peak."""
+
+    epochs: Annotated[int, Option("Passes over the images.")] = 30
+    batch: Batch = 128
+    learning_rate: LearningRate = 0.1
+    weight_decay: Annotated[float, Option("L2 penalty of weights, norms and biases apart.", TRAINING)] = 5e-4
+    momentum: float = 0.9
+    label_smoothing: Annotated[float, Option("Share of the label spread over all classes.", TRAINING)] = 0.1
+    warmup: float = 0.2
+    average: Annotated[float, Option("Decay of the weight average an epoch; 0 for none.", TRAINING)] = 0.0
+    bf16: BFloat16 = False
+    seed: Seed = 0
+    device: Device = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("epochs", 1, 10_000),
+            ("batch", 2, 65_536),
+            ("learning_rate", 1e-8, 100),
+            ("weight_decay", 0, 1),
+            ("momentum", 0, 0.9999),
+            ("warmup", 0, 0.99),
+            ("average", 0, 0.99999),
+            ("label_smoothing", 0, 0.99),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name} must be in {low}..{high}", got=value, remedy=f"change {name}")
+        from sinf.training.checkpoint import require_device
+
+        require_device(self.device)
