@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import typer
 
-from sinf.cli import artefacts, bench, bundles, clusters, demo, dynamic, export, models, optimize, prune
+from sinf.cli import artefacts, bench, bundles, clusters, demo, dynamic, export, models, optimize, prune, report
 from sinf.cli.signals import Interrupts
 from sinf.errors import DataWarning, DoesNotPayError, SinfError
 
@@ -40,6 +40,7 @@ app.command(short_help="Classes, route and time of images.")(artefacts.predict)
 app.command(short_help="Time of base and ours, in turns, in one engine.")(bench.bench)
 app.command(short_help="Measure what the tails cost here, for small batches.")(bench.tune)
 app.command(short_help="Runs of sinf bench beside each other.")(bench.results)
+app.command(short_help="One page that shows what was made, to send to anyone.")(report.report)
 app.command(short_help="Write a bundle for ONNX Runtime, OpenVINO or browsers.")(export.export)
 app.command(short_help="Try it on the embedded network and images.")(demo.demo)
 app.add_typer(dynamic.app, name="dynamic")

@@ -1,0 +1,59 @@
+"""``sinf report``: what an artefact is and does, as one page to show."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sinf.cli import options
+from sinf.cli.kinds import kind_of, open_artefact
+
+
+def report(
+    context: typer.Context,
+    artefact: options.Artefact,
+    data: options.Data,
+    split: Annotated[str, typer.Option(help="Images that were not used to train, build or calibrate.")] = "test[50%:]",
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            help="What optimize, bench, prune or build wrote with --json of this artefact: candidates, times."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The page; an earlier report is replaced.")] = Path("report.html"),
+    base: options.Base = None,
+    base_weights: options.BaseWeights = None,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
+    labels: options.Labels = None,
+    threads: options.Threads = None,
+    memory: options.Memory = options.MEMORY,
+    allow_factory: options.AllowFactory = False,
+) -> None:
+    """Write one HTML page that shows an artefact: what it saves and loses, where inputs stop, which classes suffer,
+    what is left of every layer, and where it comes from. It loads and runs nothing, and can be sent to anyone."""
+    from sinf.cli.room import Need, fit
+    from sinf.report.page import check_out, command_of, write_report
+    from sinf.report.results import read_results
+
+    check_out(out)  # before anything is computed, as all that follows
+    if results is not None:
+        read_results(results)
+    kind = kind_of(artefact, base=base)
+    options.write_alone(context, out)
+    options.set_threads(threads)
+    model: Any = open_artefact(artefact, None, allow_factory)
+    images = options.labelled_as(model, options.images(data, split, image_column, label_column, None), labels)
+    beside = None if base is None else options.base_beside(model, base, base_weights)
+    need = kind.need(model) if beside is None else kind.need(model).beside(Need.of_model(beside))
+    fit(memory, "report", need, model.preprocessing, images)
+    with options.Steps() as steps:
+        found = write_report(
+            model, images, out, source=artefact, base=beside, results=results, command=command_of(sys.argv[1:]),
+            progress=lambda done, total: steps("answers", done, total),
+        )  # fmt: skip
+    lost = "" if found.loss is None else f"; lost: {found.loss.points:.2f} points on {len(images):,} images"
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, opens in any browser{lost}")
