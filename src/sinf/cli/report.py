@@ -24,6 +24,7 @@ def report(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The page; an earlier report is replaced.")] = Path("report.html"),
+    threshold: options.Threshold = None,
     base: options.Base = None,
     base_weights: options.BaseWeights = None,
     image_column: options.ImageColumn = None,
@@ -42,10 +43,10 @@ def report(
     check_out(out)  # before anything is computed, as all that follows
     if results is not None:
         read_results(results)
-    kind = kind_of(artefact, base=base)
+    kind = kind_of(artefact, threshold=threshold, base=base)
     options.write_alone(context, out)
     options.set_threads(threads)
-    model: Any = open_artefact(artefact, None, allow_factory)
+    model: Any = open_artefact(artefact, threshold, allow_factory)
     images = options.labelled_as(model, options.images(data, split, image_column, label_column, None), labels)
     beside = None if base is None else options.base_beside(model, base, base_weights)
     need = kind.need(model) if beside is None else kind.need(model).beside(Need.of_model(beside))
@@ -55,5 +56,11 @@ def report(
             model, images, out, source=artefact, base=beside, results=results, command=command_of(sys.argv[1:]),
             progress=lambda done, total: steps("answers", done, total),
         )  # fmt: skip
+    if found.base is None:
+        options.announce(
+            "a plain model does not hold its base model: --base MODEL shows what was lost"
+        )
+    if results is None and not (found.kind == "static" and model.measured):
+        options.announce("no times: --results FILE takes what optimize, bench, prune or build wrote with --json")
     lost = "" if found.loss is None else f"; lost: {found.loss.points:.2f} points on {len(images):,} images"
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, opens in any browser{lost}")

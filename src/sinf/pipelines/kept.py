@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, fx
 
@@ -22,7 +22,8 @@ _PAIR = (".reduce", ".expand")  # the two calls of a layer in low rank
 @dataclass(frozen=True)
 class LayerKept:
     """One layer: MACs of an input, and channels that it writes (of a dynamic network in the mean over images), now and
-    in the base model, None where that is not known. ``rank`` is that between the two layers that stand in its place."""
+    in the base model, None where that is not known. ``rank`` is that between the two layers that stand in its place, of
+    at most ``full_rank``, with which they could be any layer."""
 
     name: str
     macs: int | None
@@ -30,6 +31,7 @@ class LayerKept:
     channels: float
     base_channels: int | None
     rank: int | None = None
+    full_rank: int | None = None
 
     @property
     def cost(self) -> float | None:
@@ -98,10 +100,10 @@ def _compared(
 
 
 def _beside(name: str, now: LayerKept | None, before: LayerKept | None) -> LayerKept:
-    macs, channels, rank = (0, 0.0, None) if now is None else (now.macs, now.channels, now.rank)
+    now = LayerKept(name, 0, None, 0, None) if now is None else now
     if before is None:
-        return LayerKept(name, macs, None, channels, None, rank)
-    return LayerKept(name, macs, before.macs, channels, int(before.channels), rank)
+        return now
+    return replace(now, base_macs=before.macs, base_channels=int(before.channels))
 
 
 def _layers(graph: fx.GraphModule, coupling: Coupling | None) -> Mapping[str, LayerKept]:
@@ -114,8 +116,10 @@ def _layers(graph: fx.GraphModule, coupling: Coupling | None) -> Mapping[str, La
         if name != target and not all(name + end in called for end in _PAIR):
             name = target  # a layer of the model's own that is called so
         first = layers.get(name)
-        width = len(called[target].weight)
-        rank = len(called[name + _PAIR[0]].weight) if name != target else None
-        before = 0 if first is None else first.macs or 0
-        layers[name] = LayerKept(name, before + macs, None, width, None, rank)
+        spent = macs + (0 if first is None else first.macs or 0)
+        rank = full = None
+        if name != target:
+            reduce, expand = (called[name + end].weight for end in _PAIR)
+            rank, full = len(reduce), min(reduce[0].numel(), len(expand) * expand[0, 0].numel())
+        layers[name] = LayerKept(name, spent, None, len(called[target].weight), None, rank, full)
     return layers

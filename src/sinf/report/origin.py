@@ -17,7 +17,7 @@ Fact = tuple[str, str]
 _MACHINE = re.compile(r"^- machine: (.+)$", re.MULTILINE)
 _LONGEST_CARD = 1 << 20
 _NAMES = {
-    "method": "method",
+    "method": "kind",
     "sinf_format": "format",
     "format": "format",
     "cut": "cut after",

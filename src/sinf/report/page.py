@@ -35,6 +35,7 @@ from sinf.version import __version__
 _HERE = Path(__file__).parent
 _MARK = b'name="generator" content="sinf '
 _ENDINGS = (".html", ".htm")
+# What no page may hold, in whatever name it stood.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _KINDS = {
     "static": "one smaller network for all inputs",
@@ -105,7 +106,7 @@ def write_report(
     measured = None if results is None else read_results(Path(results))
     origin = origin_of(source)
     found = find(model, images, base, progress)
-    text = page(found, model.preprocessing, origin, measured, command)
+    text = _CONTROL.sub("\ufffd", page(found, model.preprocessing, origin, measured, command))
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
     return found
@@ -194,10 +195,10 @@ def _notes(found: Findings, results: Results) -> list[str]:
     notes = []
     if found.base is None:
         notes.append(
-            "A plain model does not hold its base model: --base MODEL shows what was lost, by class and by layer."
+            "A plain model does not hold its base model, which was not given: what was lost is not shown."
         )
     if not results.times:
-        notes.append("No times: give --results FILE, what sinf optimize, bench, prune or build wrote with --json.")
+        notes.append("Times were not given to this page.")
     if empty := found.images.empty_classes():
         notes.append(f"{len(empty)} of {found.images.classes} classes have no image here, and are left out.")
     return notes
@@ -227,19 +228,16 @@ def command_of(words: list[str]) -> str:
     return shlex.join(["sinf", *words])
 
 
-def _printable(value: Any) -> Any:
-    """What is put into the template: control characters, which no page may hold, are replaced, and no value is
-    forgotten silently."""
-    if value is None:
-        return ""
-    return _CONTROL.sub("\ufffd", value) if isinstance(value, str) and not isinstance(value, Markup) else value
+def _or_nothing(value: Any) -> Any:
+    """None is an empty cell."""
+    return "" if value is None else value
 
 
 def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     made = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, finalize=_printable,
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, finalize=_or_nothing,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.filters |= {"percent": _percent, "points": _points}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,13 +117,18 @@ def _stops_of_routes(found: Findings, feed: Preprocessing) -> Stops:
     limit = f"{went.threshold:.3g}"
     none = went.threshold > 1
     groups = (
-        (f"stops at {where}", f"Its answer has a confidence of {limit} or more.", "ours", ~went.fell_back),
         (
-            f"falls back after {where}", f"Its answer has less confidence than {limit}, so the full tail answers.",
+            f"stop at {where}",
+            "The threshold is 0: every answer stands." if went.threshold == 0
+            else f"Its answer has a confidence of {limit} or more.",
+            "ours", ~went.fell_back,
+        ),
+        (
+            f"fall back after {where}", f"Its answer has less confidence than {limit}, so the full tail answers.",
             "refused", went.fell_back & went.subgraph_ran,
         ),
         (
-            "goes to the full tail at once",
+            "go to the full tail at once",
             "The threshold lets no other answer stand." if none
             else f"The route has a probability below {floor:.3g}, so no subgraph is run.",
             "early", ~went.subgraph_ran,
@@ -140,9 +146,11 @@ def _stops_of_routes(found: Findings, feed: Preprocessing) -> Stops:
             ("ours", went.confidence[ran & ~went.fell_back].tolist()),
             ("refused", went.confidence[ran & went.fell_back].tolist()),
         ]
-        mark = None if none else (went.threshold, f"threshold {limit}")
+        least = min([*went.confidence[ran].tolist(), *([went.threshold] if went.threshold > 0 else [])])
+        low = math.floor(10 * min(least, 0.9)) / 10
+        mark = (went.threshold, f"threshold {limit}") if low <= went.threshold <= 1 else None
         label = f"Histogram of the confidence of {int(ran.sum())} images whose answer was looked at; threshold {limit}."
-        drawn = charts.histogram(values, 0.0, 1.0, label, "confidence: how likely the answer loses nothing", mark)
+        drawn = charts.histogram(values, low, 1.0, label, "confidence: how likely the answer loses nothing", mark)
     caption = f"Confidence of the {int(ran.sum()):,} images for which {where} ran, in number of images."
     return Stops(made, charts.shares([(each.name, each.share, each.class_) for each in made]), drawn, caption)
 
@@ -206,6 +214,7 @@ class LayerRow:
     channels: str
     width_bar: Markup | None
     rank: str
+    rank_bar: Markup | None
 
 
 @dataclass(frozen=True)
@@ -267,7 +276,8 @@ def _table(part: PartKept, relative: bool, small: bool) -> PartTable:
                 layer.name, cost, None if cost is None else charts.bar(cost),
                 count if layer.base_channels is None else f"{count} of {layer.base_channels}",
                 None if layer.width is None else charts.bar(layer.width),
-                "" if layer.rank is None else str(layer.rank),
+                "" if layer.rank is None else f"{layer.rank} of {layer.full_rank}",
+                charts.bar(layer.rank / layer.full_rank) if layer.rank and layer.full_rank else None,
             )
         )  # fmt: skip
     return PartTable("small tail" if part.subgraph and small else readable(part.name), part.cost, tuple(rows))
