@@ -17,7 +17,7 @@ from sinf.data.images import LabelledImages, load_images
 from sinf.dynamic.model import DynamicModel
 from sinf.dynamic.model import evaluate as evaluate_dynamic
 from sinf.engine.torch_engine import SemanticModel
-from sinf.errors import ConfigError, DataError
+from sinf.errors import ConfigError, DataError, DataWarning
 from sinf.load import from_pretrained
 from sinf.measure.accuracy import evaluate
 from sinf.measure.delivery import ExpectedLoss
@@ -26,7 +26,7 @@ from sinf.measure.timing import Latency
 from sinf.pipelines.candidates import Promise
 from sinf.pipelines.findings import find
 from sinf.pipelines.optimize import Optimized, Row
-from sinf.report.page import write_report
+from sinf.report.page import FOREIGN, write_report
 
 KINDS = ["semantic", "ranks", "cascade", "static", "dynamic"]
 
@@ -237,8 +237,16 @@ def results(tmp_path: Path) -> Path:
 def test_candidates_of_optimize_are_drawn_and_listed(
     built_cascade: Path, images: LabelledImages, results: Path, out: Path
 ) -> None:
-    model = SemanticModel.from_pretrained(built_cascade)
-    write_report(model, images, out, source=built_cascade, results=results)
+    bundle = SemanticModel.from_pretrained(built_cascade).bundle
+    assert bundle.threshold is not None
+    told = replace(bundle.threshold, loss=0.006, images=2500, engine="onnxruntime", precision="int8")
+    model = SemanticModel(replace(bundle, threshold=told))
+    found = write_report(model, images, out, source=built_cascade, results=results)
+    assert FOREIGN not in words(parsed(out))
+    lost = [words(tile) for tile in parsed(out).findall(".//header/dl/div") if "points lost" in words(tile)]
+    assert [tile.split(" 95 %")[0] for tile in lost] == [
+        "points lost in onnxruntime int8 0.80", f"points lost in torch f32 {found.loss.points:.2f}",  # type: ignore[union-attr]
+    ]  # fmt: skip
     page = parsed(out)
     top = words(page.find(".//header"))  # type: ignore[arg-type]
     assert "8.0 times less time than your model as loaded (20.00 ms)" in " ".join(
@@ -258,6 +266,14 @@ def test_candidates_of_optimize_are_drawn_and_listed(
     assert points == ["point refused", "point holds", "point chosen"], "the chosen one lies on top"
     assert "cascade at 30 %: too few images" in words(part)
     assert "limit: 1 points" in words(part)
+
+
+def test_results_of_another_artefact_are_said_to_be_so(
+    built_cascade: Path, images: LabelledImages, results: Path, out: Path
+) -> None:
+    with pytest.warns(DataWarning, match="another artefact"):
+        write_report(SemanticModel.from_pretrained(built_cascade), images, out, source=built_cascade, results=results)
+    assert FOREIGN in words(parsed(out))
 
 
 def test_times_of_bench_and_of_the_folder(

@@ -57,9 +57,7 @@ def report(
             progress=lambda done, total: steps("answers", done, total),
         )  # fmt: skip
     if found.base is None:
-        options.announce(
-            "a plain model does not hold its base model: --base MODEL shows what was lost"
-        )
+        options.announce("a plain model does not hold its base model: --base MODEL shows what was lost")
     if results is None and not (found.kind == "static" and model.measured):
         options.announce("no times: --results FILE takes what optimize, bench, prune or build wrote with --json")
     lost = "" if found.loss is None else f"; lost: {found.loss.points:.2f} points on {len(images):,} images"

@@ -67,6 +67,9 @@ class Findings:
         base_parameters, parameters: the same of the parameters, which are those that an image needs.
         parts: what is left of every layer.
         promise: what the artefact itself says of its loss, word by word.
+        runs_in: engine and precision that it was made for, None where it does not say; the answers here are those of
+            torch in f32.
+        calibrated: of a bundle, the loss (a fraction) on the images that set its threshold, and how many these are.
         routing: of a bundle, where images went.
         image_macs: of a dynamic bundle, ``(N,)`` the MACs of every image.
         apart: of a bundle with several clusters, ``(classes, classes)`` how far classes are apart, by what the base
@@ -85,6 +88,8 @@ class Findings:
     parameters: float
     parts: tuple[PartKept, ...]
     promise: str
+    runs_in: str | None = None
+    calibrated: tuple[float, int] | None = None
     routing: Routing | None = None
     image_macs: Tensor | None = None
     apart: np.ndarray | None = field(default=None, repr=False)
@@ -208,6 +213,8 @@ def _find_semantic(model: SemanticModel, images: LabelledImages, progress: Progr
         promise="No promise: the bundle is not calibrated."
         if threshold is None
         else threshold.promise(model.threshold, threshold.engine, threshold.precision),
+        runs_in=None if threshold is None else f"{threshold.engine} {threshold.precision}",
+        calibrated=None if threshold is None else (threshold.loss, threshold.images),
         routing=Routing(
             bundle.clusters, went[0], rows["confidence"], went[2], went[1], router.threshold, router.early_threshold
         ),
@@ -245,6 +252,7 @@ def _find_plain(model: PlainModel, images: LabelledImages, base: BaseModel | Non
         parameters=size.parameters,
         parts=kept_of_plain(model.base_model(), base),
         promise=str(model.made_by.get("promise", NO_PROMISE)),
+        runs_in=model.made_by.get("runs in"),
     )
 
 

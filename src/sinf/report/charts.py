@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from sinf.report import svg
 
+_CELL = 36.0  # of a matrix, in which its number fits
 _HEIGHT, _LEFT, _BOTTOM, _TOP = 200.0, 42.0, 36.0, 22.0
 
 
@@ -79,7 +80,7 @@ def shares(parts: Sequence[tuple[str, float, str]]) -> Markup:
         width = svg.WIDTH * share
         drawn.append(
             svg.element(
-                "rect", svg.element("title", svg.escape(f"{name}: {100 * share:.1f} %")),
+                "rect", svg.element("title", escape(f"{name}: {100 * share:.1f} %")),
                 x=start, y=0, width=width, height=26, class_=class_,
             )
         )  # fmt: skip
@@ -92,27 +93,37 @@ def shares(parts: Sequence[tuple[str, float, str]]) -> Markup:
 
 def matrix(
     rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], label: str,
-    class_: str = "heat", letters: int = 22,
+    letters: int = 22, upright: bool = False,
 ) -> Markup:  # fmt: skip
-    """Shares of 1, a square each, the darker the more; None stays empty. Columns have short names, such as numbers."""
+    """Shares of 1, a square each, the darker the more; None stays empty. Columns have short names, such as numbers;
+    ``upright`` are longer ones, of few columns."""
     left = 8.0 + 6.2 * min(letters, max(map(len, rows), default=0))
-    head = 8.0 + 6.0 * max(map(len, columns), default=0)
+    head = 20.0 if upright else 8.0 + 6.0 * max(map(len, columns), default=0)
     width = max(svg.WIDTH, left + 12.0 * len(columns))
-    cell, tall = (width - left) / len(columns), min(24.0, max(13.0, (width - left) / len(columns)))
+    cell = (width - left) / len(columns)
+    tall = min(18.0, max(13.0, cell))
     parts = []
     for number, name in enumerate(columns):
         x = left + (number + 0.5) * cell
-        turn = f"rotate(-90 {x + 3.5:g} {head - 4:g})"
-        parts.append(svg.text(x + 3.5, head - 4, name, "start", transform=turn, class_="small"))
+        if upright:
+            parts.append(svg.text(x, head - 6, name, "middle", class_="small"))
+        else:
+            turn = f"rotate(-90 {x + 3.5:g} {head - 4:g})"
+            parts.append(svg.text(x + 3.5, head - 4, name, class_="small", transform=turn))
     for down, (name, row) in enumerate(zip(rows, values, strict=True)):
         y = head + down * tall
         short = name if len(name) <= letters else name[: letters - 1] + "…"
         parts.append(svg.text(left - 5, y + tall / 2 + 4, short, "end", class_="small"))
         for across, value in enumerate(row):
-            if value is not None:
-                title = svg.element("title", svg.escape(f"{name}, {columns[across]}: {100 * value:.1f} %"))
-                parts.append(
-                    svg.element("rect", title, x=left + across * cell + 0.5, y=y + 0.5, width=cell - 1, height=tall - 1,
-                                class_=class_, fill_opacity=round(0.06 + 0.94 * min(1.0, max(0.0, value)), 3))
-                )  # fmt: skip
+            if value is None:
+                continue
+            x, shade = left + across * cell, min(1.0, max(0.0, value))
+            title = svg.element("title", escape(f"{name}, {columns[across]}: {100 * value:.1f} %"))
+            parts.append(
+                svg.element("rect", title, x=x + 0.5, y=y + 0.5, width=cell - 1, height=tall - 1, class_="heat",
+                            fill_opacity=round(0.06 + 0.94 * shade, 3))
+            )  # fmt: skip
+            if cell >= _CELL:
+                on = "small inside" if shade > 0.55 else "small"
+                parts.append(svg.text(x + cell / 2, y + tall / 2 + 4, f"{100 * value:.0f} %", "middle", class_=on))
     return svg.drawing(head + tall * len(rows) + 2, label, parts, width=width, class_="chart matrix")

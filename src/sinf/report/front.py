@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from sinf.report import svg
 from sinf.report.results import Candidate
@@ -30,11 +30,12 @@ def front(candidates: Sequence[Candidate], max_loss: float | None) -> tuple[Mark
     if max_loss is not None and bottom <= max_loss <= y.high:
         parts += [
             svg.line(x.start, y(max_loss), x.end, y(max_loss), "limit"),
-            svg.text(x.end, y(max_loss) - 4, f"limit: {max_loss:g} points", "end", class_="note"),
+            svg.text(x.start + 4, y(max_loss) - 4, f"limit: {max_loss:g} points", class_="note"),
         ]
     parts += [
         svg.element("circle", cx=x(base), cy=y(0), r=4.5, class_="base"),
-        svg.text(x(base) - 8, y(0) - 7, "base model", "end", class_="note"),
+        svg.line(x(base), y.start, x(base), y.end, "before"),
+        svg.text(x(base) - 5, y.end + 8, "base model", "end", class_="note"),
     ]
     for number, row in sorted(shown, key=lambda pair: pair[1].chosen):  # the chosen one lies on top
         parts.append(_point(number, row, x, y))
@@ -76,7 +77,7 @@ def _point(number: int, row: Candidate, x: svg.Scale, y: svg.Scale) -> Markup:
     said = f"{number}: {row.name}, {row.precision}: {row.points:.2f} points ({row.low:.2f} .. {row.high:.2f}), "
     return svg.element(
         "g",
-        svg.element("title", svg.escape(f"{said}{row.milliseconds:.2f} ms, {row.verdict}")),
+        svg.element("title", escape(f"{said}{row.milliseconds:.2f} ms, {row.verdict}")),
         svg.line(across, y(low), across, y(high), "interval"),
         svg.line(x(max(fast, 0.0)), down, x(min(slow, x.high)), down, "interval"),
         shape,

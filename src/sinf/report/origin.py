@@ -42,7 +42,9 @@ def origin_of(source: str | Path) -> Origin:
     provenance = config.get("provenance") or config.get("made_by") or {}
     measured = config.get("measured")
     facts = [(shown, str(config[name])) for name, shown in _NAMES.items() if name in config]
-    facts += [(name, str(value)) for name, value in provenance.items() if name not in ("command", "promise")]
+    facts += [
+        (name, str(value)) for name, value in provenance.items() if name not in ("command", "promise") and value != ""
+    ]
     facts += _threshold(config.get("threshold"))
     names = [name for name, _ in facts]
     if "sinf" not in names:

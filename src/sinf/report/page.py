@@ -8,9 +8,11 @@ front, charts, ...     drawings, as SVG
 from __future__ import annotations
 
 import datetime
+import math
 import platform
 import re
 import shlex
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import torch
 from markupsafe import Markup
 
 from sinf.data.images import LabelledImages
-from sinf.errors import ConfigError
+from sinf.errors import ConfigError, DataWarning
 from sinf.measure.accuracy import machine
 from sinf.measure.timing import Progress
 from sinf.models import BaseModel
@@ -37,6 +39,7 @@ _MARK = b'name="generator" content="sinf '
 _ENDINGS = (".html", ".htm")
 # What no page may hold, in whatever name it stood.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+FOREIGN = "The results were written for another artefact: their times and candidates are not those of this one."
 _KINDS = {
     "static": "one smaller network for all inputs",
     "semantic": "a network with a subgraph for every semantic cluster",
@@ -106,6 +109,8 @@ def write_report(
     measured = None if results is None else read_results(Path(results))
     origin = origin_of(source)
     found = find(model, images, base, progress)
+    if measured is not None and of_another(found, measured, origin):
+        warnings.warn(FOREIGN, DataWarning, stacklevel=2)
     text = _CONTROL.sub("\ufffd", page(found, model.preprocessing, origin, measured, command))
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -130,7 +135,7 @@ def page(found: Findings, feed: Any, origin: Origin, results: Results | None, co
         tiles=tiles(found, results),
         promise=found.promise,
         promised=not found.promise.startswith("No promise"),
-        notes=_notes(found, results),
+        notes=_notes(found, results, origin),
         results=results,
         front=drawn,
         beyond=beyond,
@@ -147,24 +152,40 @@ def page(found: Findings, feed: Any, origin: Origin, results: Results | None, co
     )  # fmt: skip
 
 
+def of_another(found: Findings, results: Results, origin: Origin) -> bool:
+    """Whether candidates are surely not those that the artefact was chosen from."""
+    if results.chosen is None:
+        return False
+    made = dict(origin.facts).get("made")
+    if found.kind == "static":
+        return made is not None and made != results.chosen.name
+    if found.calibrated is None or results.calibrated is None:
+        return results.chosen.kind == "static"
+    same = math.isclose(found.calibrated[0], results.calibrated[0], abs_tol=1e-6)
+    return not same or found.calibrated[1] != results.calibrated[1]
+
+
 def tiles(found: Findings, results: Results) -> list[Tile]:
     """What matters, first: time (or where none was measured, MACs), loss, MACs, and how many stop early."""
     made = [_time_tile(results.times[0])] if results.times else []
-    made.append(_loss_tile(found, results))
+    made += _loss_tiles(found, results)
     if found.base_macs:
-        size = f"{found.macs / 1e6:.1f} M instead of {found.base_macs / 1e6:.1f} M"
-        mean = "" if found.kind == "static" else " in the mean over the images"
-        times = f"{found.base_macs / found.macs:.2f} times"
-        made.append(Tile(times, "fewer multiply-accumulates", f"{size} an image{mean}"))
-        if not results.times:
-            made.insert(0, made.pop())
-    else:
+        made.insert(len(made) if results.times else 0, _macs_tile(found, found.base_macs))
+    elif not results.times:
         made.append(Tile(f"{found.macs / 1e6:.1f} M", "multiply-accumulates an image", "no base model to compare with"))
     if found.routing is not None:
         share = float((~found.routing.fell_back).double().mean())
         where = "at the small tail" if found.routing.cascade else "at a subgraph"
         made.append(Tile(f"{100 * share:.0f} %", f"of the images stop {where}", "the others run the full tail"))
     return made
+
+
+def _macs_tile(found: Findings, base: int) -> Tile:
+    times, mean = f"{base / found.macs:.2f}", "" if found.kind == "static" else " in the mean over the images"
+    if times == "1.00":
+        return Tile(f"{found.macs / 1e6:.1f} M", "multiply-accumulates an image", f"as many as the base model{mean}")
+    size = f"{found.macs / 1e6:.1f} M instead of {base / 1e6:.1f} M"
+    return Tile(f"{times} times", "fewer multiply-accumulates", f"{size} an image{mean}")
 
 
 def _time_tile(times: Times) -> Tile:
@@ -176,27 +197,40 @@ def _time_tile(times: Times) -> Tile:
     return Tile(f"{times.own / times.ours:.1f} times", f"less time {own}", f"base model: {inside}; {saved}")
 
 
-def _loss_tile(found: Findings, results: Results) -> Tile:
-    loss, chosen = found.loss, results.chosen
+def _loss_tiles(found: Findings, results: Results) -> list[Tile]:
+    """On the images of this page, in torch; and where it was made for something else, as it was measured there."""
+    made, loss, chosen = [], found.loss, results.chosen
+    elsewhere = found.runs_in not in (None, "torch f32")
+    if chosen is not None and (loss is None or elsewhere):
+        where = f" in {found.runs_in}" if elsewhere else ""
+        interval = f"95 %: {chosen.low:.2f} .. {chosen.high:.2f}"
+        made.append(
+            Tile(
+                f"{chosen.points:.2f}",
+                f"points lost{where}",
+                f"{interval}, on the {chosen.images:,} images that chose it",
+            )
+        )
     if loss is not None and found.base_top1 is not None:
         accuracy = f"top-1 {100 * found.top1:.2f} % instead of {100 * found.base_top1:.2f} %"
-        return Tile(
-            f"{loss.points:.2f}", f"points lost (95 %: {loss.low:.2f} .. {loss.high:.2f})",
-            f"{accuracy}, on {loss.images:,} images, in torch f32",
-        )  # fmt: skip
-    if chosen is not None:
-        interval = f"points lost (95 %: {chosen.low:.2f} .. {chosen.high:.2f})"
-        return Tile(f"{chosen.points:.2f}", interval, f"on the {chosen.images:,} images that chose it")
-    return Tile(f"{100 * found.top1:.2f} %", "top-1", f"on {len(found.images):,} images; no base model to compare with")
+        interval = f"95 %: {loss.low:.2f} .. {loss.high:.2f}"
+        what = "points lost in torch f32" if elsewhere else "points lost"
+        made.append(Tile(f"{loss.points:.2f}", what, f"{interval}; {accuracy}, on {loss.images:,} images"))
+    elif not made:
+        where = f"on {len(found.images):,} images; no base model to compare with"
+        made.append(Tile(f"{100 * found.top1:.2f} %", "top-1", where))
+    return made
 
 
-def _notes(found: Findings, results: Results) -> list[str]:
+def _notes(found: Findings, results: Results, origin: Origin) -> list[str]:
     """What a reader must know before the numbers."""
     notes = []
+    if of_another(found, results, origin):
+        notes.append(FOREIGN)
     if found.base is None:
-        notes.append(
-            "A plain model does not hold its base model, which was not given: what was lost is not shown."
-        )
+        notes.append("A plain model does not hold its base model, which was not given: what was lost is not shown.")
+    if found.runs_in not in (None, "torch f32"):
+        notes.append(f"It was made for {found.runs_in}; the answers on this page are those of torch in f32.")
     if not results.times:
         notes.append("Times were not given to this page.")
     if empty := found.images.empty_classes():
@@ -249,4 +283,4 @@ def _percent(value: float | None, digits: int = 1) -> str:
 
 
 def _points(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.1f}"
+    return "-" if value is None else f"{value:+.1f}" if value else "0.0"

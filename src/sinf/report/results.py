@@ -63,6 +63,7 @@ class Results:
     max_loss: limit of the loss in points, None where none was asked for.
     left_out: what could not be tried, and why.
     command: what was typed, where the file says so.
+    calibrated: loss (a fraction) of what was chosen on the calibration images, and how many these are.
     """
 
     candidates: tuple[Candidate, ...] = ()
@@ -71,6 +72,7 @@ class Results:
     left_out: tuple[str, ...] = ()
     command: str | None = None
     chosen: Candidate | None = None
+    calibrated: tuple[float, int] | None = None
 
 
 def read_results(path: Path) -> Results:
@@ -124,6 +126,7 @@ def _of_optimize(record: dict[str, Any]) -> Results:
         left_out=tuple(str(reason) for reason in record.get("left_out") or ()),
         command=_text(record.get("command")),
         chosen=next((row for row in rows if row.chosen), None),
+        calibrated=(float(promise["loss"]), int(promise["images"])) if {"loss", "images"} <= set(promise) else None,
     )
 
 

@@ -18,6 +18,7 @@ from sinf.report.pictures import Picture, pictures, readable, spread
 
 _EXAMPLES = 8
 _FIRST = 15  # classes that are shown at once
+_NAMED = 4  # layers whose names fit beside each other
 _TABLES = 3  # subgraphs with a table of their own; more of them are a matrix
 
 
@@ -112,7 +113,7 @@ def _stops_of_routes(found: Findings, feed: Preprocessing) -> Stops:
     went = found.routing
     if went is None:
         raise ValueError("a plain model has no routes")
-    where = "the small tail" if went.cascade else "its subgraph"
+    where = "the small tail" if went.cascade else "their subgraph"
     floor = went.threshold if went.threshold > 1 else min(went.early, went.threshold)
     limit = f"{went.threshold:.3g}"
     none = went.threshold > 1
@@ -151,7 +152,8 @@ def _stops_of_routes(found: Findings, feed: Preprocessing) -> Stops:
         mark = (went.threshold, f"threshold {limit}") if low <= went.threshold <= 1 else None
         label = f"Histogram of the confidence of {int(ran.sum())} images whose answer was looked at; threshold {limit}."
         drawn = charts.histogram(values, low, 1.0, label, "confidence: how likely the answer loses nothing", mark)
-    caption = f"Confidence of the {int(ran.sum()):,} images for which {where} ran, in number of images."
+    small = "the small tail" if went.cascade else "a subgraph"
+    caption = f"Confidence of the {int(ran.sum()):,} images for which {small} ran, in number of images."
     return Stops(made, charts.shares([(each.name, each.share, each.class_) for each in made]), drawn, caption)
 
 
@@ -219,16 +221,18 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class PartTable:
-    """``cost`` is the share of the base part's MACs."""
+    """``cost`` is the share of the base part's MACs; ``whole`` says that nothing of it was changed."""
 
     name: str
     cost: float | None
+    whole: bool
     layers: tuple[LayerRow, ...]
 
 
 @dataclass(frozen=True)
 class Kept:
-    """``relative`` says that costs are shares of the base model's layers, not of the network's own MACs."""
+    """``relative`` says that costs are shares of the base model's layers, not of the network's own MACs; ``ranks`` and
+    ``widths`` whether there are any to show. ``columns`` are the layers of the ``matrix`` of ``subgraphs``."""
 
     tables: tuple[PartTable, ...]
     matrix: Markup | None
@@ -236,6 +240,7 @@ class Kept:
     mean: float | None
     relative: bool
     ranks: bool
+    widths: bool
     columns: tuple[str, ...]
 
 
@@ -250,8 +255,10 @@ def kept(found: Findings) -> Kept:
     if many:
         label = f"MACs of every layer in {len(subgraphs)} subgraphs, as shares of the base model's layers."
         values = [[layer.cost for layer in part.layers] for part in subgraphs]
-        numbers = [str(number) for number in range(1, len(names) + 1)]
-        drawn = charts.matrix([readable(part.name) for part in subgraphs], numbers, values, label)
+        few = len(names) <= _NAMED
+        columns = names if few else [str(number) for number in range(1, len(names) + 1)]
+        drawn = charts.matrix([readable(part.name) for part in subgraphs], columns, values, label, upright=few)
+        names = [] if few else names
     costs = [part.cost for part in subgraphs if part.cost is not None]
     return Kept(
         tuple(_table(part, relative, small=len(subgraphs) == 1) for part in shown),
@@ -260,6 +267,7 @@ def kept(found: Findings) -> Kept:
         sum(costs) / len(costs) if costs else None,
         relative,
         any(layer.rank is not None for part in shown for layer in part.layers),
+        any(layer.width is not None for part in shown for layer in part.layers),
         tuple(names),
     )
 
@@ -280,7 +288,8 @@ def _table(part: PartKept, relative: bool, small: bool) -> PartTable:
                 charts.bar(layer.rank / layer.full_rank) if layer.rank and layer.full_rank else None,
             )
         )  # fmt: skip
-    return PartTable("small tail" if part.subgraph and small else readable(part.name), part.cost, tuple(rows))
+    whole = all(layer.cost == 1 and layer.width == 1 and layer.rank is None for layer in part.layers)
+    return PartTable("small tail" if part.subgraph and small else readable(part.name), part.cost, whole, tuple(rows))
 
 
 def first_and_rest(rows: list[Any]) -> tuple[list[Any], list[Any]]:
