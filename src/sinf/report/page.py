@@ -29,7 +29,7 @@ from sinf.pipelines.findings import Artefact, Findings, find
 from sinf.report import sections
 from sinf.report.front import front
 from sinf.report.origin import Origin, origin_of
-from sinf.report.results import Results, Times, of_times, read_results
+from sinf.report.results import Results, Times, read_results, results_of
 from sinf.report.routes import routes
 from sinf.storage.files import replacing
 from sinf.version import __version__
@@ -39,7 +39,7 @@ _MARK = b'name="generator" content="sinf '
 _ENDINGS = (".html", ".htm")
 # What no page may hold, in whatever name it stood.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
-FOREIGN = "The results were written for another artefact: their times and candidates are not those of this one."
+FOREIGN = "the results were written of another artefact: their times and candidates are left out"
 _KINDS = {
     "static": "one smaller network for all inputs",
     "semantic": "a network with a subgraph for every semantic cluster",
@@ -111,6 +111,7 @@ def write_report(
     found = find(model, images, base, progress)
     if measured is not None and of_another(found, measured, origin):
         warnings.warn(FOREIGN, DataWarning, stacklevel=2)
+        measured = None
     text = _CONTROL.sub("\ufffd", page(found, model.preprocessing, origin, measured, command))
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -120,7 +121,8 @@ def write_report(
 def page(found: Findings, feed: Any, origin: Origin, results: Results | None, command: str | None = None) -> str:
     """The page as text. ``feed`` is the model's preprocessing; times are those of ``results``, or else those that the
     artefact itself holds."""
-    results = results or (Results() if origin.measured is None else of_times(origin.measured))
+    if results is None:
+        results = Results() if origin.measured is None else results_of(origin.measured, f"measured of {origin.name}")
     drawn, beyond = front(results.candidates, results.max_loss) if results.candidates else (None, 0)
     first, rest = sections.first_and_rest(sections.classes(found))
     kept = sections.kept(found)
@@ -135,7 +137,7 @@ def page(found: Findings, feed: Any, origin: Origin, results: Results | None, co
         tiles=tiles(found, results),
         promise=found.promise,
         promised=not found.promise.startswith("No promise"),
-        notes=_notes(found, results, origin),
+        notes=_notes(found, results),
         results=results,
         front=drawn,
         beyond=beyond,
@@ -169,8 +171,9 @@ def tiles(found: Findings, results: Results) -> list[Tile]:
     """What matters, first: time (or where none was measured, MACs), loss, MACs, and how many stop early."""
     made = [_time_tile(results.times[0])] if results.times else []
     made += _loss_tiles(found, results)
-    if found.base_macs:
-        made.insert(len(made) if results.times else 0, _macs_tile(found, found.base_macs))
+    base_macs = found.base_macs or (results.compared.base_macs if results.compared is not None else None)
+    if base_macs:
+        made.insert(len(made) if results.times else 0, _macs_tile(found, base_macs))
     elif not results.times:
         made.append(Tile(f"{found.macs / 1e6:.1f} M", "multiply-accumulates an image", "no base model to compare with"))
     if found.routing is not None:
@@ -216,17 +219,19 @@ def _loss_tiles(found: Findings, results: Results) -> list[Tile]:
         interval = f"95 %: {loss.low:.2f} .. {loss.high:.2f}"
         what = "points lost in torch f32" if elsewhere else "points lost"
         made.append(Tile(f"{loss.points:.2f}", what, f"{interval}; {accuracy}, on {loss.images:,} images"))
+    elif results.compared is not None:
+        was = results.compared
+        accuracy = f"top-1 {100 * was.top1:.2f} % instead of {100 * was.base_top1:.2f} %"
+        made.append(Tile(f"{was.loss:.2f}", "points lost", f"{accuracy}, on {was.images:,} images when it was pruned"))
     elif not made:
         where = f"on {len(found.images):,} images; no base model to compare with"
         made.append(Tile(f"{100 * found.top1:.2f} %", "top-1", where))
     return made
 
 
-def _notes(found: Findings, results: Results, origin: Origin) -> list[str]:
+def _notes(found: Findings, results: Results) -> list[str]:
     """What a reader must know before the numbers."""
     notes = []
-    if of_another(found, results, origin):
-        notes.append(FOREIGN)
     if found.base is None:
         notes.append("A plain model does not hold its base model, which was not given: what was lost is not shown.")
     if found.runs_in not in (None, "torch f32"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sinf.errors import ConfigError
-from sinf.storage.schema import parse_file
+from sinf.storage.schema import parse_file, shortened
 
 _REMEDY = "give what sinf optimize --json wrote, or bench, prune or build"
 
@@ -56,6 +56,18 @@ class Times:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """What ``sinf prune`` found of a plain model and its base: top-1 of both as fractions of 1, the ``loss`` in points,
+    on ``images``; and MACs of the base model."""
+
+    base_top1: float
+    top1: float
+    loss: float
+    images: int
+    base_macs: int
+
+
+@dataclass(frozen=True)
 class Results:
     """Attributes:
     candidates: of ``sinf optimize``, the fastest first; none of other verbs.
@@ -63,6 +75,7 @@ class Results:
     max_loss: limit of the loss in points, None where none was asked for.
     left_out: what could not be tried, and why.
     command: what was typed, where the file says so.
+    compared: of ``sinf prune``.
     calibrated: loss (a fraction) of what was chosen on the calibration images, and how many these are.
     """
 
@@ -73,6 +86,7 @@ class Results:
     command: str | None = None
     chosen: Candidate | None = None
     calibrated: tuple[float, int] | None = None
+    compared: Compared | None = None
 
 
 def read_results(path: Path) -> Results:
@@ -84,21 +98,27 @@ def read_results(path: Path) -> Results:
     record = parse_file(path, ConfigError, remedy=_REMEDY)
     if not isinstance(record, dict):
         raise ConfigError(f"{path} must be a result of sinf", got=type(record).__name__, remedy=_REMEDY)
+    if not {"rows", "latency", "times"} & set(record):
+        got = shortened(", ".join(list(record)[:5]) or "nothing")
+        raise ConfigError(f"{path} must hold candidates or times", got=got, remedy=_REMEDY)
+    return results_of(record, str(path))
+
+
+def results_of(record: dict[str, Any], where: str) -> Results:
+    """The same of what was read, or of what a plain model keeps of its comparison; ``where`` names it in messages.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
     try:
-        if "rows" in record:
-            return _of_optimize(record)
-        if "latency" in record or "times" in record:
-            return of_times(record)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as problem:
-        got = f"{type(problem).__name__}: {problem}"
-        raise ConfigError(f"{path} must be as sinf wrote it", got=got, remedy=_REMEDY) from problem
-    got = ", ".join(list(record)[:5]) or "nothing"
-    raise ConfigError(f"{path} must hold candidates or times", got=got, remedy=_REMEDY)
+        return _of_optimize(record) if "rows" in record else _of_times(record)
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        got = shortened(f"{type(problem).__name__}: {problem}")
+        raise ConfigError(f"{where} must be as sinf wrote it", got=got, remedy=_REMEDY) from problem
 
 
-def of_times(record: dict[str, Any]) -> Results:
-    """Times of ``bench``, ``prune`` or ``build``, or what a plain model keeps of those of ``prune``; of a model that
-    was timed alone there are none."""
+def _of_times(record: dict[str, Any]) -> Results:
+    """Times of ``bench``, ``prune`` or ``build``; of a model that was timed alone there are none."""
     rows = record.get("latency") or record.get("times") or []
     own = record.get("own_times") or [None] * len(rows)
     engine = str(record.get("engine") or "torch")
@@ -107,7 +127,11 @@ def of_times(record: dict[str, Any]) -> Results:
         for row, mine in zip(rows, own, strict=True)
         if "base_mean" in row
     ]
-    return Results(times=tuple(times), command=_text(record.get("command")))
+    compared = None
+    if {"base_top1", "top1", "loss", "images", "base"} <= set(record):
+        accuracies = float(record["base_top1"]), float(record["top1"]), float(record["loss"])
+        compared = Compared(*accuracies, int(record["images"]), int(record["base"]["macs"]))
+    return Results(times=tuple(times), command=_text(record.get("command")), compared=compared)
 
 
 def _of_optimize(record: dict[str, Any]) -> Results:
