@@ -16,7 +16,7 @@ from sinf.pipelines.kept import PartKept
 from sinf.report import charts
 from sinf.report.pictures import Picture, pictures, readable, spread
 
-_EXAMPLES = 8
+_EXAMPLES = 10  # a row of a wide screen
 _FIRST = 15  # classes that are shown at once
 _NAMED = 4  # layers whose names fit beside each other
 _TABLES = 3  # subgraphs with a table of their own; more of them are a matrix
@@ -232,7 +232,8 @@ class PartTable:
 @dataclass(frozen=True)
 class Kept:
     """``relative`` says that costs are shares of the base model's layers, not of the network's own MACs; ``ranks`` and
-    ``widths`` whether there are any to show. ``columns`` are the layers of the ``matrix`` of ``subgraphs``."""
+    ``widths`` whether there are any to show: channels of which none went need no bars. ``columns`` are the layers of
+    the ``matrix`` of ``subgraphs``."""
 
     tables: tuple[PartTable, ...]
     matrix: Markup | None
@@ -267,7 +268,7 @@ def kept(found: Findings) -> Kept:
         sum(costs) / len(costs) if costs else None,
         relative,
         any(layer.rank is not None for part in shown for layer in part.layers),
-        any(layer.width is not None for part in shown for layer in part.layers),
+        any(layer.width not in (None, 1) for part in shown for layer in part.layers),
         tuple(names),
     )
 
