@@ -132,8 +132,9 @@ def test_a_picture_is_the_image_or_a_small_one() -> None:
 
 
 def test_rows_that_are_shown() -> None:
-    assert spread(torch.arange(100), 5) == [0, 25, 50, 74, 99]
-    assert spread(torch.tensor([4, 2]), 5) == [4, 2]
+    assert spread(torch.arange(100), 5, torch.arange(100)) == [0, 20, 40, 60, 80]
+    assert spread(torch.arange(100), 5, torch.arange(100) // 30) == [0, 30, 40, 60, 90]
+    assert spread(torch.tensor([4, 2]), 5, torch.zeros(9)) == [4, 2]
     labels = torch.tensor([0, 0, 0, 1, 2, 2])
     assert one_of_each(labels, [0, 1], 3) == [0, 3, 1]
     assert one_of_each(labels, [2, 3], 9) == [4, 5]

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -64,11 +65,20 @@ def readable(name: str) -> str:
     return name.replace("_", " ")
 
 
-def spread(rows: torch.Tensor, count: int) -> list[int]:
-    """At most ``count`` of some rows (N,), evenly far apart, the first and the last among them."""
+def spread(rows: torch.Tensor, count: int, labels: torch.Tensor) -> list[int]:
+    """At most ``count`` of some rows (N,) about evenly far apart, the first among them; of different classes, by the
+    ``labels`` of all images, as far as there are rows of others up to the next place."""
     if len(rows) <= count:
         return rows.tolist()
-    return rows[torch.linspace(0, len(rows) - 1, count).round().long()].tolist()
+    places = torch.linspace(0, len(rows), count + 1).long().tolist()
+    taken: list[int] = []
+    shown: set[int] = set()
+    for start, stop in pairwise(places):
+        part = rows[start:stop].tolist()
+        row = next((row for row in part if int(labels[row]) not in shown), part[0])
+        shown.add(int(labels[row]))
+        taken.append(row)
+    return taken
 
 
 def one_of_each(labels: torch.Tensor, classes: Sequence[int], count: int) -> list[int]:

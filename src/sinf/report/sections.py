@@ -67,7 +67,7 @@ def changes(found: Findings, feed: Preprocessing) -> Changes | None:
     if before is None:
         return None
     lost = torch.nonzero(before & ~after).flatten()
-    rows = spread(lost, _EXAMPLES)
+    rows = spread(lost, _EXAMPLES, found.images.labels)
     return Changes(
         int((before & after).sum()), int((~before & ~after).sum()), len(lost), int((~before & after).sum()),
         _pictures(found, feed, rows, None),
@@ -194,7 +194,7 @@ def _stop(
         name, why, class_, len(rows), len(rows) / len(mine),
         None if before is None else _mean(before[mine]), _mean(found.right[mine]),
         f"mean {of} {_mean(values[mine]):.2f}",
-        _pictures(found, feed, spread(rows, _EXAMPLES), values, of.split()[0]),
+        _pictures(found, feed, spread(rows, _EXAMPLES, found.images.labels), values, of.split()[0]),
     )  # fmt: skip
 
 
