@@ -26,7 +26,11 @@ def main(source: Path) -> None:
     if missing() is not None:
         raise SystemExit(missing())
     out = picture_of_page(source) if source.is_dir() else picture_of_report(source)
-    Image.open(out).convert("RGB").quantize(192).save(out, optimize=True)
+    whole = Image.open(out).convert("RGB")
+    few = whole.quantize(192)
+    if not source.is_dir():  # its small images would be blotches without dithering
+        few = whole.quantize(palette=few, dither=Image.Dither.FLOYDSTEINBERG)
+    few.save(out, optimize=True)
     print(f"{out}: {out.stat().st_size / 1e3:.0f} kB")
 
 
@@ -44,7 +48,7 @@ def picture_of_page(folder: Path, out: Path = DOCS / "page.png") -> Path:
 
 
 def picture_of_report(page: Path, out: Path = DOCS / "report.png") -> Path:
-    with Browser(1120, 1400) as window:
+    with Browser(1120, 1800) as window:
         window.open(page.resolve().as_uri())
         window.screenshot(out)
     return out

@@ -232,7 +232,7 @@ class PartTable:
 @dataclass(frozen=True)
 class Kept:
     """``relative`` says that costs are shares of the base model's layers, not of the network's own MACs; ``ranks`` and
-    ``widths`` whether there are any to show: channels of which none went need no bars. ``columns`` are the layers of
+    ``widths`` whether there are any to show: channels of which none went say nothing. ``columns`` are the layers of
     the ``matrix`` of ``subgraphs``."""
 
     tables: tuple[PartTable, ...]
