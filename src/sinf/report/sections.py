@@ -166,8 +166,8 @@ def _stops_by_macs(found: Findings, feed: Preprocessing) -> Stops | None:
     quarter = max(1, len(order) // 4)
     made = []
     for name, why, class_, rows in (
-        ("the quarter that costs least", "Gates leave the fewest channels.", "ours", order[:quarter]),
-        ("the quarter that costs most", "Gates leave the most channels.", "refused", order[-quarter:]),
+        ("of the images: those that cost least", "Gates leave the fewest channels.", "ours", order[:quarter]),
+        ("of the images: those that cost most", "Gates leave the most channels.", "refused", order[-quarter:]),
     ):
         mine = torch.zeros(len(order), dtype=torch.bool)
         mine[rows] = True
@@ -231,9 +231,9 @@ class PartTable:
 
 @dataclass(frozen=True)
 class Kept:
-    """``relative`` says that costs are shares of the base model's layers, not of the network's own MACs; ``ranks`` and
-    ``widths`` whether there are any to show: channels of which none went say nothing. ``columns`` are the layers of
-    the ``matrix`` of ``subgraphs``."""
+    """``relative`` says that costs are shares of the base model's layers, not of the network's own MACs; ``ranks``,
+    ``widths`` and ``costs`` whether there are any to show: channels of which none went say nothing. ``columns`` are the
+    layers of the ``matrix`` of ``subgraphs``."""
 
     tables: tuple[PartTable, ...]
     matrix: Markup | None
@@ -242,6 +242,7 @@ class Kept:
     relative: bool
     ranks: bool
     widths: bool
+    costs: bool
     columns: tuple[str, ...]
 
 
@@ -269,6 +270,7 @@ def kept(found: Findings) -> Kept:
         relative,
         any(layer.rank is not None for part in shown for layer in part.layers),
         any(layer.width not in (None, 1) for part in shown for layer in part.layers),
+        any(layer.macs is not None for part in shown for layer in part.layers),
         tuple(names),
     )
 
@@ -279,7 +281,7 @@ def _table(part: PartKept, relative: bool, small: bool) -> PartTable:
     for layer in part.layers:
         own = None if layer.macs is None or not total else layer.macs / total
         cost = layer.cost if relative else own
-        count = f"{layer.channels:.4g}"
+        count = f"{layer.channels:.1f}".removesuffix(".0")
         rows.append(
             LayerRow(
                 layer.name, cost, None if cost is None else charts.bar(cost),
