@@ -1,6 +1,9 @@
-"""Make docs/page.png, what the page of an export shows: python benchmarks/screenshot.py FOLDER
+"""Make docs/page.png, what the page of an export shows, or docs/report.png, the top of a report:
 
-FOLDER is what sinf export --format web wrote; needs Debian's chromium and chromium-driver.
+    python benchmarks/screenshot.py FOLDER         what sinf export --format web wrote
+    python benchmarks/screenshot.py REPORT.html    what sinf report wrote
+
+It needs Debian's chromium and chromium-driver.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import threading
 from pathlib import Path
 
 HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 from PIL import Image  # noqa: E402
@@ -18,9 +22,19 @@ from browser import Browser, missing  # noqa: E402
 from sinf.export.local_server import server  # noqa: E402
 
 
-def main(folder: Path, out: Path = HERE.parent / "docs" / "page.png") -> None:
+def main(source: Path) -> None:
     if missing() is not None:
         raise SystemExit(missing())
+    out = picture_of_page(source) if source.is_dir() else picture_of_report(source)
+    whole = Image.open(out).convert("RGB")
+    few = whole.quantize(192)
+    if not source.is_dir():  # its small images would be blotches without dithering
+        few = whole.quantize(palette=few, dither=Image.Dither.FLOYDSTEINBERG)
+    few.save(out, optimize=True)
+    print(f"{out}: {out.stat().st_size / 1e3:.0f} kB")
+
+
+def picture_of_page(folder: Path, out: Path = DOCS / "page.png") -> Path:
     with server(folder) as running, Browser(1120, 1010) as window:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         window.open(f"http://127.0.0.1:{running.server_port}/")
@@ -30,8 +44,14 @@ def main(folder: Path, out: Path = HERE.parent / "docs" / "page.png") -> None:
         window.run("document.activeElement.blur(); scrollTo(0, 0);")
         window.screenshot(out)
         running.shutdown()
-    Image.open(out).convert("RGB").quantize(192).save(out, optimize=True)
-    print(f"{out}: {out.stat().st_size / 1e3:.0f} kB")
+    return out
+
+
+def picture_of_report(page: Path, out: Path = DOCS / "report.png") -> Path:
+    with Browser(1120, 1800) as window:
+        window.open(page.resolve().as_uri())
+        window.screenshot(out)
+    return out
 
 
 if __name__ == "__main__":

@@ -103,6 +103,13 @@ def test_eval(
     refuses_until_enough(sinf, *words)
 
 
+def test_report(sinf: Program, place: Path, data: Path, tmp_path: Path, seen: list[int]) -> None:
+    words = ("report", place, "--data", data, "--split", "test", "--out", tmp_path / "page.html")
+    assert "batches of 6 in report" in said(sinf, *words, "--memory", SMALL)
+    assert max(seen) == FITS
+    refuses_until_enough(sinf, *words)
+
+
 def test_eval_beside_a_base_model(
     sinf: Program, places: dict[str, Path], weights: Path, data: Path, seen: list[int]
 ) -> None:

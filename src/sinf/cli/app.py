@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import typer
 
-from sinf.cli import artefacts, bench, bundles, clusters, demo, dynamic, export, models, optimize, prune
+from sinf.cli import artefacts, bench, bundles, clusters, demo, dynamic, export, models, optimize, prune, report
 from sinf.cli.help_pages import Verb
 from sinf.cli.signals import Interrupts
 from sinf.cli.verb import verb
@@ -55,6 +55,7 @@ _add(app, artefacts.predict, "Classes, route and time of images.")
 _add(app, bench.bench, "Time of base and ours, in turns, in one engine.")
 _add(app, bench.tune, "Measure what the tails cost here, for small batches.")
 _add(app, bench.results, "Runs of sinf bench beside each other.")
+_add(app, report.report, "One page that shows what was made, to send to anyone.")
 _add(app, export.export, "Write a bundle for ONNX Runtime, OpenVINO or browsers.")
 _add(app, demo.demo, "Try it on the embedded network and images.")
 

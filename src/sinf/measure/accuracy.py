@@ -129,10 +129,11 @@ class Observation:
     def mean_cost(self, by_part: dict[str, int], calibration: Calibration, threshold: float) -> float:
         """Mean cost of an image at a threshold, from that of every part (MACs or parameters, see :class:`Costs`)."""
         ran, fell_back = calibration.subgraph_ran(threshold), ~calibration.routed(threshold)
-        return _mean_cost(by_part, self.routes.route, ran, fell_back)
+        return mean_cost(by_part, self.routes.route, ran, fell_back)
 
 
-def _mean_cost(by_part: dict[str, int], route: Tensor, subgraph_ran: Tensor, fell_back: Tensor) -> float:
+def mean_cost(by_part: dict[str, int], route: Tensor, subgraph_ran: Tensor, fell_back: Tensor) -> float:
+    """Mean cost of an image, from that of every part and from where the images (N,) went."""
     subgraphs = torch.tensor([by_part[part_name(c)] for c in range(int(route.max()) + 1)], dtype=torch.float64)
     tails = subgraphs[route] * subgraph_ran + by_part[FALLBACK] * fell_back
     return by_part["extractor"] + by_part["router"] + float(tails.mean())
@@ -237,7 +238,7 @@ def _summary(model: SemanticModel, rows: dict[str, Tensor], empty: list[str]) ->
         return float(values.double().mean()) if len(values) else float("nan")
 
     rows["routed_right"] = rows["route"] == rows["true"]
-    macs = _mean_cost(costs.macs, *went)
+    macs = mean_cost(costs.macs, *went)
     reports = []
     for cluster, name in enumerate(model.bundle.clusters.names):
         mine = rows["true"] == cluster
@@ -273,7 +274,7 @@ def _summary(model: SemanticModel, rows: dict[str, Tensor], empty: list[str]) ->
         macs=macs,
         macs_saved=1 - macs / costs.base_macs,
         base_parameters=costs.base_parameters,
-        parameters_active=_mean_cost(costs.parameters, *went),
+        parameters_active=mean_cost(costs.parameters, *went),
         clusters=reports,
         empty_classes=empty,
     )

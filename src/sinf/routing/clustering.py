@@ -255,16 +255,22 @@ def similarity(observed: Observed, source: str) -> Tensor:
     weights = observed.logits.softmax(1)
     weights = weights / weights.sum(0).clamp_min(_TINY)
     if source == "confusion":
-        towards = weights.T @ (observed.logits / TEMPERATURE).softmax(1)
-        similarities = (towards + towards.T) / 2
-        similarities.fill_diagonal_(0)
-        similarities /= similarities.max().clamp_min(_TINY)
-    else:
-        values = observed.logits if source == "logits" else _standardised(observed.features.double())
-        means = weights.T @ (values - values.mean(1, keepdim=True) if source == "logits" else values)
-        means = means - means.mean(0)
-        means = means / means.norm(dim=1, keepdim=True).clamp_min(_TINY)
-        similarities = (1 + means @ means.T) / 2
+        return of_confusions(weights.T @ (observed.logits / TEMPERATURE).softmax(1))
+    values = observed.logits if source == "logits" else _standardised(observed.features.double())
+    means = weights.T @ (values - values.mean(1, keepdim=True) if source == "logits" else values)
+    means = means - means.mean(0)
+    means = means / means.norm(dim=1, keepdim=True).clamp_min(_TINY)
+    return _bounded((1 + means @ means.T) / 2)
+
+
+def of_confusions(towards: Tensor) -> Tensor:
+    """The same, from what images of one class (row) give to each class (column), (classes, classes) float64."""
+    similarities = (towards + towards.T) / 2
+    similarities.fill_diagonal_(0)
+    return _bounded(similarities / similarities.max().clamp_min(_TINY))
+
+
+def _bounded(similarities: Tensor) -> Tensor:
     similarities = ((similarities + similarities.T) / 2).clamp(_TINY, 1)
     return similarities.fill_diagonal_(1)
 
@@ -273,15 +279,22 @@ def _standardised(features: Tensor) -> Tensor:
     return (features - features.mean(0)) / features.std(0).clamp_min(1e-6)
 
 
+def distances(similarities: Tensor) -> np.ndarray:
+    """How far classes are apart, (classes, classes): of confusions, whose scale is that of probabilities, a logarithm,
+    so that no class swallows the others in an average."""
+    apart = -similarities.log().numpy()
+    np.fill_diagonal(apart, 0)
+    return apart
+
+
 def partition(similarities: Tensor, count: int, method: str) -> Tensor:
     """The cluster of every class (classes,), numbered by the first class of each."""
     from sklearn.cluster import AgglomerativeClustering, SpectralClustering
 
     if method == "agglomerative":
-        # Of confusions, whose scale is that of probabilities, an average of logarithms; no class swallows the others.
-        distances = -similarities.log().numpy()
-        np.fill_diagonal(distances, 0)
-        found = AgglomerativeClustering(count, metric="precomputed", linkage="average").fit_predict(distances)
+        found = AgglomerativeClustering(count, metric="precomputed", linkage="average").fit_predict(
+            distances(similarities)
+        )
     else:
         made = SpectralClustering(count, affinity="precomputed", assign_labels="cluster_qr", random_state=0)
         found = made.fit_predict(similarities.numpy())
