@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import torch
 import typer
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ from sinf.graph.prepare import prepare
 from sinf.graph.slice import parameters_of
 from sinf.graph.trace import trace
 from sinf.measure.accuracy import Costs, Observation, observe
+from sinf.measure.bootstrap import interval
 from sinf.models import BaseModel
 from sinf.pipelines.calibration import CALL_COST, part_images, set_thresholds, tail_costs
 from sinf.pipelines.prune import PruneConfig, prune
@@ -247,13 +249,8 @@ class Choice:
 
     def interval(self) -> tuple[float, float]:
         """95 % of the loss in points: a bootstrap over images, base and ours of one image together."""
-        from scipy.stats import bootstrap
-
-        losses = (self.losses.double().numpy(),)
-        found = bootstrap(
-            losses, lambda x, axis: x.mean(axis), n_resamples=DRAWS, batch=500, method="percentile", rng=0
-        ).confidence_interval
-        return 100 * float(found.low), 100 * float(found.high)
+        low, high = interval(np.mean, self.losses, draws=DRAWS)
+        return 100 * low, 100 * high
 
 
 class Static:

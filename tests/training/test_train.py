@@ -339,6 +339,11 @@ def test_the_learning_rate_is_one_cycle(warmup: float) -> None:
     assert rates_of(resumed, 5) == pytest.approx(rates[15:])
 
 
+def test_a_single_step_changes_something() -> None:
+    (rate,) = rates_of(_Run(nn.Linear(2, 2), TrainConfig(epochs=1, learning_rate=0.5), steps_per_epoch=1), 1)
+    assert 0.1 < rate <= 0.5
+
+
 def rates_of(run: _Run, steps: int) -> list[float]:
     rates = []
     for _ in range(steps):

@@ -28,9 +28,10 @@ class SiteStatistics:
         self._derived: dict[str, Tensor] = {}
 
     def __getitem__(self, kind: type[S]) -> S:
-        """
+        """What was collected of this type.
+
         Raises:
-            ConfigError: it was not collected.
+            ConfigError: nothing was.
         """
         if kind not in self._by_type:
             remedy = "name it in what the criterion or the compressor needs"

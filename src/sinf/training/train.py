@@ -100,6 +100,8 @@ def train(
             got=f"{spec.classes} of {images.classes}",
             remedy="make it with as many",
         )
+    if len(images) < config.batch:
+        raise ConfigError("a batch must not be larger than the data", got=config.batch, remedy="take a smaller batch")
     folder = open_folder(folder)
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
@@ -108,8 +110,6 @@ def train(
         model.load_state_dict(start)
     model = model.requires_grad_(True).to(device, memory_format=torch.channels_last)
     run = _Run(model, config, steps_per_epoch=len(images) // config.batch, teacher=_ready(teacher, device))
-    if run.steps_per_epoch == 0:
-        raise ConfigError("a batch must not be larger than the data", got=config.batch, remedy="take a smaller batch")
     fingerprint = _fingerprint(spec, config, images, start, teacher)
     first = _resume(folder, run, fingerprint)
     pixels = Pixels(images, spec.preprocessing, config.device)
@@ -144,15 +144,15 @@ class _Run:
             nesterov=config.momentum > 0,
         )
         self.averaged: AveragedModel | None = None
-        if steps_per_epoch:
-            self.schedule = self._one_cycle(0)
-            if config.average:
-                average = get_ema_multi_avg_fn(config.average ** (1 / steps_per_epoch))
-                self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        self.schedule = self._one_cycle(0)
+        if config.average:
+            average = get_ema_multi_avg_fn(config.average ** (1 / steps_per_epoch))
+            self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
     def _one_cycle(self, done: int) -> OneCycleLR:
         """The learning rate from the step after ``done`` on: a cosine up from a 25th, a cosine down to nearly zero."""
-        config, steps = self.config, self.config.epochs * self.steps_per_epoch
+        config = self.config
+        steps = max(2, config.epochs * self.steps_per_epoch)  # the last one of all changes nearly nothing
         # torch divides by what a warm-up takes beyond its first step.
         warmup = float(config.warmup) if config.warmup * steps > 1 else 0.0
         return OneCycleLR(
