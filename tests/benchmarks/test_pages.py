@@ -25,7 +25,7 @@ from sinf.graph.coupling import couple
 from sinf.graph.trace import trace
 from sinf.measure.timing import summary
 from sinf.models import load_model
-from sinf.pipelines import optimize as optimizing
+from sinf.pipelines import optimize_search as optimizing
 from sinf.statistics import collect
 from tiny import CLASSES, COLOUR, Residual, randomise
 

@@ -19,7 +19,7 @@ import pytest
 import typer
 
 from program import Program, build_words
-from sinf.cli import artefacts, bench, bundles, clusters, demo, dynamic, export, models, optimize, prune
+from sinf.cli import artefacts, bench, bundles, clusters, demo, dynamic, export, models, optimize, prune, report
 from sinf.cli.app import app
 from sinf.cli.help_pages import MOST
 from sinf.cli.verb import options_of, verb
@@ -31,7 +31,8 @@ SOURCE = Path(__file__).parents[2] / "src" / "sinf"
 FUNCTIONS = {
     "optimize": optimize.optimize, "profile": models.profile, "clusters": clusters.clusters, "train": models.train,
     "prune": prune.prune, "build": bundles.build, "eval": artefacts.evaluate, "predict": artefacts.predict,
-    "bench": bench.bench, "tune": bench.tune, "results": bench.results, "export": export.export, "demo": demo.demo,
+    "bench": bench.bench, "tune": bench.tune, "results": bench.results,
+    "report": report.report, "export": export.export, "demo": demo.demo,
     "dynamic train": dynamic.train, "dynamic eval": dynamic.evaluate, "dynamic bench": dynamic.bench,
     "dynamic export": dynamic.export,
 }  # fmt: skip

@@ -29,9 +29,10 @@ def optimize(
     machine: options.Machine = options.ONE_THREAD,
     score: Annotated[str, Option("Images that make the candidates.", IMAGES)] = "train",
     calibrate: Annotated[
-        str, Option("Images that the model has never seen: half of them choose, half test what is chosen.", IMAGES)
+        str,
+        Option("Images that the model has never seen: a third of them choose, the others test what is chosen.", IMAGES),
     ] = "test[:50%]",
-    select: Annotated[str | None, Option("Images that choose, instead of that half.", IMAGES)] = None,
+    select: Annotated[str | None, Option("Images that choose, instead of that third.", IMAGES)] = None,
     work: Annotated[
         Path | None, Option("Keep results of steps here.", RUN, otherwise="beside --out, and removed at the end")
     ] = None,
