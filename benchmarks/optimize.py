@@ -30,8 +30,9 @@ from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
 from sinf.measure.delivery import ExpectedLoss, answers_of
 from sinf.measure.timing import Latency, interleaved
-from sinf.pipelines.candidates import ranges_of
+from sinf.pipelines.candidates import Place
 from sinf.pipelines.optimize import OptimizeConfig
+from sinf.pipelines.optimize_search import place_of
 
 BOTH, F32 = ("f32", "int8"), ("f32",)
 #: Precisions, limit in points and confidence of every request.
@@ -68,23 +69,24 @@ def main(
     base = load_model(name, weights=weights)
     train, calibration = load_images(data, "train"), load_images(data, "test[:50%]")
     delivered: dict[tuple[Any, ...], tuple[Any, Path] | None] = {}
+    place = place_of(OptimizeConfig(engine=engine), train, base.spec.preprocessing)
     for request in ASKED:
-        delivered[request] = deliver(base, train, calibration, request, engine, work)
-    report(base, train, load_images(data, "test[50%:]"), delivered, engine, table)
+        delivered[request] = deliver(base, train, calibration, request, place, work)
+    report(base, place, load_images(data, "test[50%:]"), delivered, table)
     table.forget_older(engine=engine)
 
 
 def deliver(
-    base: BaseModel, train: LabelledImages, calibration: LabelledImages, request: tuple[Any, ...], engine: str,
+    base: BaseModel, train: LabelledImages, calibration: LabelledImages, request: tuple[Any, ...], place: Place,
     work: Path,
 ) -> tuple[Any, Path] | None:  # fmt: skip
     """What optimize() found for a request, and where it is; None where nothing pays."""
     precisions, asked, confidence = request
-    folder = work / "delivered" / f"{engine}-{'-'.join(precisions)}-{asked:g}-{confidence or 'none'}"
+    folder = work / "delivered" / f"{place.engine}-{'-'.join(precisions)}-{asked:g}-{confidence or 'none'}"
     shutil.rmtree(folder, ignore_errors=True)
-    config = OptimizeConfig(max_loss=asked / 100, confidence=confidence, engine=engine, precisions=precisions)
+    config = OptimizeConfig(max_loss=asked / 100, confidence=confidence, engine=place.engine, precisions=precisions)
     try:
-        found = optimize(base, train, calibration, config, folder, work=work / "steps", progress=say)
+        found = optimize(base, train, calibration, config, folder, work=work / "steps", progress=say, place=place)
     except DoesNotPayError as reason:
         print(f"{request}: {reason}", flush=True)
         return None
@@ -92,16 +94,13 @@ def deliver(
     return found, folder
 
 
-def report(
-    base: BaseModel, train: LabelledImages, images: LabelledImages, delivered: dict[Any, Any], engine: str, table: Table
-) -> None:
+def report(base: BaseModel, place: Place, images: LabelledImages, delivered: dict[Any, Any], table: Table) -> None:
     """Loss and time of all that was delivered, and of what a user would pick instead."""
-    fed = base.spec.preprocessing
-    ranges = ranges_of(train, fed, 200, 0)
+    fed, engine = base.spec.preprocessing, place.engine
     graph = prepare(trace(base.module, fed))
     in_f32 = of_arrays(open_network(graph, fed.size, engine))
     instead: dict[str, Run] = {
-        "base int8": of_arrays(open_network(graph, fed.size, engine, precision="int8", calibration=ranges)),
+        "base int8": of_arrays(open_network(graph, fed.size, engine, precision="int8", calibration=place.ranges)),
         "torch, as loaded": base.module,
         "torch, compiled": open_network(base.module, fed.size, "torch-compile"),
     }

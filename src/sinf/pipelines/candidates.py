@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ from sinf.routing.threshold import BOUND, NEVER, Threshold, candidate_thresholds
 
 #: Normalised images (B, C, H, W), torch tensors -> logits (B, classes).
 Run = Callable[[Tensor], Tensor]
+Opened = TypeVar("Opened")
 
 #: What is written for an engine, beside the model of torch.
 FORMATS = {engine: file_format for file_format, engine in edge.ENGINES.items()}
@@ -47,11 +48,20 @@ _DIFFERING = (0.25, 1.0, 2.0, 4.0, 8.0)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a network will run: engine, threads, and normalised images (N, C, H, W) that set the ranges of int8."""
+    """Where networks will run: engine, threads, and normalised images (N, C, H, W) that set the ranges of int8.
+
+    What was opened there stays open, by its name: networks of one place come from one base model."""
 
     engine: str
     threads: int
     ranges: Tensor
+    opened: dict[tuple[str, str], Any] = field(default_factory=dict, compare=False)
+
+    def once(self, name: str, precision: str, opened: Callable[[], Opened]) -> Opened:
+        """What was opened by that name, in that precision."""
+        if (name, precision) not in self.opened:
+            self.opened[name, precision] = opened()
+        return cast(Opened, self.opened[name, precision])
 
 
 @dataclass(frozen=True)
@@ -117,17 +127,16 @@ class Static(Design):
     def open(
         self, place: Place, precision: str, selection: LabelledImages, max_loss: float, progress: Progress
     ) -> list[Candidate]:
+        known = place.once(self.name, precision, lambda: _Answers(self._opened(place, precision), self.model))
+        return [Candidate(self.name, "static", precision, known.run, known.of, partial(self._save, place=place))]
+
+    def _opened(self, place: Place, precision: str) -> Run:
         network = prepare(trace(self.model.module, self.model.spec.preprocessing))
         size = self.model.spec.preprocessing.size
         run = open_network(
             network, size, place.engine, threads=place.threads, precision=precision, calibration=place.ranges
         )
-        as_tensor: Run = lambda x: torch.as_tensor(run(native(place.engine, x)))  # noqa: E731
-
-        def answers(images: LabelledImages, progress: Progress) -> Tensor:
-            return answers_of(as_tensor, images, self.model.spec.preprocessing, progress)
-
-        return [Candidate(self.name, "static", precision, as_tensor, answers, partial(self._save, place=place))]
+        return lambda x: torch.as_tensor(run(native(place.engine, x)))
 
     def _save(self, folder: Path, promise: Promise, class_names: list[str], key: bytes | None, place: Place) -> None:
         made_by = {"made": self.name, "runs in": f"{promise.engine} {promise.precision}", "promise": str(promise)}
@@ -153,14 +162,17 @@ class Routed(Design):
         self, place: Place, precision: str, selection: LabelledImages, max_loss: float, progress: Progress
     ) -> list[Candidate]:
         """With a few thresholds, set by the answers in this very engine and precision."""
+        tails = place.once(self.name, precision, lambda: self._opened(place, precision))
+        found = tails.of(selection, progress)
+        values = dict.fromkeys(least_threshold(found, share * max_loss, self.early) for share in _DIFFERING)
+        return [self._at(value, found, tails, place, precision) for value in values if value < NEVER]
+
+    def _opened(self, place: Place, precision: str) -> _Tails:
         router = open_engine(
             SemanticModel(self.bundle), place.engine, threads=place.threads, precision=precision,
             calibration=place.ranges,
         ).one_by_one()  # fmt: skip
-        tails = _Tails(router, place.engine, self.bundle.spec.preprocessing)
-        found = tails.of(selection, progress)
-        values = dict.fromkeys(least_threshold(found, share * max_loss, self.early) for share in _DIFFERING)
-        return [self._at(value, found, tails, place, precision) for value in values if value < NEVER]
+        return _Tails(router, place.engine, self.bundle.spec.preprocessing)
 
     def _at(self, value: float, found: TailAnswers, tails: _Tails, place: Place, precision: str) -> Candidate:
         early = self.early
@@ -186,6 +198,20 @@ class Routed(Design):
             name, self.kind, precision, lambda x: torch.as_tensor(router(native(place.engine, x))),
             lambda images, progress: tails.of(images, progress).at(value, early), write,
         )  # fmt: skip
+
+
+class _Answers:
+    """What a network answers, once for every set of images."""
+
+    def __init__(self, run: Run, model: BaseModel) -> None:
+        self.run, self.preprocessing = run, model.spec.preprocessing
+        self._known: dict[str, Tensor] = {}
+
+    def of(self, images: LabelledImages, progress: Progress) -> Tensor:
+        name = images.fingerprint()
+        if name not in self._known:
+            self._known[name] = answers_of(self.run, images, self.preprocessing, progress)
+        return self._known[name]
 
 
 class _Tails:

@@ -25,7 +25,7 @@ from sinf.errors import ConfigError, DoesNotPayError
 from sinf.measure.delivery import is_faster
 from sinf.measure.timing import Latency
 from sinf.models import BaseModel
-from sinf.pipelines.candidates import Promise
+from sinf.pipelines.candidates import Place, Promise
 from sinf.pipelines.optimize_config import OptimizeConfig as OptimizeConfig
 from sinf.pipelines.optimize_search import Row, Search, front
 
@@ -58,6 +58,7 @@ def optimize(
     work: str | Path | None = None,
     progress: Progress | None = None,
     key: bytes | None = None,
+    place: Place | None = None,
 ) -> Optimized:
     """Make the candidates, choose, test, and write the chosen one to ``folder``: a plain model or a bundle.
 
@@ -77,7 +78,7 @@ def optimize(
     folder = Path(folder)
     steps = Path(work) if work is not None else folder.with_name(folder.name + ".optimize")
     told = progress or (lambda step, done, total: None)
-    search = Search(base, scoring, selection, calibration, config, steps, told)
+    search = Search(base, scoring, selection, calibration, config, steps, told, place)
     candidates = {(each.name, each.precision): each for each in search.opened()}
     rows, own = search.measure(list(candidates.values()))
     tested = {(row.name, row.precision): row for row in search.test(front(rows, config.max_loss), candidates)}

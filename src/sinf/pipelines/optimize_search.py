@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sinf.compress.select import Budget
 from sinf.data.clusters import Clusters, one_cluster
-from sinf.data.images import LabelledImages
+from sinf.data.images import LabelledImages, Preprocessing
 from sinf.errors import ConfigError, SinfError
 from sinf.graph.cost import WEIGHT_COST
 from sinf.measure.delivery import ExpectedLoss, answers_of
@@ -70,7 +70,7 @@ class _Rung:
 
 class Search:
     """Candidates of a base model, made from ``scoring`` images, chosen by ``selection`` images, tested on
-    ``calibration`` images. Steps are kept in the folder ``work``."""
+    ``calibration`` images. Steps are kept in the folder ``work``, what was opened in the ``place``."""
 
     def __init__(
         self,
@@ -81,12 +81,12 @@ class Search:
         config: OptimizeConfig,
         work: Path,
         progress: Progress,
+        place: Place | None = None,
     ) -> None:
         self.base, self.config, self.work, self.progress = base, config, work, progress
         self.scoring, self.selection, self.calibration = scoring, selection, calibration
         self.preprocessing = base.spec.preprocessing
-        ranges = ranges_of(scoring, self.preprocessing, _RANGES, config.seed)
-        self.place = Place(config.engine, config.threads, ranges)
+        self.place = place or place_of(config, scoring, self.preprocessing)
         self.left_out: list[str] = []
         (self.reference,) = Static(base, BASE).open(
             self.place, "f32", selection, config.max_loss, self._reporter("base model")
@@ -265,6 +265,11 @@ class Search:
 
     def _reporter(self, step: str) -> Callable[[int, int], None]:
         return lambda done, total: self.progress(step, done, total)
+
+
+def place_of(config: OptimizeConfig, scoring: LabelledImages, preprocessing: Preprocessing) -> Place:
+    """Where a config's networks will run."""
+    return Place(config.engine, config.threads, ranges_of(scoring, preprocessing, _RANGES, config.seed))
 
 
 def front(rows: list[Row], limit: float) -> list[Row]:

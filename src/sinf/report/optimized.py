@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,14 @@ if TYPE_CHECKING:
 
 
 def show_optimized(found: Optimized, config: OptimizeConfig, folder: Path) -> None:
-    """A table of all candidates, the fastest last, and what is promised of the chosen one."""
+    """What was chosen and promised, then a table: what was tested and the fastest of every kind within the limit, the
+    fastest last; how many others there were is said."""
     console, chosen = Console(), found.chosen
+    times = found.own.mean / chosen.time.mean
+    console.print(
+        f"[bold]{times:.1f} times less time than your model as loaded[/], {100 * chosen.time.time_saved:.1f} % less "
+        f"than it in {config.engine}, by {chosen.name}, {chosen.precision}. {found.promise}"
+    )
     table = Table(
         title=f"{config.engine}, batch {config.batch}, {config.threads} thread(s), all timed in turns in one run\n"
         f"loss on {chosen.loss.images:,} images that choose, with its 95 % interval; sizes are shares of the cost"
@@ -24,18 +31,28 @@ def show_optimized(found: Optimized, config: OptimizeConfig, folder: Path) -> No
         table.add_column(name, justify="right" if name else "left", no_wrap=len(table.columns) != 1)
     table.add_row("", "your model as loaded, torch f32", "", f"{found.own.mean:.2f}", saved(found.own))
     table.add_row("", "base model, f32", "", f"{chosen.time.base_mean:.2f}", "")
-    for row in sorted(found.rows, key=lambda row: -row.time.mean):
+    shown = worth_showing(found.rows, config.max_loss)
+    for row in sorted(shown, key=lambda row: -row.time.mean):
         loss = f"{row.loss.points:.2f} ({row.loss.low:.1f} .. {row.loss.high:.1f})"
         what = f"{row.name}, {row.precision}"
         table.add_row(verdict(row, row == chosen), what, loss, f"{row.time.mean:.2f}", saved(row.time))
     console.print(table)
+    others = len(found.rows) - len(shown)
+    if others:
+        console.print(f"{others} others are slower than one of these, or lose more than was asked; --json has them.")
     for reason in found.left_out:
         console.print(f"left out: {reason}")
-    times = found.own.mean / chosen.time.mean
-    console.print(
-        f"{folder}: {chosen.name}, {chosen.precision}. {times:.1f} times less time than your model as loaded, "
-        f"{100 * chosen.time.time_saved:.1f} % less than it in {config.engine}. {found.promise}"
-    )
+    console.print(f"{folder} is the chosen one.")
+
+
+def worth_showing(rows: Sequence[Row], max_loss: float) -> list[Row]:
+    """Those that were tested, and of every kind and precision the fastest within the limit (a fraction)."""
+    best: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        key = (row.kind, row.precision)
+        if row.loss.points <= 100 * max_loss and (key not in best or row.time.mean < best[key].time.mean):
+            best[key] = row
+    return [row for row in rows if row.accepted is not None or best.get((row.kind, row.precision)) is row]
 
 
 def saved(time: Latency) -> str:
