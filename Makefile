@@ -11,7 +11,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-demo: $(VENV)/demo.stamp  ## build, evaluate and bench the embedded network
+demo: $(VENV)/demo.stamp  ## make the embedded network faster, and show it
 	$(BIN)/sinf demo
 
 test: check  ## style and types, then all fast tests
@@ -36,7 +36,7 @@ $(VENV)/torch.stamp: constraints.txt
 	touch $@
 
 $(VENV)/demo.stamp: $(VENV)/torch.stamp pyproject.toml
-	$(INSTALL) -e '.[plot]'
+	$(INSTALL) -e '.[onnx]'
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml

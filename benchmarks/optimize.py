@@ -12,7 +12,6 @@ base model in int8 by the engine's quantiser, and the model as it was loaded in 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,20 +19,18 @@ import torch
 import typer
 from candidates import say
 from table import Table, when_idle
-from torch import Tensor
 
 from sinf import BaseModel, LabelledImages, load_images, load_model, optimize
-from sinf.edge import load as open_export
 from sinf.engine.network_engine import open_network
 from sinf.errors import DoesNotPayError
-from sinf.graph.prepare import prepare
-from sinf.graph.trace import trace
-from sinf.measure.delivery import ExpectedLoss, answers_of
-from sinf.measure.timing import Latency, interleaved
+from sinf.measure.delivery import ExpectedLoss
+from sinf.measure.timing import Latency
 from sinf.pipelines.candidates import Place
+from sinf.pipelines.confirm import INT8, confirm
 from sinf.pipelines.optimize import OptimizeConfig
-from sinf.pipelines.optimize_search import place_of
+from sinf.pipelines.optimize_search import OWN, place_of
 
+COMPILED = "torch, compiled"
 BOTH, F32 = ("f32", "int8"), ("f32",)
 #: Precisions, limit in points and confidence of every request.
 ASKED: tuple[tuple[tuple[str, ...], float, float | None], ...] = (
@@ -46,7 +43,6 @@ COLUMNS = (
     "images", "time_saved", "time_saved_low", "time_saved_high", "base_ms", "ms", "load", "seed", "date", "versions",
 )  # fmt: skip
 IDENTITY = ("engine", "what", "precisions", "asked", "confidence")
-Run = Callable[[Tensor], Any]
 
 
 def main(
@@ -96,32 +92,17 @@ def deliver(
 
 def report(base: BaseModel, place: Place, images: LabelledImages, delivered: dict[Any, Any], table: Table) -> None:
     """Loss and time of all that was delivered, and of what a user would pick instead."""
-    fed, engine = base.spec.preprocessing, place.engine
-    graph = prepare(trace(base.module, fed))
-    in_f32 = of_arrays(open_network(graph, fed.size, engine))
-    instead: dict[str, Run] = {
-        "base int8": of_arrays(open_network(graph, fed.size, engine, precision="int8", calibration=place.ranges)),
-        "torch, as loaded": base.module,
-        "torch, compiled": open_network(base.module, fed.size, "torch-compile"),
-    }
-    ours = {
-        request: of_arrays(open_export(made[1] / engine))
-        for request, made in delivered.items() if made is not None
-    }  # fmt: skip
-    expected = answers_of(in_f32, images, fed)
-    losses = {
-        key: ExpectedLoss.of(expected, answers_of(run, images, fed), images.labels)
-        for key, run in (instead | ours).items()  # type: ignore[operator]
-    }
-    x = fed.normalise(images.pixels(fed, 0, 2000))
-    running: dict[str, Run] = {str(key): run for key, run in (instead | ours).items()}  # type: ignore[operator]
-    times = when_idle(
-        lambda: interleaved(in_f32, running, x, pairs=table.common["pairs"]),
-        lambda found: next(iter(found.values())).load,
+    folders = {str(request): made[1] for request, made in delivered.items() if made is not None}
+    compiled = open_network(base.module, base.spec.preprocessing.size, "torch-compile")
+    found = when_idle(
+        lambda: confirm(
+            base, folders, images, place, pairs=table.common["pairs"], instead={COMPILED: compiled}, progress=say
+        ),
+        lambda found: found.times[OWN].load,
     )
-    base_top1 = float((expected == images.labels).double().mean())
-    for what in instead:
-        add(table, losses[what], times[what], base_top1, what=what)
+    for name, what in ((OWN, "torch, as loaded"), (COMPILED, COMPILED), (INT8, "base int8")):
+        if name in found.times:
+            add(table, found.losses[name], found.times[name], found.base_top1, what=what)
     for request, made in delivered.items():
         precisions, asked, confidence = request
         key = {"what": "optimize", "precisions": " ".join(precisions), "asked": asked, "confidence": confidence}
@@ -130,8 +111,9 @@ def report(base: BaseModel, place: Place, images: LabelledImages, delivered: dic
             continue
         chosen, promise = made[0].chosen, made[0].promise
         add(
-            table, losses[request], times[str(request)], base_top1, **key, kind=chosen.kind, chosen=chosen.name,
-            precision=chosen.precision, selection_loss=chosen.loss.points, calibration_loss=100 * promise.loss,
+            table, found.losses[str(request)], found.times[str(request)], found.base_top1, **key, kind=chosen.kind,
+            chosen=chosen.name, precision=chosen.precision, selection_loss=chosen.loss.points,
+            calibration_loss=100 * promise.loss,
         )  # fmt: skip
 
 
@@ -145,11 +127,6 @@ def add(table: Table, loss: ExpectedLoss, time: Latency, base_top1: float, **sai
         f"{said}: loss {loss.points:.2f} [{loss.low:.2f}, {loss.high:.2f}], {time.mean:.3f} ms, "
         f"saved {time.time_saved:.3f}, load {time.load}", flush=True,
     )  # fmt: skip
-
-
-def of_arrays(run: Callable[[Any], Any]) -> Run:
-    """An engine of numpy arrays, for tensors."""
-    return lambda x: torch.as_tensor(run(x.numpy()))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,16 @@ import torch
 from torch import Tensor
 
 from sinf.dynamic.manifold import Manifold, Similarity
-from sinf.report.figure import require
+from sinf.errors import DependencyError
 
 _BASE, _OURS, _GREY = "#9aa5b1", "#0b7285", "#495057"
 _BINS, _LEAST = 20, 20
+
+
+def require() -> None:
+    """Say how to install what drawing needs, if it is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise DependencyError("drawing needs matplotlib", got="not installed", remedy='run: pip install "sinf[plot]"')
 
 
 def draw(manifold: Manifold, class_names: list[str], path: str | Path) -> Path:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from sinf.measure.stages import StageTimes
     from sinf.measure.timing import Latency
     from sinf.pipelines.comparison import Comparison as Pruned
-    from sinf.report.candidates import Comparison
     from sinf.report.runs import Run
     from sinf.routing.clustering import FoundClusters
     from sinf.routing.grouping import TailTimes
@@ -216,22 +215,6 @@ def show_bench(rows: list[Latency], facts: dict[str, Any]) -> None:
     )
     if facts["file_bytes"]:
         console.print("files: " + ", ".join(f"{name} {_bytes(size)}" for name, size in facts["file_bytes"].items()))
-
-
-def show_comparison(comparison: Comparison, chosen: str, images: int) -> None:
-    """Every candidate beside the base model; the chosen one is marked."""
-    first = comparison.rows[0].time
-    table = _table(
-        f"{images} test images; milliseconds of one image, {first.threads} thread(s), in turns in one run",
-        "", "top-1", "loss, points", "95 % interval", "MACs", "mean ms", "time saved", "95 % interval", "",
-    )  # fmt: skip
-    for row in comparison.rows:
-        cells = [row.name, _share(row.top1), "", "", _count(row.macs), f"{row.time.mean:.2f}", "", ""]
-        if row is not comparison.rows[0]:
-            cells[2:4] = f"{row.loss:.2f}", f"{row.loss_low:.2f} .. {row.loss_high:.2f}"
-            cells[6:8] = _share(row.time.time_saved), f"{100 * row.time.low:.1f} .. {100 * row.time.high:.1f} %"
-        table.add_row(*cells, "chosen" if row.name == chosen else "")
-    _console().print(table)
 
 
 def show_times(times: TailTimes) -> None:
