@@ -83,7 +83,7 @@ def test_nothing_beats_the_front(values: list[tuple[float, float]]) -> None:
     best = front(rows, 0.02)
     assert all(each.loss.points <= 2 for each in best)
     assert [each.loss.points for each in best] == sorted(each.loss.points for each in best)
-    assert [each.time.mean for each in best] == sorted((each.time.mean for each in best), reverse=True)
+    assert [each.share for each in best] == sorted((each.share for each in best), reverse=True)
     for each in rows:
         if each.loss.points <= 2:
             assert any(b.loss.points <= each.loss.points and b.time.mean <= each.time.mean for b in best)

@@ -193,7 +193,7 @@ class Routed(Design):
                     ranges=place.ranges, key=key,
                 )  # fmt: skip
 
-        name = f"{self.name} ({100 * fallback:.0f} % of the inputs)"
+        name = f"{self.name} for {100 * fallback:.0f} % of the inputs"
         return Candidate(
             name, self.kind, precision, lambda x: torch.as_tensor(router(native(place.engine, x))),
             lambda images, progress: tails.of(images, progress).at(value, early), write,

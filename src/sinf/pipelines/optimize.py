@@ -100,7 +100,7 @@ def _chosen(rows: list[Row], own: Latency, left_out: list[str], config: Optimize
             remedy="allow more loss, ask for less confidence, or give more calibration images",
             numbers={"rows": [row.to_json() for row in rows], "left_out": left_out},
         )
-    chosen, promise = min(accepted, key=lambda pair: pair[0].time.mean)
+    chosen, promise = min(accepted, key=lambda pair: pair[0].share)
     found = Optimized(chosen, promise, tuple(rows), own, tuple(left_out))
     if not is_faster((chosen.time,)):
         raise DoesNotPayError(

@@ -29,10 +29,10 @@ def show_optimized(found: Optimized, config: OptimizeConfig, folder: Path) -> No
     )
     for name in ("", "", "points lost", "ms", "less time"):
         table.add_column(name, justify="right" if name else "left", no_wrap=len(table.columns) != 1)
-    table.add_row("", "your model as loaded, torch f32", "", f"{found.own.mean:.2f}", saved(found.own))
+    table.add_row("", "your model as loaded, torch f32", "", f"{found.own.mean:.2f}", "")
     table.add_row("", "base model, f32", "", f"{chosen.time.base_mean:.2f}", "")
     shown = worth_showing(found.rows, config.max_loss)
-    for row in sorted(shown, key=lambda row: -row.time.mean):
+    for row in sorted(shown, key=lambda row: -row.share):
         loss = f"{row.loss.points:.2f} ({row.loss.low:.1f} .. {row.loss.high:.1f})"
         what = f"{row.name}, {row.precision}"
         table.add_row(verdict(row, row == chosen), what, loss, f"{row.time.mean:.2f}", saved(row.time))
@@ -50,7 +50,7 @@ def worth_showing(rows: Sequence[Row], max_loss: float) -> list[Row]:
     best: dict[tuple[str, str], Row] = {}
     for row in rows:
         key = (row.kind, row.precision)
-        if row.loss.points <= 100 * max_loss and (key not in best or row.time.mean < best[key].time.mean):
+        if row.loss.points <= 100 * max_loss and (key not in best or row.share < best[key].share):
             best[key] = row
     return [row for row in rows if row.accepted is not None or best.get((row.kind, row.precision)) is row]
 
