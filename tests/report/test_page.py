@@ -23,7 +23,7 @@ from sinf.measure.accuracy import evaluate
 from sinf.measure.delivery import ExpectedLoss
 from sinf.measure.plain import evaluate as evaluate_plain
 from sinf.measure.timing import Latency
-from sinf.pipelines import optimize as optimizing
+from sinf.pipelines import optimize_search as optimizing
 from sinf.pipelines.candidates import Promise
 from sinf.pipelines.comparison import compare, save
 from sinf.pipelines.findings import find
@@ -218,7 +218,13 @@ def latency(ms: float, base: float = 10.0) -> Latency:
 
 def row(name: str, points: float, ms: float, accepted: bool | None, kind: str = "static") -> Row:
     return Row(
-        name, kind, "int8", ExpectedLoss(points, points - 0.5, points + 0.5, 0.0, 0.7, 2500), latency(ms), accepted
+        name,
+        kind,
+        "int8",
+        ExpectedLoss(points, points - 0.5, points + 0.5, 0.0, 0.7, 2500),
+        0.01,
+        latency(ms),
+        accepted,
     )
 
 
@@ -318,7 +324,7 @@ def test_what_optimize_wrote_is_what_a_report_reads(
         return {name: latency(4.0 if name.startswith(quick) else 9.0) for name in candidates}
 
     monkeypatch.setattr(optimizing, "interleaved", timed)
-    config = OptimizeConfig(images=24, cuts=(0.3,), tails=(0.95,), max_loss=0.5)
+    config = OptimizeConfig(images=24, methods=("ranks",), budgets=(0.6,), cuts=(0.3,), tails=(0.95,), max_loss=0.5)
     made = optimize(small("vgg11", 0.125), tiny_images, images, config, tmp_path / "fast")
     path = tmp_path / "optimize.json"
     path.write_text(json.dumps({"folder": "fast", **made.to_json()}))
