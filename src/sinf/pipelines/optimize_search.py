@@ -35,7 +35,8 @@ BASE = "base model"
 OWN = "your model, as loaded (torch)"
 _WELL = 0.6  # of the cost: a method that keeps no more within the limit needs no other beside it
 _LEAST = 0.05  # of the cost of its tail: no subgraph is smaller
-_SAFER = 0.25  # of the limit: what extractor and full tail of a cascade may lose, so that the small tail has the rest
+_LOST = 1 / 8  # of the answers that differ: where networks disagree, mostly both are wrong
+_SAFER = 0.5  # of the limit: what extractor and full tail of a bundle may lose, so that the small tail has the rest
 _RANGES = 200  # images that set the ranges of int8
 _TIMED = 256  # images that batches are made of
 
@@ -71,6 +72,12 @@ class _Rung:
     network: Pruned
     kept: float
     loss: ExpectedLoss
+
+    @property
+    def likely(self) -> float:
+        """Points that it loses, by how many answers differ: a few hundred images tell that far more surely than who is
+        right."""
+        return 100 * _LOST * self.loss.disagreement
 
 
 class Search:
@@ -117,7 +124,8 @@ class Search:
             yield from self._bundles(method, smallest[method], self._least(ladders[method], _SAFER))
 
     def _ladder(self, method: str) -> Iterator[_Rung]:
-        """Smaller and smaller networks, to the first that loses more than the limit, and one between the last two."""
+        """Smaller and smaller networks, to the first that loses more than the limit by both its own loss and what is
+        likely, and one between the last two."""
         config, whole = self.config, 1.0
         asked = PruneConfig(
             Budget(config.budgets[0], WEIGHT_COST),
@@ -148,7 +156,7 @@ class Search:
             made = rung(kept)
             if made is not None:
                 yield made
-            if made is None or made.loss.points > 100 * config.max_loss:
+            if made is None or min(made.loss.points, made.likely) > 100 * config.max_loss:
                 between = rung((kept * whole) ** 0.5)
                 if between is not None:
                     yield between
@@ -156,9 +164,9 @@ class Search:
             whole = kept
 
     def _least(self, rungs: list[_Rung], share: float) -> float:
-        """What the smallest network keeps that loses at most a share of the limit; 1 where all lose more."""
+        """What the smallest network keeps that likely loses at most a share of the limit; 1 where all lose more."""
         limit = 100 * share * self.config.max_loss
-        return min((rung.kept for rung in rungs if rung.loss.points <= limit), default=1.0)
+        return min((rung.kept for rung in rungs if rung.likely <= limit), default=1.0)
 
     def _bundles(self, method: str, least: float, whole: float) -> Iterator[Routed]:
         """Cascades, and bundles of the clusters where there are some. Extractor and full tail keep ``whole`` of their
