@@ -96,6 +96,50 @@ def headline() -> str:
     return f"{table}\n\n(Loss of top-1 in points, with its 95 % interval. {PAPER}.)"
 
 
+OPTIMIZED = ("vgg16", "resnet56")
+
+
+def optimized() -> str:
+    """What a user gets who types a limit of the loss, beside what else the user would run; a table of each network."""
+    parts = []
+    for model in OPTIMIZED:
+        rows = read(f"optimize_{model}_cpu.csv")
+        if not rows:
+            continue
+        ms = {row["what"]: float(row["ms"]) for row in rows if row["what"] != "optimize" and row["ms"]}
+        own, in_int8 = ms.get("torch, as loaded"), ms.get("base int8")
+        lines = [["base model", "", f"{float(rows[0]['base_ms']):.2f}", times_less(own, rows[0]["base_ms"]), "", ""]]
+        for row in rows:
+            if row.get("chosen") == "nothing pays":
+                lines.append([asked_of(row), "nothing pays", "", "", "", ""])
+                continue
+            lost = f"{points_of(row['loss'])} ({bounds(row, 'loss', points_of)})"
+            what = OTHERWISE.get(row["what"]) or f"**{asked_of(row)}**: {row['chosen']}, {row['precision']}"
+            beside = percent(str(1 - float(row["ms"]) / in_int8)) if in_int8 and row["what"] == "optimize" else ""
+            lines.append(
+                [what, lost, f"{float(row['ms']):.2f}", times_less(own, row["ms"]), percent(row["time_saved"]), beside]
+            )
+        head = (f"{model}, {rows[0]['engine']}, batch 1, one thread", "points lost", "ms", "times less than as loaded",
+                "less than f32 there", "less than int8 there")  # fmt: skip
+        parts.append(markdown(head, lines))
+    return "\n\n".join(parts) if parts else MISSING
+
+
+OTHERWISE = {
+    "torch, as loaded": "your model as loaded, torch", "torch, compiled": "your model, torch.compile",
+    "base int8": "base model, int8 by the engine's quantiser",
+}  # fmt: skip
+
+
+def asked_of(row: Row) -> str:
+    sure = f", `--confidence {row['confidence']}`" if row["confidence"] else ""
+    return f"{row['asked']} points{sure}, {' or '.join(row['precisions'].split())}"
+
+
+def times_less(own: float | None, ms: str) -> str:
+    return "" if own is None else f"{own / float(ms):.1f}"
+
+
 def cascades() -> str:
     """Cascades beside one smaller network, of one run."""
     lines = []
@@ -342,6 +386,7 @@ def mutation() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "optimized": optimized,
     "headline": headline,
     "headline details": headline_details,
     "cascades": cascades,

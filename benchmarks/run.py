@@ -19,7 +19,19 @@ from typing import Annotated
 import typer
 
 HERE = Path(__file__).parent
-KEEPING = {"foreign", "headline", "tradeoff", "static", "engines", "cuts", "criteria", "dcs", "scoring", "dynamic"}
+KEEPING = {
+    "foreign",
+    "optimize",
+    "headline",
+    "tradeoff",
+    "static",
+    "engines",
+    "cuts",
+    "criteria",
+    "dcs",
+    "scoring",
+    "dynamic",
+}
 ENGINES = ("torch", "onnxruntime", "openvino")
 
 
@@ -62,6 +74,7 @@ def commands(shared: Path, work: Path) -> list[Command]:
         if name == "vgg16":
             few = ("--only", "static-low-rank-time,cascade", "--file", "cascade_vgg16_cpu.csv")
             add("headline", name, path, data, "--work", work_of[name], *few, writes=("cascade_vgg16_cpu.csv",))
+        add("optimize", name, path, data, "--work", work / "optimize" / name, writes=(f"optimize_{name}_cpu.csv",))
         add("tradeoff", name, path, data, "--work", work_of[name], writes=(f"tradeoff_{name}_cpu.csv",))
 
     bundles = {"vgg16": work / "resources" / "bundle", "resnet56": work / "bundle56", "resnet18": work / "bundle18"}

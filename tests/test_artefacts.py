@@ -205,10 +205,22 @@ def test_a_plain_model_in_openvino(sinf: Program, places: dict[str, Path], tmp_p
         torch.testing.assert_close(found, model(IMAGES), rtol=1e-3, atol=1e-3)
 
 
+def test_a_folder_in_integers_is_for_devices_without_torch(
+    sinf: Program, places: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    """Of a plain model and of a bundle, by the same words."""
+    for kind in ("static", "semantic"):
+        words = ("--layout", "split", "--precision", "int8", "--data", data, "--split", "train")
+        sinf("export", places[kind], tmp_path / kind, *words)
+        light, model = edge.load(tmp_path / kind), library.from_pretrained(places[kind])
+        assert (light.precision, light.classes) == ("int8", model.classes)
+        assert light(IMAGES.numpy()).shape == (len(IMAGES), len(model.classes))
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("export", "STATIC", "OUT", "--layout", "split"), "one part"),
+        (("export", "DYNAMIC", "OUT", "--precision", "int8", "--data", "DATA"), "f32"),
         (("export", "STATIC", "OUT"), ".onnx"),
         (("eval", "STATIC", "--data", "DATA", "--threshold", 0.5), "no fallback"),
         (("tune", "STATIC"), "routed"),

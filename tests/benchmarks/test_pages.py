@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -49,9 +50,11 @@ def test_the_readme_runs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     (code,) = blocks("README.md")
     names: dict = {}
-    exec(code.replace("max_loss=0.005", "max_loss=0.9, images=24, cuts=()"), names)
-    assert names["found"].chosen.accepted
-    assert names["model"](torch.zeros(2, 3, 32, 32)).shape == (2, 6)
+    few = "max_loss=0.9, images=24, budgets=(0.6,), cuts=()"
+    exec(code.replace("max_loss=0.005", few), names)
+    images = np.zeros((2, 3, 32, 32), np.float32)
+    assert names["edge"].load("fast/onnxruntime")(images).shape == (2, 6)
+    assert names["sinf"].from_pretrained("fast")(torch.from_numpy(images)).shape == (2, 6)
 
 
 def test_the_guide_runs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,7 +167,7 @@ def export(
 ) -> None:
     """Write a bundle as one ONNX file for batches of one; it is compared with the bundle first."""
     options.write_alone(context, out)
-    Dynamic().export(_load(bundle, allow_factory), Export(out, "onnx", None, None, None, "test"))
+    Dynamic().export(_load(bundle, allow_factory), Export(out, "onnx", None, "f32", None, None, "test"))
 
 
 class Dynamic(Kind):
@@ -231,6 +231,8 @@ class Dynamic(Kind):
             raise ConfigError("dynamic bundles are exported as ONNX", got=got, remedy=remedy)
         if asked.layout == "split":
             raise ConfigError("a dynamic bundle is one part", got="--layout split", remedy="leave it out")
+        if asked.precision != "f32":
+            raise ConfigError("a dynamic bundle computes in f32", got=asked.precision, remedy="leave out --precision")
         export(model, asked.out)
         tables.show_export(asked.out, asked.out.stat().st_size)
 

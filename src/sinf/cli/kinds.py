@@ -81,9 +81,19 @@ class Export:
     out: Path
     file_format: str
     layout: str | None
+    precision: str
     runtime: Path | None
     data: str | None
     split: str
+
+    def ranges(self, preprocessing: Preprocessing) -> Tensor | None:
+        """Of int8: normalised images that set its ranges."""
+        if self.precision != "int8" or self.data is None:
+            return None
+        from sinf.data.images import load_images
+
+        images = load_images(self.data, self.split, need_labels=False)
+        return images.sample(CALIBRATION).inputs(preprocessing)[:]
 
 
 class Kind(ABC):

@@ -90,14 +90,20 @@ class Plain(Kind):
         }
 
     def export(self, model: PlainModel, asked: Export) -> None:
-        from sinf.export.plain import export_plain
+        from sinf.export.plain import export_network, export_plain
+        from sinf.measure.accuracy import folder_bytes
         from sinf.report import tables
 
         if asked.file_format == "web":
             rule, remedy = "a page shows a bundle beside its base model", "export onnx"
             raise ConfigError(rule, got="a plain model", remedy=remedy)
-        if asked.layout == "split":
-            raise ConfigError("a plain model is one part", got="--layout split", remedy="leave it out")
+        if asked.layout == "split" or asked.precision != "f32":
+            export_network(
+                model, asked.out, asked.file_format, precision=asked.precision,
+                ranges=asked.ranges(model.preprocessing), key=options.key(),
+            )  # fmt: skip
+            tables.show_export(asked.out, folder_bytes(asked.out))
+            return
         files = export_plain(model, asked.out, asked.file_format)
         tables.show_export(asked.out, sum(Path(each).stat().st_size for each in files))
 

@@ -111,7 +111,10 @@ class Semantic(Kind):
             elif asked.layout == "single":
                 export_single(model, out, show)
             else:
-                export_split(model, out, asked.file_format, show, key=options.key())
+                export_split(
+                    model, out, asked.file_format, show, precision=asked.precision,
+                    ranges=asked.ranges(model.preprocessing), key=options.key(),
+                )  # fmt: skip
         tables.show_export(out, folder_bytes(out) if out.is_dir() else out.stat().st_size)
         if files is not None:
             print(f"python3 -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(out))}    # serves it")
