@@ -25,11 +25,12 @@ from sinf.measure.delivery import ExpectedLoss, answers_of
 from sinf.measure.in_engine import TailAnswers, tail_answers
 from sinf.measure.timing import Latency
 from sinf.models import BaseModel, load_model
+from sinf.pipelines import confirm as confirming
 from sinf.pipelines import optimize_search as module
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
 from sinf.pipelines.candidates import Place, Promise, Routed, least_threshold
 from sinf.pipelines.optimize import OptimizeConfig, optimize, parted
-from sinf.pipelines.optimize_search import OWN, Row, front
+from sinf.pipelines.optimize_search import OWN, Row, front, place_of
 from sinf.routing.threshold import NEVER
 from sinf.storage.steps import StepStore
 from tiny import coloured_images
@@ -114,6 +115,29 @@ def test_the_fastest_is_written_and_loads(
     assert type(model).__name__ == kind
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 6)
     assert not (tmp_path / "fast.optimize").exists()
+
+
+@pytest.mark.parametrize(("quick", "engine"), [("ranks", "torch"), ("cascade", "torch"), ("ranks", "onnxruntime")])
+def test_what_was_delivered_is_confirmed_as_a_user_opens_it(
+    quick: str, engine: str, base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
+    fast: Callable[[Mapping[str, float]], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Its loss on new images is that of the folder as it is opened; what a user would run instead is beside it."""
+    fast({quick: 4.0})
+    monkeypatch.setattr(confirming, "interleaved", module.interleaved)
+    config = OptimizeConfig(**SMALL, engine=engine)  # type: ignore[arg-type]
+    place = place_of(config, tiny_images, base.spec.preprocessing)
+    found = optimize(base, tiny_images, calibration, config, tmp_path / "fast", place=place)
+    (tmp_path / "new").mkdir()
+    new = coloured_images(tmp_path / "new", 40, seed=7)
+    confirmed = confirming.confirm(base, {"ours": tmp_path / "fast"}, new, place)
+    assert set(confirmed.losses) == set(confirmed.times)
+    assert (confirming.INT8 in confirmed.losses) == (engine == "onnxruntime")
+    assert confirmed.losses[OWN].disagreement == 0  # the base model in its engine, as it was loaded
+    run = confirming.open_delivered(tmp_path / "fast", engine, 1)
+    expected, answers = (answers_of(each, new, base.spec.preprocessing) for each in (base.module, run))
+    assert confirmed.losses["ours"].points == pytest.approx(ExpectedLoss.of(expected, answers, new.labels).points)
+    assert found.chosen.name.startswith(quick)
 
 
 def test_what_is_slower_is_not_delivered(
