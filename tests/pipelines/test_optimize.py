@@ -177,7 +177,7 @@ def test_the_test_goes_from_the_safest_up_and_stops(
         return 0.01 if len(asked) == 1 else 0.5
 
     monkeypatch.setattr(module, "p_value", refusing)
-    monkeypatch.setattr("sinf.pipelines.optimize.front", lambda rows, limit: sorted(rows, key=lambda each: each.name))
+    monkeypatch.setattr(module, "front", lambda rows, limit: sorted(rows, key=lambda each: each.name))
     fast({"": 5.0})
     config = replace(OptimizeConfig(**SMALL), confidence=0.9)  # type: ignore[arg-type]
     found = optimize(base, tiny_images, calibration, config, tmp_path / "fast")
@@ -185,6 +185,33 @@ def test_the_test_goes_from_the_safest_up_and_stops(
     assert found.chosen.name == min(each.name for each in found.rows)
     assert [each.accepted for each in sorted(found.rows, key=lambda each: each.name)][:2] == [True, False]
     assert "With confidence 0.9" in str(found.promise)
+
+
+def test_without_a_promise_the_fastest_that_holds_is_looked_for(
+    base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
+    fast: Callable[[Mapping[str, float]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What is neither on the front nor refused must not be missed; nothing is tested after one that holds."""
+    fast({"ranks": 4.0, "cascade": 5.0})
+    answered: list[str] = []
+    real = module.Search._answers
+
+    def refusing(self: module.Search, candidate: Candidate, images: LabelledImages) -> torch.Tensor:
+        answers = real(self, candidate, images)
+        if len(images) < 40 or candidate.name == BASE:
+            return answers
+        answered.append(candidate.name)
+        return torch.full_like(answers, 99) if candidate.name.startswith("ranks") else images.labels.clone()
+
+    monkeypatch.setattr(module.Search, "_answers", refusing)
+    config = OptimizeConfig(**{**SMALL, "max_loss": 0.05})  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "p_value", lambda losses, limit: 0.0)
+    rows = monkeypatch.context
+    del rows
+    found = optimize(base, tiny_images, calibration, config, tmp_path / "fast")
+    assert [name.split()[0].rstrip(",") for name in answered][:2] == ["ranks", "cascade"] or answered[0].startswith("c")
+    assert found.chosen.kind == "cascade"
+    assert sum(each.accepted is True for each in found.rows) == 1
 
 
 def test_int8_is_a_candidate_too(

@@ -5,9 +5,9 @@
     selection    their loss and their time, in the engine where they will run, on images that fitted nothing
     calibration  the promise, on images that chose nothing
 
-Those on the front of risk and time are tested on the calibration images from the safest up, in an order that the
-selection images alone decide (fixed-sequence testing, arXiv 2110.01052): the fastest one accepted before the first
-refusal is delivered.
+With a confidence those on the front of risk and time are tested on the calibration images from the safest up, in an
+order that the selection images alone decide (fixed-sequence testing, arXiv 2110.01052): the fastest one accepted before
+the first refusal is delivered. Without, it is the fastest that keeps the limit on both sets of images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sinf.measure.timing import Latency
 from sinf.models import BaseModel
 from sinf.pipelines.candidates import Place, Promise
 from sinf.pipelines.optimize_config import OptimizeConfig as OptimizeConfig
-from sinf.pipelines.optimize_search import Row, Search, front
+from sinf.pipelines.optimize_search import Row, Search
 
 Progress = Callable[[str, int, int], None]
 
@@ -81,7 +81,7 @@ def optimize(
     search = Search(base, scoring, selection, calibration, config, steps, told, place)
     candidates = {(each.name, each.precision): each for each in search.opened()}
     rows, own = search.measure(list(candidates.values()))
-    tested = {(row.name, row.precision): row for row in search.test(front(rows, config.max_loss), candidates)}
+    tested = {(row.name, row.precision): row for row in search.test(rows, candidates)}
     rows = [tested.get((row.name, row.precision), row) for row in rows]
     found = _chosen(rows, own, search.left_out, config)
     candidates[found.chosen.name, found.chosen.precision].save(folder, found.promise, scoring.class_names, key)

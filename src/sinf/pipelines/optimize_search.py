@@ -243,24 +243,24 @@ class Search:
         return rows, times[OWN]
 
     def test(self, rows: list[Row], candidates: dict[tuple[str, str], Candidate]) -> list[Row]:
-        """Rows as the calibration images say, in their order; with a confidence, until one is refused."""
+        """Rows as the calibration images say: with a confidence in the order of :func:`front`, until one is refused;
+        without, the fastest first, until one holds."""
         config, tested = self.config, list[Row]()
-        expected = self._answers(self.reference, self.calibration) if rows else torch.empty(0)
-        refused = False
-        for row in rows:
-            if refused and config.confidence is not None:
-                tested.append(row)
-                continue
+        order = in_order(rows, config.max_loss, sure=config.confidence is not None)
+        expected = self._answers(self.reference, self.calibration) if order else torch.empty(0)
+        for row in order:
             answers = self._answers(candidates[row.name, row.precision], self.calibration)
             loss = ExpectedLoss.of(expected, answers, self.calibration.labels).points / 100
             if config.confidence is None:
-                refused = loss > config.max_loss
+                accepted = loss <= config.max_loss
             else:
-                refused = self._p_value(answers, expected, self.calibration) > 1 - config.confidence
+                accepted = self._p_value(answers, expected, self.calibration) <= 1 - config.confidence
             promise = Promise(
                 config.max_loss, config.confidence, loss, len(self.calibration), config.engine, row.precision
             )
-            tested.append(replace(row, accepted=not refused, promise=promise))
+            tested.append(replace(row, accepted=accepted, promise=promise))
+            if accepted == (config.confidence is None):
+                break
         return tested
 
     def _risk(self, answers: Tensor, expected: Tensor) -> float:
@@ -283,6 +283,14 @@ class Search:
 def place_of(config: OptimizeConfig, scoring: LabelledImages, preprocessing: Preprocessing) -> Place:
     """Where a config's networks will run."""
     return Place(config.engine, config.threads, ranges_of(scoring, preprocessing, _RANGES, config.seed))
+
+
+def in_order(rows: list[Row], limit: float, sure: bool) -> list[Row]:
+    """The rows that are worth a test, in the order of the tests. To be ``sure``, the order must lead from the safest up,
+    and skip what is slower than something safer; else the fastest that holds is looked for."""
+    if sure:
+        return front(rows, limit)
+    return sorted((row for row in rows if row.loss.points <= 100 * limit), key=lambda row: row.share)
 
 
 def front(rows: list[Row], limit: float) -> list[Row]:
