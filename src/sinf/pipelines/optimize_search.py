@@ -286,8 +286,8 @@ def place_of(config: OptimizeConfig, scoring: LabelledImages, preprocessing: Pre
 
 
 def in_order(rows: list[Row], limit: float, sure: bool) -> list[Row]:
-    """The rows that are worth a test, in the order of the tests. To be ``sure``, the order must lead from the safest up,
-    and skip what is slower than something safer; else the fastest that holds is looked for."""
+    """The rows that are worth a test, in the order of the tests. To be ``sure``, it must lead from the safest up, and
+    skip what is slower than something safer; else the fastest that holds is looked for."""
     if sure:
         return front(rows, limit)
     return sorted((row for row in rows if row.loss.points <= 100 * limit), key=lambda row: row.share)
