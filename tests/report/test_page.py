@@ -222,7 +222,6 @@ def row(name: str, points: float, ms: float, accepted: bool | None, kind: str = 
         kind,
         "int8",
         ExpectedLoss(points, points - 0.5, points + 0.5, 0.0, 0.7, 2500),
-        0.01,
         latency(ms),
         accepted,
     )

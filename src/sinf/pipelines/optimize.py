@@ -5,7 +5,7 @@
     selection    their loss and their time, in the engine where they will run, on images that fitted nothing
     calibration  the promise, on images that chose nothing
 
-With a confidence those on the front of risk and time are tested on the calibration images from the safest up, in an
+With a confidence those on the front of safety and time are tested on the calibration images from the safest up, in an
 order that the selection images alone decide (fixed-sequence testing, arXiv 2110.01052): the fastest one accepted before
 the first refusal is delivered. Without, it is the fastest that keeps the limit on both sets of images.
 """
