@@ -115,10 +115,9 @@ def optimized() -> str:
                 continue
             lost = f"{points_of(row['loss'])} ({bounds(row, 'loss', points_of)})"
             what = OTHERWISE.get(row["what"]) or f"**{asked_of(row)}**: {row['chosen']}, {row['precision']}"
-            beside = percent(str(1 - float(row["ms"]) / in_int8)) if in_int8 and row["what"] == "optimize" else ""
-            lines.append(
-                [what, lost, f"{float(row['ms']):.2f}", times_less(own, row["ms"]), percent(row["time_saved"]), beside]
-            )
+            beside = percent(str(1 - float(row["ms"]) / in_int8)) if in_int8 and row["precision"] == "int8" else ""
+            saved = "" if row["what"].startswith("torch") else percent(row["time_saved"])
+            lines.append([what, lost, f"{float(row['ms']):.2f}", times_less(own, row["ms"]), saved, beside])
         head = (f"{model}, {rows[0]['engine']}, batch 1, one thread", "points lost", "ms", "times less than as loaded",
                 "less than f32 there", "less than int8 there")  # fmt: skip
         parts.append(markdown(head, lines))
