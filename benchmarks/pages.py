@@ -139,6 +139,12 @@ def times_less(own: float | None, ms: str) -> str:
     return "" if own is None else f"{own / float(ms):.1f}"
 
 
+def newcomer() -> str:
+    """From an empty environment to a faster network, three commands."""
+    lines = [[f"`{row['command']}`", f"{float(row['seconds']):.0f}"] for row in read("newcomer_cpu.csv")]
+    return markdown(("command", "seconds"), lines) if lines else MISSING
+
+
 def cascades() -> str:
     """Cascades beside one smaller network, of one run."""
     lines = []
@@ -386,6 +392,7 @@ def mutation() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "optimized": optimized,
+    "newcomer": newcomer,
     "headline": headline,
     "headline details": headline_details,
     "cascades": cascades,

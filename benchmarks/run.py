@@ -125,6 +125,7 @@ def commands(shared: Path, work: Path) -> list[Command]:
     large = ("torchvision:resnet18", data, "--size", 224, "--pairs", 100, "--work", dynamic, *few)
     add("dynamic", "time", *large, writes=("dynamic_time_torchvision_resnet18_cpu.csv",))
     add("foreign", data, "--work", work / "foreign", writes=("foreign_cpu.csv",))
+    add("newcomer", "--work", work / "newcomer", writes=("newcomer_cpu.csv",), needs=())
     add("mutation", "--when", "after", writes=("mutation.csv",), needs=())
     for script in ("plot", "pages", "reproduce/page"):
         add(script, needs=())

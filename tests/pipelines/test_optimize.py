@@ -17,7 +17,6 @@ from program import Program
 from sinf.compress.select import Budget
 from sinf.data.clusters import Clusters, one_cluster
 from sinf.data.images import LabelledImages
-from sinf.engine.engines import open_engine
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError, DoesNotPayError
 from sinf.load import from_pretrained
@@ -340,7 +339,7 @@ def test_thresholds_are_set_by_answers_in_the_engine(
     preprocessing = base.spec.preprocessing
     candidates = Routed(bundle, "cascade").open(place, precision, calibration, 0.05, lambda done, total: None)
     assert candidates
-    router = open_engine(SemanticModel(bundle), "onnxruntime", precision=precision, calibration=place.ranges)
+    router = place.opened["cascade", precision].router
     found = tail_answers(router, "onnxruntime", calibration, preprocessing)
     observed = answers_of(candidates[-1].run, calibration, preprocessing)
     both = (found.subgraph == observed) | (found.full == observed)
