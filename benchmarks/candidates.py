@@ -44,7 +44,7 @@ from sinf.models import BaseModel
 from sinf.pipelines.calibration import CALL_COST, part_images, set_thresholds, tail_costs
 from sinf.pipelines.prune import PruneConfig, prune
 from sinf.routing.deferral import Deferral
-from sinf.routing.router import FeatureRouter
+from sinf.routing.router import FALLBACK, FRONT, FeatureRouter, part_name
 from sinf.routing.threshold import Calibration, Threshold
 from sinf.storage.files import hash_tensors, sha256, write_tensors
 from sinf.storage.steps import StepStore
@@ -320,12 +320,21 @@ def routers(
         if choice.deferral not in engines:
             bundle = replace(one.bundle, deferral=choice.deferral, threshold=choice.threshold)
             engines[choice.deferral] = open_engine(SemanticModel(bundle), engine)
+            open_parts(engines[choice.deferral], len(bundle.clusters), images)
         whole = engines[choice.deferral]
         limits = choice.threshold.value, choice.threshold.early
         running[name] = FeatureRouter(whole.engine, whole.size, *limits)
         for i in range(min(warm, len(images))):
             running[name](images[i : i + 1])
     return running
+
+
+def open_parts(router: FeatureRouter, clusters: int, images: Any) -> None:
+    """Every part runs once: one that few images need would be made while it is timed."""
+    features, log_clusters, *_ = router.engine.run(FRONT, images[:1])
+    for cluster in range(clusters):
+        router.engine.run(part_name(cluster), features, log_clusters)
+    router.engine.run(FALLBACK, features)
 
 
 def in_engine(model: BaseModel, engine: str) -> Callable[[Any], Any]:
