@@ -339,7 +339,7 @@ def test_thresholds_are_set_by_answers_in_the_engine(
     preprocessing = base.spec.preprocessing
     candidates = Routed(bundle, "cascade").open(place, precision, calibration, 0.05, lambda done, total: None)
     assert candidates
-    router = place.opened["cascade", precision].router
+    router, _ = place.opened["cascade", precision]
     found = tail_answers(router, "onnxruntime", calibration, preprocessing)
     observed = answers_of(candidates[-1].run, calibration, preprocessing)
     both = (found.subgraph == observed) | (found.full == observed)

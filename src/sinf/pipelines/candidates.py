@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sinf import edge
 from sinf.bundle.semantic import Bundle
-from sinf.data.images import LabelledImages, Preprocessing
+from sinf.data.images import LabelledImages
 from sinf.engine.engines import native, open_engine
 from sinf.engine.network_engine import open_network
 from sinf.engine.torch_engine import SemanticModel
@@ -127,16 +127,24 @@ class Static(Design):
     def open(
         self, place: Place, precision: str, selection: LabelledImages, max_loss: float, progress: Progress
     ) -> list[Candidate]:
-        known = place.once(self.name, precision, lambda: _Answers(self._opened(place, precision), self.model))
-        return [Candidate(self.name, "static", precision, known.run, known.of, partial(self._save, place=place))]
+        run, answers = self.run_in(place, precision)
+        return [Candidate(self.name, "static", precision, run, answers, partial(self._save, place=place))]
 
-    def _opened(self, place: Place, precision: str) -> Run:
-        network = prepare(trace(self.model.module, self.model.spec.preprocessing))
-        size = self.model.spec.preprocessing.size
-        run = open_network(
-            network, size, place.engine, threads=place.threads, precision=precision, calibration=place.ranges
+    def run_in(self, place: Place, precision: str) -> tuple[Run, Callable[[LabelledImages, Progress], Tensor]]:
+        """The network as it runs there, and what it answers."""
+        return place.once(self.name, precision, lambda: self._opened(place, precision))
+
+    def _opened(self, place: Place, precision: str) -> tuple[Run, Callable[[LabelledImages, Progress], Tensor]]:
+        fed = self.model.spec.preprocessing
+        network = prepare(trace(self.model.module, fed))
+        opened = open_network(
+            network, fed.size, place.engine, threads=place.threads, precision=precision, calibration=place.ranges
         )
-        return lambda x: torch.as_tensor(run(native(place.engine, x)))
+
+        def run(x: Tensor) -> Tensor:
+            return torch.as_tensor(opened(native(place.engine, x)))
+
+        return run, once_a_set(lambda images, progress: answers_of(run, images, fed, progress))
 
     def _save(self, folder: Path, promise: Promise, class_names: list[str], key: bytes | None, place: Place) -> None:
         made_by = {"made": self.name, "runs in": f"{promise.engine} {promise.precision}", "promise": str(promise)}
@@ -162,23 +170,34 @@ class Routed(Design):
         self, place: Place, precision: str, selection: LabelledImages, max_loss: float, progress: Progress
     ) -> list[Candidate]:
         """With a few thresholds, set by the answers in this very engine and precision."""
-        tails = place.once(self.name, precision, lambda: self._opened(place, precision))
-        found = tails.of(selection, progress)
+        router, tails = place.once(self.name, precision, lambda: self._opened(place, precision))
+        found = tails(selection, progress)
         values = dict.fromkeys(least_threshold(found, share * max_loss, self.early) for share in _DIFFERING)
-        return [self._at(value, found, tails, place, precision) for value in values if value < NEVER]
+        return [self._at(value, found, router, tails, place, precision) for value in values if value < NEVER]
 
-    def _opened(self, place: Place, precision: str) -> _Tails:
+    def _opened(
+        self, place: Place, precision: str
+    ) -> tuple[FeatureRouter, Callable[[LabelledImages, Progress], TailAnswers]]:
         router = open_engine(
             SemanticModel(self.bundle), place.engine, threads=place.threads, precision=precision,
             calibration=place.ranges,
         ).one_by_one()  # fmt: skip
-        return _Tails(router, place.engine, self.bundle.spec.preprocessing)
+        fed = self.bundle.spec.preprocessing
+        return router, once_a_set(lambda images, progress: tail_answers(router, place.engine, images, fed, progress))
 
-    def _at(self, value: float, found: TailAnswers, tails: _Tails, place: Place, precision: str) -> Candidate:
+    def _at(
+        self,
+        value: float,
+        found: TailAnswers,
+        opened: FeatureRouter,
+        tails: Callable[[LabelledImages, Progress], TailAnswers],
+        place: Place,
+        precision: str,
+    ) -> Candidate:
         early = self.early
         fallback = 1 - float(found.routed(value, early).double().mean())
         ran = float(found.subgraph_ran(value, early).double().mean())
-        router = FeatureRouter(tails.router.engine, tails.router.size, value, early)
+        router = FeatureRouter(opened.engine, opened.size, value, early)
 
         def write(folder: Path, promise: Promise, class_names: list[str], key: bytes | None) -> None:
             threshold = Threshold(
@@ -196,36 +215,23 @@ class Routed(Design):
         name = f"{self.name} for {100 * fallback:.0f} % of the inputs"
         return Candidate(
             name, self.kind, precision, lambda x: torch.as_tensor(router(native(place.engine, x))),
-            lambda images, progress: tails.of(images, progress).at(value, early), write,
+            lambda images, progress: tails(images, progress).at(value, early), write,
         )  # fmt: skip
 
 
-class _Answers:
-    """What a network answers, once for every set of images."""
+def once_a_set(
+    answer: Callable[[LabelledImages, Progress], Opened],
+) -> Callable[[LabelledImages, Progress], Opened]:
+    """The same, computed once for every set of images."""
+    known: dict[str, Opened] = {}
 
-    def __init__(self, run: Run, model: BaseModel) -> None:
-        self.run, self.preprocessing = run, model.spec.preprocessing
-        self._known: dict[str, Tensor] = {}
-
-    def of(self, images: LabelledImages, progress: Progress) -> Tensor:
+    def remembered(images: LabelledImages, progress: Progress) -> Opened:
         name = images.fingerprint()
-        if name not in self._known:
-            self._known[name] = answers_of(self.run, images, self.preprocessing, progress)
-        return self._known[name]
+        if name not in known:
+            known[name] = answer(images, progress)
+        return known[name]
 
-
-class _Tails:
-    """What the tails of a bundle answer, once for all thresholds."""
-
-    def __init__(self, router: FeatureRouter, engine: str, preprocessing: Preprocessing) -> None:
-        self.router, self.engine, self.preprocessing = router, engine, preprocessing
-        self._known: dict[str, TailAnswers] = {}
-
-    def of(self, images: LabelledImages, progress: Progress) -> TailAnswers:
-        name = images.fingerprint()
-        if name not in self._known:
-            self._known[name] = tail_answers(self.router, self.engine, images, self.preprocessing, progress)
-        return self._known[name]
+    return remembered
 
 
 def least_threshold(found: TailAnswers, differing: float, early: float = 0.0) -> float:

@@ -16,13 +16,11 @@ from sinf.data.images import LabelledImages
 from sinf.engine.engines import native, open_engine, runtime_of
 from sinf.engine.network_engine import open_network
 from sinf.engine.torch_engine import SemanticModel
-from sinf.graph.prepare import prepare
-from sinf.graph.trace import trace
 from sinf.load import from_pretrained
 from sinf.measure.delivery import ExpectedLoss, answers_of
 from sinf.measure.timing import Latency, interleaved
 from sinf.models import BaseModel
-from sinf.pipelines.candidates import FORMATS, Place, Run
+from sinf.pipelines.candidates import FORMATS, Place, Run, Static
 from sinf.pipelines.optimize_search import BASE, OWN
 
 Progress = Callable[[str, int, int], None]
@@ -60,18 +58,11 @@ def confirm(
     """
     told = progress or (lambda step, done, total: None)
     fed = base.spec.preprocessing
-    graph = prepare(trace(base.module, fed))
-
-    def opened(precision: str) -> Run:
-        run = open_network(
-            graph, fed.size, place.engine, threads=place.threads, precision=precision, calibration=place.ranges
-        )
-        return lambda x: torch.as_tensor(run(native(place.engine, x)))
-
-    reference = opened("f32")
+    own = Static(base, BASE)  # open in the place already, where optimize() worked in it
+    reference, _ = own.run_in(place, "f32")
     runs: dict[str, Run] = {OWN: base.module}
     if "int8" in runtime_of(place.engine).precisions:
-        runs[INT8] = opened("int8")
+        runs[INT8], _ = own.run_in(place, "int8")
     runs |= instead or {}
     runs |= {name: open_delivered(folder, place.engine, place.threads) for name, folder in folders.items()}
 

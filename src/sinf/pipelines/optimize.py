@@ -64,7 +64,8 @@ def optimize(
 
     ``scoring`` images make the candidates. ``selection`` images choose among them; without, a share of the
     ``calibration`` images does, drawn by the seed, and the others test. Steps are kept in ``work`` (by default beside
-    ``folder``, removed at the end), where the same call goes on after a kill.
+    ``folder``, removed at the end), where the same call goes on after a kill. Calls of one base model and
+    engine, for several limits, may share a ``place``, where networks stay open.
 
     Raises:
         DoesNotPayError: nothing that keeps the limit is faster than the base model in its engine.

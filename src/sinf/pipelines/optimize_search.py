@@ -44,8 +44,7 @@ _TIMED = 256  # images that batches are made of
 @dataclass(frozen=True)
 class Row:
     """A candidate on the selection images: its loss, and its time beside the base model in f32, all in the engine.
-    ``accepted`` says whether it kept the limit on the calibration images,
-    None where it was not tested."""
+    ``accepted`` says whether it kept the limit on the calibration images, None where it was not tested."""
 
     name: str
     kind: str
