@@ -73,3 +73,15 @@ def numbers(kind: type, count: int | None = None) -> Unit:
         return values
 
     return Unit(str, read, lambda values: ",".join(f"{value:g}" for value in values))
+
+
+def require_ranges(config: Any, **ranges: tuple[float, float]) -> None:
+    """Refuse a config with a field that is not between the limits given for it.
+
+    Raises:
+        ConfigError: names the field.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise ConfigError(f"{name} must be in {low}..{high}", got=value, remedy=f"change {name}")

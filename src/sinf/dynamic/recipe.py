@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from sinf.errors import ConfigError
 from sinf.machine.sizes import DEFAULT
-from sinf.option import GATES, TRAINING, Option, Seed
+from sinf.option import GATES, TRAINING, Option, Seed, require_ranges
 from sinf.training.recipe import Device
 
 if TYPE_CHECKING:
@@ -104,21 +104,19 @@ class TrainConfig:
         from sinf.machine.memory import Memory
 
         Memory(self.memory)
-        for name, low, high in (
-            ("epochs", 1, 10_000),
-            ("batch", 2, 65_536),
-            ("learning_rate", 1e-8, 100),
-            ("weight_decay", 0, 1),
-            ("momentum", 0, 0.9999),
-            ("complexity", 0, 1e6),
-            ("similarity", 0, 1e6),
-            ("hardness", 1e-3, 1e3),
-            ("ramp", 0, 1),
-            ("updates", 1, 10_000),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"{name} must be in {low}..{high}", got=value, remedy=f"change {name}")
+        require_ranges(
+            self,
+            epochs=(1, 10_000),
+            batch=(2, 65_536),
+            learning_rate=(1e-8, 100),
+            weight_decay=(0, 1),
+            momentum=(0, 0.9999),
+            complexity=(0, 1e6),
+            similarity=(0, 1e6),
+            hardness=(1e-3, 1e3),
+            ramp=(0, 1),
+            updates=(1, 10_000),
+        )
         if self.start not in STARTS:
             raise ConfigError(f"start must be one of {', '.join(STARTS)}", got=self.start)
         import torch

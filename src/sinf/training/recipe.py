@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from sinf.errors import ConfigError
-from sinf.option import TRAINING, Option, Seed
+from sinf.option import TRAINING, Option, Seed, require_ranges
 
 Batch = Annotated[int, Option("Images a step.", TRAINING)]
 LearningRate = Annotated[float, Option("Peak of the one-cycle schedule.", TRAINING)]
@@ -31,19 +30,17 @@ class TrainConfig:
     device: Device = "cpu"
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("epochs", 1, 10_000),
-            ("batch", 2, 65_536),
-            ("learning_rate", 1e-8, 100),
-            ("weight_decay", 0, 1),
-            ("momentum", 0, 0.9999),
-            ("warmup", 0, 0.99),
-            ("average", 0, 0.99999),
-            ("label_smoothing", 0, 0.99),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"{name} must be in {low}..{high}", got=value, remedy=f"change {name}")
+        require_ranges(
+            self,
+            epochs=(1, 10_000),
+            batch=(2, 65_536),
+            learning_rate=(1e-8, 100),
+            weight_decay=(0, 1),
+            momentum=(0, 0.9999),
+            warmup=(0, 0.99),
+            average=(0, 0.99999),
+            label_smoothing=(0, 0.99),
+        )
         from sinf.training.checkpoint import require_device
 
         require_device(self.device)
