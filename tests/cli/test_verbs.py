@@ -289,7 +289,8 @@ def test_one_budget_across_clusters(sinf: Program, data: Path, weights: Path, tm
     words = build_words(data, weights, tmp_path / "out")
     assert "across clusters" in sinf.refused(*words, "--across-clusters", "--ratios", "0.1,0.5")
     sinf(*words, "--across-clusters", "--macs", "0.5", "--weight-cost", "32")
-    assert "Budget(macs=0.5, weight_cost=32.0), one budget for all" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "50 % of the MACs kept, a weight counted as 32, one budget for all" in card
 
 
 @pytest.mark.parametrize("threshold", ["-0.5", "3"])

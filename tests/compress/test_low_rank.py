@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from sinf.compress import low_rank
 from sinf.compress.low_rank import Rank, choose
 from sinf.compress.low_rank import metric as metric_module
+from sinf.compress.prices import Prices
 from sinf.compress.select import Budget, Schedule
 from sinf.data.images import LabelledImages
 from sinf.errors import ConfigError
@@ -139,7 +140,8 @@ def test_with_one_metric_for_all_outputs_it_is_principal_components() -> None:
 def test_no_other_ranks_within_the_budget_lose_less() -> None:
     network, found, _ = seen(Chain)
     known, count = low_rank.metrics(found), network.macs
-    choices = {t: choose._options(t, count, known, 1, 0.0) for t in ("first.0", "second.0", "head")}
+    prices = Prices(Budget(1.0), count)
+    choices = {t: choose._options(t, prices, known, 1) for t in ("first.0", "second.0", "head")}
     whole = sum(options[0].cost for options in choices.values())
     for share in (0.9, 0.6, 0.4):
         ranks = low_rank.choose_ranks(Budget(share), count, known, 1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from sinf.errors import ConfigError
+from sinf.graph.price import LayerTimes
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,25 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Budget:
-    """Fraction of the MACs of a part that may stay.
+    """Fraction of the cost of a part that may stay: of its MACs, or of its time.
 
     ``weight_cost`` counts loading a weight as so many MACs. Without it a budget spares the deep layers, which have few
     MACs and most of the weights; at batch 1, where every weight is loaded for one image, they have most of the time.
+    ``times`` are those of the network's layers where it will run (:func:`sinf.measure.layer_times.layer_times`); then
+    the fraction is one of time, and MACs do not count.
     """
 
     macs: float
     weight_cost: float = 0.0
+    times: LayerTimes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.macs <= 1:
             raise ConfigError("a MAC budget must be in (0, 1]", got=self.macs, remedy="take 0.5 to keep half")
         if not 0 <= self.weight_cost < 1e6:
             raise ConfigError("weight_cost must be in 0..1,000,000", got=self.weight_cost, remedy="take 0 or about 32")
+
+
+def identity(rule: Schedule | Budget) -> dict[str, Any]:
+    """What tells one rule from another, where steps are stored."""
+    return {name: value for name, value in asdict(rule).items() if value is not None}

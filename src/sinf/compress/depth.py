@@ -8,7 +8,7 @@ Fisher information of the branch's output times its covariance, in nats of the s
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from torch import nn
 
 from sinf.compress.compressor import Compressor, Observed, Rule, Run, Scope
 from sinf.compress.low_rank.solve import reconstruct_ranks
+from sinf.compress.prices import Prices
 from sinf.errors import ConfigError
 from sinf.graph.branches import alone_for, may_go, to_sum
 from sinf.graph.delta import Constant, LayerDeltas
@@ -55,10 +56,12 @@ class BlockRemoval(Compressor):
             total, prices, saves = 0.0, {}, {}
             for number, scope in enumerate(scopes):
                 macs, losses = scope.regions[region].macs, observed(scope)
-                by_layer = macs.by_layer(weight_cost=rule.weight_cost)
-                total += scope.share * macs.total(weight_cost=rule.weight_cost)
+                counted, by_layer = Prices(rule, macs), defaultdict[str, float](float)
+                for target, module, price in counted.by_widths():
+                    by_layer[target] += price.at(*module.weight.shape[:2])
+                total += scope.share * (counted.rest + sum(by_layer.values()))
                 for branch in branches(scope):
-                    saved = scope.share * sum(by_layer.get(target, 0) for target in branch.layers)
+                    saved = scope.share * sum(by_layer[target] for target in branch.layers)
                     if saved:
                         prices[number, branch.end] = scope.share * float(losses[f"loss.{branch.end}"]) / saved
                         saves[number, branch.end] = saved

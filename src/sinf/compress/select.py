@@ -12,6 +12,8 @@ from torch import Tensor
 
 from sinf.compress.budget import Budget as Budget
 from sinf.compress.budget import Schedule as Schedule
+from sinf.compress.budget import identity as identity
+from sinf.compress.prices import Prices
 from sinf.errors import ConfigError
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import CoupledGroup
@@ -63,7 +65,7 @@ def select_together(
         ConfigError: no widths are within the budget.
     """
     _require_round_to(round_to)
-    descents = [_Descent(part, round_to, budget.weight_cost) for part in parts]
+    descents = [_Descent(part, round_to, Prices(budget, part.macs)) for part in parts]
 
     def mean() -> float:
         return sum(share * descent.cost for share, descent in zip(shares, descents, strict=True))
@@ -117,14 +119,14 @@ def _least(group: CoupledGroup, importance: Tensor, width: int) -> Tensor:
 
 
 class _Step(NamedTuple):
-    """A group made narrower: its width then, the units (n,) that go, the MACs that this saves, and the importance that
+    """A group made narrower: its width then, the units (n,) that go, the cost that this saves, and the importance that
     is lost for each of them. ``back`` says that a layer would lose everything and gets a unit back: ``keep`` (units,)
     bool is then what stays."""
 
     group: CoupledGroup
     width: int
     going: Tensor
-    saved: int
+    saved: float
     price: float
     back: Tensor | None = None
 
@@ -136,13 +138,13 @@ class _Descent:
     A step is renewed when what it saves may have changed: when another group of the same layers has gone down.
     """
 
-    def __init__(self, part: Candidates, round_to: int, weight_cost: float) -> None:
-        self._part, self._round_to, self._weight_cost = part, round_to, weight_cost
+    def __init__(self, part: Candidates, round_to: int, prices: Prices) -> None:
+        self._part, self._round_to, self._rest = part, round_to, prices.rest
         self.widths = {group.name: group.size for group in part.groups}
         self._keep = part.keep.clone()
-        self._places = Positions(part.macs.coupling, part.macs.nodes, weight_cost)
+        self._places = Positions(part.macs.coupling, prices.by_widths())
         self._channels = self._places.count(torch.nonzero(self._keep).flatten())  # of every slot, that stay
-        self.cost = part.macs.products + self._places.cost(self._channels)
+        self.cost = prices.rest + self._places.cost(self._channels)
         self._layers = {g.name: self._places.layers_at(self._places.count(g.units)) for g in part.groups}
         self._order = {
             g.name: torch.argsort(part.importance[g.name], descending=True, stable=True) for g in part.groups
@@ -196,7 +198,7 @@ class _Descent:
                 trial[going] = False
                 back = _never_empty(trial, self._part)
                 channels = self._places.count(torch.nonzero(back).flatten())
-            saved = self.cost - self._part.macs.products - self._places.cost(channels)
+            saved = self.cost - self._rest - self._places.cost(channels)
             if saved > 0:
                 curve = self._lost[group.name]
                 lost = float(curve[group.size - width] - curve[group.size - self.widths[group.name]])

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from sinf.graph.coupling import Coupling, Slot
+from sinf.graph.price import Widths
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,20 +26,20 @@ _NONE = -1  # instead of a slot
 class Positions:
     """Where every unit is: ``slots`` S are all that layers and parameters read and write.
 
-    ``nodes`` are (target, layer, positions of its output times those of its kernel), as ``MacCount`` has them;
-    ``weight_cost`` is what a weight counts for in MACs.
+    ``layers`` are (target, layer, what it costs by its widths), one for every call.
     """
 
-    def __init__(self, coupling: Coupling, nodes: Iterable[tuple[str, nn.Module, int]], weight_cost: float) -> None:
+    def __init__(self, coupling: Coupling, layers: Iterable[tuple[str, nn.Module, Widths]]) -> None:
         slots = (*coupling.reads.values(), *coupling.writes.values())
         reads = {target: number for number, target in enumerate(coupling.reads)}
         writes = {target: len(reads) + number for number, target in enumerate(coupling.writes)}
         self.slots = len(slots)
         self._start, self._slot = _by_unit(coupling.units, slots)
-        rows = [_row(target, layer, size, reads, writes, coupling, weight_cost) for target, layer, size in nodes]
-        columns = list(zip(*rows, strict=True)) or [()] * 6
-        self._price, self._out, self._into, self._repeat = (np.array(c, dtype=np.float64) for c in columns[:4])
-        self._written, self._read = (np.array(c, dtype=np.int64) for c in columns[4:])
+        rows = [_row(target, layer, price, reads, writes, coupling) for target, layer, price in layers]
+        columns = list(zip(*rows, strict=True)) or [()] * 9
+        numbers = (np.array(column, dtype=np.float64) for column in columns[:7])
+        self._fixed, self._by_out, self._by_into, self._by_pair, self._out, self._into, self._repeat = numbers
+        self._written, self._read = (np.array(c, dtype=np.int64) for c in columns[7:])
 
     def count(self, units: Tensor) -> Integers:
         """``(S,)`` how many channels of each slot belong to ``units`` (n,)."""
@@ -48,12 +49,12 @@ class Positions:
         entries = np.repeat(first - np.cumsum(lengths) + lengths, lengths) + np.arange(int(lengths.sum()))
         return np.bincount(self._slot[entries], minlength=self.slots)
 
-    def cost(self, widths: Integers) -> int:
+    def cost(self, widths: Integers) -> float:
         """What all layers cost together when slots have ``widths`` (S,)."""
         padded = np.append(widths, 0)  # for those without a slot
         out = np.where(self._written == _NONE, self._out, padded[self._written])
         into = np.where(self._read == _NONE, self._into, padded[self._read] * self._repeat)
-        return int((self._price * out * into).astype(np.int64).sum())
+        return float((self._fixed + self._by_out * out + self._by_into * into + self._by_pair * out * into).sum())
 
     def layers_at(self, counts: Integers) -> NDArray[np.bool_]:
         """``(layers,)`` whether the cost of a layer depends on a slot where ``counts`` (S,) is not zero."""
@@ -71,18 +72,12 @@ def _by_unit(units: int, slots: tuple[Slot, ...]) -> tuple[Integers, Integers]:
 
 
 def _row(
-    target: str,
-    layer: nn.Module,
-    size: int,
-    reads: dict[str, int],
-    writes: dict[str, int],
-    coupling: Coupling,
-    weight_cost: float,
-) -> tuple[float, float, float, float, int, int]:
-    """Of one layer: price of a pair of channels, widths out and in, repeats, slots written and read."""
+    target: str, layer: nn.Module, price: Widths, reads: dict[str, int], writes: dict[str, int], coupling: Coupling
+) -> tuple[float, float, float, float, float, float, float, int, int]:
+    """Of one call: its price by widths, widths out and in, repeats, slots written and read."""
     out, into = layer.weight.shape[:2]
-    price = size + weight_cost * layer.weight[0, 0].numel()
+    by_widths = price.fixed, price.out, price.into, price.pair
     if target not in writes or target not in reads:
-        return price, out, into, 1, _NONE, _NONE
+        return *by_widths, out, into, 1, _NONE, _NONE
     full = getattr(layer, "groups", 1) == 1
-    return price, out, into, coupling.reads[target].repeat, writes[target], reads[target] if full else _NONE
+    return *by_widths, out, into, coupling.reads[target].repeat, writes[target], reads[target] if full else _NONE

@@ -32,6 +32,7 @@ from sinf.measure.estimate import Estimate, Pace, build_time
 from sinf.models import BaseModel
 from sinf.pipelines.build_config import BuildConfig
 from sinf.pipelines.calibration import part_images, set_thresholds, tail_costs
+from sinf.pipelines.prune_config import describe
 from sinf.pipelines.route_images import RouteImages
 from sinf.pipelines.subgraphs import Subgraphs
 from sinf.pipelines.whole import EXTRACTOR, TAIL, WHOLE, whole_scope
@@ -192,6 +193,8 @@ class _Build:
                 "reconstruct_bytes",
             )
         }
+        if config.times is not None:
+            self.compaction["times"] = config.times
 
     def expected(self) -> Estimate:
         """How long all steps take, where none is stored."""
@@ -234,7 +237,7 @@ class _Build:
 
     def _provenance(self) -> dict[str, str]:
         config = self.config
-        rule = f"{config.subgraph}{', one budget for all' if config.across_clusters else ''}"
+        rule = f"{describe(config.subgraph)}{', one budget for all' if config.across_clusters else ''}"
         return self.compressor.describe() | {"seed": str(config.seed), "subgraphs": rule}
 
     # ---- steps
@@ -245,7 +248,9 @@ class _Build:
         if config.extractor == config.fallback == config.common == 1:
             return Part(network.coupling.keep_all()), Part(network.coupling.keep_all())
         shares = ((config.common, WHOLE), (config.extractor, EXTRACTOR), (config.fallback, TAIL))
-        rules: list[Rule] = [(Budget(share, config.weight_cost), region) for share, region in shares if share < 1]
+        rules: list[Rule] = [
+            (Budget(share, config.weight_cost, config.times), region) for share, region in shares if share < 1
+        ]
 
         def compute() -> Tensors:
             scope = whole_scope(

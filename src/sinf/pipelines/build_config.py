@@ -8,6 +8,7 @@ from typing import Annotated
 from sinf.compress.budget import Budget, Schedule
 from sinf.criteria import best_criterion, make_criterion
 from sinf.errors import ConfigError
+from sinf.graph.price import LayerTimes
 from sinf.graph.weight_cost import WEIGHT_COST
 from sinf.machine.sizes import DEFAULT
 from sinf.option import COMPRESSION, RUN, Option, Seed, numbers
@@ -26,6 +27,7 @@ class BuildConfig:
         criterion: None for the one that loses least with, or without, reconstruction.
         subgraph: rule for the subgraphs of the clusters: a ``Schedule`` of ratios or a ``Budget`` of MACs.
         weight_cost: MACs that loading a weight counts for in the budgets of extractor and full tail (see ``Budget``).
+        times: of the base model's layers where the bundle will run; then those budgets are of time.
         max_loss: a fraction (0.01 is one point).
         choices: the guarantee of each is corrected for it (see :func:`sinf.routing.threshold.choose_threshold`).
         route_draws: above five views of an image, parts of images are exchanged too.
@@ -57,6 +59,7 @@ class BuildConfig:
         float, Option("Instead of those two: one budget for both, spent where it costs least.", COMPRESSION)
     ] = 1.0
     weight_cost: float = WEIGHT_COST
+    times: LayerTimes | None = None
     reconstruct: Reconstruct = True
     router: RouterConfig = field(default_factory=RouterConfig)
     max_loss: MaxLoss = 0.01

@@ -22,7 +22,7 @@ from torch import Tensor, fx
 
 from sinf.compress.methods import make_compressor
 from sinf.compress.recalibrate import recalibrate
-from sinf.compress.select import Budget, Schedule
+from sinf.compress.select import Budget, Schedule, identity
 from sinf.data.images import BATCH, LabelledImages
 from sinf.errors import ConfigError, DataWarning, DoesNotPayError, VerificationError
 from sinf.graph.network import Network
@@ -294,7 +294,7 @@ class _Pruning:
             "weights": self._weights_hash,
             "images": self.images.fingerprint(),
             "method": method.name,
-            "rule": {"kind": type(rule).__name__, **asdict(rule)},
+            "rule": {"kind": type(rule).__name__, **identity(rule)},
             "options": {
                 name: getattr(config, name)
                 for name in ("criterion_name", "reconstruct", "round_to", "reconstruct_bytes", "seed")

@@ -173,6 +173,8 @@ def describe(rule: Schedule | Budget | LatencyBudget | None) -> str:
         return f"{100 * rule.first:g} % of the channels removed"
     if isinstance(rule, LatencyBudget):
         return f"{100 * rule.time:g} % of the time kept"
+    if rule.times is not None:
+        return f"{100 * rule.macs:.3g} % of the time in {rule.times.where} kept"
     cost = f", a weight counted as {rule.weight_cost:g}" if rule.weight_cost else ""
     return f"{100 * rule.macs:.3g} % of the MACs kept{cost}"
 

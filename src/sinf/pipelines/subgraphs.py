@@ -6,14 +6,14 @@ A budget is each subgraph's own, or one for all of them, spent in the layer and 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sinf.compress.compressor import Compression, Compressor, Region, Run, Scope
-from sinf.compress.select import Budget, Schedule
+from sinf.compress.select import Budget, Schedule, identity
 from sinf.compress.side_by_side import Chosen
 from sinf.data.clusters import Clusters
 from sinf.data.images import BATCH, LabelledImages
@@ -56,7 +56,7 @@ class Subgraphs:
         the last."""
         network, run, total = self.network, self.run, len(self.clusters)
         quiet = replace(run, progress=lambda step, done, total: None)  # a cluster is one step of the progress
-        depends = self.compaction | {"rule": type(self.rule).__name__, **asdict(self.rule)}
+        depends = self.compaction | {"rule": type(self.rule).__name__, **identity(self.rule)}
         if self.together:
             depends |= {"clusters": self.clusters.members}
         scopes = [self._scope(cluster, common) for cluster in range(total)]

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from sinf.compress.low_rank.metric import Metric
+from sinf.compress.prices import Prices
 from sinf.compress.select import Budget
 from sinf.errors import ConfigError
 from sinf.graph.cost import MacCount
 from sinf.graph.delta import can_factor
+from sinf.graph.price import Line
 
 _PARTS = 1 << 14  # of what a budget has above the least that must stay
 
@@ -56,11 +58,13 @@ def choose_ranks_together(
     if round_to < 1:
         raise ConfigError("round_to must be at least 1", got=round_to, remedy="take 8")
     options: dict[tuple[int, str], list[_Choice]] = {}
+    fixed = 0.0
     for part, ((count, known), share) in enumerate(zip(parts, shares, strict=True)):
-        for target in _targets(count):
-            choices = _options(target, count, known, round_to, budget.weight_cost)
+        prices = Prices(budget, count)
+        fixed += share * prices.rest
+        for target in prices.targets():
+            choices = _options(target, prices, known, round_to)
             options[part, target] = [_Choice(c.rank, share * c.loss, share * c.cost) for c in choices]
-    fixed = sum(share * count.products for (count, _), share in zip(parts, shares, strict=True))
     whole = fixed + sum(choices[0].cost for choices in options.values())
     least = fixed + sum(min(choice.cost for choice in choices) for choices in options.values())
     if budget.macs == 1:
@@ -107,34 +111,24 @@ def _cheapest(options: list[list[_Choice]], most: float) -> list[_Choice]:
     return chosen[::-1]
 
 
-def _targets(count: MacCount) -> list[str]:
-    return list(dict.fromkeys(target for target, _, _ in count.nodes))
-
-
-def _options(
-    target: str, count: MacCount, known: dict[str, Metric], round_to: int, weight_cost: float
-) -> list[_Choice]:
-    calls = [(module, positions) for name, module, positions in count.nodes if name == target]
-    module = calls[0][0]
-    out, into = module.weight.shape[:2]
-    kernel = module.weight[0, 0].numel()
-    weights = weight_cost * len(calls)
-    places = sum(positions // kernel for _, positions in calls) + weights  # positions of outputs
-    whole = places * out * into * kernel
-    choices = [_Choice(None, 0.0, whole)]
-    if target not in known or not can_factor(module):
+def _options(target: str, prices: Prices, known: dict[str, Metric], round_to: int) -> list[_Choice]:
+    metric, module = known.get(target), prices.module(target)
+    ways = prices.ways(target, 0.0 if metric is None else metric.kernel_row_positions)
+    choices = [_Choice(None, 0.0, ways.whole)]
+    if metric is None or not can_factor(module):
         return choices
-    metric = known[target]
 
-    def offer(values: Tensor, each: float, most: int, separable: bool) -> None:
+    def offer(values: Tensor, line: Line | None, most: int, separable: bool) -> None:
+        if line is None:
+            return
         dropped = values.sum() - values.cumsum(0)
         for rank in range(round_to, most + 1, round_to):
-            if each * rank < whole:
-                choices.append(_Choice(Rank(rank, separable), 0.5 * float(dropped[rank - 1]), each * rank))
+            if (cost := line.at(rank)) < ways.whole:
+                choices.append(_Choice(Rank(rank, separable), 0.5 * float(dropped[rank - 1]), cost))
 
-    offer(metric.values, places * (into * kernel + out), out, separable=False)
+    out, into = module.weight.shape[:2]
+    offer(metric.values, ways.channels, out, separable=False)
     if len(metric.kernel_rows):
         rows, columns = module.weight.shape[2:]
-        each = (metric.kernel_row_positions + weights) * into * columns + places * out * rows
-        offer(metric.kernel_rows, each, min(into * columns, out * rows), separable=True)
+        offer(metric.kernel_rows, ways.separable, min(into * columns, out * rows), separable=True)
     return choices

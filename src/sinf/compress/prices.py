@@ -1,0 +1,73 @@
+"""What a budget counts: MACs of layers, or their measured time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+from sinf.compress.budget import Budget
+from sinf.graph.cost import MacCount
+from sinf.graph.price import Line, Price, Widths
+
+
+class Ways(NamedTuple):
+    """What all calls of a layer cost: as it is, and by the channels between the two that it may become."""
+
+    whole: float
+    channels: Line | None
+    separable: Line | None
+
+
+class Prices:
+    """Of the layers of a network or of a part of it, by a budget. ``rest`` is what costs, and no compressor makes
+    smaller: products of values by values, or the time of all that is no layer."""
+
+    def __init__(self, budget: Budget, count: MacCount) -> None:
+        self._weight_cost, self._count, self._times = budget.weight_cost, count, budget.times
+        self._measured = {} if budget.times is None else dict(budget.times.layers)
+        if self._times is None:
+            self.rest = float(count.products)
+        else:  # of a part, as much of the rest as it has of the layers
+            ours = sum(price.at(*module.weight.shape[:2]) for _, module, price in self.by_widths())
+            self.rest = (self._times.total - self._times.in_layers) * ours / (self._times.in_layers or 1.0)
+
+    def by_widths(self) -> list[tuple[str, nn.Module, Widths]]:
+        """Every call of a layer, and what it costs by its widths."""
+        return [(target, module, self._widths(target, module, places)) for target, module, places in self._count.nodes]
+
+    def targets(self) -> list[str]:
+        return list(dict.fromkeys(target for target, _, _ in self._count.nodes))
+
+    def module(self, target: str) -> nn.Module:
+        return next(module for name, module, _ in self._count.nodes if name == target)
+
+    def ways(self, target: str, kernel_row_positions: float) -> Ways:
+        """``kernel_row_positions`` is how many rows of a separable kernel read an image."""
+        calls = [(module, places) for name, module, places in self._count.nodes if name == target]
+        module = calls[0][0]
+        if self._times is None:
+            places = sum(positions // module.weight[0, 0].numel() for _, positions in calls)
+            price = self._counted(module, places, len(calls) * self._weight_cost, kernel_row_positions)
+            return Ways(price.widths.at(*module.weight.shape[:2]), price.channels, price.separable)
+        price = self._measured.get(target, Price(Widths()))
+        channels, separable = (
+            line and Line(len(calls) * line.fixed, len(calls) * line.each) for line in (price.channels, price.separable)
+        )
+        return Ways(len(calls) * price.widths.at(*module.weight.shape[:2]), channels, separable)
+
+    def _widths(self, target: str, module: nn.Module, positions: int) -> Widths:
+        if self._times is None:
+            return Widths(pair=positions + self._weight_cost * module.weight[0, 0].numel())
+        return self._measured.get(target, Price(Widths())).widths
+
+    @staticmethod
+    def _counted(module: nn.Module, places: float, weights: float, kernel_row_positions: float) -> Price:
+        """For ``places`` outputs; loading all weights counts as ``weights`` more of them."""
+        (out, into), kernel = module.weight.shape[:2], module.weight[0, 0].numel()
+        places += weights
+        separable = None
+        if module.weight.ndim == 4:
+            rows, columns = module.weight.shape[2:]
+            separable = Line(0.0, (kernel_row_positions + weights) * into * columns + places * out * rows)
+        return Price(Widths(pair=places * kernel), Line(0.0, places * (into * kernel + out)), separable)

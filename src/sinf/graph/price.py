@@ -1,0 +1,58 @@
+"""What layers cost at any width and rank: counted in MACs, or measured where they will run. No torch here: options hold
+times.
+
+Both are of one form: bilinear in the widths of a layer, and linear in the channels between the two that it may become.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Line:
+    """``fixed + each * rank``."""
+
+    fixed: float
+    each: float
+
+    def at(self, rank: float) -> float:
+        return self.fixed + self.each * rank
+
+
+@dataclass(frozen=True)
+class Widths:
+    """``fixed + out * o + into * i + pair * o * i`` for o outputs and i inputs (of a group)."""
+
+    fixed: float = 0.0
+    out: float = 0.0
+    into: float = 0.0
+    pair: float = 0.0
+
+    def at(self, out: float, into: float) -> float:
+        return self.fixed + self.out * out + self.into * into + self.pair * out * into
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of one call of a layer: by its widths, and as two layers through channels or separable ones, None where it cannot
+    become these."""
+
+    widths: Widths
+    channels: Line | None = None
+    separable: Line | None = None
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """Milliseconds of the layers of one network ``where`` they will run (engine, precision, batch, threads).
+
+    Attributes:
+        total: of the network as it is, and ``in_layers`` of all its calls of layers.
+        layers: prices by target, of one call each.
+    """
+
+    where: str
+    total: float
+    in_layers: float
+    layers: tuple[tuple[str, Price], ...]

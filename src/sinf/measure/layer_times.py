@@ -1,0 +1,267 @@
+"""How long the layers of a network take where it will run, at any width and rank: what budgets in time are made of.
+
+Layers of one kind (kernel, stride, place) are timed in small networks of their own, at two widths each way; between and
+beyond these time is taken to be bilinear, which is a few per cent off for layers of usual widths. A layer that becomes
+two is the sum of both. So a dozen kinds tell of every network that could be made of a network.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from sinf.engine.engines import native
+from sinf.engine.network_engine import open_network
+from sinf.graph.delta import can_factor
+from sinf.graph.price import LayerTimes, Line, Price, Widths
+from sinf.graph.trace import layer
+from sinf.measure.timing import Progress, pinned_threads
+
+ROUNDS, RUNS = 5, 20  # of every probe, in turns
+_LEAST = 8  # channels
+_SMALL = 1 / 4  # of the most channels of a kind: the smaller of the two widths that are timed
+_STEM = 8  # channels before the layer that is timed, which so reads what another layer wrote
+_RANGES = 4  # images
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Layers that differ in their widths alone. ``size`` is that of the map that they read; linear layers have no
+    kernel, and as size how many vectors they read of an image, where it is not one."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    size: tuple[int, ...]
+    alone: bool = False  # every channel of its own: as many outputs as inputs
+
+    @staticmethod
+    def of(module: nn.Module, shape: tuple[int, ...]) -> _Kind | None:
+        """None of a layer that is not timed: grouped, in one dimension or three, or padded otherwise than by zeros."""
+        if isinstance(module, nn.Linear):
+            return _Kind((), (), (), (), (math.prod(shape[1:-1]),) if len(shape) > 2 else ())
+        if not isinstance(module, nn.Conv2d) or isinstance(module.padding, str) or module.padding_mode != "zeros":
+            return None
+        alone = module.groups == module.in_channels == module.out_channels
+        if module.groups > 1 and not alone:
+            return None
+        return _Kind(
+            module.kernel_size, module.stride, module.padding, module.dilation, tuple(shape[2:]), alone
+        )  # fmt: skip
+
+    def made(self, out: int, into: int) -> nn.Module:
+        if not self.kernel:
+            return nn.Linear(into, out)
+        return nn.Conv2d(
+            into, out, self.kernel, self.stride, self.padding, self.dilation, groups=into if self.alone else 1
+        )  # fmt: skip
+
+    def written(self) -> tuple[int, ...]:
+        """The size of what such layers write."""
+        return tuple(self.made(1, 1)(torch.zeros(1, 1, *self.size)).shape[2:])
+
+    def halves(self) -> tuple[_Kind, _Kind, _Kind, _Kind]:
+        """The two layers through channels, and the two separable ones (the same twice where there are none such)."""
+        if not self.kernel:
+            return self, self, self, self
+        (rows, columns), (down, across), (top, left), (deep, wide) = (
+            self.kernel, self.stride, self.padding, self.dilation,
+        )  # fmt: skip
+        expand = _Kind((1, 1), (1, 1), (0, 0), (1, 1), self.written())
+        first = _Kind((1, columns), (1, across), (0, left), (1, wide), self.size)
+        second = _Kind((rows, 1), (down, 1), (top, 0), (deep, 1), first.written())
+        return self, expand, first, second
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A network of one layer of a kind between a stem and a head, or of the stem and head alone."""
+
+    kind: _Kind
+    out: int
+    into: int
+    bare: bool = False
+
+    def network(self) -> nn.Module:
+        before = nn.Conv2d(_STEM, self.into, 1) if len(self.kind.size) == 2 else nn.Linear(_STEM, self.into)
+        layers = [before] if self.bare else [before, nn.ReLU(), self.kind.made(self.out, self.into)]
+        return _Between(layers, len(self.kind.size), self.into if self.bare else self.out).eval()
+
+    @property
+    def stem(self) -> _Probe:
+        return _Probe(_Kind((), (), (), (), self.kind.size), 0, self.into, bare=True)
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        down, across = (*self.kind.size, 1, 1)[:2]
+        return _STEM, down, across
+
+
+class _Between(nn.Module):
+    """``(B, C, H, W)`` as maps, as vectors of an image or as one, through layers and a rectifier to two logits."""
+
+    def __init__(self, layers: list[nn.Module], dimensions: int, width: int) -> None:
+        super().__init__()
+        self.layers, self.head, self.dimensions = nn.Sequential(*layers, nn.ReLU()), nn.Linear(width, 2), dimensions
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.dimensions == 1:
+            x = x.flatten(2).transpose(1, 2)
+        x = self.layers(x if self.dimensions else x.flatten(1))
+        return self.head(x.mean((2, 3)) if x.ndim == 4 else x.mean(1) if x.ndim == 3 else x)
+
+
+def layer_times(
+    graph: fx.GraphModule,
+    run: Callable[[Tensor], Any],
+    size: tuple[int, int, int],
+    engine: str,
+    *,
+    precision: str = "f32",
+    batch: int = 1,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> LayerTimes:
+    """Time the kinds of layers of ``graph``, whose nodes know their shapes, and the whole network ``run`` on images of
+    ``size``, all in turns.
+
+    Raises:
+        ConfigError: there is no such engine, or it has no such precision.
+        DependencyError: its package is missing.
+    """
+    calls = list(_calls(graph))
+    probes = list(dict.fromkeys(_probes(calls)))
+    probes += list(dict.fromkeys(probe.stem for probe in probes))
+    images = torch.randn(batch, *size, generator=torch.Generator().manual_seed(0))
+    running: dict[_Probe | None, tuple[Callable[[Any], Any], Any]] = {None: (run, images)}
+    for number, probe in enumerate(probes):
+        running[probe] = _opened(probe, engine, precision, batch, threads)
+        if progress is not None:
+            progress(number + 1, len(probes))
+    timed = _in_turns(running, threads)
+    alone = {probe: max(0.0, timed[probe] - timed[probe.stem]) for probe in probes if not probe.bare}
+    kinds = {kind: _bilinear(kind, alone) for kind in dict.fromkeys(probe.kind for probe in alone)}
+    layers = {target: _price(module, kind, kinds) for target, module, kind in calls}
+    in_layers = sum(layers[target].widths.at(*module.weight.shape[:2]) for target, module, _ in calls)
+    where = f"{engine} {precision}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
+    return LayerTimes(where, timed[None], in_layers, tuple(layers.items()))
+
+
+def _calls(graph: fx.GraphModule) -> Iterator[tuple[str, nn.Module, _Kind]]:
+    for node in graph.graph.nodes:
+        if node.op != "call_module" or node.meta.get("shape") is None:
+            continue
+        module, read = layer(graph, node), node.all_input_nodes[0].meta.get("shape")
+        kind = None if read is None else _Kind.of(module, read)
+        if kind is not None:
+            yield str(node.target), module, kind
+
+
+def _probes(calls: list[tuple[str, nn.Module, _Kind]]) -> Iterator[_Probe]:
+    """At a small and at the largest width each way, of every kind that is there or could come."""
+    widest: dict[_Kind, tuple[int, int]] = {}
+
+    def note(kind: _Kind, out: int, into: int) -> None:
+        before = widest.get(kind, (0, 0))
+        widest[kind] = max(before[0], out), max(before[1], into)
+
+    for _, module, kind in calls:
+        out, into = module.weight.shape[:2]
+        note(kind, out, into)
+        if can_factor(module) and not kind.alone:
+            whole, expand, first, second = kind.halves()
+            note(whole, out, into)
+            note(expand, out, out)
+            if len(kind.kernel) == 2 and min(kind.kernel) > 1:
+                note(first, out, into)
+                note(second, out, out)
+    for kind, (out, into) in widest.items():
+        if kind.alone:
+            yield from (_Probe(kind, width, width) for width in _ends(out))
+        else:
+            yield from (_Probe(kind, o, i) for o in _ends(out) for i in _ends(into))
+
+
+def _ends(most: int) -> tuple[int, ...]:
+    """A small width and the largest; one alone where these would be the same."""
+    small = max(_LEAST, int(_SMALL * most) // _LEAST * _LEAST)
+    return (small, most) if small < most else (most,)
+
+
+def _opened(probe: _Probe, engine: str, precision: str, batch: int, threads: int) -> tuple[Callable[[Any], Any], Any]:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(max(batch, _RANGES), *probe.input_size, generator=draw)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = probe.network()
+    opened = open_network(
+        network, probe.input_size, engine, threads=threads, precision=precision, calibration=x[:_RANGES]
+    )
+    return opened, native(engine, x[:batch])
+
+
+@torch.no_grad()
+def _in_turns(
+    running: dict[_Probe | None, tuple[Callable[[Any], Any], Any]], threads: int
+) -> dict[_Probe | None, float]:
+    """The median of all runs, in milliseconds: a few of each in a round, which what slows the machine slows alike."""
+    times: dict[_Probe | None, list[float]] = {probe: [] for probe in running}
+    with pinned_threads(threads):
+        for turn in range(-1, ROUNDS):  # the first warms up
+            for probe, (run, x) in running.items():
+                for _ in range(RUNS):
+                    start = time.perf_counter()
+                    run(x)
+                    if turn >= 0:
+                        times[probe].append(1000 * (time.perf_counter() - start))
+    return {probe: median(found) for probe, found in times.items()}
+
+
+def _bilinear(kind: _Kind, alone: dict[_Probe, float]) -> Widths:
+    """Through what was timed of a kind, at one, two or four pairs of widths."""
+    found = {(probe.out, probe.into): value for probe, value in alone.items() if probe.kind == kind}
+    outs, intos = (sorted({pair[side] for pair in found}) for side in (0, 1))
+    if kind.alone:
+        return _rising(outs[0], outs[-1], found[outs[0], outs[0]], found[outs[-1], outs[-1]])
+    (o, most_o), (i, most_i) = (outs[0], outs[-1]), (intos[0], intos[-1])
+    at_small, at_most = (
+        _rising(o, most_o, found[o, into], found[most_o, into]) for into in (i, most_i)
+    )  # lines over outputs, at the few and at the most inputs
+    if most_i == i:
+        return at_most
+    into = (at_most.fixed - at_small.fixed) / (most_i - i)
+    pair = (at_most.out - at_small.out) / (most_i - i)
+    return Widths(at_most.fixed - into * most_i, at_most.out - pair * most_i, into, pair)
+
+
+def _rising(first: float, last: float, at_first: float, at_last: float) -> Widths:
+    """The line over outputs through two points; what is timed falling does not depend on the outputs."""
+    each = max(0.0, (at_last - at_first) / (last - first)) if last > first else 0.0
+    return Widths(at_last - each * last, each)
+
+
+def _price(module: nn.Module, kind: _Kind, kinds: dict[_Kind, Widths]) -> Price:
+    own, (out, into) = kinds[kind], module.weight.shape[:2]
+    if kind.alone:
+        return Price(own)
+    if not can_factor(module):
+        return Price(own)
+    whole, expand, first, second = kind.halves()
+    channels = _pair(kinds[whole], kinds[expand], out, into)
+    if len(kind.kernel) != 2 or min(kind.kernel) == 1:
+        return Price(own, channels)
+    return Price(own, channels, _pair(kinds[first], kinds[second], out, into))
+
+
+def _pair(first: Widths, second: Widths, out: int, into: int) -> Line:
+    """Of two layers, by the channels between them."""
+    fixed = first.fixed + first.into * into + second.fixed + second.out * out
+    return Line(fixed, first.out + first.pair * into + second.into + second.pair * out)
