@@ -27,6 +27,7 @@ from sinf.pipelines.comparison import Size
 from sinf.pipelines.prune import LatencyBudget, PruneConfig, prune
 from sinf.statistics import Fisher, OutputMoments, SiteStatistics, Statistics, collect
 from sinf.statistics.kernel_rows import has_kernel_rows, kernel_rows_of
+from times import like_macs
 from tiny import CLASSES, COLOUR, Chain, Depthwise, Mixed, randomise, traced
 
 
@@ -212,7 +213,9 @@ def test_a_budget_of_time(
     def fake(theirs: nn.Module, ours: nn.Module, x: Tensor, **options: object) -> Times:
         return Times(*(sum(p.numel() for p in m.parameters()) for m in (ours, theirs)))
 
-    monkeypatch.setattr("sinf.pipelines.prune.latency", fake)
+    monkeypatch.setattr("sinf.pipelines.latency_budget.latency", fake)
+    monkeypatch.setattr("sinf.pipelines.latency_budget.layer_times", lambda graph, *_, **__: like_macs(graph))
+    monkeypatch.setattr("sinf.pipelines.latency_budget.open_network", lambda network, *_, **__: network)
     plain = prune(base, tiny_images, replace(CONFIG, rule=LatencyBudget(0.8), reconstruct=False), tmp_path)
     assert 0.5 < Size.of(plain).parameters / Size.of(base).parameters < 0.85
 

@@ -23,6 +23,7 @@ from sinf.errors import ConfigError, ModelError, StorageError
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import couple
 from sinf.graph.network import Network
+from sinf.graph.price import LayerTimes
 from sinf.graph.slice import slice_graph
 from sinf.graph.trace import trace
 from sinf.measure.timing import interleaved
@@ -30,10 +31,12 @@ from sinf.models import BaseModel, ModelSpec, load_model, load_spec
 from sinf.models import plain as plain_module
 from sinf.models.to_plain import make_plain, to_plain
 from sinf.pipelines import comparison as pruned_module
-from sinf.pipelines import prune as pruning
+from sinf.pipelines import latency_budget
 from sinf.pipelines.comparison import Size, check_target, compare, save
 from sinf.pipelines.prune import LatencyBudget, PruneConfig, prune
+from sinf.pipelines.prune_config import describe
 from sinf.training.train import TrainConfig
+from times import like_macs
 from tiny import COLOUR, NETWORKS, Attention, random_keep, randomise, traced
 
 CONFIG = PruneConfig(Budget(0.5), "channels", limits=None, images=36)
@@ -175,12 +178,44 @@ def test_a_latency_budget_finds_the_largest_network_in_time(
         graph = trace(after, base.spec.preprocessing)
         return Times((MacCount(graph, couple(graph, free_output=True)).total() / whole) ** 0.5)
 
-    monkeypatch.setattr(pruning, "latency", measured)
-    config = replace(CONFIG, rule=LatencyBudget(0.7, weight_cost=0), round_to=4, reconstruct=False)
+    monkeypatch.setattr(latency_budget, "latency", measured)
+    monkeypatch.setattr(latency_budget, "layer_times", lambda graph, *_, **__: like_macs(graph))
+    monkeypatch.setattr(latency_budget, "open_network", lambda network, *_, **__: network)
+    config = replace(CONFIG, rule=LatencyBudget(0.7), round_to=4, reconstruct=False)
     made = prune(base, tiny_images, config, tmp_path)
     assert 0.4 < Size.of(made).macs / whole <= 0.49
     with pytest.raises(ConfigError, match="within reach"):
-        prune(base, tiny_images, replace(config, rule=LatencyBudget(0.02, weight_cost=0)), tmp_path)
+        prune(base, tiny_images, replace(config, rule=LatencyBudget(0.02)), tmp_path)
+
+
+def test_a_latency_budget_where_the_network_will_run(
+    base: BaseModel, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers and whole networks are timed in the engine and precision, with the threads and the batch, that are asked
+    for; the budget that comes out names them."""
+    opened: list[tuple[object, ...]] = []
+
+    def fake(
+        network: nn.Module, size: tuple[int, ...], engine: str, *, calibration: object, **options: object
+    ) -> object:
+        opened.append((engine, *options.values()))
+        return network
+
+    def times(graph: nn.Module, run: object, size: object, engine: str, *, batch: int, **options: object) -> LayerTimes:
+        opened.append((engine, *(options[name] for name in ("threads", "precision")), batch))
+        return replace(like_macs(graph), where="there")
+
+    monkeypatch.setattr(latency_budget, "open_network", fake)
+    monkeypatch.setattr(latency_budget, "layer_times", times)
+    monkeypatch.setattr(latency_budget, "latency", lambda before, after, *_, **__: Halved())
+    target = LatencyBudget(0.7, threads=2, engine="onnxruntime", precision="int8", batch=8)
+    made = prune(base, tiny_images, replace(CONFIG, rule=target, round_to=4, reconstruct=False), tmp_path)
+    assert set(opened) == {("onnxruntime", 2, "int8"), ("onnxruntime", 2, "int8", 8)}
+    assert describe(made.rule).endswith("of the time in there kept")
+
+
+class Halved:
+    median, base_median = 0.5, 1.0
 
 
 @pytest.mark.parametrize("value", [0, 1, -1, 2])

@@ -31,14 +31,15 @@ from sinf.graph.trace import trace
 from sinf.machine.memory import Memory, Notice, activations, near, weight_bytes
 from sinf.measure.delivery import ExpectedLoss, Limits, answers_of, describe_times, hold_out, is_faster, time_beside
 from sinf.measure.estimate import Estimate, Pace, prune_time
-from sinf.measure.timing import Latency, latency
+from sinf.measure.timing import Latency
 from sinf.models import BaseModel, ModelSpec, load_spec
 from sinf.models.load import PLAIN
 from sinf.models.to_plain import to_plain
+from sinf.pipelines.latency_budget import budget_within
 from sinf.pipelines.prune_config import LatencyBudget as LatencyBudget
 from sinf.pipelines.prune_config import PruneConfig as PruneConfig
 from sinf.pipelines.prune_config import describe, require_no_labels
-from sinf.pipelines.prune_search import TRIALS, each, fastest, largest_in_time, raised, smallest_budget
+from sinf.pipelines.prune_search import TRIALS, each, fastest, raised, smallest_budget
 from sinf.pipelines.pruned import Pruned as Pruned
 from sinf.pipelines.whole import Method, Source
 from sinf.storage.files import hash_tensors
@@ -198,7 +199,10 @@ class _Pruning:
 
     def _rule(self, method: Method, rule: Schedule | Budget | LatencyBudget) -> Schedule | Budget:
         if isinstance(rule, LatencyBudget):
-            return self._within_time(rule, method)
+            return budget_within(
+                rule, self.network.graph, lambda each: method.graph(method.tensors(each, reconstruct=False)),
+                self._first(200), self._reporter,
+            )  # fmt: skip
         if len(self.methods) > 1:
             self._trial(method, rule)  # whether it is within reach
         return rule
@@ -244,19 +248,6 @@ class _Pruning:
         return ExpectedLoss.of(
             self._base_answers, self.store.get("trial", depends, compute)["answers"], self._held_out.labels
         )
-
-    def _within_time(self, target: LatencyBudget, method: Method) -> Budget:
-        """What stays is what counts for time, not its weights: nothing is reconstructed on the way."""
-        x = self._first(200)
-
-        def ratio(macs: float) -> float:
-            rule = Budget(macs, target.weight_cost)
-            ours = prepare(method.graph(method.tensors(rule, reconstruct=False)))
-            times = latency(self._ready, ours, x, pairs=target.pairs, threads=target.threads)
-            return times.median / times.base_median
-
-        macs = largest_in_time(ratio, target.time, lambda done, total: self.progress("latency budget", done, total))
-        return Budget(macs, target.weight_cost)
 
     def _graph(self, method: Method, rule: Schedule | Budget) -> fx.GraphModule:
         """The network whose weights are fitted to all images that decide."""

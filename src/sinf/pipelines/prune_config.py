@@ -23,20 +23,28 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class LatencyBudget:
-    """Fraction of the base model's time at batch 1 that may stay, as measured here. The MACs that it takes are found by
-    bisection, with loading a weight counted as ``weight_cost`` of them (see ``Budget``)."""
+    """Fraction of the base model's time that may stay, as measured here in an ``engine`` and ``precision``.
+
+    It is spent by the times of layers there (:mod:`sinf.measure.layer_times`); how much of it there is, is found by
+    bisection with whole networks."""
 
     time: float
-    weight_cost: float = WEIGHT_COST
     threads: int = 1
+    engine: str = "torch"
+    precision: str = "f32"
+    batch: int = 1
     pairs: int = 100
 
     def __post_init__(self) -> None:
         if not 0 < self.time < 1:
             raise ConfigError("a latency budget must be in (0, 1)", got=self.time, remedy="take 0.7 to keep 70 %")
-        Budget(1.0, self.weight_cost)
-        if self.threads < 1 or self.pairs < 2:
-            raise ConfigError("threads must be at least 1 and pairs at least 2", got=f"{self.threads}, {self.pairs}")
+        if min(self.threads, self.batch) < 1 or self.pairs < 2:
+            got = f"{self.threads}, {self.batch}, {self.pairs}"
+            raise ConfigError("threads and batch must be at least 1, and pairs at least 2", got=got)
+
+    @property
+    def where(self) -> str:
+        return f"{self.engine} {self.precision}"
 
 
 @dataclass(frozen=True)
@@ -45,10 +53,13 @@ class Amount:
 
     ratio: Annotated[float | None, Option("Fraction of channels removed, the same in every layer.")] = None
     macs: Annotated[float | None, Option("Instead: fraction of MACs kept, spent where it costs least.")] = None
-    latency: Annotated[float | None, Option("Instead: fraction of the measured time kept (batch 1), e.g. 0.7.")] = None
+    latency: Annotated[float | None, Option("Instead: fraction of the measured time kept, e.g. 0.7.")] = None
+    engine: Annotated[str, Option("Where --latency is measured.", COMPRESSION)] = "torch"
+    precision: Annotated[str, Option("The precision there: f32, bf16 (openvino) or int8.", COMPRESSION)] = "f32"
+    latency_batch: Annotated[int, Option("Images in a batch there.", COMPRESSION, low=1)] = 1
     weight_cost: Annotated[
         float | None,
-        Option("MACs that loading a weight counts for.", COMPRESSION, otherwise="0 with --macs, else 32"),
+        Option("MACs that loading a weight counts for.", COMPRESSION, otherwise="0 with --macs, 32 without a budget"),
     ] = None
 
     def __post_init__(self) -> None:
@@ -56,12 +67,15 @@ class Amount:
         if len(given) > 1:
             rule, got = "give one of --ratio, --macs and --latency", " and ".join(given)
             raise ConfigError(rule, got=got, remedy="e.g. --macs 0.5 to keep half")
-        if self.ratio is not None and self.weight_cost is not None:
-            raise ConfigError("--weight-cost goes with --macs or --latency", got="--ratio", remedy="leave it out")
+        if self.weight_cost is not None and (self.ratio is not None or self.latency is not None):
+            raise ConfigError("--weight-cost counts MACs", got=given[0], remedy="leave it out, or give --macs")
+        if self.latency is None and (self.engine, self.precision, self.latency_batch) != ("torch", "f32", 1):
+            rule, got = "--engine, --precision and --latency-batch say where --latency is measured", "no --latency"
+            raise ConfigError(rule, got=got, remedy="give it, or leave them out")
 
     def rule(self, threads: int) -> Schedule | Budget | LatencyBudget | None:
         if self.latency is not None:
-            return LatencyBudget(self.latency, self.price, threads)
+            return LatencyBudget(self.latency, threads, self.engine, self.precision, self.latency_batch)
         if self.macs is not None:
             return Budget(self.macs, self.weight_cost or 0.0)
         return None if self.ratio is None else Schedule(self.ratio, self.ratio)
@@ -172,7 +186,7 @@ def describe(rule: Schedule | Budget | LatencyBudget | None) -> str:
     if isinstance(rule, Schedule):
         return f"{100 * rule.first:g} % of the channels removed"
     if isinstance(rule, LatencyBudget):
-        return f"{100 * rule.time:g} % of the time kept"
+        return f"{100 * rule.time:g} % of the time in {rule.where} kept"
     if rule.times is not None:
         return f"{100 * rule.macs:.3g} % of the time in {rule.times.where} kept"
     cost = f", a weight counted as {rule.weight_cost:g}" if rule.weight_cost else ""

@@ -1,0 +1,55 @@
+"""From a share of the base model's time to a budget that keeps it, in the engine where the network will run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from sinf.compress.budget import Budget
+from sinf.engine.engines import native
+from sinf.engine.network_engine import open_network
+from sinf.engine.runtime import Network
+from sinf.graph.prepare import prepare
+from sinf.measure.layer_times import layer_times
+from sinf.measure.timing import latency
+from sinf.pipelines.prune_config import LatencyBudget
+from sinf.pipelines.prune_search import largest_in_time
+
+Progress = Callable[[str], Callable[[int, int], None]]
+
+
+def budget_within(
+    target: LatencyBudget,
+    graph: fx.GraphModule,
+    made: Callable[[Budget], fx.GraphModule],
+    images: Tensor,
+    progress: Progress,
+) -> Budget:
+    """The largest share of the layers' times with which a network takes as much of the base model's as is asked for.
+
+    ``graph`` is the base model, ``made`` what a budget makes of it; its weights do not count. ``images`` are some
+    normalised ones (N, C, H, W), with which all are timed.
+
+    Raises:
+        ConfigError: no network is so fast, or there is no such engine or precision.
+    """
+    _, channels, height, width = images.shape
+    size, given = (channels, height, width), native(target.engine, images)
+    where: dict[str, Any] = {"threads": target.threads, "precision": target.precision}
+
+    def opened(network: nn.Module) -> Network:
+        return open_network(network, size, target.engine, calibration=images, **where)
+
+    base = opened(prepare(graph))
+    times = layer_times(
+        graph, base, size, target.engine, batch=target.batch, progress=progress("times of layers"), **where
+    )
+
+    def ratio(share: float) -> float:
+        ours = opened(prepare(made(Budget(share, times=times))))
+        found = latency(base, ours, given, batch=target.batch, pairs=target.pairs, threads=target.threads)
+        return found.median / found.base_median
+
+    return Budget(largest_in_time(ratio, target.time, progress("latency budget")), times=times)

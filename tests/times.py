@@ -1,0 +1,35 @@
+"""Times of layers that are made up, for tests of what budgets of time do."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from sinf.compress.prices import Prices
+from sinf.compress.select import Budget
+from sinf.graph.cost import MacCount
+from sinf.graph.coupling import couple
+from sinf.graph.price import LayerTimes, Line, Price, Widths
+
+
+def like_macs(graph: fx.GraphModule) -> LayerTimes:
+    """Times that are what MACs are."""
+    return times_of(MacCount(graph, couple(graph)))
+
+
+def times_of(count: MacCount, each: dict[str, float] | None = None, rest: float = 0.0) -> LayerTimes:
+    """Times that are what MACs are, times ``each`` by target, and a ``rest`` beside them."""
+    layers: dict[str, Price] = {}
+    total = 0.0
+    for target in Prices(Budget(1.0), count).targets():
+        calls = [places for name, _, places in count.nodes if name == target]
+        module, scale = next(m for name, m, _ in count.nodes if name == target), (each or {}).get(target, 1.0)
+        (out, into), kernel = module.weight.shape[:2], module.weight[0, 0].numel()
+        places = calls[0] // kernel
+        rows, columns = (module.weight.shape[2:]) if module.weight.ndim == 4 else (1, 1)
+        layers[target] = Price(
+            Widths(pair=scale * places * kernel),
+            Line(0.0, scale * places * (into * kernel + out)),
+            Line(0.0, scale * places * (into * columns + out * rows)),
+        )
+        total += len(calls) * scale * places * kernel * out * into
+    return LayerTimes("here", total + rest, total, tuple(layers.items()))
