@@ -144,3 +144,12 @@ def test_a_front_of_one_candidate_or_without_a_limit(limit: float | None) -> Non
     assert beyond == 0
     assert "nan" not in drawn
     assert len(ElementTree.fromstring(drawn).findall("g")) == 1
+
+
+def test_bundles_of_clusters_are_diamonds() -> None:
+    drawn, _ = front([candidate(0.5, 5.0, True, "cascade"), candidate(0.4, 6.0, False, "semantic")], 1.0)
+    diamond, square = (each.find("rect") for each in ElementTree.fromstring(drawn).findall("g"))
+    assert square is not None
+    assert diamond is not None
+    assert square.get("transform") is None
+    assert str(diamond.get("transform")).startswith("rotate(45 ")

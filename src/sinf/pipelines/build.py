@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from sinf.bundle.semantic import Bundle
@@ -26,12 +27,12 @@ from sinf.graph.network import Part, PartedNetwork
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
 from sinf.machine.memory import Memory, Notice
-from sinf.measure.accuracy import observe_routes, run_shared
+from sinf.measure.accuracy import Observation, observe_routes, run_shared
 from sinf.measure.delivery import Verdict
 from sinf.measure.estimate import Estimate, Pace, build_time
 from sinf.models import BaseModel
 from sinf.pipelines.build_config import BuildConfig
-from sinf.pipelines.calibration import part_images, set_thresholds, tail_costs
+from sinf.pipelines.calibration import part_images, set_thresholds, tail_costs, without_threshold
 from sinf.pipelines.prune_config import describe
 from sinf.pipelines.route_images import RouteImages
 from sinf.pipelines.subgraphs import Subgraphs
@@ -112,9 +113,10 @@ def build(
 def make_bundle(
     base: BaseModel, images: Images, clusters: Clusters, config: BuildConfig, store: StepStore, progress: Progress
 ) -> Bundle:
-    """What :func:`build` makes, neither timed nor saved."""
+    """What :func:`build` makes, neither timed nor saved, and without its threshold: no answer of a subgraph counts
+    until it has one. A part of the calibration images fits the deferral; the others are not looked at."""
     _check(base, images, clusters)
-    return _Build(base, images, clusters, config, store, progress).run({})
+    return _Build(base, images, clusters, config, store, progress).made({})
 
 
 def _check(base: BaseModel, images: Images, clusters: Clusters) -> None:
@@ -212,10 +214,17 @@ class _Build:
         )
 
     def run(self, provenance: dict[str, str]) -> Bundle:
+        return self._calibrate(self._parts(provenance))
+
+    def made(self, provenance: dict[str, str]) -> Bundle:
+        """The same without a threshold."""
+        return self._fit_deferral(self._parts(provenance))
+
+    def _parts(self, provenance: dict[str, str]) -> Bundle:
         common, fallback = self._common()
         router = self._router(common)
         parts = {"common": common, "fallback": fallback, **self._subgraphs().of(common)}
-        bundle = Bundle(
+        return Bundle(
             spec=self.base.spec,
             class_names=tuple(self.images.scoring.class_names),
             clusters=self.clusters,
@@ -228,7 +237,6 @@ class _Build:
             router_config=self.config.router,
             provenance=provenance | self._provenance(),
         )
-        return self._calibrate(bundle)
 
     def verdict(self, bundle: Bundle) -> Verdict:
         fallback = 1.0 if bundle.threshold is None else bundle.threshold.fallback
@@ -327,11 +335,8 @@ class _Build:
         """Temperature, deferral and thresholds, of the whole pipeline on images that nothing else has seen."""
         images, config = self.images.calibration, self.config
         model = SemanticModel(bundle)
-        shared = run_shared(model, images, lambda done, total: self.progress("calibration", done, total), self.shelf)
         fitting, rest = part_images(images, config.seed)
-        if len(self.clusters) > 1:
-            calibrate(bundle.router, shared.features[fitting], self.clusters.of_class()[images.labels[fitting]])
-        observed = observe_routes(model, shared, images.batch)
+        observed = self._observed(model, images, fitting)
         deferral, threshold = set_thresholds(
             observed.select(fitting),
             observed.select(rest),
@@ -342,3 +347,20 @@ class _Build:
             seed=config.seed,
         )
         return replace(bundle, deferral=deferral, threshold=threshold)
+
+    def _fit_deferral(self, bundle: Bundle) -> Bundle:
+        """The same without the threshold, so by the images that fit alone."""
+        config, model = self.config, SemanticModel(bundle)
+        fitting, _ = part_images(self.images.calibration, config.seed)
+        observed = self._observed(model, self.images.calibration.select(fitting), torch.arange(len(fitting)))
+        costs = tail_costs(model, config.weight_cost)
+        deferral, threshold = without_threshold(observed, config.max_loss, costs)
+        return replace(bundle, deferral=deferral, threshold=threshold)
+
+    def _observed(self, model: SemanticModel, images: LabelledImages, fitting: Tensor) -> Observation:
+        """What the pipeline does with images; the rows of those that fit set the temperature of the route predictor."""
+        shared = run_shared(model, images, lambda done, total: self.progress("calibration", done, total), self.shelf)
+        if len(self.clusters) > 1:
+            router, of_class = model.bundle.router, self.clusters.of_class()
+            calibrate(router, shared.features[fitting], of_class[images.labels[fitting]])
+        return observe_routes(model, shared, images.batch)

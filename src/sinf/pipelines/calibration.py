@@ -6,6 +6,8 @@ threshold; the threshold that carries the limit of the loss is set on the others
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,14 @@ from sinf.errors import DataError
 from sinf.measure.accuracy import Observation
 from sinf.routing.deferral import Deferral, fit_deferral, fit_margin
 from sinf.routing.router import FALLBACK
-from sinf.routing.threshold import Threshold, candidate_thresholds, choose_early_threshold, choose_threshold
+from sinf.routing.threshold import (
+    NEVER,
+    Calibration,
+    Threshold,
+    candidate_thresholds,
+    choose_early_threshold,
+    choose_threshold,
+)
 
 FITTING = 0.25  # share of the calibration images that fits
 LEAST = 8
@@ -48,6 +57,27 @@ def set_thresholds(
 ) -> tuple[Deferral, Threshold]:
     """Deferral and thresholds for one limit of the loss (a fraction). ``tail_costs`` are those of a subgraph and of the
     full tail; ``choices`` and ``seed`` are those of :func:`sinf.routing.threshold.choose_threshold`."""
+    deferral, fitted = _fitted(fitting, max_loss, tail_costs)
+    candidates = candidate_thresholds(fitted.confidence)
+    chosen = choose_threshold(
+        rest.calibration(deferral, fitted.early_threshold), candidates, max_loss, confidence, choices=choices, seed=seed
+    )
+    return deferral, chosen
+
+
+def without_threshold(
+    fitting: Observation, max_loss: float, tail_costs: tuple[float, float]
+) -> tuple[Deferral, Threshold]:
+    """The deferral and the early threshold alone, for those who set the other one themselves: with it, no answer of a
+    subgraph counts."""
+    deferral, fitted = _fitted(fitting, max_loss, tail_costs)
+    loss, ran = (float(values.double().mean()) for values in (fitted.losses(NEVER), fitted.subgraph_ran(NEVER)))
+    images = len(fitted.confidence)
+    return deferral, Threshold(NEVER, fitted.early_threshold, max_loss, loss, 1.0, ran, None, images)
+
+
+def _fitted(fitting: Observation, max_loss: float, tail_costs: tuple[float, float]) -> tuple[Deferral, Calibration]:
+    """The deferral, and the images that it was fitted to with their early threshold."""
     routes = fitting.routes
     harmless = routes.right | ~fitting.base_right
     if routes.one:
@@ -56,11 +86,7 @@ def set_thresholds(
         deferral = fit_deferral(routes.log_route, routes.energy, routes.log_within, harmless)
     fitted = fitting.calibration(deferral)
     early = choose_early_threshold(fitted, max_loss, *tail_costs)
-    candidates = candidate_thresholds(fitted.confidence)
-    chosen = choose_threshold(
-        rest.calibration(deferral, early), candidates, max_loss, confidence, choices=choices, seed=seed
-    )
-    return deferral, chosen
+    return deferral, replace(fitted, early_threshold=early)
 
 
 def tail_costs(model: SemanticModel, weight_cost: float) -> tuple[float, float]:

@@ -172,8 +172,8 @@ class Routed(Design):
         """With a few thresholds, set by the answers in this very engine and precision."""
         router, tails = place.once(self.name, precision, lambda: self._opened(place, precision))
         found = tails(selection, progress)
-        values = dict.fromkeys(least_threshold(found, share * max_loss, self.early) for share in _DIFFERING)
-        return [self._at(value, found, router, tails, place, precision) for value in values if value < NEVER]
+        values = few_thresholds(found, max_loss, self.early)
+        return [self._at(value, found, router, tails, place, precision) for value in values]
 
     def _opened(
         self, place: Place, precision: str
@@ -232,6 +232,12 @@ def once_a_set(
         return known[name]
 
     return remembered
+
+
+def few_thresholds(found: TailAnswers, max_loss: float, early: float = 0.0) -> list[float]:
+    """Those that may be worth a test where ``max_loss`` (a fraction) is allowed, the safest first."""
+    values = dict.fromkeys(least_threshold(found, share * max_loss, early) for share in _DIFFERING)
+    return [value for value in values if value < NEVER]
 
 
 def least_threshold(found: TailAnswers, differing: float, early: float = 0.0) -> float:

@@ -19,15 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sinf.data.images import LabelledImages
 from sinf.errors import ConfigError, DoesNotPayError
 from sinf.measure.delivery import is_faster
+from sinf.measure.estimate import Estimate
 from sinf.measure.timing import Latency
 from sinf.models import BaseModel
 from sinf.pipelines.candidates import Place, Promise
 from sinf.pipelines.optimize_config import OptimizeConfig as OptimizeConfig
 from sinf.pipelines.optimize_search import Row, Search
+from sinf.pipelines.optimize_time import expected_time
 
 Progress = Callable[[str, int, int], None]
 
@@ -57,6 +60,7 @@ def optimize(
     selection: LabelledImages | None = None,
     work: str | Path | None = None,
     progress: Progress | None = None,
+    expect: Callable[[Estimate], None] | None = None,
     key: bytes | None = None,
     place: Place | None = None,
 ) -> Optimized:
@@ -64,8 +68,9 @@ def optimize(
 
     ``scoring`` images make the candidates. ``selection`` images choose among them; without, a share of the
     ``calibration`` images does, drawn by the seed, and the others test. Steps are kept in ``work`` (by default beside
-    ``folder``, removed at the end), where the same call goes on after a kill. Calls of one base model and
-    engine, for several limits, may share a ``place``, where networks stay open.
+    ``folder``, removed at the end), where the same call goes on after a kill. ``expect`` is told how long it will take,
+    before it begins. Calls of one base model and engine, for several limits, may share a ``place``, where networks stay
+    open.
 
     Raises:
         DoesNotPayError: nothing that keeps the limit is faster than the base model in its engine.
@@ -79,26 +84,29 @@ def optimize(
     folder = Path(folder)
     steps = Path(work) if work is not None else folder.with_name(folder.name + ".optimize")
     told = progress or (lambda step, done, total: None)
+    if expect is not None:
+        expect(expected_time(base, config, scoring=scoring, selection=selection, calibration=calibration))
     search = Search(base, scoring, selection, calibration, config, steps, told, place)
     candidates = {(each.name, each.precision): each for each in search.opened()}
     rows, own = search.measure(list(candidates.values()))
     tested = {(row.name, row.precision): row for row in search.test(rows, candidates)}
     rows = [tested.get((row.name, row.precision), row) for row in rows]
-    found = _chosen(rows, own, search.left_out, config)
+    found = _chosen(rows, own, search, config)
     candidates[found.chosen.name, found.chosen.precision].save(folder, found.promise, scoring.class_names, key)
     if work is None:
         shutil.rmtree(steps, ignore_errors=True)
     return found
 
 
-def _chosen(rows: list[Row], own: Latency, left_out: list[str], config: OptimizeConfig) -> Optimized:
+def _chosen(rows: list[Row], own: Latency, search: Search, config: OptimizeConfig) -> Optimized:
     """The fastest row that was accepted."""
+    left_out, longer = search.left_out, "give more minutes, " * search.limit.over
     accepted = [(row, row.promise) for row in rows if row.accepted and row.promise is not None]
     if not accepted:
         raise DoesNotPayError(
             "something faster must keep the limit of the loss",
             got=f"none of {len(rows)} candidates within {100 * config.max_loss:g} points",
-            remedy="allow more loss, ask for less confidence, or give more calibration images",
+            remedy=f"{longer}allow more loss, ask for less confidence, or give more calibration images",
             numbers={"rows": [row.to_json() for row in rows], "left_out": left_out},
         )
     chosen, promise = min(accepted, key=lambda pair: pair[0].share)
@@ -107,20 +115,25 @@ def _chosen(rows: list[Row], own: Latency, left_out: list[str], config: Optimize
         raise DoesNotPayError(
             "what is delivered must be faster than the base model in its engine",
             got=f"{100 * chosen.time.time_saved:.1f} % less time by {chosen.name}",
-            remedy="allow more loss, or leave the model as it is",
+            remedy=f"{longer}allow more loss, or leave the model as it is",
             numbers=found.to_json(),
         )
     return found
 
 
 def parted(images: LabelledImages, share: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
-    """Two parts drawn at random, the first with a ``share`` of the images: those that are tested must be drawn as they
-    will occur."""
-    first = max(1, round(share * len(images)))
-    if len(images) <= first:
+    """The images that choose, a ``share`` of all, and those that test."""
+    chooses, tests = parted_rows(len(images), share, seed)
+    return images.select(chooses), images.select(tests)
+
+
+def parted_rows(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Their rows, drawn at random: those that are tested must be drawn as they will occur."""
+    first = max(1, round(share * count))
+    if count <= first:
         raise ConfigError(
-            "calibration images choose and test, so two are needed", got=len(images), remedy="give some thousand"
+            "calibration images choose and test, so two are needed", got=count, remedy="give some thousand"
         )
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     chooses, tests = order.tensor_split([first])
-    return images.select(chooses.tolist()), images.select(tests.tolist())
+    return chooses, tests

@@ -40,6 +40,8 @@ class OptimizeConfig:
         tails: what their small tails keep, as shares of what the smallest static network within the limit keeps.
         clusters: semantic clusters, for bundles that send every input to the subgraph of its cluster; None for none.
         routed_cuts: where these are cut, as shares of the MACs. Their subgraphs keep the least of ``tails``.
+        minutes: when they are over, no candidate is begun; those that are there are measured and tested. The base model
+            in all precisions and the first smaller network are there in any case.
         pairs: measurements of time.
         memory: bytes that the process may take.
     """
@@ -69,6 +71,10 @@ class OptimizeConfig:
     tails: tuple[float, ...] = TAILS
     clusters: Clusters | None = None
     routed_cuts: tuple[float, ...] = ROUTED_CUTS
+    minutes: Annotated[
+        float | None,
+        Option("When they are over, no candidate is begun; the best so far is tested and written.", otherwise="none"),
+    ] = None
     pairs: int = 100
     seed: Seed = 0
     memory: int = DEFAULT
@@ -98,5 +104,7 @@ class OptimizeConfig:
                 raise ConfigError(f"{name} must be in (0, 1)", got=getattr(self, name), remedy="leave it out")
         if not self.methods or not self.budgets or list(self.budgets) != sorted(self.budgets, reverse=True):
             raise ConfigError("methods and falling budgets are needed", got=f"{self.methods}, {self.budgets}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ConfigError("minutes must be more than 0", got=self.minutes, remedy="leave them out for no limit")
         if self.pairs < 2:
             raise ConfigError("pairs must be at least 2", got=self.pairs, remedy="take 100")

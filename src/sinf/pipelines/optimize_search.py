@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from sinf.models import BaseModel
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
 from sinf.pipelines.candidates import Candidate, Design, Place, Promise, Routed, Static, ranges_of
 from sinf.pipelines.optimize_config import OptimizeConfig
+from sinf.pipelines.optimize_time import TimeLimit
 from sinf.pipelines.prune import PruneConfig, Pruned, pruner
 from sinf.routing.threshold import p_value
 from sinf.storage.steps import StepStore
@@ -93,7 +95,8 @@ class Search:
         progress: Progress,
         place: Place | None = None,
     ) -> None:
-        self.base, self.config, self.work, self.progress = base, config, work, progress
+        self.limit = TimeLimit(config.minutes)
+        self.base, self.config, self.work, self.progress = base, config, work, self.limit.watched(progress)
         self.scoring, self.selection, self.calibration = scoring, selection, calibration
         self.preprocessing = base.spec.preprocessing
         self.place = place or place_of(config, scoring, self.preprocessing)
@@ -113,17 +116,28 @@ class Search:
             if well is not None:
                 self.left_out.append(f"{method}: not tried, since {well} do well")
                 continue
-            ladders[method] = list(self._ladder(method))
-            for rung in ladders[method]:
+            if any(ladders.values()) and self._too_late(method):
+                continue
+            ladders[method] = []
+            for rung in self._ladder(method):
+                ladders[method].append(rung)
                 yield Static(rung.network, f"{method}, {100 * rung.kept:.3g} %", method)
         smallest = {method: self._least(rungs, 1.0) for method, rungs in ladders.items()}
         method = min(smallest, key=lambda each: smallest[each])
         if smallest[method] < 1:
             yield from self._bundles(method, smallest[method], self._least(ladders[method], _SAFER))
+        elif self.config.cuts or self.config.clusters is not None:
+            self.left_out.append("cascades and clusters: not tried, since no smaller network likely keeps the limit")
+
+    def _too_late(self, what: str) -> bool:
+        """Whether ``what`` is left out because the time is over."""
+        if self.limit.over:
+            self.left_out.append(f"{what}: not begun, since {self.limit.minutes:g} minutes were over")
+        return self.limit.over
 
     def _ladder(self, method: str) -> Iterator[_Rung]:
         """Smaller and smaller networks, to the first that loses more than the limit by both its own loss and what is
-        likely, and one between the last two."""
+        likely, and one between the last two; the first whatever the time."""
         config, whole = self.config, 1.0
         asked = PruneConfig(
             Budget(config.budgets[0], WEIGHT_COST),
@@ -151,13 +165,18 @@ class Search:
             return _Rung(network, kept, ExpectedLoss.of(base, answers, self.selection.labels))
 
         for kept in config.budgets:
+            if whole < 1 and self._too_late(f"{method}, {100 * kept:.3g} % and less"):
+                return
             made = rung(kept)
             if made is not None:
                 yield made
             if made is None or min(made.loss.points, made.likely) > 100 * config.max_loss:
-                between = rung((kept * whole) ** 0.5)
-                if between is not None:
-                    yield between
+                none_yet = made is None and whole == 1
+                between = (kept * whole) ** 0.5
+                if none_yet or not self._too_late(f"{method}, {100 * between:.3g} %"):
+                    middle = rung(between)
+                    if middle is not None:
+                        yield middle
                 return
             whole = kept
 
@@ -193,6 +212,8 @@ class Search:
         )  # fmt: skip
 
     def _bundle(self, name: str, clusters: Clusters, asked: BuildConfig) -> Iterator[Routed]:
+        if self._too_late(name):
+            return
         images = self.scoring.sample(self.config.images, self.config.seed)
         routing = images if len(clusters) == 1 else self.scoring
         try:
@@ -208,14 +229,17 @@ class Search:
     # ---- what it does
 
     def opened(self) -> Iterator[Candidate]:
-        """All designs in all precisions, but for the base model that the others are compared with."""
+        """All designs in all precisions, but for the base model that the others are compared with. What they answer for
+        the images that choose is remembered at once, so that after a time limit only times are missing."""
         for design in self.designs():
             for precision in self.config.precisions:
                 if (design.name, precision) == (BASE, "f32"):
                     continue
                 reporter = self._reporter(f"{design.name}, {precision}")
                 try:
-                    yield from design.open(self.place, precision, self.selection, self.config.max_loss, reporter)
+                    for made in design.open(self.place, precision, self.selection, self.config.max_loss, reporter):
+                        self._answers(made, self.selection)
+                        yield made
                 except SinfError as reason:
                     self.left_out.append(f"{design.name}, {precision}: {reason}")
 
@@ -241,32 +265,29 @@ class Search:
         return rows, times[OWN]
 
     def test(self, rows: list[Row], candidates: dict[tuple[str, str], Candidate]) -> list[Row]:
-        """Rows as the calibration images say: with a confidence in the order of :func:`front`, until one is refused;
-        without, the fastest first, until one holds."""
-        config, tested = self.config, list[Row]()
-        order = in_order(rows, config.max_loss, sure=config.confidence is not None)
-        expected = self._answers(self.reference, self.calibration) if order else torch.empty(0)
-        for row in order:
-            answers = self._answers(candidates[row.name, row.precision], self.calibration)
-            loss = ExpectedLoss.of(expected, answers, self.calibration.labels).points / 100
-            if config.confidence is None:
-                accepted = loss <= config.max_loss
-            else:
-                accepted = self._p_value(answers, expected) <= 1 - config.confidence
-            promise = Promise(
-                config.max_loss, config.confidence, loss, len(self.calibration), config.engine, row.precision
+        """Rows as the calibration images say: see :func:`tested`."""
+        config, count = self.config, len(self.calibration)
+        return [
+            replace(
+                row,
+                accepted=accepted,
+                promise=Promise(config.max_loss, config.confidence, loss, count, config.engine, row.precision),
             )
-            tested.append(replace(row, accepted=accepted, promise=promise))
-            if accepted == (config.confidence is None):
-                break
-        return tested
+            for row, accepted, loss in tested(
+                rows, lambda row: self._losses(candidates[row.name, row.precision]), config.max_loss,
+                config.confidence, config.seed,
+            )
+        ]  # fmt: skip
 
-    def _p_value(self, answers: Tensor, expected: Tensor) -> float:
-        """Of a loss above the limit, by the calibration images; they are read in an order that the seed draws."""
-        labels = self.calibration.labels
-        losses = (expected == labels).float() - (answers == labels).float()
-        order = torch.randperm(len(losses), generator=torch.Generator().manual_seed(self.config.seed))
-        return p_value(losses[order], self.config.max_loss)
+    def _losses(self, candidate: Candidate) -> Tensor:
+        """``(N,)`` in {-1, 0, 1}: what it loses on the calibration images."""
+        base, labels = self._base_answers, self.calibration.labels
+        return (base == labels).float() - (self._answers(candidate, self.calibration) == labels).float()
+
+    @cached_property
+    def _base_answers(self) -> Tensor:
+        """For the calibration images."""
+        return self._answers(self.reference, self.calibration)
 
     def _answers(self, candidate: Candidate, images: LabelledImages) -> Tensor:
         """``(N,)`` the classes that a candidate answers in its engine."""
@@ -279,6 +300,25 @@ class Search:
 def place_of(config: OptimizeConfig, scoring: LabelledImages, preprocessing: Preprocessing) -> Place:
     """Where a config's networks will run."""
     return Place(config.engine, config.threads, ranges_of(scoring, preprocessing, _RANGES, config.seed))
+
+
+def tested(
+    rows: list[Row], losses_of: Callable[[Row], Tensor], max_loss: float, confidence: float | None, seed: int
+) -> Iterator[tuple[Row, bool, float]]:
+    """Rows with whether they are accepted and their mean loss, by the losses (N,) in {-1, 0, 1} on images that chose
+    nothing: with a confidence in the order of :func:`front`, until one is refused; without, the fastest first, until
+    one holds. Images are read in an order that the seed draws."""
+    for row in in_order(rows, max_loss, sure=confidence is not None):
+        losses = losses_of(row)
+        loss = float(losses.double().sum()) / len(losses)
+        if confidence is None:
+            accepted = loss <= max_loss
+        else:
+            order = torch.randperm(len(losses), generator=torch.Generator().manual_seed(seed))
+            accepted = p_value(losses[order], max_loss) <= 1 - confidence
+        yield row, accepted, loss
+        if accepted == (confidence is None):
+            return
 
 
 def in_order(rows: list[Row], limit: float, sure: bool) -> list[Row]:

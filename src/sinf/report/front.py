@@ -11,7 +11,7 @@ from sinf.report.results import Candidate
 
 _LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 42.0, 12.0, 14.0, 38.0, 300.0
 _ROOM = 4.0  # times the limit: what loses more is not drawn, or the others would be one point
-_SHAPES = {"cascade": "square", "semantic": "square"}
+_SQUARES = {"cascade": 0, "semantic": 45}  # by kind, how they are turned: bundles of clusters are diamonds
 
 
 def front(candidates: Sequence[Candidate], max_loss: float | None) -> tuple[Markup, int]:
@@ -70,8 +70,9 @@ def _point(number: int, row: Candidate, x: svg.Scale, y: svg.Scale) -> Markup:
     low, high = max(row.low, y.low), min(row.high, y.high)
     fast, slow = ((1 - share) * row.base_milliseconds for share in (row.saved_high, row.saved_low))
     size = 6.5 if row.chosen else 4.5
-    if _SHAPES.get(row.kind) == "square":
-        shape = svg.element("rect", x=across - size, y=down - size, width=2 * size, height=2 * size)
+    if row.kind in _SQUARES:
+        turned = f"rotate({_SQUARES[row.kind]} {across:.2f} {down:.2f})" if _SQUARES[row.kind] else None
+        shape = svg.element("rect", x=across - size, y=down - size, width=2 * size, height=2 * size, transform=turned)
     else:
         shape = svg.element("circle", cx=across, cy=down, r=size)
     said = f"{number}: {row.name}, {row.precision}: {row.points:.2f} points ({row.low:.2f} .. {row.high:.2f}), "

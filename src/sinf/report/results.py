@@ -73,7 +73,7 @@ class Results:
     candidates: of ``sinf optimize``, the fastest first; none of other verbs.
     times: of the artefact, the first is the one that matters.
     max_loss: limit of the loss in points, None where none was asked for.
-    left_out: what could not be tried, and why.
+    left_out: what was not tried, and why.
     command: what was typed, where the file says so.
     compared: of ``sinf prune``.
     calibrated: loss (a fraction) of what was chosen on the calibration images, and how many these are.
