@@ -243,7 +243,7 @@ def engines(model: str) -> str:
 
 
 #: Columns of the results, and what they are called in a page.
-STAGES = {"extractor": "extractor", "predictor": "predictor", "subgraph": "subgraph", "judge": "deferral head",
+STAGES = {"extractor": "extractor", "predictor": "predictor", "subgraph": "subgraph", "deferral": "deferral head",
           "full_tail": "full tail", "glue": "glue"}  # fmt: skip
 
 
