@@ -43,7 +43,7 @@ COLUMNS = (
     "what", "model", "dataset", "method", "engine", "precision", "device", "batch", "threads", "pairs",
     "base_top1", "top1", "loss", "base_ms", "base_ms_low", "base_ms_high", "ms", "ms_low", "ms_high", "load",
     "time_saved", "time_saved_low", "time_saved_high", "macs_saved", "of_macs_saved", "fallback",
-    "extractor", "predictor", "subgraph", "judge", "full_tail", "glue", "overhead",
+    "extractor", "predictor", "subgraph", "deferral", "full_tail", "glue", "overhead",
     "name", "bytes", "of_base", "seconds", "count", "difference", "date", "versions",
 )  # fmt: skip
 IDENTITY = ("what", "engine", "precision", "batch", "name")
@@ -181,7 +181,7 @@ def _of_engine(
         "extractor": found.extractor,
         "predictor": found.predictor,
         "subgraph": found.subgraph,
-        "judge": found.deferral,
+        "deferral": found.deferral,
         "full_tail": found.fallback,
         "glue": found.glue,
         "overhead": found.overhead,

@@ -145,6 +145,17 @@ def newcomer() -> str:
     return markdown(("command", "seconds"), lines) if lines else MISSING
 
 
+def grouped() -> str:
+    """What grouped convolutions are of a network, and what two in the place of each would save."""
+    lines = [
+        [row["network"], row["channels_a_group"].replace(" ", ", "), percent(row["grouped"]),
+         f"{100 * float(row['kept']):.0f} %", percent(row["macs_saved"]), percent(row["time_saved"])]
+        for row in read("grouped_cpu.csv")
+    ]  # fmt: skip
+    head = ("network", "channels a group", "of the MACs", "ranks kept", "MACs saved", "time of these layers saved")
+    return markdown(head, lines) if lines else MISSING
+
+
 def cascades() -> str:
     """Cascades beside one smaller network, of one run."""
     lines = []
@@ -243,7 +254,7 @@ def engines(model: str) -> str:
 
 
 #: Columns of the results, and what they are called in a page.
-STAGES = {"extractor": "extractor", "predictor": "predictor", "subgraph": "subgraph", "judge": "deferral head",
+STAGES = {"extractor": "extractor", "predictor": "predictor", "subgraph": "subgraph", "deferral": "deferral head",
           "full_tail": "full tail", "glue": "glue"}  # fmt: skip
 
 
@@ -393,6 +404,7 @@ def mutation() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "optimized": optimized,
     "newcomer": newcomer,
+    "grouped": grouped,
     "headline": headline,
     "headline details": headline_details,
     "cascades": cascades,

@@ -101,9 +101,12 @@ def commands(shared: Path, work: Path) -> list[Command]:
         add("cuts", name, path, data, writes=(f"cuts_{name}.csv",))
         add("criteria", name, path, data, "--minutes", 240, writes=(f"criteria_{name}.csv",))
         add("reproduce/overlap", name, path, data, writes=(f"overlap_{name}.csv",))
-    for scored, ways in ((200, "reconstructed,low-rank"), (100, "low-rank")):
+    for scored, ways in ((200, "reconstructed,low-rank"), (100, "low-rank"), (100, "low-rank-bundle")):
         ranks = ("--scored", scored, "--only", ways)
         add("cuts", "resnet56", weights["resnet56"], data, *ranks, writes=("cuts_resnet56.csv",))
+    ranks = ("--scored", 40, "--only", "low-rank-bundle")
+    add("cuts", "vgg16", weights["vgg16"], data, *ranks, writes=("cuts_vgg16.csv",))
+    add("grouped", writes=("grouped_cpu.csv",))
     add("dcs", "vgg16", weights["vgg16"], data, writes=("dcs_vgg16.csv",))
     add("scoring", "vgg16", weights["vgg16"], data, writes=("scoring_vgg16_cpu.csv",))
     add("reproduce/peers", "vgg16", weights["vgg16"], data, shared / "peers", writes=("peers_vgg16.csv",),

@@ -10,9 +10,9 @@ with a little fine-tuning, beside torch-pruning's own pruners.
     l1, taylor  torch-pruning's MagnitudePruner with its importances of these names, the same ratio in every layer (its
                 default) until the same MACs are reached; gradients of taylor by 1,000 images
 
-All are fine-tuned alike: the same epochs on the whole train split, the base model as the teacher, the same draws.
-Reported on test[50%:]; ``minutes`` is all that it took, ``ratio`` how many times fewer MACs are left. Time is that of
-batches of one, one thread, base and pruned in turns. Training goes on where it was stopped.
+All are fine-tuned the same way: the same epochs on the whole train split, the base model as the teacher, the same
+draws. Reported on test[50%:]; ``minutes`` is all that it took, ``ratio`` how many times fewer MACs are left. Time is
+that of batches of one, one thread, base and pruned in turns. Training goes on where it was stopped.
 """
 
 from __future__ import annotations

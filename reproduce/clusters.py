@@ -5,7 +5,7 @@ from __future__ import annotations
 from common import Row, Section, kept, networks, number, published, read, shown, table
 
 SHOWN = (("dcs", "plain"), ("dcs", "reconstructed"), ("residual", "reconstructed"))
-WEIGHTS = ("plain", "recalibrated", "reconstructed", "low-rank")
+WEIGHTS = ("plain", "recalibrated", "reconstructed", "low-rank", "low-rank-bundle")
 
 
 def accuracies(rows: list[Row], base: float) -> list[list[str]]:
@@ -67,8 +67,8 @@ def section() -> Section:
     for name in networks("cuts_"):
         parts.append(
             f"{name}, half of the tail's MACs, cut by cut (in brackets: over the base model limited to the cluster's "
-            "classes); channels removed by the criterion residual, or `low-rank`, where none is:\n\n"
-            + by_cut(read(f"cuts_{name}.csv"))
+            "classes); channels removed by the criterion residual, or `low-rank`, where none is, and `low-rank-bundle` "
+            "in a bundle as `sinf build` makes it:\n\n" + by_cut(read(f"cuts_{name}.csv"))
         )
     head = ["network", "paper: gain over the base", "base, all classes", "base, limited to the cluster"]
     text = (

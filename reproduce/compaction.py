@@ -23,7 +23,7 @@ def section() -> Section:
         "removes channels by that criterion and reconstructs; `low-rank` writes convolutions as two, "
         "through fewer channels or separable, `low-rank-time` with a budget that counts loading a weight as 32 MACs. "
         "torch-pruning's pruners take the same share of every layer, as is "
-        "their default; all are fine-tuned alike, "
+        "their default; all are fine-tuned in the same way, "
         f"with the base model as the teacher. Published without fine-tuning: {known['network']} loses {known['value']} "
         f"{known['note']} ({known['source']}).\n\n"
         + (table(head, [line(row) for row in rows]) if rows else "Not measured yet.")

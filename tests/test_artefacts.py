@@ -267,7 +267,7 @@ def test_one_face(model: Any) -> None:
         assert model(IMAGES).shape == (5, 6)
 
 
-def test_files_and_opened_images_are_prepared_alike(model: Any, pictures: Path) -> None:
+def test_files_and_opened_images_are_prepared_the_same(model: Any, pictures: Path) -> None:
     paths = [pictures / "a.png", str(pictures / "deep" / "c.jpg")]
     opened = [Image.open(path) for path in paths]
     x = model.preprocess(paths)

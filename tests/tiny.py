@@ -393,7 +393,7 @@ _exported: dict[object, bytes] = {}
 
 
 def remember_exports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Export a part of a tiny bundle once: torch's exporter takes most of a second, however small the part is."""
+    """Export a network, or a part of a bundle, once: torch's exporter takes most of a second, however small it is."""
     import onnx
 
     from sinf.engine import onnx_parts, session_runtimes
@@ -404,10 +404,18 @@ def remember_exports(monkeypatch: pytest.MonkeyPatch) -> None:
         mask = b"" if kept is None else kept.keep.numpy().tobytes()
         layers = hash_tensors({} if kept is None else to_tensors(kept.layers))
         weights = hash_tensors(engine.bundle.base_state), hash_tensors(engine.bundle.router.state_dict())
-        key = (part, mask, layers, engine.bundle.deferral, engine.bundle.clusters.members, weights)
+        bundle = engine.bundle
+        key = (part, bundle.cut, mask, layers, bundle.deferral, bundle.clusters.members, weights)
         if key not in _exported:
             _exported[key] = onnx_parts.part_to_onnx(engine, part).SerializeToString()
         return onnx.ModelProto.FromString(_exported[key])
 
+    def network_to_onnx(module: nn.Module, size: tuple[int, int, int]) -> onnx.ModelProto:
+        key = (str(module), getattr(module, "code", ""), hash_tensors(dict(module.state_dict())), size)
+        if key not in _exported:
+            _exported[key] = onnx_parts.network_to_onnx(module, size).SerializeToString()
+        return onnx.ModelProto.FromString(_exported[key])
+
     for user in (session_runtimes, page, single):
         monkeypatch.setattr(user, "part_to_onnx", part_to_onnx)
+    monkeypatch.setattr(session_runtimes, "network_to_onnx", network_to_onnx)

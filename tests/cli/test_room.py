@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -255,3 +256,35 @@ def test_answers_of_images_without_labels(
 def test_what_is_no_size(sinf: Program, verb: str, places: dict[str, Path], data: Path) -> None:
     words = (verb, places["static"], "--data", data, "--split", "test", "--memory", "much")
     assert "8GB" in sinf.refused(*words)
+
+
+@pytest.mark.parametrize("kind", sorted(MODELS))
+def test_export(
+    sinf: Program, kind: str, places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is compared does not shrink: it fits, or the error says what would be enough."""
+    tiny.remember_exports(monkeypatch)
+    words = ("export", places[kind], tmp_path / "out.onnx", "--layout", "single")
+    assert "export must fit into memory" in sinf.refused(*words, "--memory", "1GB")
+    assert not (tmp_path / "out.onnx").exists()
+    refuses_until_enough(sinf, *words)
+    assert (tmp_path / "out.onnx").exists()
+
+
+def test_export_in_int8(sinf: Program, places: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    """The images that set its ranges run sixteen at once."""
+    words = ("export", places["static"], tmp_path / "out", "--precision", "int8", "--data", data)
+    assert "calibration must fit into memory" in sinf.refused(*words, "--memory", "2GB")
+    assert "about" in said(sinf, *words)
+    assert "int8" in (tmp_path / "out" / "manifest.json").read_text()
+
+
+def test_tune(sinf: Program, places: dict[str, Path], tmp_path: Path, seen: list[int]) -> None:
+    """Timed are the sizes that fit, two at least."""
+    shutil.copytree(places["semantic"], tmp_path / "bundle")
+    words = ("tune", tmp_path / "bundle", "--turns", 1)
+    assert "batches of 6 in tails" in said(sinf, *words, "--memory", SMALL)
+    assert max(seen) == 4
+    (row,) = json.loads((tmp_path / "bundle" / "times.json").read_text())["tails"]
+    assert row["batches"] == [1, 2, 4]
+    refuses_until_enough(sinf, *words)

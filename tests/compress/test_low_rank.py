@@ -101,9 +101,9 @@ def test_what_separable_layers_lose_is_what_was_said() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 7, 3, padding=(0, 1))
     x = torch.randn(3000, 3, 3, 5)
-    strips, y = kernel_rows_of(layer, x), layer(x).movedim(1, -1).flatten(0, -2).double()
+    kernel_rows, y = kernel_rows_of(layer, x), layer(x).movedim(1, -1).flatten(0, -2).double()
     outputs = OutputMoments(y.sum(0), y.T @ y, torch.tensor(len(y)))
-    site = SiteStatistics("layer", layer.weight.flatten(2), 1, [outputs, Fisher(torch.eye(7)), strips])
+    site = SiteStatistics("layer", layer.weight.flatten(2), 1, [outputs, Fisher(torch.eye(7)), kernel_rows])
     metric = low_rank.metrics(Statistics({"layer": site}))["layer"]
     graph = fx.symbolic_trace(nn.Sequential(OrderedDict(layer=layer)))
     raised = 1 + metric_module._FLOOR  # the Fisher information of one for all, and its floor

@@ -524,7 +524,7 @@ def test_patches_at_some_positions_are_those_of_all(layer: nn.Module) -> None:
 
 
 def test_of_large_maps_a_mix_reads_as_many_positions_as_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A channel that is a copy of another is found at every position alike."""
+    """A channel that is a copy of another is found at every position."""
     layer, kept = nn.Conv2d(6, 4, 1), torch.tensor([True] * 5 + [False])
     x = torch.randn(30, 6, 20, 20)
     x[:, 5] = x[:, 2]

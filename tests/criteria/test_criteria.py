@@ -309,7 +309,7 @@ def test_a_site_that_several_groups_read_is_inverted_once(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch, "cholesky_inverse", lambda matrix: inverted.append(len(matrix)) or inverse(matrix))
     scores = {g.name: ResidualEnergy().score(group_statistics(graph, coupling, g, sites)) for g in groups}
     assert inverted.count(11) == 1
-    more = {name: site + site for name, site in sites.items()}  # other sums are other matrices, and scale alike
+    more = {name: site + site for name, site in sites.items()}  # other sums are other matrices, and scale as they do
     for group in groups:
         again = ResidualEnergy().score(group_statistics(graph, coupling, group, more))
         assert torch.allclose(again, scores[group.name], rtol=1e-5)

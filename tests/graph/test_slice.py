@@ -303,7 +303,7 @@ def test_verify_compares_the_output_whatever_layers_are_called() -> None:
         verify(graph, coupling, keep, sliced, inputs)
 
 
-def test_verify_judges_rounding_in_double_precision() -> None:
+def test_verify_compares_in_double_precision() -> None:
     """Large terms that cancel differ in single precision whenever they are added in another order."""
 
     class Cancelling(nn.Module):

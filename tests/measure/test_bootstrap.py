@@ -19,7 +19,7 @@ def test_the_interval_of_a_mean_is_near_the_normal_one() -> None:
 
 
 def test_samples_are_drawn_together() -> None:
-    """What changes both alike does not widen the interval of their difference."""
+    """What changes both in the same way does not widen the interval of their difference."""
     first = np.random.default_rng(2).normal(100, 50, 300)
 
     def difference(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:

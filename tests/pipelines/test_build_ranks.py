@@ -81,7 +81,7 @@ def test_what_ranks_do_not_take(change: dict[str, object]) -> None:
 
 @torch.no_grad()
 def test_one_budget_across_parts_is_spent_where_it_loses_least() -> None:
-    """Alone a part has its own budget; of two parts alike, the one that more of the inputs run keeps more ranks where
+    """Alone a part has its own budget; of two equal parts, the one that more of the inputs run keeps more ranks where
     the other costs little."""
     torch.manual_seed(0)
     network = PartedNetwork(traced(Chain()))

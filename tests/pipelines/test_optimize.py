@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import sinf as public
 from program import Program
+from sinf.bundle.semantic import Bundle
 from sinf.compress.select import Budget
 from sinf.data.clusters import Clusters, one_cluster
 from sinf.data.images import LabelledImages
@@ -28,13 +29,20 @@ from sinf.pipelines import confirm as confirming
 from sinf.pipelines import optimize_search as module
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
 from sinf.pipelines.candidates import Candidate, Place, Promise, Routed, least_threshold
-from sinf.pipelines.optimize import OptimizeConfig, optimize, parted
+from sinf.pipelines.optimize import OptimizeConfig, Optimized, optimize, parted
 from sinf.pipelines.optimize_search import OWN, Row, front, place_of
 from sinf.routing.threshold import NEVER
 from sinf.storage.steps import StepStore
-from tiny import coloured_images
+from tiny import coloured_images, remember_exports
 
-SMALL = {"images": 24, "methods": ("ranks",), "budgets": (0.6,), "cuts": (0.3,), "tails": (0.95,), "max_loss": 0.5}
+SMALL: dict[str, Any] = {
+    "images": 24,
+    "methods": ("ranks",),
+    "budgets": (0.6,),
+    "cuts": (0.3,),
+    "tails": (0.95,),
+    "max_loss": 0.5,
+}
 
 
 def latency(ms: float, base: float = 10.0) -> Latency:
@@ -47,16 +55,52 @@ def row(points: float, ms: float, name: str = "") -> Row:
     return Row(name or f"{points} {ms}", "static", "f32", loss, latency(ms))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def base() -> BaseModel:
     torch.manual_seed(0)
     return load_model("vgg11", classes=6, options={"width": 0.125})
 
 
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
+    return coloured_images(tmp_path_factory.mktemp("calibration"), 80, seed=1)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """optimize() for one base model and its images. Calls share a work folder and, by engine, a place: what is made
+    from the scoring images, and opened, is the same for all."""
+
+    base: BaseModel
+    scoring: LabelledImages
+    calibration: LabelledImages
+    work: Path
+    opened: dict[str, Place]
+
+    def place(self, engine: str) -> Place:
+        if engine not in self.opened:
+            config = OptimizeConfig(**SMALL, engine=engine)
+            self.opened[engine] = place_of(config, self.scoring, self.base.spec.preprocessing)
+        return self.opened[engine]
+
+    def __call__(self, folder: Path, **options: Any) -> Optimized:
+        config = OptimizeConfig(**{**SMALL, **options})
+        place = self.place(config.engine)
+        return optimize(self.base, self.scoring, self.calibration, config, folder, work=self.work, place=place)
+
+
+@pytest.fixture(scope="module")
+def shared(
+    base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages, tmp_path_factory: pytest.TempPathFactory
+) -> Optimizer:
+    return Optimizer(base, tiny_images, calibration, tmp_path_factory.mktemp("work"), {})
+
+
 @pytest.fixture
-def calibration(tmp_path: Path) -> LabelledImages:
-    (tmp_path / "calibration").mkdir()
-    return coloured_images(tmp_path / "calibration", 80, seed=1)
+def optimized(shared: Optimizer, monkeypatch: pytest.MonkeyPatch) -> Optimizer:
+    """The same, where a graph of ONNX is exported once."""
+    remember_exports(monkeypatch)
+    return shared
 
 
 @pytest.fixture
@@ -102,11 +146,10 @@ def test_parts_are_drawn_at_random_and_share_nothing(calibration: LabelledImages
 
 @pytest.mark.parametrize(("quick", "kind"), [("ranks", "PlainModel"), ("cascade", "SemanticModel")])
 def test_the_fastest_is_written_and_loads(
-    quick: str, kind: str, base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
-    fast: Callable[[Mapping[str, float]], None], tmp_path: Path,
-) -> None:  # fmt: skip
+    quick: str, kind: str, optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path
+) -> None:
     fast({quick: 4.0})
-    found = optimize(base, tiny_images, calibration, OptimizeConfig(**SMALL), tmp_path / "fast")  # type: ignore[arg-type]
+    found = optimized(tmp_path / "fast")
     assert found.chosen.name.startswith(quick)
     assert found.chosen.accepted is True
     assert {each.kind for each in found.rows} == {"static", "cascade"}
@@ -114,23 +157,20 @@ def test_the_fastest_is_written_and_loads(
     model = from_pretrained(tmp_path / "fast")
     assert type(model).__name__ == kind
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 6)
-    assert not (tmp_path / "fast.optimize").exists()
 
 
 @pytest.mark.parametrize(("quick", "engine"), [("ranks", "torch"), ("cascade", "torch"), ("ranks", "onnxruntime")])
 def test_what_was_delivered_is_confirmed_as_a_user_opens_it(
-    quick: str, engine: str, base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
-    fast: Callable[[Mapping[str, float]], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    quick: str, engine: str, base: BaseModel, optimized: Optimizer, fast: Callable[[Mapping[str, float]], None],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
     """Its loss on new images is that of the folder as it is opened; what a user would run instead is beside it."""
     fast({quick: 4.0})
     monkeypatch.setattr(confirming, "interleaved", module.interleaved)
-    config = OptimizeConfig(**SMALL, engine=engine)  # type: ignore[arg-type]
-    place = place_of(config, tiny_images, base.spec.preprocessing)
-    found = optimize(base, tiny_images, calibration, config, tmp_path / "fast", place=place)
+    found = optimized(tmp_path / "fast", engine=engine)
     (tmp_path / "new").mkdir()
     new = coloured_images(tmp_path / "new", 40, seed=7)
-    confirmed = confirming.confirm(base, {"ours": tmp_path / "fast"}, new, place)
+    confirmed = confirming.confirm(base, {"ours": tmp_path / "fast"}, new, optimized.place(engine))
     assert set(confirmed.losses) == set(confirmed.times)
     assert (confirming.INT8 in confirmed.losses) == (engine == "onnxruntime")
     assert confirmed.losses[OWN].disagreement == 0  # the base model in its engine, as it was loaded
@@ -141,32 +181,28 @@ def test_what_was_delivered_is_confirmed_as_a_user_opens_it(
 
 
 def test_what_is_slower_is_not_delivered(
-    base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
-    fast: Callable[[Mapping[str, float]], None], tmp_path: Path,
-) -> None:  # fmt: skip
+    optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path
+) -> None:
     fast({"": 11.0})
     with pytest.raises(DoesNotPayError, match="faster than the base model") as refused:
-        optimize(base, tiny_images, calibration, OptimizeConfig(**SMALL), tmp_path / "fast")  # type: ignore[arg-type]
+        optimized(tmp_path / "fast")
     assert refused.value.numbers
     assert not (tmp_path / "fast").exists()
 
 
 def test_what_the_calibration_images_refuse_is_not_delivered(
-    base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
-    fast: Callable[[Mapping[str, float]], None], tmp_path: Path,
-) -> None:  # fmt: skip
+    optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path
+) -> None:
     """Fifty images cannot promise a loss of half a point."""
     fast({"ranks": 4.0})
-    config = replace(OptimizeConfig(**SMALL), max_loss=0.005, confidence=0.99)  # type: ignore[arg-type]
     with pytest.raises(DoesNotPayError, match="keep the limit"):
-        optimize(base, tiny_images, calibration, config, tmp_path / "fast")
+        optimized(tmp_path / "fast", max_loss=0.005, confidence=0.99)
     assert not (tmp_path / "fast").exists()
 
 
 def test_the_test_goes_from_the_safest_up_and_stops(
-    base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
-    fast: Callable[[Mapping[str, float]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a confidence, what comes after a refusal is not looked at."""
     asked: list[float] = []
 
@@ -177,8 +213,7 @@ def test_the_test_goes_from_the_safest_up_and_stops(
     monkeypatch.setattr(module, "p_value", refusing)
     monkeypatch.setattr(module, "front", lambda rows, limit: sorted(rows, key=lambda each: each.name))
     fast({"": 5.0})
-    config = replace(OptimizeConfig(**SMALL), confidence=0.9)  # type: ignore[arg-type]
-    found = optimize(base, tiny_images, calibration, config, tmp_path / "fast")
+    found = optimized(tmp_path / "fast", confidence=0.9)
     assert len(asked) == 2
     assert found.chosen.name == min(each.name for each in found.rows)
     assert [each.accepted for each in sorted(found.rows, key=lambda each: each.name)][:2] == [True, False]
@@ -186,9 +221,8 @@ def test_the_test_goes_from_the_safest_up_and_stops(
 
 
 def test_without_a_promise_the_fastest_that_holds_is_looked_for(
-    base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
-    fast: Callable[[Mapping[str, float]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The fastest loses too much on the calibration images; after the next, which does not, nothing is tested."""
     fast({"ranks": 4.0, "cascade": 5.0})
     tested: list[str] = []
@@ -201,19 +235,17 @@ def test_without_a_promise_the_fastest_that_holds_is_looked_for(
         return images.labels + 1 if candidate.name.startswith("ranks") else images.labels
 
     monkeypatch.setattr(module.Search, "_answers", answers)
-    found = optimize(base, tiny_images, calibration, OptimizeConfig(**SMALL), tmp_path / "fast")  # type: ignore[arg-type]
+    found = optimized(tmp_path / "fast")
     assert tested == ["base", "ranks,", "cascade"]
     assert found.chosen.kind == "cascade"
     assert sorted(str(each.accepted) for each in found.rows if each.accepted is not None) == ["False", "True"]
 
 
 def test_int8_is_a_candidate_too(
-    base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
-    fast: Callable[[Mapping[str, float]], None], tmp_path: Path,
-) -> None:  # fmt: skip
+    optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path
+) -> None:
     fast({"base model, int8": 2.0})
-    config = OptimizeConfig(**SMALL, engine="onnxruntime", precisions=("f32", "int8"))  # type: ignore[arg-type]
-    found = optimize(base, tiny_images, calibration, config, tmp_path / "fast")
+    found = optimized(tmp_path / "fast", engine="onnxruntime", precisions=("f32", "int8"))
     assert (found.chosen.name, found.chosen.precision) == ("base model", "int8")
     assert {each.precision for each in found.rows} == {"f32", "int8"}
     assert ("base model", "f32") not in {(each.name, each.precision) for each in found.rows}
@@ -227,7 +259,7 @@ def test_a_work_folder_goes_on(
     fast({"cascade": 4.0})
 
     def made(out: str) -> str:
-        config = OptimizeConfig(**SMALL)  # type: ignore[arg-type]
+        config = OptimizeConfig(**SMALL)
         return optimize(base, tiny_images, calibration, config, tmp_path / out, work=tmp_path / "work").chosen.name
 
     first = made("one")
@@ -268,6 +300,7 @@ def test_the_command(
     assert "No promise for new images" in " ".join(said.split())
     assert sinf("eval", tmp_path / "fast", "--data", data, "--split", "test")
     assert (tmp_path / "found.json").exists()
+    assert not (tmp_path / "fast.optimize").exists()
 
 
 def test_it_is_public() -> None:
@@ -276,11 +309,9 @@ def test_it_is_public() -> None:
 
 @pytest.mark.parametrize(("budget", "tried"), [(0.5, {"ranks"}), (0.8, {"ranks", "channels"})])
 def test_another_method_is_tried_where_the_first_does_not_do_well(
-    budget: float, tried: set[str], base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
-    fast: Callable[[Mapping[str, float]], None], tmp_path: Path,
-) -> None:  # fmt: skip
-    asked = {**SMALL, "methods": ("ranks", "channels"), "budgets": (budget,), "cuts": (), "max_loss": 0.99}
-    found = optimize(base, tiny_images, calibration, OptimizeConfig(**asked), tmp_path / "fast")  # type: ignore[arg-type]
+    budget: float, tried: set[str], optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path
+) -> None:
+    found = optimized(tmp_path / "fast", methods=("ranks", "channels"), budgets=(budget,), cuts=(), max_loss=0.99)
     assert {each.name.split(",")[0] for each in found.rows} == tried
     assert ("channels: not tried, since ranks do well" in found.left_out) == (len(tried) == 1)
 
@@ -289,13 +320,11 @@ def test_another_method_is_tried_where_the_first_does_not_do_well(
 
 
 def test_clusters_are_candidates_too(
-    base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages,
-    fast: Callable[[Mapping[str, float]], None], tmp_path: Path,
-) -> None:  # fmt: skip
+    optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path
+) -> None:
     fast({"2 clusters": 2.0})
     clusters = Clusters(("warm", "cold"), ((0, 2, 4), (1, 3, 5)))
-    config = OptimizeConfig(**SMALL, clusters=clusters, routed_cuts=(0.5,))  # type: ignore[arg-type]
-    found = optimize(base, tiny_images, calibration, config, tmp_path / "fast")
+    found = optimized(tmp_path / "fast", clusters=clusters, routed_cuts=(0.5,))
     assert found.chosen.kind == "semantic"
     saved = SemanticModel.from_pretrained(tmp_path / "fast").bundle
     assert saved.clusters == clusters
@@ -325,19 +354,27 @@ def test_no_lower_threshold_would_do(rows: list[tuple[float, bool]], differing: 
     assert float((found.at(value) != found.full).double().mean()) <= differing
 
 
-@pytest.mark.parametrize("precision", ["f32", "int8"])
-def test_thresholds_are_set_by_answers_in_the_engine(
-    precision: str, base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages, tmp_path: Path
-) -> None:
-    """What the router answers image by image is what was observed of the tails."""
+@pytest.fixture(scope="module")
+def cascade(
+    base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
     config = BuildConfig(
         method="ranks", cut_at=0.3, common=0.8, subgraph=Budget(0.5), max_loss=0.9, keep_anyway=True, common_images=24
     )
-    images = Images(tiny_images, tiny_images, calibration)
-    bundle = make_bundle(base, images, one_cluster(6), config, StepStore(tmp_path), lambda step, done, total: None)
-    place = Place("onnxruntime", 1, tiny_images.inputs(base.spec.preprocessing)[:8])
-    preprocessing = base.spec.preprocessing
-    candidates = Routed(bundle, "cascade").open(place, precision, calibration, 0.05, lambda done, total: None)
+    images, steps = Images(tiny_images, tiny_images, calibration), StepStore(tmp_path_factory.mktemp("cascade"))
+    return make_bundle(base, images, one_cluster(6), config, steps, lambda step, done, total: None)
+
+
+@pytest.mark.parametrize("precision", ["f32", "int8"])
+def test_thresholds_are_set_by_answers_in_the_engine(
+    precision: str, cascade: Bundle, tiny_images: LabelledImages, calibration: LabelledImages,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    """What the router answers image by image is what was observed of the tails."""
+    remember_exports(monkeypatch)
+    preprocessing = cascade.spec.preprocessing
+    place = Place("onnxruntime", 1, tiny_images.inputs(preprocessing)[:8])
+    candidates = Routed(cascade, "cascade").open(place, precision, calibration, 0.05, lambda done, total: None)
     assert candidates
     router, _ = place.opened["cascade", precision]
     found = tail_answers(router, "onnxruntime", calibration, preprocessing)

@@ -235,7 +235,7 @@ def test_the_order_of_images_changes_nothing_from_end_to_end(base: BaseModel, im
 @given(
     seed=st.integers(0, 10_000),
     classes=st.integers(3, 9),
-    scale=st.sampled_from([0.0, 1e-6, 1.0, 300.0]),  # of logits: all alike, or so sure that classes share nothing
+    scale=st.sampled_from([0.0, 1e-6, 1.0, 300.0]),  # of logits: all the same, or so sure that classes share nothing
     source=st.sampled_from(SOURCES),
     method=st.sampled_from(METHODS),
     share=st.floats(0, 1),

@@ -59,7 +59,7 @@ def test_images_that_cannot_tell_leave_no_fit(value: bool) -> None:
     assert fit_deferral(log_route, energy, log_within, torch.full_like(harmless, value)) == Deferral()
 
 
-def test_likelier_routes_that_look_worse_are_not_believed() -> None:
+def test_likelier_routes_that_look_worse_are_not_followed() -> None:
     log_route, energy, log_within, _ = draws(200)
     assert fit_deferral(log_route, energy, log_within, log_route < -0.7) == Deferral()
 
@@ -77,8 +77,8 @@ def test_the_confidence_of_a_cascade_comes_of_its_margin() -> None:
     confidence = fit.confidence(nothing, nothing, nothing, margin)
     assert float(confidence.mean()) == pytest.approx(float(harmless.float().mean()), abs=0.02)
     assert torch.equal(confidence.argsort(), margin.argsort())
-    for alike in (torch.ones_like(harmless), torch.zeros_like(harmless), margin < margin.median()):
-        unfit = fit_margin(margin, alike)
+    for useless in (torch.ones_like(harmless), torch.zeros_like(harmless), margin < margin.median()):
+        unfit = fit_margin(margin, useless)
         assert unfit == Deferral(route=0.0, margin=1.0)
 
 

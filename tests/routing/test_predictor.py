@@ -43,7 +43,7 @@ def test_an_easy_problem_is_learned(trained: RoutePredictor) -> None:
 
 
 def test_it_learns_the_probabilities_that_it_is_given() -> None:
-    """Where the base model doubts, the predictor does: all features alike, the targets one half and one half."""
+    """Where the base model doubts, the predictor does: all features the same, the targets one half and one half."""
     features = torch.randn(256, 5, 4, 4)
     soft = torch.tensor([0.5, 0.5, 0.0]).expand(256, 3)
     probabilities = train_router(features, soft, CONFIG)(features).softmax(1).mean(0)

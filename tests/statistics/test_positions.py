@@ -93,11 +93,11 @@ def test_kernel_rows_of_some_columns_by_hand() -> None:
     width = (41 + 2 - 5) // 2 + 1
     at = some_positions(width, 4)
     assert at is not None
-    strips = torch.stack([padded[..., 2 * at + 2 * column] for column in range(3)], 2)  # (5, C, kw, 60, columns)
-    flat = strips.transpose(0, 1).transpose(1, 2).flatten(0, 1).flatten(1).double()
+    kernel_rows = torch.stack([padded[..., 2 * at + 2 * column] for column in range(3)], 2)  # (5, C, kw, 60, columns)
+    flat = kernel_rows.transpose(0, 1).transpose(1, 2).flatten(0, 1).flatten(1).double()
     scale = width / len(at)
     torch.testing.assert_close(found.gram, scale * flat @ flat.T, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(found.total, scale * flat.sum(1), rtol=1e-4, atol=1e-3)
-    product = scale * (strips[..., 1:, :] * strips[..., :-1, :]).sum().double()
+    product = scale * (kernel_rows[..., 1:, :] * kernel_rows[..., :-1, :]).sum().double()
     torch.testing.assert_close(found.products[1], product, rtol=1e-3, atol=1e-2)
     assert found.count == pytest.approx(5 * 60 * width)

@@ -11,7 +11,7 @@ import typer
 
 from sinf.cli import options
 from sinf.cli.kinds import Bench, kind_of, open_artefact
-from sinf.cli.semantic import CALIBRATION, calibration_images
+from sinf.cli.semantic import CALIBRATION, Semantic, calibration_images
 from sinf.errors import ConfigError
 from sinf.option import IMAGES, RUN, Option
 
@@ -75,22 +75,23 @@ def bench(
 def tune(
     context: typer.Context,
     bundle: options.Bundle,
+    machine: options.Machine = options.ONE_THREAD,
     engine: Engine = "torch",
     precision: Precision = "f32",
     data: Annotated[str | None, Option("Of int8: a hub id, a folder of parquet shards, or images.")] = None,
     calibrate: Calibrate = "test[:50%]",
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
-    threads: options.Threads = 1,
     turns: Annotated[int, Option("Measurements of every subgraph at each batch size.", low=1)] = 5,
     allow_factory: options.AllowFactory = False,
 ) -> None:
     """Measure what the tails cost here, batch by batch, and store it in the bundle: small groups of a batch then go to
     the full tail where that is faster."""
     from sinf.bundle.semantic import replace_times
+    from sinf.cli.room import Room
     from sinf.engine.engines import open_engine, require_precision
     from sinf.load import method_of
-    from sinf.measure.tune import measure_tails
+    from sinf.measure.tune import BATCHES, measure_tails
     from sinf.report import tables
 
     require_precision(engine, precision)
@@ -103,16 +104,22 @@ def tune(
     if method_of(bundle) != "semantic":
         raise ConfigError("only a routed bundle has groups to tune", got=bundle, remedy="leave it as it is")
     options.write_alone(context, Path(bundle))
-    pinned = options.set_threads(threads)
+    pinned = machine.pin()
     held_out = None if data is None else options.Data(data, image_column, label_column).images(calibrate)
     model = options.bundle(bundle, allow_factory)
+    room = Room(machine.memory, Semantic().need(model), model.preprocessing, held_out)
+    if held_out is not None:
+        room.calibrate(CALIBRATION)
+    largest = room.limit("tails", BATCHES[-1], least=BATCHES[1])  # a line needs two
+    room.announce()
     router = open_engine(
         model, engine, threads=pinned, precision=precision, calibration=calibration_images(model, held_out)
     )
     with options.Steps() as steps:
         found = measure_tails(
-            model, router, engine, precision, pinned, turns=turns, progress=lambda done, all: steps("tails", done, all)
-        )
+            model, router, engine, precision, pinned, batches=tuple(size for size in BATCHES if size <= largest),
+            turns=turns, progress=lambda done, all: steps("tails", done, all),
+        )  # fmt: skip
     replace_times(Path(bundle), found, options.key())
     tables.show_times(found)
 

@@ -23,7 +23,7 @@ def clusters(
     check: Annotated[
         str, Option("Held-out images that the figures are of; they choose nothing. '' for none.", IMAGES)
     ] = "test[:50%]",
-    source: Annotated[str, Option("How alike classes are: by confusion, logits or features.")] = "confusion",
+    source: Annotated[str, Option("How similar classes are: by confusion, logits or features.")] = "confusion",
     method: Annotated[str, Option("agglomerative or spectral.")] = "agglomerative",
     count: Annotated[
         int | None, Option("How many clusters.", otherwise="that with the fewest classes an image")

@@ -10,6 +10,7 @@ import typer
 from sinf.cli import options
 from sinf.cli.kinds import Export, kind_of, open_artefact
 from sinf.errors import ConfigError
+from sinf.machine.sizes import DEFAULT
 from sinf.option import Option
 
 
@@ -35,6 +36,7 @@ def export(
         str | None, Option("Of web: sample images, else embedded ones that fit. Of int8: images that set its ranges.")
     ] = None,
     split: Annotated[str, Option("Split of these images.")] = "test",
+    memory: options.Memory = DEFAULT,
     allow_factory: options.AllowFactory = False,
 ) -> None:
     """Write an artefact for ONNX Runtime, OpenVINO or browsers; it is compared with the artefact before it is put in
@@ -59,7 +61,12 @@ def export(
         from sinf.export import page
 
         page.find_runtime(runtime)  # before the model is loaded
-    kind.export(
-        open_artefact(artefact, threshold, allow_factory),
-        Export(out, file_format, layout, precision, runtime, data, split),
-    )
+    images = None
+    if precision == "int8" and data is not None:
+        from sinf.data.images import load_images
+
+        images = load_images(data, split, need_labels=False)
+    model = open_artefact(artefact, threshold, allow_factory)
+    asked = Export(out, file_format, layout, precision, runtime, data, split, images)
+    asked.fit(memory, kind.need(model), model.preprocessing)
+    kind.export(model, asked)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sinf.models import BaseModel
 
 CALIBRATION = 256  # images of int8
+COMPARED = 3  # images, answered by a model and by what was exported
 _TIMED = 2000  # images at most: what is timed runs over them in turns
 Progress = Callable[[int, int], None]
 
@@ -53,12 +54,10 @@ class Bench:
         engine cannot take or that does not fit into memory is refused; only of the ``default`` are sizes made smaller.
         """
         from sinf.cli.room import Room
-        from sinf.engine.quantise import AT_ONCE
 
         room = Room(self.memory, need, feed, self.images, self.held_out)
         if self.held_out is not None:
-            room.fixed += CALIBRATION * room.input
-            room.memory.batch("calibration", room.each, AT_ONCE, fixed=room.fixed, least=AT_ONCE)
+            room.calibrate(CALIBRATION)
         sizes = room.sizes(self._sizes(default, largest), named=bool(self.batches))
         count = room.kept("timed images", min(len(self.images), _TIMED), sizes)
         room.limit("evaluation")
@@ -76,7 +75,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Export:
-    """What ``sinf export`` is asked for."""
+    """What ``sinf export`` is asked for. ``images`` set the ranges of int8."""
 
     out: Path
     file_format: str
@@ -85,15 +84,21 @@ class Export:
     runtime: Path | None
     data: str | None
     split: str
+    images: LabelledImages | None = None
+
+    def fit(self, memory: int, need: Need, feed: Preprocessing) -> None:
+        """Say what it takes to write a model with that need, and refuse what does not fit."""
+        from sinf.cli.room import Room
+
+        room = Room(memory, need.exported(), feed, self.images)
+        if self.images is not None:
+            room.calibrate(CALIBRATION)
+        room.limit("export", COMPARED, least=COMPARED)
+        room.announce()
 
     def ranges(self, preprocessing: Preprocessing) -> Tensor | None:
         """Of int8: normalised images that set its ranges."""
-        if self.precision != "int8" or self.data is None:
-            return None
-        from sinf.data.images import load_images
-
-        images = load_images(self.data, self.split, need_labels=False)
-        return images.sample(CALIBRATION).inputs(preprocessing)[:]
+        return None if self.images is None else self.images.sample(CALIBRATION).inputs(preprocessing)[:]
 
 
 class Kind(ABC):

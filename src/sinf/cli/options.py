@@ -172,14 +172,17 @@ class ClusteredData(Data):
         return super().columns | {"cluster_column": self.cluster_column}
 
 
+Memory = Annotated[
+    int, Option("Memory that it may take: batches are made smaller to fit, or refused.", RUN, unit=BYTES)
+]
+
+
 @dataclass(frozen=True)
 class Machine:
     """What may be taken of the machine."""
 
     threads: Threads = None
-    memory: Annotated[
-        int, Option("Memory that it may take: batches are made smaller to fit, or refused.", RUN, unit=BYTES)
-    ] = DEFAULT
+    memory: Memory = DEFAULT
 
     def pin(self) -> int:
         """How many threads torch has from now on."""

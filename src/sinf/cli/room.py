@@ -10,6 +10,7 @@ from torch import fx
 from sinf.cli.progress import announce
 from sinf.data.images import BATCH, LabelledImages
 from sinf.data.preprocessing import Preprocessing
+from sinf.engine.quantise import AT_ONCE
 from sinf.errors import CutError
 from sinf.graph.trace import trace
 from sinf.machine.memory import Memory, activations, weight_bytes
@@ -17,6 +18,7 @@ from sinf.models import BaseModel
 
 _INPUTS = 3  # copies of an image in float32 while it is normalised, one of which stays until the pass is done
 _FLOAT = 4
+_WRITTEN = 4  # as much as a pass takes of weights, while a model is written for another engine
 _STATE = 7  # weights, gradients, momenta, their average, what they are loaded from, and what a checkpoint is made of
 
 
@@ -44,6 +46,11 @@ class Need:
         graph = trace(model.module, model.spec.preprocessing)
         return Need(activations(graph).backward, _STATE * weight_bytes(graph))
 
+    def exported(self) -> Need:
+        """While it is written for another engine: the exporter, its checks, the file and a session each have weights of
+        their own."""
+        return Need(self.each, _WRITTEN * self.weights)
+
     def beside(self, other: Need) -> Need:
         """Of two models in turns."""
         return Need(max(self.each, other.each), self.weights + other.weights)
@@ -59,12 +66,17 @@ class Room:
         self.each = need.each + self.input
         self.fixed = need.weights + sum(min(self.memory.cache, len(part) * size) for part in self.parts)
 
-    def limit(self, name: str, most: int = BATCH) -> int:
+    def limit(self, name: str, most: int = BATCH, least: int = 1) -> int:
         """How many images run at once, which is how many the parts give from now on."""
-        batch = self.memory.batch(name, self.each, most, fixed=self.fixed)
+        batch = self.memory.batch(name, self.each, most, fixed=self.fixed, least=least)
         for part in self.parts:
             part.limit(self.memory.cache, batch)
         return batch
+
+    def calibrate(self, count: int) -> None:
+        """Keep ``count`` normalised images that set the ranges of int8, of which a fixed number runs at once."""
+        self.fixed += count * self.input
+        self.memory.batch("calibration", self.each, AT_ONCE, fixed=self.fixed, least=AT_ONCE)
 
     def sizes(self, sizes: list[int], named: bool) -> list[int]:
         """Sizes of batches that are timed: ``named`` ones are as they are, or refused."""

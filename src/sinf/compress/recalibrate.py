@@ -15,8 +15,8 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
     """Replace the running mean and variance of every batch norm by those over ``batches`` (B, C, H, W), all layers at
     once, and return how many norms there are.
 
-    ``network`` is changed in place and must not share its norms with another one. Every batch counts alike; batches of
-    a single image have no variance and are left out.
+    ``network`` is changed in place and must not share its norms with another one. Batches count the same; those
+    of a single image have no variance and are left out.
     """
     norms = [m for m in network.modules() if isinstance(m, _Norm) and m.running_mean is not None]
     momenta = [norm.momentum for norm in norms]

@@ -7,7 +7,7 @@ in :mod:`sinf.criteria.residual`). Channels that cancel each other out go togeth
 dearer as the others go. Greedily, the channel that adds least to the sum goes next; its importance is what it adds (at
 least that of those before it), so layers compare.
 
-Pairs are what tells it from ``energy``, whose score is the diagonal of A with all outputs alike. Its place is where
+Pairs are what tells it from ``energy``, whose score is the diagonal of A with all outputs equal. Its place is where
 the weights that stay are left as they are, or batch norms alone take new statistics; where they are fitted again,
 ``residual`` knows what they make up for.
 """

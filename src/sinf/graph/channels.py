@@ -189,7 +189,7 @@ class Propagation:
             raise _Unknown
         if module.groups == 1:
             return self.mix(node, target, x, Channels(1, out))
-        # Channels of one convolution group can only go together, inputs and outputs alike.
+        # Channels of one convolution group can only go together, inputs as well as outputs.
         per_in, per_out = module.in_channels // module.groups, module.out_channels // module.groups
         for group in range(module.groups):
             members = x.atoms[group * per_in : (group + 1) * per_in] + out[group * per_out : (group + 1) * per_out]

@@ -32,7 +32,7 @@ PREPARED = (
 class Comparison:
     """Base beside pruned: accuracies are fractions of 1 over ``images``, ``loss`` is in percentage points.
 
-    ``times`` are those of the pruned network as it is saved, beside the base model prepared alike; ``own_times`` are
+    ``times`` are those of the pruned network as it is saved, beside the base model prepared so too; ``own_times`` are
     those of the base model as it was loaded, beside the same, in the same run."""
 
     images: int
@@ -62,7 +62,7 @@ def compare(
     memory: int = DEFAULT,
 ) -> Comparison:
     """Accuracy, MACs, parameters, and the time of each batch size: of the pruned network as :func:`save` writes it, of
-    the base model prepared alike, and of the base model as it is, in turns in one run, in as many bytes as ``memory``
+    the base model prepared so too, and of the base model as it is, in turns in one run, in as many bytes as ``memory``
     says."""
     progress = progress or (lambda step, done, total: None)
     before = prepare(trace(base.module, base.spec.preprocessing))

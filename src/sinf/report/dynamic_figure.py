@@ -1,4 +1,4 @@
-"""A dynamically pruned network as one picture: what inputs cost, which sub-networks are alike, what classes use."""
+"""A dynamically pruned network as one picture: what inputs cost, how similar sub-networks are, what classes use."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def draw(manifold: Manifold, class_names: list[str], path: str | Path) -> Path:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
     _difficulty(left, manifold)
     for similarity, colour, when in ((manifold.before, _BASE, "before"), (manifold.after, _OURS, "after")):
-        _alike(middle, similarity, colour, f"{when} training (r = {similarity.correlation:.2f})")
+        _similarities(middle, similarity, colour, f"{when} training (r = {similarity.correlation:.2f})")
     middle.set_xlabel("similarity of two inputs' features (cosine)")
     middle.set_ylabel("similarity of the channels that they keep")
-    middle.set_title("which sub-networks are alike", loc="left")
+    middle.set_title("how similar sub-networks are", loc="left")
     middle.legend(frameon=False)
     _use(figure, right, manifold, class_names)
     for axis in (left, middle):
@@ -61,7 +61,7 @@ def _difficulty(axis: Any, manifold: Manifold) -> None:
     axis.legend(frameon=False)
 
 
-def _alike(axis: Any, similarity: Similarity, colour: str, label: str) -> None:
+def _similarities(axis: Any, similarity: Similarity, colour: str, label: str) -> None:
     """Means and the middle 80 % over equally wide bins of what features have in common."""
     x = similarity.features
     edges = torch.linspace(float(x.quantile(0.01)), float(x.quantile(0.99)), _BINS + 1)

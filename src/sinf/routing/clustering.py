@@ -1,6 +1,6 @@
 """Semantic clusters found in the base model itself, for data without superclasses.
 
-Classes that the base model hardly tells apart belong together: a route between them would often be wrong. How alike
+Classes that the base model hardly tells apart belong together: a route between them would often be wrong. How similar
 two classes are comes from one of ``SOURCES``, the groups from one of ``METHODS``, both of scikit-learn. No labels are
 needed for either: every class is described by all images, weighted by the softmax that the base model gives it.
 
@@ -251,7 +251,7 @@ def counts(classes: int) -> list[int]:
 
 
 def similarity(observed: Observed, source: str) -> Tensor:
-    """How alike the classes are, (classes, classes) symmetric float64 in 0..1 with ones on the diagonal."""
+    """How similar the classes are, (classes, classes) symmetric float64 in 0..1 with ones on the diagonal."""
     weights = observed.logits.softmax(1)
     weights = weights / weights.sum(0).clamp_min(_TINY)
     if source == "confusion":

@@ -42,7 +42,7 @@ class Deferral:
 def fit_deferral(log_route: Tensor, energy: Tensor, log_within: Tensor, harmless: Tensor) -> Deferral:
     """Fit to images (N,) that are used for nothing after it; ``harmless`` is whether routing them loses nothing.
 
-    Where they cannot tell (all are alike, or likelier routes look worse) there is no fit.
+    Where they cannot tell (all are the same, or likelier routes look worse) there is no fit.
     """
     if harmless.all() or not harmless.any() or log_route[harmless].mean() <= log_route[~harmless].mean():
         return Deferral()

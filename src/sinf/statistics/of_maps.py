@@ -11,7 +11,7 @@ from torch import Tensor
 from sinf.statistics.statistic import Batch, OfMaps
 
 #: Costly sums of single images (ranks, independence) look at so many of each class: they change little from image to
-#: image, and classes that come one after the other count alike.
+#: image, and classes that come one after the other count the same.
 LOOKED_AT = 10
 
 # Matrices whose eigenvalues are computed at once: at most so many numbers.

@@ -17,7 +17,7 @@ _BLOCK = 128  # a product with itself is symmetric: so many of its columns are c
 
 @lru_cache(maxsize=64)
 def some_positions(positions: int, most: int = MOST) -> Tensor | None:
-    """``(most,)`` positions of ``positions``, drawn alike at every call and in order; None for all, where these are no
+    """``(most,)`` positions of ``positions``, the same at every call and in order; None for all, where these are no
     more than ``most``."""
     if positions <= most:
         return None
