@@ -387,6 +387,41 @@ def promise() -> str:
     return markdown(head, lines) if lines else MISSING
 
 
+def promise_of_optimize() -> str:
+    """The same of what optimize() delivers."""
+    lines = []
+    for row in read("promise_of_optimize.csv"):
+        stated = percent(str(1 - float(row["confidence"]))) if row["confidence"] else "no promise"
+        shares = [percent(str(int(row[key]) / int(row["trials"]))) for key in ("broken", "delivered")]
+        faster = percent(row["share"]) if int(row["delivered"]) else ""
+        lines.append([row["name"], row["candidates"], f"{float(row['limit']):g}", stated,
+                      shares[0], row["trials"], shares[1], faster])  # fmt: skip
+    head = ("candidates are", "of them", "limit in points", "may break in", "broke in", "trials", "delivered in",
+            "its share of the time")  # fmt: skip
+    return markdown(head, lines) if lines else MISSING
+
+
+def corruption() -> str:
+    """What worse images do to what was delivered: a line an image quality, three columns a network."""
+    rows = read("corruption_vgg16.csv")
+    networks, order = (list(dict.fromkeys(row[key] for row in rows)) for key in ("delivered", "corruption"))
+    lines: dict[tuple[str, str], list[str]] = {}
+    rows.sort(key=lambda row: (order.index(row["corruption"]), row["strength"], networks.index(row["delivered"])))
+    for row in rows:
+        key = (row["corruption"], row["strength"])
+        what = key[0] if key[1] == "0" else f"{key[0]}, {key[1]}"
+        line = lines.setdefault(key, [what, percent(row["base_top1"])])
+        lost = f"{points_of(row['loss'])} ({bounds(row, 'loss', points_of)})"
+        line += [lost, percent(row["disagreement"]), *([percent(row["deferred"])] if row["deferred"] else [])]
+    kinds = {row["delivered"]: row for row in rows}
+    head = ["images", "base model right"]
+    for name in networks:
+        row = kinds[name]
+        head += [f"{row['kind']}, {row['precision']}: points lost", "answers differ"]
+        head += ["deferred"] if row["deferred"] else []
+    return markdown(head, lines.values()) if lines else MISSING
+
+
 def mutation() -> str:
     """What share of mutants the tests of a module notice, before and after this work."""
     rows = {(row["module"], row["when"]): row for row in read("mutation.csv")}
@@ -424,6 +459,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "dynamic curve": dynamic_curve,
     "dynamic ablation": dynamic_ablation,
     "promise": promise,
+    "promise of optimize": promise_of_optimize,
+    "corruption": corruption,
     "mutation": mutation,
 }
 

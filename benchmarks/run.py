@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 KEEPING = {
     "foreign",
     "optimize",
+    "corruption",
     "headline",
     "tradeoff",
     "static",
@@ -75,6 +76,10 @@ def commands(shared: Path, work: Path) -> list[Command]:
             few = ("--only", "static-low-rank-time,cascade", "--file", "cascade_vgg16_cpu.csv")
             add("headline", name, path, data, "--work", work_of[name], *few, writes=("cascade_vgg16_cpu.csv",))
         add("optimize", name, path, data, "--work", work / "optimize" / name, writes=(f"optimize_{name}_cpu.csv",))
+        if name == "vgg16":
+            add("promise_of_optimize", writes=("promise_of_optimize.csv",), needs=())
+            delivered = work / "optimize" / name / "delivered"
+            add("corruption", name, path, data, delivered, writes=("corruption_vgg16.csv",))
         add("tradeoff", name, path, data, "--work", work_of[name], writes=(f"tradeoff_{name}_cpu.csv",))
 
     bundles = {"vgg16": work / "resources" / "bundle", "resnet56": work / "bundle56", "resnet18": work / "bundle18"}

@@ -25,7 +25,7 @@ class _Asked(OptimizeConfig):
     engine: Engine = "onnxruntime"
 
 
-FOUND_ON = 10_000  # images that clusters are found on
+_FOUND_ON = 10_000  # images that clusters are found on
 
 
 def optimize(
@@ -43,7 +43,7 @@ def optimize(
     clusters: Annotated[
         str | None,
         Option(
-            "Also try bundles of semantic clusters: of a column, found (in the model), or of a file of sinf clusters.",
+            "Also try bundles of semantic clusters: column, found (in the model), none, or a file of sinf clusters.",
             otherwise="none, or column where --cluster-column names one",
         ),
     ] = None,
@@ -95,7 +95,7 @@ def _groups(
         return clustering.from_column(scoring, *(each for each in others if each is not None))
     if named != "found":
         return clustering.from_file(named, scoring.class_names)
-    images = scoring.sample(FOUND_ON, config.seed)
+    images = scoring.sample(_FOUND_ON, config.seed)
     found = find_clusters(base, images, max_loss=config.max_loss, memory=config.memory, progress=steps)
     back = 100 * found.found.fallback
     options.announce(f"clusters: {len(found.clusters)} found; about {back:.0f} % of the images would fall back")
