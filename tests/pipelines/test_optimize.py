@@ -20,19 +20,23 @@ from sinf.data.clusters import Clusters, one_cluster
 from sinf.data.images import LabelledImages
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError, DoesNotPayError
+from sinf.graph.price import LayerTimes
 from sinf.load import from_pretrained
 from sinf.measure.delivery import ExpectedLoss, answers_of
 from sinf.measure.in_engine import TailAnswers, tail_answers
 from sinf.measure.timing import Latency
 from sinf.models import BaseModel, load_model
 from sinf.pipelines import confirm as confirming
+from sinf.pipelines import optimize_choice as choice
 from sinf.pipelines import optimize_search as module
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
 from sinf.pipelines.candidates import Candidate, Place, Promise, Routed, least_threshold
 from sinf.pipelines.optimize import OptimizeConfig, Optimized, optimize, parted
-from sinf.pipelines.optimize_search import OWN, Row, front, place_of
+from sinf.pipelines.optimize_choice import LOST, Row, front, likely_loss
+from sinf.pipelines.optimize_search import OWN, place_of
 from sinf.routing.threshold import NEVER
 from sinf.storage.steps import StepStore
+from times import like_macs
 from tiny import coloured_images, remember_exports
 
 SMALL: dict[str, Any] = {
@@ -42,6 +46,7 @@ SMALL: dict[str, Any] = {
     "cuts": (0.3,),
     "tails": (0.95,),
     "max_loss": 0.5,
+    "by_time": False,
 }
 
 
@@ -210,8 +215,8 @@ def test_the_test_goes_from_the_safest_up_and_stops(
         asked.append(limit)
         return 0.01 if len(asked) == 1 else 0.5
 
-    monkeypatch.setattr(module, "p_value", refusing)
-    monkeypatch.setattr(module, "front", lambda rows, limit: sorted(rows, key=lambda each: each.name))
+    monkeypatch.setattr(choice, "p_value", refusing)
+    monkeypatch.setattr(choice, "front", lambda rows, limit: sorted(rows, key=lambda each: each.name))
     fast({"": 5.0})
     found = optimized(tmp_path / "fast", confidence=0.9)
     assert len(asked) == 2
@@ -235,7 +240,7 @@ def test_without_a_promise_the_fastest_that_holds_is_looked_for(
         return images.labels + 1 if candidate.name.startswith("ranks") else images.labels
 
     monkeypatch.setattr(module.Search, "_answers", answers)
-    found = optimized(tmp_path / "fast")
+    found = optimized(tmp_path / "fast", max_loss=0.3)
     assert tested == ["base", "ranks,", "cascade"]
     assert found.chosen.kind == "cascade"
     assert sorted(str(each.accepted) for each in found.rows if each.accepted is not None) == ["False", "True"]
@@ -388,3 +393,61 @@ def test_thresholds_are_set_by_answers_in_the_engine(
     assert saved is not None
     assert (saved.engine, saved.precision, saved.images) == ("onnxruntime", precision, 80)
     assert 0 <= saved.value <= 1
+
+
+def test_budgets_are_of_time_where_it_will_run(
+    optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers are timed once, in the fastest precision that is allowed; what was measured is kept for later calls, whose
+    choices depend on it."""
+    asked: list[tuple[Any, ...]] = []
+
+    def times(graph: Any, run: Any, size: Any, engine: str, *, progress: Any, **options: Any) -> LayerTimes:
+        asked.append((engine, options))
+        assert run(torch.zeros(2, *size)).shape == (2, 6)
+        return replace(like_macs(graph), where="here")
+
+    monkeypatch.setattr(module, "layer_times", times)
+    fast({"ranks": 1.0})
+    place = place_of(OptimizeConfig(**SMALL), optimized.scoring, optimized.base.spec.preprocessing)
+    work = tmp_path / "work"
+    config = OptimizeConfig(**{**SMALL, "by_time": True, "cuts": (), "threads": 1, "batch": 2})
+
+    def made(place: Place) -> Optimized:
+        return optimize(
+            optimized.base, optimized.scoring, optimized.calibration, config, tmp_path / "fast", work=work, place=place
+        )
+
+    first = made(place)
+    assert asked == [("torch", {"precision": "f32", "batch": 2, "threads": 1})]
+    again = made(replace(place, opened={}))
+    assert len(asked) == 1
+    assert [row.name for row in again.rows] == [row.name for row in first.rows]
+    assert "60 % of the time in here kept" in (tmp_path / "fast" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("points", "differing", "on_others", "within"),
+    [
+        (0.0, 0.04, 0.0, True),  # half a point is usual for so many answers, and nothing was lost
+        (1.2, 0.02, 0.0, True),  # what the first images lost, the others did not
+        (0.0, 0.16, 0.004, False),  # so many answers differ that two points are usual
+        (0.9, 0.03, 0.009, False),  # all images say so
+    ],
+)
+def test_what_a_network_likely_loses(points: float, differing: float, on_others: float, within: bool) -> None:
+    chosen_by = ExpectedLoss(points, points, points, differing, 0.7, 1000)
+    losses = torch.zeros(3000)
+    losses[: round(3000 * on_others)] = 1.0
+    assert (likely_loss(chosen_by, losses) <= 0.005) == within
+
+
+@given(points=st.floats(-1, 3), differing=st.floats(0, 0.2), images=st.integers(100, 10**6))
+def test_many_images_say_what_is_lost(points: float, differing: float, images: int) -> None:
+    """Between what was seen and what is usual, and nearer to what was seen the more images there are."""
+    few, many = (
+        likely_loss(ExpectedLoss(points, points, points, differing, 0.7, count)) for count in (images, 10 * images)
+    )
+    low, high = sorted((points / 100, LOST * differing))
+    assert low - 1e-12 <= few <= high + 1e-12
+    assert abs(many - points / 100) <= abs(few - points / 100) + 1e-12

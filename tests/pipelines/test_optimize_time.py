@@ -28,7 +28,8 @@ from sinf.pipelines.optimize_time import LIMIT, TimeLimit, estimate
 from tiny import coloured_images
 
 SMALL = OptimizeConfig(
-    images=24, methods=("ranks", "channels"), budgets=(0.8, 0.6), cuts=(0.3,), tails=(0.95,), max_loss=0.9
+    images=24, methods=("ranks", "channels"), budgets=(0.8, 0.6), cuts=(0.3,), tails=(0.95,), max_loss=0.9,
+    by_time=False,
 )  # fmt: skip
 
 

@@ -85,9 +85,10 @@ def _run(out: Path, threads: int | None) -> None:
         f"{MODEL}, width {base.spec.options['width']:g}: {scoring.classes} classes of CIFAR-100; {len(scoring)} images "
         f"make candidates, {len(calibration)} choose and test them. At most {LIMIT:g} point of top-1 may be lost."
     )
-    # A network of so few weights is not worth a second method, or cuts of many places: that takes a user ten minutes.
+    # A network of so few weights is not worth a second method, cuts of many places, or times of every kind of layer:
+    # that takes a user ten minutes.
     config = OptimizeConfig(
-        max_loss=LIMIT / 100, engine=ENGINE, precisions=("f32", "int8"), methods=("ranks",), cuts=(0.3,)
+        max_loss=LIMIT / 100, engine=ENGINE, precisions=("f32", "int8"), methods=("ranks",), cuts=(0.3,), by_time=False
     )
     with options.Steps() as steps:
         place = place_of(config, scoring, base.spec.preprocessing)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from statistics import median
 from typing import Any
 
@@ -265,3 +265,30 @@ def _pair(first: Widths, second: Widths, out: int, into: int) -> Line:
     """Of two layers, by the channels between them."""
     fixed = first.fixed + first.into * into + second.fixed + second.out * out
     return Line(fixed, first.out + first.pair * into + second.into + second.pair * out)
+
+
+def to_tensors(times: LayerTimes) -> dict[str, Tensor]:
+    """Times as steps are stored; ``where`` is text, as its bytes."""
+    nothing = (math.nan, math.nan)
+    found = {
+        "where": torch.tensor(list(times.where.encode()), dtype=torch.uint8),
+        "total": torch.tensor([times.total, times.in_layers], dtype=torch.float64),
+    }
+    for target, price in times.layers:
+        lines = [nothing if line is None else (line.fixed, line.each) for line in (price.channels, price.separable)]
+        found[f"layer.{target}"] = torch.tensor([*astuple(price.widths), *lines[0], *lines[1]], dtype=torch.float64)
+    return found
+
+
+def from_tensors(stored: dict[str, Tensor]) -> LayerTimes:
+    """What :func:`to_tensors` stored, the same to the bit."""
+    total, in_layers = stored["total"].tolist()
+    layers = []
+    for name in sorted(stored):
+        if name.startswith("layer."):
+            *widths, first, each, down, across = stored[name].tolist()
+            channels, separable = (
+                None if math.isnan(line[0]) else Line(*line) for line in ((first, each), (down, across))
+            )
+            layers.append((name.removeprefix("layer."), Price(Widths(*widths), channels, separable)))
+    return LayerTimes(bytes(stored["where"].tolist()).decode(), total, in_layers, tuple(layers))

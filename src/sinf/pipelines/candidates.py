@@ -31,6 +31,8 @@ from sinf.measure.in_engine import TailAnswers, tail_answers
 from sinf.measure.timing import Progress
 from sinf.models import BaseModel
 from sinf.pipelines.comparison import save
+from sinf.pipelines.prune_config import describe
+from sinf.pipelines.pruned import Pruned
 from sinf.routing.router import FeatureRouter
 from sinf.routing.threshold import BOUND, NEVER, Threshold, candidate_thresholds
 
@@ -149,6 +151,8 @@ class Static(Design):
     def _save(self, folder: Path, promise: Promise, class_names: list[str], key: bytes | None, place: Place) -> None:
         made_by = {"made": self.name, "runs in": f"{promise.engine} {promise.precision}", "promise": str(promise)}
         method = {} if self.method is None else {"method": self.method}
+        if isinstance(self.model, Pruned):
+            method["asked for"] = describe(self.model.rule)
         model = save(self.model, folder, class_names, made_by=method | made_by, key=key)
         if promise.engine in FORMATS:
             export_network(

@@ -7,7 +7,8 @@
 
 With a confidence those on the front of safety and time are tested on the calibration images from the safest up, in an
 order that the selection images alone decide (fixed-sequence testing, arXiv 2110.01052): the fastest one accepted before
-the first refusal is delivered. Without, it is the fastest that keeps the limit on both sets of images.
+the first refusal is delivered. Without, it is the fastest that likely keeps the limit, by both sets of images and by
+how many answers differ.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ else:
 METHODS = ("ranks", "channels")
 #: Shares of the base model's cost, each a fifth less than the one before.
 BUDGETS = (0.8, 0.64, 0.51, 0.41, 0.33, 0.26, 0.21, 0.17, 0.13)
-CUTS, TAILS = (0.15, 0.3), (0.5, 0.3)
+CUTS, TAILS = (0.15, 0.3), (0.55, 0.35)
 ROUTED_CUTS = (0.3, 0.6)
 
 Engine = Annotated[str, Option("Where it will run, and is timed: torch, torch-compile, onnxruntime or openvino.")]
@@ -36,6 +36,8 @@ class OptimizeConfig:
         methods: how networks are made smaller, the likelier first; where one does well, those after it are not tried.
         budgets: what static networks keep of the cost, falling; each method is followed down to the first that loses
             more than the limit.
+        by_time: whether that cost is time: of layers, as measured in the engine and the fastest of the precisions;
+            otherwise it is MACs, with loading a weight counted as some.
         cuts: where cascades are cut, as shares of the MACs; none for no cascades.
         tails: what their small tails keep, as shares of what the smallest static network within the limit keeps.
         clusters: semantic clusters, for bundles that send every input to the subgraph of its cluster; None for none.
@@ -64,6 +66,7 @@ class OptimizeConfig:
     selection: float = 1 / 3
     methods: tuple[str, ...] = METHODS
     budgets: tuple[float, ...] = BUDGETS
+    by_time: bool = True
     cuts: Annotated[
         tuple[float, ...],
         Option("Also try cascades of a small tail and a full one.", RUN, flag="cascades", unit=_SWITCH),

@@ -7,12 +7,10 @@ bundles are. Everything is opened in the engine and in every precision, and answ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from sinf.compress.select import Budget
@@ -20,49 +18,34 @@ from sinf.data.clusters import Clusters, one_cluster
 from sinf.data.images import LabelledImages, Preprocessing
 from sinf.errors import ConfigError, SinfError
 from sinf.graph.cost import WEIGHT_COST
+from sinf.graph.price import LayerTimes
+from sinf.graph.trace import trace
+from sinf.measure.accuracy import machine
 from sinf.measure.delivery import ExpectedLoss, answers_of
+from sinf.measure.layer_times import from_tensors, layer_times, to_tensors
 from sinf.measure.timing import Latency, interleaved
 from sinf.models import BaseModel
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
 from sinf.pipelines.candidates import Candidate, Design, Place, Promise, Routed, Static, ranges_of
+from sinf.pipelines.optimize_choice import LOST, tested
+from sinf.pipelines.optimize_choice import Row as Row
 from sinf.pipelines.optimize_config import OptimizeConfig
 from sinf.pipelines.optimize_time import TimeLimit
 from sinf.pipelines.prune import PruneConfig, Pruned, pruner
-from sinf.routing.threshold import p_value
+from sinf.storage.files import hash_tensors
 from sinf.storage.steps import StepStore
+from sinf.version import __version__
 
 Progress = Callable[[str, int, int], None]
 
+FASTEST = ("int8", "bf16", "f32")
 BASE = "base model"
 OWN = "your model, as loaded (torch)"
 _WELL = 0.6  # of the cost: a method that keeps no more within the limit needs no other beside it
 _LEAST = 0.05  # of the cost of its tail: no subgraph is smaller
-_LOST = 1 / 8  # of the answers that differ: where networks disagree, mostly both are wrong
 _SAFER = 0.5  # of the limit: what extractor and full tail of a bundle may lose, so that the small tail has the rest
 _RANGES = 200  # images that set the ranges of int8
 _TIMED = 256  # images that batches are made of
-
-
-@dataclass(frozen=True)
-class Row:
-    """A candidate on the selection images: its loss, and its time beside the base model in f32, all in the engine.
-    ``accepted`` says whether it kept the limit on the calibration images, None where it was not tested."""
-
-    name: str
-    kind: str
-    precision: str
-    loss: ExpectedLoss
-    time: Latency
-    accepted: bool | None = None
-    promise: Promise | None = None
-
-    @property
-    def share(self) -> float:
-        """Its time as a share of that of the base model that ran beside it: what slows the machine slows both."""
-        return 1 - self.time.time_saved
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -77,7 +60,7 @@ class _Rung:
     def likely(self) -> float:
         """Points that it loses, by how many answers differ: a few hundred images tell that far more surely than who is
         right."""
-        return 100 * _LOST * self.loss.disagreement
+        return 100 * LOST * self.loss.disagreement
 
 
 class Search:
@@ -129,6 +112,38 @@ class Search:
         elif self.config.cuts or self.config.clusters is not None:
             self.left_out.append("cascades and clusters: not tried, since no smaller network likely keeps the limit")
 
+    def _budget(self, share: float) -> Budget:
+        """That share of the cost: of time where it is known what layers take."""
+        return Budget(share, WEIGHT_COST, self._times)
+
+    @cached_property
+    def _times(self) -> LayerTimes | None:
+        """Of the base model's layers in the engine, in the precision that is fastest; None where these are not
+        wanted."""
+        config, base, fed = self.config, self.base, self.preprocessing
+        if not config.by_time:
+            return None
+        precision = next(each for each in FASTEST if each in config.precisions)
+        run, _ = Static(base, BASE).run_in(self.place, precision)
+        depends = {
+            "sinf": __version__, "machine": machine(), "engine": config.engine, "precision": precision,
+            "batch": config.batch, "threads": config.threads, "weights": hash_tensors(base.module.state_dict()),
+        }  # fmt: skip
+
+        def measured() -> LayerTimes:
+            return layer_times(
+                trace(base.module, fed), run, fed.size, config.engine, precision=precision, batch=config.batch,
+                threads=config.threads, progress=self._reporter("times of layers"),
+            )  # fmt: skip
+
+        # What is asked of them later depends on what they were: after a kill the same ones must come again.
+        store = StepStore(self.work)
+        found: LayerTimes = self.place.once(
+            "times of layers", precision,
+            lambda: from_tensors(store.get("layer-times", depends, lambda: to_tensors(measured()))),
+        )  # fmt: skip
+        return found
+
     def _too_late(self, what: str) -> bool:
         """Whether ``what`` is left out because the time is over."""
         if self.limit.over:
@@ -140,7 +155,7 @@ class Search:
         likely, and one between the last two; the first whatever the time."""
         config, whole = self.config, 1.0
         asked = PruneConfig(
-            Budget(config.budgets[0], WEIGHT_COST),
+            self._budget(config.budgets[0]),
             method,
             None,
             images=config.images,
@@ -157,7 +172,7 @@ class Search:
         def rung(kept: float) -> _Rung | None:
             told[0] = f"{100 * kept:.3g} %"
             try:
-                network = make(Budget(kept, WEIGHT_COST))
+                network = make(self._budget(kept))
             except ConfigError as reason:  # out of reach
                 self.left_out.append(f"{method}, {told[0]}: {reason}")
                 return None
@@ -207,7 +222,7 @@ class Search:
     def _asked(self, method: str, cut: float, whole: float, size: float, max_loss: float) -> BuildConfig:
         config = self.config
         return BuildConfig(
-            method=method, cut_at=cut, common=whole, subgraph=Budget(size, WEIGHT_COST), max_loss=max_loss,
+            method=method, cut_at=cut, common=whole, subgraph=self._budget(size), times=self._times, max_loss=max_loss,
             common_images=config.images, seed=config.seed, memory=config.memory, keep_anyway=True,
         )  # fmt: skip
 
@@ -300,44 +315,3 @@ class Search:
 def place_of(config: OptimizeConfig, scoring: LabelledImages, preprocessing: Preprocessing) -> Place:
     """Where a config's networks will run."""
     return Place(config.engine, config.threads, ranges_of(scoring, preprocessing, _RANGES, config.seed))
-
-
-def tested(
-    rows: list[Row], losses_of: Callable[[Row], Tensor], max_loss: float, confidence: float | None, seed: int
-) -> Iterator[tuple[Row, bool, float]]:
-    """Rows with whether they are accepted and their mean loss, by the losses (N,) in {-1, 0, 1} on images that chose
-    nothing: with a confidence in the order of :func:`front`, until one is refused; without, the fastest first, until
-    one holds. Images are read in an order that the seed draws."""
-    for row in in_order(rows, max_loss, sure=confidence is not None):
-        losses = losses_of(row)
-        loss = float(losses.double().sum()) / len(losses)
-        if confidence is None:
-            accepted = loss <= max_loss
-        else:
-            order = torch.randperm(len(losses), generator=torch.Generator().manual_seed(seed))
-            accepted = p_value(losses[order], max_loss) <= 1 - confidence
-        yield row, accepted, loss
-        if accepted == (confidence is None):
-            return
-
-
-def in_order(rows: list[Row], limit: float, sure: bool) -> list[Row]:
-    """The rows that are worth a test, in the order of the tests. To be ``sure``, it must lead from the safest up, and
-    skip what is slower than something safer; else the fastest that holds is looked for."""
-    if sure:
-        return front(rows, limit)
-    return sorted((row for row in rows if row.loss.points <= 100 * limit), key=lambda row: row.share)
-
-
-def front(rows: list[Row], limit: float) -> list[Row]:
-    """The rows within the limit (a fraction) that nothing beats in both safety and time, the safest first.
-
-    The safest is the one whose answers differ from the base model's least often. That bounds its loss and the spread of
-    it, and a few hundred images tell it well; which of many losses happened to come out lowest says little, and a
-    sequence of tests that begins with a lucky one ends there.
-    """
-    best: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row.loss.disagreement, row.share)):
-        if row.loss.points <= 100 * limit and (not best or row.share < best[-1].share):
-            best.append(row)
-    return best

@@ -1,0 +1,110 @@
+"""Which candidate of optimize() is delivered: which are tested, in which order, and what is accepted.
+
+With a confidence, fixed-sequence testing from the safest up (arXiv 2110.01052). Without, what a network likely loses
+decides, estimated from all images and from how many answers differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sinf.measure.delivery import ExpectedLoss
+from sinf.measure.timing import Latency
+from sinf.pipelines.candidates import Promise
+from sinf.routing.threshold import p_value
+
+LOST = 1 / 8  # of the answers that differ: where networks disagree, mostly both are wrong
+_SPREAD = 1 / 2  # of that share, from network to network
+_FAR = 2.0  # standard errors
+_HOPELESS = 1.5  # times the limit: what likely loses more by the images that choose is not tested
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate on the selection images: its loss, and its time beside the base model in f32, all in the engine.
+    ``accepted`` says whether it kept the limit on the calibration images, None where it was not tested."""
+
+    name: str
+    kind: str
+    precision: str
+    loss: ExpectedLoss
+    time: Latency
+    accepted: bool | None = None
+    promise: Promise | None = None
+
+    @property
+    def share(self) -> float:
+        """Its time as a share of that of the base model that ran beside it: what slows the machine slows both."""
+        return 1 - self.time.time_saved
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def tested(
+    rows: list[Row], losses_of: Callable[[Row], Tensor], max_loss: float, confidence: float | None, seed: int
+) -> Iterator[tuple[Row, bool, float]]:
+    """Rows with whether they are accepted and their mean loss, by the losses (N,) in {-1, 0, 1} on images that chose
+    nothing: with a confidence in the order of :func:`front`, until one is refused; without, the fastest first, until
+    one likely keeps the limit, by these images and those that chose. Images are read in an order that the seed draws.
+    """
+    for row in in_order(rows, max_loss, sure=confidence is not None):
+        losses = losses_of(row)
+        loss = float(losses.double().sum()) / len(losses)
+        if confidence is None:
+            accepted = likely_loss(row.loss, losses) <= max_loss
+        else:
+            order = torch.randperm(len(losses), generator=torch.Generator().manual_seed(seed))
+            accepted = p_value(losses[order], max_loss) <= 1 - confidence
+        yield row, accepted, loss
+        if accepted == (confidence is None):
+            return
+
+
+def likely_loss(chosen_by: ExpectedLoss, losses: Tensor | None = None) -> float:
+    """What a network loses of top-1 on new images, as a fraction.
+
+    The mean of what the images say on which it was chosen and the ``losses`` (N,) in {-1, 0, 1} on others, and of a
+    usual share of the answers that differ, each weighted by how sure it is. A few thousand images tell half a point of
+    loss no better than by half a point, and how many answers differ by a tenth. It is never further from what the
+    images say than two standard errors of that.
+    """
+    points, count, changed = chosen_by.points / 100, chosen_by.images, chosen_by.disagreement
+    if losses is not None:
+        points = (points * count + float(losses.double().sum())) / (count + len(losses))
+        changed = max(changed, float(losses.double().square().mean()))
+        count += len(losses)
+    usual = LOST * chosen_by.disagreement
+    if not usual:
+        return points
+    seen, guess = changed / count, (_SPREAD * usual) ** 2  # variances
+    likely = (points * guess + usual * seen) / (guess + seen)
+    far = _FAR * seen**0.5
+    return min(max(likely, points - far), points + far)
+
+
+def in_order(rows: list[Row], limit: float, sure: bool) -> list[Row]:
+    """The rows that are worth a test, in the order of the tests. To be ``sure``, it must lead from the safest up, and
+    skip what is slower than something safer; else the fastest that holds is looked for."""
+    if sure:
+        return front(rows, limit)
+    return sorted((row for row in rows if likely_loss(row.loss) <= _HOPELESS * limit), key=lambda row: row.share)
+
+
+def front(rows: list[Row], limit: float) -> list[Row]:
+    """The rows within the limit (a fraction) that nothing beats in both safety and time, the safest first.
+
+    The safest is the one whose answers differ from the base model's least often. That bounds its loss and the spread of
+    it, and a few hundred images tell it well; which of many losses happened to come out lowest says little, and a
+    sequence of tests that begins with a lucky one ends there.
+    """
+    best: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row.loss.disagreement, row.share)):
+        if row.loss.points <= 100 * limit and (not best or row.share < best[-1].share):
+            best.append(row)
+    return best
