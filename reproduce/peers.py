@@ -1,10 +1,13 @@
-"""Our criteria beside the code that their authors published, on the same weights and images.
+"""Our criteria and low rank beside the code that others published, on the same weights and images.
 
 python reproduce/peers.py vgg16 WEIGHTS CIFAR100 CHECKOUTS    measures; nothing of the authors' code is part of this one
+python reproduce/peers.py vgg16 WEIGHTS CIFAR100 CHECKOUTS low-rank    of the two parts, criteria and low-rank, one
 
 CHECKOUTS holds lmbxmu/HRank, Eclipsess/CHIP_NeurIPS2021, he-y/filter-pruning-geometric-median, NVlabs/Taylor_pruning
-and tvsprune/TVS_Prune, each in a folder named as the repository. Their functions are taken from their scripts one at a
-time, because the scripts read arguments, data and a GPU when they are imported. For chains of convolutions, as VGGs.
+and tvsprune/TVS_Prune, and davidgonmar/BALF for low rank, each in a folder named as the repository. Their functions are
+taken from their scripts one at a time, because the scripts read arguments, data and a GPU when they are imported. For
+chains of convolutions, as VGGs. Low rank is fitted to as many train images as the authors take, and reported on
+test[50%:].
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from common import RESULTS, Section, networks, read, table
+from common import RESULTS, Row, Section, networks, read, table
 
 IMAGES = {"hrank": 20, "chip": 20, "tvs": 2000}  # maps are decomposed; means of classes
 OTHERS = 400
@@ -37,23 +40,74 @@ IN_TORCH_PRUNING = (
     ("lamp", "LAMPImportance", {}),
     ("bn-scale", "BNScaleImportance", {}),
 )
+LOW_RANK = "low-rank"
+BUDGETS = (1 / 1.5, 1 / 2, 1 / 4)  # of MACs: those of benchmarks/static.py
+FITTED = 1024  # images, as their script for CIFAR takes
 COLUMNS = ("model", "dataset", "criterion", "code", "part", "images", "layers", "rank_correlation",
-           "rank_correlation_least", "same_half", "same_half_least", "date", "versions")  # fmt: skip
+           "rank_correlation_least", "same_half", "same_half_least", "budget", "macs_saved", "base_top1", "top1",
+           "loss", "date", "versions")  # fmt: skip
 
 
-def functions(path: Path, *names: str, **given: Any) -> dict[str, Any]:
-    """Functions of a script, by name, in a space of their own."""
+def functions(path: Path, *names: str, without: tuple[str, ...] = (), **given: Any) -> dict[str, Any]:
+    """Functions and classes of a script, by name, in a space of their own; texts that it is read ``without`` are what
+    only a GPU has."""
     import numpy as np
     import torch
 
-    tree = ast.parse(path.read_text().replace("async=True", "non_blocking=True"))  # a keyword since Python 3.7
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in names]
+    text = path.read_text().replace("async=True", "non_blocking=True")  # a keyword since Python 3.7
+    for each in without:
+        text = text.replace(each, "")
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, kinds) and node.name in names]
     space = {"np": np, "torch": torch, **given}
     exec(compile(ast.Module(list({node.name: node for node in found}.values()), []), str(path), "exec"), space)
     return space
 
 
-def measure(name: str, weights: str, data: str, checkouts: str) -> None:
+def measure(name: str, weights: str, data: str, checkouts: str, *only: str) -> None:
+    """Write the rows of both parts, or of one."""
+    sys.path.insert(0, str(RESULTS.parent))
+    from table import Table
+
+    rows = Table(f"peers_{name}.csv", COLUMNS, ("criterion", "code", "budget"), model=name, dataset="cifar100")
+    for part, measured in (("criteria", criteria), (LOW_RANK, low_rank)):
+        if part in (only or (part,)):
+            measured(rows, name, weights, data, Path(checkouts))
+
+
+def low_rank(rows: Any, name: str, weights: str, data: str, checkouts: Path) -> None:
+    import balf
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from sinf import load_images, load_model
+    from sinf.measure.delivery import answers_of
+
+    base = load_model(name, weights=weights)
+    fed, test = base.spec.preprocessing, load_images(data, "test[50%:]")
+    train = load_images(data, "train").sample(FITTED)
+
+    def macs(model: Any) -> int:
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, *fed.size))
+        return counter.get_total_flops() // 2
+
+    def right(model: Any) -> float:
+        return float((answers_of(model, test, fed) == test.labels).double().mean())
+
+    whole, before = macs(base.module), right(base.module)
+    theirs = balf.on_processor(functions, checkouts / balf.CODE.split("/")[1])
+    models = balf.factored(theirs, base.module, (x for x, _ in train.batches(fed)), BUDGETS)
+    for budget, model in zip(BUDGETS, models, strict=True):
+        after = right(model)
+        row = rows.add(
+            criterion=LOW_RANK, code=balf.CODE, part=balf.PART, images=len(train), budget=budget,
+            macs_saved=1 - macs(model) / whole, base_top1=before, top1=after, loss=100 * (before - after),
+        )  # fmt: skip
+        print({key: row[key] for key in ("code", "budget", "macs_saved", "loss")}, flush=True)
+
+
+def criteria(rows: Any, name: str, weights: str, data: str, checkouts: Path) -> None:
     import torch
     from scipy.stats import spearmanr
 
@@ -65,10 +119,6 @@ def measure(name: str, weights: str, data: str, checkouts: str) -> None:
     from sinf.statistics import collect
 
     torch.set_num_threads(1)
-    sys.path.insert(0, str(RESULTS.parent))
-    from table import Table
-
-    rows = Table(f"peers_{name}.csv", COLUMNS, ("criterion", "code"), model=name, dataset="cifar100")
     base = load_model(name, weights=weights)
     network = PartedNetwork(trace(base.module, base.spec.preprocessing))
     train = load_images(data, "train")
@@ -83,7 +133,7 @@ def measure(name: str, weights: str, data: str, checkouts: str) -> None:
         )  # fmt: skip
         mine = importances(rule, network.graph, network.coupling, groups, found)
         if len(part) == 1:
-            theirs = authors(criterion, Path(checkouts), network, groups, x, y)
+            theirs = authors(criterion, checkouts, network, groups, x, y)
         else:
             theirs = by_torch_pruning(*part, base, groups)
         pairs = [(mine[group.name], other) for group, other in zip(groups, theirs, strict=True)]
@@ -243,15 +293,43 @@ def section() -> Section:
         "measures distances of mean feature maps, ours the separation of its paper."
     ]
     for name in networks("peers_"):
+        found = read(f"peers_{name}.csv")
         lines = [
             [row["criterion"], row["code"], row["part"], row["images"], *(
                 f"{float(row[key]):.3f}" if row[key] else "" for key in ("rank_correlation", "rank_correlation_least")
             ), *(f"{100 * float(row[key]):.0f} %" for key in ("same_half", "same_half_least"))]
-            for row in read(f"peers_{name}.csv")
+            for row in found if row["criterion"] != LOW_RANK
         ]  # fmt: skip
         head = ["criterion", "code", "part", "images", "rank correlation", "least", "same half", "least"]
         parts += [f"{name}:", table(head, lines)]
-    return Section("Criteria beside their authors' code", "\n\n".join(parts))
+        parts += beside_low_rank(name, [row for row in found if row["criterion"] == LOW_RANK])
+    return Section("Criteria and low rank beside their authors' code", "\n\n".join(parts))
+
+
+def beside_low_rank(name: str, theirs: list[Row]) -> list[str]:
+    """What others' low rank loses, and ours within the same budget of MACs."""
+    if not theirs:
+        return []
+    ours = {
+        f"{float(row['budget']):.3f}": row for row in read(f"static_{name}_cpu.csv")
+        if (row["criterion"], row["epochs"]) == (LOW_RANK, "0")
+    }  # fmt: skip
+    lines = []
+    for row in theirs:
+        mine = ours.get(f"{float(row['budget']):.3f}")
+        lines.append(
+            [row["code"], f"{1 / float(row['budget']):.2g}", f"{100 * float(row['macs_saved']):.1f} %",
+             f"{float(row['loss']):.2f}", "" if mine is None else f"{float(mine['loss']):.2f}"]
+        )  # fmt: skip
+    head = ["code", "times fewer MACs", "saved", "loss", "loss by ours"]
+    return [
+        f"Low rank on {name}, without training, reported on `test[50%:]`, loss in points; theirs from "
+        f"{int(theirs[0]['images']):,} train images, as their script takes them, ours from 10,000. BALF (arXiv "
+        "2509.25136) writes every layer as two by what it reads, and spends one budget by the share of each layer's "
+        "energy; ours counts what the answer feels of each direction, has separable layers too, and fits the layers "
+        "one after the other.",
+        table(head, lines),
+    ]
 
 
 if __name__ == "__main__":

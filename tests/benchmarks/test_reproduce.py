@@ -195,6 +195,30 @@ def test_a_function_is_taken_out_of_a_script_that_cannot_be_imported(
     assert space["twice"](3) == 8
 
 
+def test_what_only_a_gpu_has_is_left_out(reproduce: dict[str, ModuleType], tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("class Moved:\n    def __init__(self, x):\n        self.x = x.cuda().float()\n")
+    moved = reproduce["peers"].functions(script, "Moved", without=(".cuda()",))["Moved"]
+    assert moved(torch.ones(2, dtype=torch.int64)).x.dtype is torch.float32
+
+
+def test_others_low_rank_beside_ours(reproduce: dict[str, ModuleType], tmp_path: Path) -> None:
+    common = {"model": "vgg16", "part": "file.py", "images": 512}
+    theirs = common | {"criterion": "low-rank", "code": "them/code", "macs_saved": 0.334, "loss": 0.9}
+    score = common | {"criterion": "l1", "code": "them/code", "rank_correlation": 0.5, "rank_correlation_least": 0.25}
+    score |= {"same_half": 0.75, "same_half_least": 0.5, "macs_saved": "", "loss": "", "budget": ""}
+    halves = {"same_half": "", "same_half_least": "", "rank_correlation": "", "rank_correlation_least": ""}
+    rows = [score, *(theirs | halves | {"budget": budget} for budget in (0.666667, 0.25))]
+    write(tmp_path / "results" / "peers_vgg16.csv", rows)
+    ours = {"criterion": "low-rank", "budget": 0.666667, "epochs": 0, "loss": 0.4375}
+    write(tmp_path / "results" / "static_vgg16_cpu.csv", [ours, ours | {"epochs": 3, "loss": 0.1}])
+    text = reproduce["peers"].section().text
+    assert "| l1 | them/code | file.py | 512 | 0.500 | 0.250 | 75 % | 50 % |" in text
+    assert "from 512 train images, as their script takes them" in text
+    assert "| them/code | 1.5 | 33.4 % | 0.90 | 0.44 |" in text
+    assert "| them/code | 4 | 33.4 % | 0.90 |  |" in text
+
+
 def test_the_half_that_two_scores_keep(reproduce: dict[str, ModuleType]) -> None:
     scores = torch.tensor([4.0, 3.0, 2.0, 1.0])
     assert reproduce["peers"].same_half(scores, 10 * scores) == 1
