@@ -10,9 +10,9 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from sinf.dynamic import losses
-from sinf.dynamic.distributed import Group
 from sinf.dynamic.gates import MASKS, BoostingGate, Gate, SaliencyGate, StaticGate
 from sinf.errors import ConfigError
+from sinf.training.distributed import Group
 
 
 class Weights(Protocol):
