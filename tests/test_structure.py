@@ -18,7 +18,7 @@ LINES = 450
 
 # Rooms from left to right, as data flows; those on one line may import each other, if that makes no circle.
 HOUSE = [
-    {"errors", "version", "option"},
+    {"errors", "version", "option", "registry"},
     {"storage", "machine"},
     {"data"},
     {"graph"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -98,7 +99,7 @@ def test_a_criterion_of_ones_own_has_a_name(monkeypatch: pytest.MonkeyPatch) -> 
     class Own(L1):
         name = "own"
 
-    monkeypatch.setattr("sinf.criteria.registry._TABLE", dict(registry._TABLE))
+    monkeypatch.setattr("sinf.criteria.registry._TABLE", copy(registry._TABLE))
     register(L1)
     register(Own)
     assert type(make_criterion("own")) is Own

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from gated import DEEP, cut, gated
-from sinf.dynamic.distributed import Group
 from sinf.dynamic.memory import plan_training
 from sinf.dynamic.network import GatedNetwork, attach
 from sinf.dynamic.targets import Target
-from sinf.dynamic.trainer import TrainConfig, _Run, train
+from sinf.dynamic.trainer import TrainConfig, _Gating, train
 from sinf.errors import ConfigError
 from sinf.machine.memory import OVERHEAD, Memory, activations, weight_bytes
 from sinf.models import BaseModel, ModelSpec, load_model
+from sinf.training.distributed import Group
+from sinf.training.loop import Loop
 from tiny import CLASSES, COLOUR, Concat, Mixed, Residual, conv, randomise, tiny_data
 
 
@@ -114,6 +115,10 @@ def test_a_layer_that_fails_leaves_nothing_behind() -> None:
     assert torch.equal(weight.grad, 2 * weight.detach())
 
 
+def loop_of(network: GatedNetwork, config: TrainConfig, part: int) -> Loop:
+    return Loop(_Gating(network, config, Group(), 4), config, 4, part=part)
+
+
 @pytest.mark.parametrize("part", [2, 5, 16])
 def test_a_batch_in_parts_takes_the_same_step(part: int) -> None:
     """Without batch norms and the similarity loss, which compare images of a part, gradients are those of the whole."""
@@ -121,10 +126,10 @@ def test_a_batch_in_parts_takes_the_same_step(part: int) -> None:
     for size in (16, part):
         torch.manual_seed(0)
         network = cut(gated(Plain()))
-        run = _Run(network, TrainConfig(batch=16, similarity=0.0, momentum=0.0), Group(), 4, size)
+        loop = loop_of(network, TrainConfig(batch=16, similarity=0.0, momentum=0.0), size)
         network.train()
-        loss, each = run.step(torch.randn(16, *COLOUR.size), torch.arange(16) % CLASSES, 1)
-        assert len(each) == 16
+        loss = loop.step(torch.randn(16, *COLOUR.size), torch.arange(16) % CLASSES)
+        assert float(loop.objective._sums.rest[3]) == 16
         states.append([loss, *(p.detach().clone() for p in network.parameters())])
     for mine, whole in zip(*states, strict=True):
         torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-6)
@@ -132,12 +137,12 @@ def test_a_batch_in_parts_takes_the_same_step(part: int) -> None:
 
 def test_norms_follow_a_batch_in_parts_as_fast_as_the_whole() -> None:
     network = gated(Dense(2))
-    run = _Run(network, TrainConfig(batch=16), Group(), 4, 4)
+    loop = loop_of(network, TrainConfig(batch=16), 4)
     norms = [m for m in network.model.modules() if isinstance(m, nn.BatchNorm2d)]
-    with run.slower_norms():
+    with loop.slower_norms():
         assert all((1 - norm.momentum) ** 4 == pytest.approx(0.9) for norm in norms)
     assert all(norm.momentum == 0.1 for norm in norms)
-    with _Run(network, TrainConfig(batch=16), Group(), 4, 16).slower_norms():
+    with loop_of(network, TrainConfig(batch=16), 16).slower_norms():
         assert all(norm.momentum == 0.1 for norm in norms)
 
 

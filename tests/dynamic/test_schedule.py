@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 
 import pytest
 import torch
@@ -111,7 +112,7 @@ def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         def gate(self, channels: int, importance: torch.Tensor, squeeze: float | None, binary: bool) -> Gate:
             return StaticGate(torch.arange(len(importance)) % 2)
 
-    monkeypatch.setattr("sinf.dynamic.methods.METHODS", dict(METHODS))
+    monkeypatch.setattr("sinf.dynamic.methods.METHODS", copy(METHODS))
     register(Alternating())
     assert method_of("alternating").name == "alternating"
     assert make_gate("alternating", 4, torch.ones(4))(torch.ones(1, 4, 2, 2)).round().tolist() == [[0, 1, 0, 1]]

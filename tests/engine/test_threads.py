@@ -326,6 +326,32 @@ def test_a_module_that_holds_a_model_is_trained_and_stored_without_it(model: Sem
     assert torch.equal(model(x), expected)
 
 
+def test_parameters_are_there_to_look_at(model: SemanticModel | DynamicModel) -> None:
+    """Under names of their own, once each, frozen, where the model computes; what holds the model does not see them."""
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    held = model.network if isinstance(model, DynamicModel) else nn.ModuleList([model.network.graph, model.router])
+    assert {id(p) for p in parameters.values()} == {id(p) for p in held.parameters()}
+    assert {id(b) for b in buffers.values()} == {id(b) for b in held.buffers()}
+    assert len({id(p) for p in parameters.values()}) == len(parameters) > 0
+    assert [id(p) for p in model.parameters()] == [id(p) for p in parameters.values()]
+    assert [id(b) for b in model.buffers()] == [id(b) for b in buffers.values()]
+    assert all(p.device.type == "cpu" and not p.requires_grad for p in model.parameters())
+    assert {name.split(".")[0] for name in parameters} == set(model.held())
+    assert next(model.named_parameters("mine"))[0].startswith("mine.")
+    assert list(model.parameters(recurse=False)) == list(model.buffers(recurse=False)) == []
+    assert list(nn.Sequential(model).parameters()) == list(nn.Sequential(model).buffers()) == []
+
+
+def test_an_optimizer_changes_nothing_of_a_model(model: SemanticModel | DynamicModel) -> None:
+    x = torch.randn(2, *SIZE, generator=torch.Generator().manual_seed(8))
+    expected = model(x)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)
+    model.zero_grad()
+    optimizer.step()
+    assert not model(x).requires_grad
+    assert torch.equal(model(x), expected)
+
+
 def test_front_and_base_are_made_once(built: Path) -> None:
     shared = SemanticModel.from_pretrained(built)
     start = threading.Barrier(THREADS)

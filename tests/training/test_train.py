@@ -14,7 +14,8 @@ from sinf.data.images import LabelledImages, load_images
 from sinf.errors import ConfigError, SinfError
 from sinf.models import ModelSpec, load_model, load_spec, read_weights
 from sinf.models.load import spec_from_metadata
-from sinf.training.train import EpochReport, Teacher, TrainConfig, _Run, train
+from sinf.training.loop import Loop
+from sinf.training.train import EpochReport, Teacher, TrainConfig, _Classification, train
 from tiny import CLASSES, COLOUR, picture, tiny_data, write_parquet
 
 SPEC = ModelSpec("resnet20", 6, COLOUR, {"width": 0.5})
@@ -321,11 +322,15 @@ def test_augmentation_repeats_with_its_generator() -> None:
 # ---- the recipe
 
 
+def loop_of(config: TrainConfig, steps_per_epoch: int) -> Loop:
+    return Loop(_Classification(nn.Linear(2, 2), config), config, steps_per_epoch, average=config.average)
+
+
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.1, 0.3, 0.5])
 def test_the_learning_rate_is_one_cycle(warmup: float) -> None:
     """Also where a warm-up takes one of 20 steps, by which torch would divide by zero."""
     config = TrainConfig(epochs=4, learning_rate=0.5, warmup=warmup)
-    rates = rates_of(_Run(nn.Linear(2, 2), config, steps_per_epoch=5), 20)
+    rates = rates_of(loop_of(config, 5), 20)
     peak = rates.index(max(rates))
     assert max(rates) == pytest.approx(0.5, rel=0.03)
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
@@ -334,30 +339,30 @@ def test_the_learning_rate_is_one_cycle(warmup: float) -> None:
     if warmup * 20 > 1:
         assert rates[0] == pytest.approx(0.5 / 25)
         assert peak == round(warmup * 20) - 1
-    resumed = _Run(nn.Linear(2, 2), config, steps_per_epoch=5)
-    resumed.load(_Run(nn.Linear(2, 2), config, 5).tensors(), 3)
+    resumed = loop_of(config, 5)
+    resumed.load(loop_of(config, 5).tensors(), 3)
     assert rates_of(resumed, 5) == pytest.approx(rates[15:])
 
 
 def test_a_single_step_changes_something() -> None:
-    (rate,) = rates_of(_Run(nn.Linear(2, 2), TrainConfig(epochs=1, learning_rate=0.5), steps_per_epoch=1), 1)
+    (rate,) = rates_of(loop_of(TrainConfig(epochs=1, learning_rate=0.5), 1), 1)
     assert 0.1 < rate <= 0.5
 
 
-def rates_of(run: _Run, steps: int) -> list[float]:
+def rates_of(loop: Loop, steps: int) -> list[float]:
     rates = []
     for _ in range(steps):
-        rates.append(run.optimizer.param_groups[0]["lr"])
-        run.step(torch.ones(2, 2), torch.tensor([0, 1]))
+        rates.append(loop.optimizer.param_groups[0]["lr"])
+        loop.step(torch.ones(2, 2), torch.tensor([0, 1]))
     return rates
 
 
 def test_the_average_is_exponential() -> None:
     """From the first step on; 0.25 an epoch of two steps is 0.5 a step."""
-    run = _Run(nn.Linear(2, 2), TrainConfig(epochs=2, average=0.25), steps_per_epoch=2)
+    loop = loop_of(TrainConfig(epochs=2, average=0.25), 2)
     expected = None
     for _ in range(4):
-        run.step(torch.eye(2), torch.tensor([0, 1]))
-        now = run.model.weight.detach()
+        loop.step(torch.eye(2), torch.tensor([0, 1]))
+        now = loop.model.weight.detach()
         expected = now.clone() if expected is None else (expected + now) / 2
-    torch.testing.assert_close(run.result.weight.detach(), expected)
+    torch.testing.assert_close(loop.result.weight.detach(), expected)

@@ -1,4 +1,4 @@
-"""The folder of a bundle, of either method: how it is written whole, checked, and refused.
+"""The folder of a bundle, of either method: how it is checked, and refused. :mod:`sinf.bundle.writing` writes it.
 
 ``config.json`` holds the sha256 of every other file and its own digest (:mod:`sinf.storage.seal`), so that whatever is
 damaged or edited is refused before anything is made of it. A model that a bundle names is made by sinf or by a library
@@ -7,14 +7,14 @@ that is installed; what would run or fetch anything else is refused unless the c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, JsonValue
+from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -22,9 +22,9 @@ from sinf.bundle.records import ClassNames, Provenance
 from sinf.errors import BundleError, DataError, ModelError, SinfError, StorageError
 from sinf.models import ModelSpec
 from sinf.models.plain import FORMAT as PLAIN_FORMAT
-from sinf.storage.files import replacing_folder, sha256
+from sinf.storage.files import sha256
 from sinf.storage.schema import Digest, Name, Record, parse_file, shortened, validated
-from sinf.storage.seal import sealed, unsealed
+from sinf.storage.seal import unsealed
 
 FORMAT = 6
 CONFIG = "config.json"
@@ -44,19 +44,6 @@ class ConfigRecord(Record):
 # ---- config.json
 
 
-def write_config(
-    folder: Path, record: dict[str, Any], schema: type[BaseModel], files: tuple[str, ...], key: bytes | None
-) -> None:
-    """Write ``config.json`` of a bundle whose other ``files`` are written.
-
-    Raises:
-        BundleError: it could not be read again.
-    """
-    record = {"sinf_format": FORMAT, **record, "sha256": {name: sha256(folder / name) for name in files}}
-    validated(record, schema, BundleError, CONFIG, remedy="nothing was written")
-    (folder / CONFIG).write_text(json.dumps(sealed(record, key), indent=2) + "\n")
-
-
 def read_config(folder: Path, schema: type[ConfigRecord], files: tuple[str, ...], key: bytes | None = None) -> Any:
     """The ``config.json`` of a bundle, as an instance of ``schema``; it and all ``files`` are as they were written.
 
@@ -74,6 +61,11 @@ def read_config(folder: Path, schema: type[ConfigRecord], files: tuple[str, ...]
     config = validated(record, schema, BundleError, str(folder / CONFIG), remedy="build it again")
     _check_files(folder, config.sha256, files)
     return config
+
+
+def require_readable(config: dict[str, Any], schema: type[ConfigRecord]) -> None:
+    """Refuse a config that was written but could not be read again."""
+    validated(config, schema, BundleError, CONFIG, remedy="nothing was written")
 
 
 def config_digest(folder: Path, key: bytes | None = None) -> str:
@@ -122,27 +114,43 @@ def _check_files(folder: Path, digests: dict[str, str], names: tuple[str, ...]) 
             )
 
 
-def is_bundle(folder: Path) -> bool:
-    """Whether there is a bundle, of any format and state."""
+# ---- kinds of folders
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of folder: what it is called in messages, whose errors it has, and which ``config.json`` is of it, of any
+    version, so that a folder of an earlier one can be written again."""
+
+    what: str
+    error: type[SinfError]
+    owns: Callable[[dict[str, Any]], bool]
+
+
+BUNDLE = Kind("bundle", BundleError, lambda config: "sinf_format" in config)
+PRUNED = Kind(
+    "pruned model",
+    StorageError,
+    lambda config: str(config.get("format")).startswith(PLAIN_FORMAT.rstrip("0123456789")),
+)
+
+
+def _any_config(folder: Path) -> dict[str, Any]:
+    """What stands in ``config.json`` of anything; empty where there is none, or a damaged one."""
     try:
         record = parse_file(folder / CONFIG, BundleError)
     except BundleError:
-        return False
-    return isinstance(record, dict) and "sinf_format" in record
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def method_of(folder: Path) -> str | None:
     """The method that ``config.json`` names, ``static`` of a plain model; None where there is no such file, or another
     one."""
-    try:
-        record = parse_file(folder / CONFIG, BundleError)
-    except BundleError:
-        return None
-    if not isinstance(record, dict):
-        return None
-    if str(record.get("format")).startswith(PLAIN_FORMAT.rstrip("0123456789")):
+    config = _any_config(folder)
+    if PRUNED.owns(config):
         return "static"
-    return str(record.get("method")) if "sinf_format" in record else None
+    return str(config.get("method")) if BUNDLE.owns(config) else None
 
 
 # ---- the model
@@ -234,25 +242,9 @@ def folder_of(source: str | Path) -> Path:
     return folder
 
 
-def require_place(folder: Path) -> None:
-    """Refuse a folder that holds anything but a bundle."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_bundle(folder))):
-        raise BundleError("only a bundle may be replaced", got=f"{folder} holds other files", remedy="name another")
-
-
-def replace_bundle(folder: Path, write: Callable[[Path], None]) -> None:
-    """Put what ``write`` writes in the place of a bundle, or of nothing.
-
-    Raises:
-        BundleError: the folder holds something else, or cannot be written; what was there stays.
-    """
-    require_place(folder)
-    try:
-        with replacing_folder(folder) as partial:
-            write(partial)
-    except StorageError as error:
-        raise BundleError(
-            f"the bundle cannot be written to {folder}",
-            got=error.got,
-            remedy="free space or name a writable folder; what was there is unchanged",
-        ) from error
+def require_place(folder: Path, kind: Kind = BUNDLE) -> None:
+    """Refuse a folder that holds anything but one of a kind."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not kind.owns(_any_config(folder)))):
+        raise kind.error(
+            f"only a {kind.what} may be replaced", got=f"{folder} holds other files", remedy="name another"
+        )

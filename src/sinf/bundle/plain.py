@@ -10,28 +10,23 @@ The folder needs torch and safetensors to be loaded, and nothing of sinf (see :m
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sinf.bundle import writing
 from sinf.bundle.classifier import Classifier
-from sinf.bundle.folder import folder_of
+from sinf.bundle.folder import PRUNED, folder_of, require_place
 from sinf.data.images import Preprocessing
-from sinf.errors import ModelError, StorageError, VerificationError
+from sinf.errors import ModelError, VerificationError
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
 from sinf.models import BaseModel, ModelSpec, load_spec, plain
 from sinf.models.load import PLAIN, read_plain
 from sinf.models.to_plain import to_plain
-from sinf.storage.files import replacing_folder, sha256, write_tensors
-from sinf.storage.schema import parse_file
-from sinf.storage.seal import sealed
 
-_CARD = "README.md"
 _LONGEST_CARD = 1 << 20
 _SAMPLES, _CLOSE = 4, 1e-3
 
@@ -84,26 +79,27 @@ class PlainModel(Classifier, nn.Module):
         Raises:
             StorageError: the folder holds something else, or cannot be written; what was there stays.
         """
-        folder = Path(folder)
-        check_target(folder)
         spec = self.spec
-        with replacing_folder(folder) as partial:
-            write_tensors(self.network.state_dict(), partial / plain.WEIGHTS)
-            shutil.copyfile(plain.__file__, partial / "load.py")
-            (partial / _CARD).write_text(self.card)
-            config = {
-                "format": plain.FORMAT,
-                "name": spec.name.removeprefix(PLAIN),
-                "classes": spec.classes,
-                "class_names": list(self._names),
-                "preprocessing": spec.preprocessing.to_json(),
-                "made_by": self.made_by,
-                "measured": self.measured,
-                "sha256": {plain.WEIGHTS: sha256(partial / plain.WEIGHTS)},
-                "network": spec.options,
-            }
-            (partial / "config.json").write_text(json.dumps(sealed(config, key), indent=1) + "\n")
-            plain.load(partial)  # what is written can be read, or the old folder stays
+        config = {
+            "format": plain.FORMAT,
+            "name": spec.name.removeprefix(PLAIN),
+            "classes": spec.classes,
+            "class_names": list(self._names),
+            "preprocessing": spec.preprocessing.to_json(),
+            "made_by": self.made_by,
+            "measured": self.measured,
+            "sha256": {},  # in front of what is long
+            "network": spec.options,
+        }
+        payload = writing.Payload(
+            config,
+            {plain.WEIGHTS: self.network.state_dict()},
+            self.card,
+            hashed=(plain.WEIGHTS,),
+            finish=lambda partial, _: plain.load(partial),  # what is written can be read, or the old folder stays
+            copies={"load.py": Path(plain.__file__)},
+        )
+        writing.write_folder(Path(folder), PRUNED, payload, key)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -160,28 +156,12 @@ def has_batch_norms(module: nn.Module) -> bool:
 
 def check_target(folder: Path) -> None:
     """Refuse a folder that holds something else, before anything is computed."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_plain(folder))):
-        raise StorageError(
-            "only a pruned model may be replaced", got=f"{folder} holds other files", remedy="name another"
-        )
-
-
-def _is_plain(folder: Path) -> bool:
-    """Of any version, so that a folder of an earlier one can be written again."""
-    try:
-        config = parse_file(folder / "config.json", StorageError)
-    except StorageError:
-        return False
-    return isinstance(config, dict) and str(config.get("format")).startswith(plain.FORMAT.rstrip("0123456789"))
+    require_place(folder, PRUNED)
 
 
 def card_of(spec: ModelSpec, made_by: dict[str, Any], table: list[str] | None = None) -> str:
     """The text of a model card; ``table`` are its lines about what was measured."""
-    lines = ["---", "library_name: sinf", "pipeline_tag: image-classification", "---", ""]
-    lines += [f"# {spec.name.removeprefix(PLAIN)}, pruned", "", *(table or [])]
-    lines += [f"- {key}: {value}" for key, value in made_by.items()]
-    lines += [f"- images: {spec.preprocessing.describe()}", ""]
-    lines += [
+    usage = [
         "```python",
         "import sinf",
         "",
@@ -200,15 +180,14 @@ def card_of(spec: ModelSpec, made_by: dict[str, Any], table: list[str] | None = 
         "",
         "Importing a `load.py` that you downloaded runs its code, whatever it is by then. With sinf installed,",
         '`sinf.load_model("FOLDER").module` is the same network, and nothing in the folder is run.',
-        "",
     ]
-    return "\n".join(lines)
+    return writing.card_of(f"{spec.name.removeprefix(PLAIN)}, pruned", table or [], made_by, spec, usage)
 
 
 def _read_card(folder: Path) -> str | None:
     """The card beside a model; None where there is none, or no text."""
     try:
-        with (folder / _CARD).open("rb") as file:
+        with (folder / writing.CARD).open("rb") as file:
             return file.read(_LONGEST_CARD).decode()
     except (OSError, UnicodeDecodeError):
         return None

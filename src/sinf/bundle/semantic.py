@@ -14,28 +14,29 @@ It is written to a temporary folder and renamed, so that a kill or a full disk l
 
 from __future__ import annotations
 
-import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from sinf.bundle.folder import (
+    BUNDLE,
+    FORMAT,
     ConfigRecord,
     config_digest,
     consistent,
     map_tensors,
     read_config,
-    replace_bundle,
     require_fit,
+    require_readable,
     require_tensor,
     spec_of,
-    write_config,
 )
 from sinf.bundle.records import ClusterList, ThresholdValue, TimesList, Weight, cluster_list
+from sinf.bundle.writing import Payload, bundle_card, write_folder
 from sinf.data.clusters import Clusters
 from sinf.errors import BundleError
 from sinf.graph.delta import LayerDelta
@@ -47,7 +48,7 @@ from sinf.routing.grouping import TailTimes
 from sinf.routing.predictor import RoutePredictor, RouterConfig, make_predictor
 from sinf.routing.router import part_name
 from sinf.routing.threshold import Threshold
-from sinf.storage.files import write_json, write_tensors
+from sinf.storage.files import write_json
 from sinf.storage.schema import Digest, Name, Record, Share, parse_file, record_of, validated
 from sinf.storage.seal import sealed, unsealed
 
@@ -120,9 +121,9 @@ class Bundle:
         Raises:
             BundleError: the folder holds something else, or cannot be written; what was there stays.
         """
-        replace_bundle(Path(folder), lambda partial: self._write(partial, key))
+        write_folder(Path(folder), BUNDLE, self._payload(key), key)
 
-    def _write(self, folder: Path, key: bytes | None) -> None:
+    def _payload(self, key: bytes | None) -> Payload:
         _require_room(self.clusters)
         network_coupling = self.network().coupling
         tensors: dict[str, Tensor] = {}
@@ -130,11 +131,8 @@ class Bundle:
             tensors |= part.to_tensors(network_coupling, f"{name}.")
         if not tensors:
             tensors = {_NOTHING: torch.zeros(0, dtype=torch.int32)}
-        write_tensors(self.base_state, folder / "model.safetensors")
-        write_tensors(tensors, folder / "subgraphs.safetensors")
-        write_tensors(self.router.state_dict(), folder / "router.safetensors")
-        (folder / "README.md").write_text(self._card())
-        record = {
+        config = {
+            "sinf_format": FORMAT,
             "method": "semantic",
             "model": self.spec.to_json(),
             "classes": list(self.class_names),
@@ -145,14 +143,21 @@ class Bundle:
             "router": asdict(self.router_config),
             "provenance": self.provenance,
         }
-        write_config(folder, record, _Config, _FILES, key)
-        if self.times:
-            write_times(self.times, folder, key)
+        files = {
+            "model.safetensors": self.base_state,
+            "subgraphs.safetensors": tensors,
+            "router.safetensors": self.router.state_dict(),
+        }
+
+        def finish(folder: Path, written: dict[str, Any]) -> None:
+            require_readable(written, _Config)
+            if self.times:
+                write_times(self.times, folder, key)
+
+        return Payload(config, files, self._card(), _FILES, finish)
 
     def _card(self) -> str:
-        lines = ["---", "library_name: sinf", "pipeline_tag: image-classification", "---", ""]
-        lines += [f"# {self.spec.name}, semantic inference", ""]
-        lines += [
+        lines = [
             f"{len(self.class_names)} classes in {len(self.clusters)} semantic clusters; cut after `{self.cut}`.",
             "",
         ]
@@ -168,12 +173,7 @@ class Bundle:
                 t.promise(),
                 "",
             ]
-        lines += [f"- {key}: {value}" for key, value in sorted(self.provenance.items())]
-        lines += [f"- machine: {platform.machine()}, torch {torch.__version__}"]
-        lines += [f"- images: {self.spec.preprocessing.describe()}", ""]
-        lines += ["```python", "import sinf", "", 'model = sinf.from_pretrained("FOLDER")']
-        lines += ["logits = model(model.preprocess(paths))  # (B, classes)", "```", ""]
-        return "\n".join(lines)
+        return bundle_card("semantic inference", lines, self.provenance, self.spec)
 
     # ---- loading
 

@@ -10,7 +10,7 @@ from sinf.compress.compressor import Compressor
 from sinf.compress.depth import BlockRemoval
 from sinf.compress.low_rank.compressor import LowRank
 from sinf.criteria import make_criterion
-from sinf.errors import ConfigError
+from sinf.registry import Registry
 
 
 class Options(Protocol):
@@ -22,9 +22,9 @@ class Options(Protocol):
     def round_to(self) -> int: ...
 
 
-#: By name: the class, and how options make one.
-COMPRESSORS: dict[str, tuple[type[Compressor], Callable[[Options], Compressor]]] = {}
-
+#: The class, and how options make one.
+Entry = tuple[type[Compressor], Callable[[Options], Compressor]]
+COMPRESSORS: Registry[Entry] = Registry("compressor", lambda entry: entry[0], unknown="no such method")
 
 #: What is tried where the method is left open. Depth is not: it takes as long to try, and the first two branches of
 #: ResNet-56 lose more points than ranks do at a third fewer multiplications.
@@ -37,9 +37,7 @@ def register(kind: type[Compressor], make: Callable[[Options], Compressor]) -> N
     Raises:
         ConfigError: another one has that name.
     """
-    if kind.name in COMPRESSORS and COMPRESSORS[kind.name][0] is not kind:
-        raise ConfigError("every compressor has a name of its own", got=kind.name, remedy="give another name")
-    COMPRESSORS[kind.name] = kind, make
+    COMPRESSORS.register(kind.name, (kind, make))
 
 
 def kind_of(name: str) -> type[Compressor]:
@@ -48,15 +46,12 @@ def kind_of(name: str) -> type[Compressor]:
     Raises:
         ConfigError: there is no such method.
     """
-    if name not in COMPRESSORS:
-        raise ConfigError("no such method", got=name, remedy=f"take one of {', '.join(COMPRESSORS)}")
-    return COMPRESSORS[name][0]
+    return COMPRESSORS.find(name)[0]
 
 
 def make_compressor(name: str, options: Options) -> Compressor:
     """A compressor of that name."""
-    kind_of(name)
-    return COMPRESSORS[name][1](options)
+    return COMPRESSORS.find(name)[1](options)
 
 
 register(ChannelRemoval, lambda options: ChannelRemoval(make_criterion(options.criterion_name), options.round_to))

@@ -8,13 +8,25 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sinf.errors import ConfigError
+from sinf.registry import Registry
 
 if TYPE_CHECKING:
     from sinf.criteria.base import Criterion
 
-#: By name: the class, or the module of this package and the class in it.
-_TABLE: dict[str, str | type[Criterion]] = {
+#: A class, or the module of this package and the class in it.
+Entry = str | type["Criterion"]
+
+
+def _kind(entry: Entry) -> type[Criterion]:
+    if not isinstance(entry, str):
+        return entry
+    module, _, kind = entry.partition(":")
+    imported: type[Criterion] = getattr(importlib.import_module(f"sinf.criteria.{module}"), kind)
+    return imported
+
+
+_TABLE: Registry[Entry] = Registry("criterion", _kind, unknown="no such criterion")
+_TABLE |= {
     "residual": "residual:ResidualEnergy",
     "joint": "joint:JointEnergy",
     "dcs": "dcs:DCS",
@@ -44,9 +56,7 @@ def register(kind: type[Criterion]) -> None:
     Raises:
         ConfigError: another one has that name.
     """
-    if kind.name in _TABLE and kind_of(kind.name) is not kind:
-        raise ConfigError("every criterion has a name of its own", got=kind.name, remedy="give another name")
-    _TABLE[kind.name] = kind
+    _TABLE.register(kind.name, kind)
 
 
 def kind_of(name: str) -> type[Criterion]:
@@ -55,14 +65,7 @@ def kind_of(name: str) -> type[Criterion]:
     Raises:
         ConfigError: there is no such criterion.
     """
-    if name not in _TABLE:
-        raise ConfigError("no such criterion", got=name, remedy=f"take one of {', '.join(_TABLE)}")
-    found = _TABLE[name]
-    if isinstance(found, str):
-        module, _, kind = found.partition(":")
-        imported: type[Criterion] = getattr(importlib.import_module(f"sinf.criteria.{module}"), kind)
-        return imported
-    return found
+    return _kind(_TABLE.find(name))
 
 
 def make_criterion(name: str, **options: Any) -> Criterion:

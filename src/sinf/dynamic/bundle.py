@@ -8,7 +8,6 @@ README.md            a model card
 
 from __future__ import annotations
 
-import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,20 +17,21 @@ from pydantic import Field
 from torch import Tensor
 
 from sinf.bundle.folder import (
+    BUNDLE,
+    FORMAT,
     ConfigRecord,
     consistent,
     map_tensors,
     read_config,
-    replace_bundle,
     require_fit,
+    require_readable,
     spec_of,
-    write_config,
 )
+from sinf.bundle.writing import Payload, bundle_card, write_folder
 from sinf.dynamic.gates import BoostingGate
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach
 from sinf.errors import BundleError
 from sinf.models import BaseModel, ModelSpec, fit_state, load_spec
-from sinf.storage.files import write_tensors
 from sinf.storage.schema import Name, record_of
 
 _FILES = ("model.safetensors", "dynamic.safetensors", "README.md")
@@ -105,13 +105,8 @@ class DynamicBundle:
         Raises:
             BundleError: the folder holds something else, or cannot be written; what was there stays.
         """
-        replace_bundle(Path(folder), lambda partial: self._write(partial, key))
-
-    def _write(self, folder: Path, key: bytes | None) -> None:
-        write_tensors(self.base_state, folder / "model.safetensors")
-        write_tensors(self.state, folder / "dynamic.safetensors")
-        (folder / "README.md").write_text(self._card())
-        record = {
+        config = {
+            "sinf_format": FORMAT,
             "method": "dynamic",
             "model": self.spec.to_json(),
             "classes": list(self.class_names),
@@ -119,21 +114,11 @@ class DynamicBundle:
             "sites": list(self.sites),
             "provenance": self.provenance,
         }
-        write_config(folder, record, _Config, _FILES, key)
-
-    def _card(self) -> str:
-        lines = ["---", "library_name: sinf", "pipeline_tag: image-classification", "---", ""]
-        lines += [f"# {self.spec.name}, dynamic pruning", ""]
-        lines += [
-            f"{len(self.class_names)} classes; {len(self.sites)} convolutions with gates ({self.gates.kind}).",
-            "",
-        ]
-        lines += [f"- {key}: {value}" for key, value in sorted(self.provenance.items())]
-        lines += [f"- machine: {platform.machine()}, torch {torch.__version__}"]
-        lines += [f"- images: {self.spec.preprocessing.describe()}", ""]
-        lines += ["```python", "import sinf", "", 'model = sinf.from_pretrained("FOLDER")']
-        lines += ["logits = model(model.preprocess(paths))  # (B, classes)", "```", ""]
-        return "\n".join(lines)
+        files = {"model.safetensors": self.base_state, "dynamic.safetensors": self.state}
+        gates = f"{len(self.class_names)} classes; {len(self.sites)} convolutions with gates ({self.gates.kind})."
+        card = bundle_card("dynamic pruning", [gates, ""], self.provenance, self.spec)
+        payload = Payload(config, files, card, _FILES, lambda _, written: require_readable(written, _Config))
+        write_folder(Path(folder), BUNDLE, payload, key)
 
     @staticmethod
     def load(folder: str | Path, *, allow_factory: bool = False, key: bytes | None = None) -> DynamicBundle:

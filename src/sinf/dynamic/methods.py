@@ -10,9 +10,10 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from sinf.dynamic import losses
-from sinf.dynamic.distributed import Group
 from sinf.dynamic.gates import MASKS, BoostingGate, Gate, SaliencyGate, StaticGate
 from sinf.errors import ConfigError
+from sinf.registry import Registry
+from sinf.training.distributed import Group
 
 
 class Weights(Protocol):
@@ -118,7 +119,7 @@ class Static(Method):
         return StaticGate(importance)
 
 
-METHODS: dict[str, Method] = {}
+METHODS: Registry[Method] = Registry("method", type)
 
 
 def register(method: Method) -> None:
@@ -127,9 +128,7 @@ def register(method: Method) -> None:
     Raises:
         ConfigError: another one has that name.
     """
-    if type(METHODS.get(method.name, method)) is not type(method):
-        raise ConfigError("every method has a name of its own", got=method.name, remedy="give another name")
-    METHODS[method.name] = method
+    METHODS.register(method.name, method)
 
 
 def method_of(name: str) -> Method:
@@ -138,9 +137,7 @@ def method_of(name: str) -> Method:
     Raises:
         ConfigError: there is no such method.
     """
-    if name not in METHODS:
-        raise ConfigError(f"the method must be one of {', '.join(METHODS)}", got=name)
-    return METHODS[name]
+    return METHODS.find(name)
 
 
 def make_gate(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from sinf.bundle.classifier import Classifier
 from sinf.bundle.folder import folder_of
@@ -60,6 +60,9 @@ class DynamicModel(Classifier, ConstantModule):
     def save_pretrained(self, folder: str | Path, *, key: bytes | None = None) -> None:
         """Write the bundle to a folder, signed where there is a key."""
         self.bundle.save(folder, key=key)
+
+    def held(self) -> dict[str, nn.Module]:
+        return {"network": self.network}
 
     @property
     def details_of_a_prediction(self) -> dict[str, type]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sinf.dynamic.distributed import Group
 from sinf.dynamic.latency import rate_for_latency
 from sinf.dynamic.network import GatedNetwork
 from sinf.dynamic.recipe import Target as Target
 from sinf.dynamic.schedule import remaining_rate
 from sinf.errors import ConfigError
+from sinf.training.distributed import Group
 
 _STEPS = 30
 _GAIN = 0.5

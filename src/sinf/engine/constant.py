@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -19,8 +19,13 @@ class ConstantModule(nn.Module):
     What it holds is not registered with torch, because no part of it may change without the others: thresholds hold
     for these weights in this arithmetic. So a module of one's own may hold it: ``train()``, ``state_dict()``,
     ``parameters()`` and ``load_state_dict()`` of that module pass it by, and it stays in eval mode. What is asked of
-    it itself is done where it changes nothing (``eval()``, ``to("cpu")``, ``float()``); all else is a ``ConfigError``.
+    it itself is done where it changes nothing (``eval()``, ``to("cpu")``, ``float()``, ``parameters()`` to count or
+    to look at, all of them without gradients); all else is a ``ConfigError``.
     """
+
+    def held(self) -> dict[str, nn.Module]:
+        """The modules whose parameters and buffers are those of this one, by a prefix of their names."""
+        raise NotImplementedError
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -44,6 +49,27 @@ class ConstantModule(nn.Module):
                 return self
             got = f"{probe.dtype} on {probe.device}"
         _refuse("computes in float32 on the processor", got, "take sinf.engine.engines.open_engine with a precision")
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Frozen, and in parts of this module: there is none without ``recurse``."""
+        yield from self._named("named_parameters", prefix, recurse, remove_duplicate)
+
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """As :meth:`named_parameters`."""
+        yield from self._named("named_buffers", prefix, recurse, remove_duplicate)
+
+    def _named(self, what: str, prefix: str, recurse: bool, remove_duplicate: bool) -> Iterator[tuple[str, Any]]:
+        seen: set[int] = set()  # parts may share tensors
+        for name, module in self.held().items() if recurse else ():
+            inner = f"{prefix}.{name}" if prefix else name
+            for path, tensor in getattr(module, what)(inner, remove_duplicate=remove_duplicate):
+                if not remove_duplicate or id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield path, tensor
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """Of a module that holds this one: without anything of this one.

@@ -13,9 +13,10 @@ from sinf.engine.session_runtimes import OnnxRuntime, OpenVino
 from sinf.engine.torch_engine import SemanticModel
 from sinf.engine.torch_runtime import Torch
 from sinf.errors import ConfigError
+from sinf.registry import Registry
 from sinf.routing.router import FeatureRouter
 
-RUNTIMES: dict[str, Runtime] = {}
+RUNTIMES: Registry[Runtime] = Registry("engine", type)
 
 
 def register(runtime: Runtime) -> None:
@@ -24,9 +25,7 @@ def register(runtime: Runtime) -> None:
     Raises:
         ConfigError: another one has that name.
     """
-    if type(RUNTIMES.get(runtime.name, runtime)) is not type(runtime):
-        raise ConfigError("every engine has a name of its own", got=runtime.name, remedy="give another name")
-    RUNTIMES[runtime.name] = runtime
+    RUNTIMES.register(runtime.name, runtime)
 
 
 def runtime_of(engine: str) -> Runtime:
@@ -35,9 +34,7 @@ def runtime_of(engine: str) -> Runtime:
     Raises:
         ConfigError: there is no such engine.
     """
-    if engine not in RUNTIMES:
-        raise ConfigError(f"the engine must be one of {', '.join(RUNTIMES)}", got=engine)
-    return RUNTIMES[engine]
+    return RUNTIMES.find(engine)
 
 
 def require_precision(engine: str, precision: str) -> None:

@@ -182,6 +182,10 @@ class SemanticModel(Classifier, ConstantModule):
         """Write the bundle to a folder, signed where there is a key."""
         self.bundle.save(folder, key=key)
 
+    def held(self) -> dict[str, nn.Module]:
+        """The base model and the route predictor; subgraphs are made of the base model when they are needed."""
+        return {"base": self.network.graph, "router": self.router}
+
     @property
     def details_of_a_prediction(self) -> dict[str, type]:
         return {"route": str, "confidence": float, "fell_back": bool}

@@ -1,1 +1,1 @@
-"""Training with gradients: one plain loop, and checkpoints without pickle that every training shares."""
+"""Training with gradients: the loop of every training, checkpoints without pickle, several processes as one."""

@@ -3,8 +3,10 @@ so that a run that was killed and started again ends with the weights of a run t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,8 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sinf.data.augmentation import augment
-from sinf.data.images import Pixels, Preprocessing
+from sinf.data.images import LabelledImages, Pixels, Preprocessing
 from sinf.errors import ConfigError
+from sinf.models import ModelSpec
 from sinf.storage.files import write_tensors
 
 NAME = "checkpoint.safetensors"
@@ -36,6 +39,12 @@ def require_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:  # torch asserts that a build has CUDA
         reason = str(error).splitlines()[0]
         raise ConfigError(f"no device {device!r}", got=reason, remedy="take cpu") from error
+
+
+def fingerprint(spec: ModelSpec, recipe: dict[str, Any], images: LabelledImages, **more: Any) -> str:
+    """What tells a run from others. The device is not in it: a run may go on on another one."""
+    record = {"model": spec.to_json(), "recipe": {**recipe, "device": None}, "images": images.fingerprint(), **more}
+    return json.dumps(record, sort_keys=True)
 
 
 def momenta(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
