@@ -16,7 +16,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from candidates import say
 from table import Table, when_idle
@@ -56,7 +55,6 @@ def main(
     keep: Annotated[bool, typer.Option(help="Leave out engines that are in the file.")] = False,
     loaded: Annotated[bool, typer.Option(help="Write rows even if other processes ran meanwhile.")] = False,
 ) -> None:
-    torch.set_num_threads(1)
     table = Table(
         f"optimize_{name}_cpu.csv", COLUMNS, IDENTITY, keep=keep, loaded=loaded, model=name, dataset="cifar100",
         engine=engine, batch=1, threads=1, pairs=pairs, seed=0,
