@@ -16,7 +16,7 @@ from sinf.graph.cost import MacCount
 from sinf.graph.coupling import couple
 from sinf.graph.price import LayerTimes
 from sinf.measure import layer_times as module
-from sinf.measure.layer_times import layer_times
+from sinf.measure.layer_times import layer_times, probes_of
 from tiny import COLOUR, NETWORKS, Attention, Chain, ChannelsLast, Depthwise, traced
 
 Clock = Callable[[Any], float]
@@ -92,7 +92,7 @@ def test_two_layers_are_the_sum_of_both(clock: list[Any]) -> None:
 
 def test_kinds_are_timed_once(clock: list[Any]) -> None:
     times_of(Wide())
-    assert len(clock) == len(set(clock))
+    assert len(clock) == len(set(clock)) == probes_of(traced(Wide()))
     convolutions = {probe.kind for probe in clock if not probe.bare and probe.kind.kernel == (3, 3)}
     assert len(convolutions) == 1
 

@@ -164,6 +164,14 @@ def test_the_estimate_grows_with_the_work(config: OptimizeConfig, low: float, hi
     assert low <= seconds(config) / seconds(next(changed())[0]) <= high
 
 
+def test_layers_that_are_timed_take_their_time() -> None:
+    numbers: dict[str, Any] = {"scoring": 5000, "selection": 100, "calibration": 200}
+    few, many = (estimate(PACE, 5.0, OptimizeConfig(engine="onnxruntime"), **numbers, probes=n) for n in (0, 100))
+    assert few.steps["times of layers"] == 0
+    assert many.seconds - few.seconds == pytest.approx(many.steps["times of layers"])
+    assert 20 < many.steps["times of layers"] < 200
+
+
 def test_the_command_says_how_long_and_stops(
     sinf: Program, weights: Path, data: Path, run: Callable[..., Optimized], tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ from sinf.graph.network import Network
 from sinf.graph.price import LayerTimes
 from sinf.graph.slice import slice_graph
 from sinf.graph.trace import trace
+from sinf.graph.weight_cost import WEIGHT_COST
 from sinf.measure.timing import interleaved
 from sinf.models import BaseModel, ModelSpec, load_model, load_spec
 from sinf.models import plain as plain_module
@@ -212,6 +213,18 @@ def test_a_latency_budget_where_the_network_will_run(
     made = prune(base, tiny_images, replace(CONFIG, rule=target, round_to=4, reconstruct=False), tmp_path)
     assert set(opened) == {("onnxruntime", 2, "int8"), ("onnxruntime", 2, "int8", 8)}
     assert describe(made.rule).endswith("of the time in there kept")
+
+
+def test_a_latency_budget_where_layers_cannot_be_timed_one_by_one(
+    base: BaseModel, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What compiles for seconds is not asked for a hundred small networks: MACs and weights count there."""
+    monkeypatch.setattr(latency_budget, "open_network", lambda network, *_, **__: network)
+    monkeypatch.setattr(latency_budget, "latency", lambda before, after, *_, **__: Halved())
+    target = LatencyBudget(0.7, engine="torch-compile")
+    made = prune(base, tiny_images, replace(CONFIG, rule=target, round_to=4, reconstruct=False), tmp_path)
+    assert made.rule.times is None
+    assert made.rule.weight_cost == WEIGHT_COST
 
 
 class Halved:

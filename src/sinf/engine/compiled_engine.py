@@ -24,6 +24,7 @@ class CompiledTorch(Runtime):
     """The engine torch-compile. Threads are those of the whole process."""
 
     name = "torch-compile"
+    quick = False
 
     def open_parts(self, parts: TorchEngine, setting: Setting) -> CompiledTorchEngine:
         torch.set_num_threads(setting.threads)

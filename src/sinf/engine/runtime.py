@@ -34,13 +34,15 @@ class Setting:
 
 
 class Runtime(ABC):
-    """One engine, by its name; ``precisions`` are those that it computes in, the usual one first.
+    """One engine, by its name; ``precisions`` are those that it computes in, the usual one first. ``quick`` says
+    whether a small network is opened in a moment, so that layers can be timed one by one.
 
     What it opens takes torch tensors and numpy arrays, in float32, writable or not; many threads may call it.
     """
 
     name: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]] = ("f32",)
+    quick: ClassVar[bool] = True
 
     @abstractmethod
     def open_parts(self, parts: TorchEngine, setting: Setting) -> Engine:

@@ -138,8 +138,7 @@ def layer_times(
         DependencyError: its package is missing.
     """
     calls = list(_calls(graph))
-    probes = list(dict.fromkeys(_probes(calls)))
-    probes += list(dict.fromkeys(probe.stem for probe in probes))
+    probes = _all_probes(calls)
     images = torch.randn(batch, *size, generator=torch.Generator().manual_seed(0))
     running: dict[_Probe | None, tuple[Callable[[Any], Any], Any]] = {None: (run, images)}
     for number, probe in enumerate(probes):
@@ -153,6 +152,16 @@ def layer_times(
     in_layers = sum(layers[target].widths.at(*module.weight.shape[:2]) for target, module, _ in calls)
     where = f"{engine} {precision}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
     return LayerTimes(where, timed[None], in_layers, tuple(layers.items()))
+
+
+def probes_of(graph: fx.GraphModule) -> int:
+    """How many small networks :func:`layer_times` opens."""
+    return len(_all_probes(list(_calls(graph))))
+
+
+def _all_probes(calls: list[tuple[str, nn.Module, _Kind]]) -> list[_Probe]:
+    probes = list(dict.fromkeys(_probes(calls)))
+    return probes + list(dict.fromkeys(probe.stem for probe in probes))
 
 
 def _calls(graph: fx.GraphModule) -> Iterator[tuple[str, nn.Module, _Kind]]:

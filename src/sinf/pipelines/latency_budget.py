@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from sinf.compress.budget import Budget
-from sinf.engine.engines import native
+from sinf.engine.engines import native, runtime_of
 from sinf.engine.network_engine import open_network
 from sinf.engine.runtime import Network
 from sinf.graph.prepare import prepare
+from sinf.graph.weight_cost import WEIGHT_COST
 from sinf.measure.layer_times import layer_times
 from sinf.measure.timing import latency
 from sinf.pipelines.prune_config import LatencyBudget
@@ -27,7 +28,8 @@ def budget_within(
     images: Tensor,
     progress: Progress,
 ) -> Budget:
-    """The largest share of the layers' times with which a network takes as much of the base model's as is asked for.
+    """The largest share of the layers' times with which a network takes as much of the base model's as is asked for; of
+    MACs, where layers cannot be timed one by one.
 
     ``graph`` is the base model, ``made`` what a budget makes of it; its weights do not count. ``images`` are some
     normalised ones (N, C, H, W), with which all are timed.
@@ -43,13 +45,15 @@ def budget_within(
         return open_network(network, size, target.engine, calibration=images, **where)
 
     base = opened(prepare(graph))
-    times = layer_times(
-        graph, base, size, target.engine, batch=target.batch, progress=progress("times of layers"), **where
-    )
+    times = None
+    if runtime_of(target.engine).quick:
+        times = layer_times(
+            graph, base, size, target.engine, batch=target.batch, progress=progress("times of layers"), **where
+        )
 
     def ratio(share: float) -> float:
-        ours = opened(prepare(made(Budget(share, times=times))))
+        ours = opened(prepare(made(Budget(share, WEIGHT_COST, times))))
         found = latency(base, ours, given, batch=target.batch, pairs=target.pairs, threads=target.threads)
         return found.median / found.base_median
 
-    return Budget(largest_in_time(ratio, target.time, progress("latency budget")), times=times)
+    return Budget(largest_in_time(ratio, target.time, progress("latency budget")), WEIGHT_COST, times)

@@ -16,6 +16,7 @@ from torch import Tensor
 from sinf.compress.select import Budget
 from sinf.data.clusters import Clusters, one_cluster
 from sinf.data.images import LabelledImages, Preprocessing
+from sinf.engine.engines import runtime_of
 from sinf.errors import ConfigError, SinfError
 from sinf.graph.cost import WEIGHT_COST
 from sinf.graph.price import LayerTimes
@@ -118,10 +119,10 @@ class Search:
 
     @cached_property
     def _times(self) -> LayerTimes | None:
-        """Of the base model's layers in the engine, in the precision that is fastest; None where these are not
-        wanted."""
+        """Of the base model's layers in the engine, in the precision that is fastest; None where they are not wanted,
+        or would take too long."""
         config, base, fed = self.config, self.base, self.preprocessing
-        if not config.by_time:
+        if not config.by_time or not runtime_of(config.engine).quick:
             return None
         precision = next(each for each in FASTEST if each in config.precisions)
         run, _ = Static(base, BASE).run_in(self.place, precision)

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable
 
 from sinf.data.images import LabelledImages
+from sinf.engine.engines import runtime_of
 from sinf.graph.network import Network
 from sinf.graph.trace import trace
 from sinf.measure.estimate import FIT, KERNEL_FIT, RANK_STATISTICS, Estimate, Pace
+from sinf.measure.layer_times import probes_of
 from sinf.models import BaseModel
 from sinf.pipelines.optimize_config import OptimizeConfig
 
@@ -19,6 +21,7 @@ _RUNGS = 6  # of a ladder: how many are made shows only when one loses too much
 _SECOND = 0.5  # as much again: methods after the first are tried only where it does not do well
 _THRESHOLDS = 3  # with which a bundle is a candidate, in the mean
 _TESTED = 3  # candidates, in the mean
+_PROBE, _EXPORTED_PROBE = 0.05, 0.7  # seconds of a small network in which a layer is timed
 _ALONE = 1.5  # times an image of a batch takes by itself
 _DRAWS = 50_000  # views of the routing images
 
@@ -60,16 +63,20 @@ def expected_time(
     """Of all steps, where none is stored."""
     network = Network(trace(base.module, base.spec.preprocessing))
     pace = Pace.of(network.graph, base.spec.preprocessing.size, scoring.batch)
-    return estimate(pace, pace.factorisations(network.coupling), config, len(scoring), len(selection), len(calibration))
+    probes = probes_of(network.graph) if config.by_time and runtime_of(config.engine).quick else 0
+    once = pace.factorisations(network.coupling)
+    return estimate(pace, once, config, len(scoring), len(selection), len(calibration), probes)
 
 
 def estimate(
-    pace: Pace, once: float, config: OptimizeConfig, scoring: int, selection: int, calibration: int
+    pace: Pace, once: float, config: OptimizeConfig, scoring: int, selection: int, calibration: int, probes: int = 0
 ) -> Estimate:
-    """The same from a ``pace``, seconds of all factorisations ``once``, and numbers of images."""
+    """The same from a ``pace``, seconds of all factorisations ``once``, and numbers of images, and of small networks
+    with which layers are timed."""
     images, precisions = min(config.images, scoring), len(config.precisions)
     forward, methods = pace.forward, 1 + _SECOND * (len(config.methods) - 1)
-    steps = {
+    steps = {"times of layers": probes * (_PROBE if config.engine == "torch" else _EXPORTED_PROBE)}
+    steps |= {
         "smaller networks": methods
         * (images * forward * RANK_STATISTICS + once + _rungs(config) * (images * forward * KERNEL_FIT + once))
     }
