@@ -30,8 +30,8 @@ from sinf.measure.in_engine import TailAnswers
 from sinf.measure.timing import Latency
 from sinf.pipelines.candidates import few_thresholds
 from sinf.pipelines.optimize import parted_rows
+from sinf.pipelines.optimize_choice import Row, tested
 from sinf.pipelines.optimize_config import OptimizeConfig
-from sinf.pipelines.optimize_search import Row, tested
 
 IMAGES, CLASSES, RIGHT = 50_000, 10, 0.7  # of a world: how many images, and the base model's accuracy
 CALIBRATION, TRIALS, LIMIT = 5000, 500, 0.01

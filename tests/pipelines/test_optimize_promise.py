@@ -6,8 +6,8 @@ import pytest
 
 import promise_of_optimize as worlds
 from promise_of_optimize import LIMIT, WORLDS, broken, coverage, trial
-from sinf.pipelines import optimize_search as searching
-from sinf.pipelines.optimize_search import Row
+from sinf.pipelines.optimize_choice import Row
+from sinf.routing.threshold import p_value
 
 TRIALS, FEW = 200, ("a cliff", "just above the limit", "a cascade's cliff")
 
@@ -42,7 +42,7 @@ def test_the_fastest_of_all_that_are_accepted_would_break_it(monkeypatch: pytest
     def each_by_itself(rows: list[Row], losses_of: object, limit: float, confidence: float, seed: int) -> object:
         for row in rows:
             losses = losses_of(row)  # type: ignore[operator]
-            yield row, searching.p_value(losses, limit) <= 1 - confidence, 0.0
+            yield row, p_value(losses, limit) <= 1 - confidence, 0.0
 
     world = WORLDS["just above the limit"](LIMIT)
     monkeypatch.setattr(worlds, "tested", each_by_itself)

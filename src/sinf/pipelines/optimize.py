@@ -29,8 +29,9 @@ from sinf.measure.estimate import Estimate
 from sinf.measure.timing import Latency
 from sinf.models import BaseModel
 from sinf.pipelines.candidates import Place, Promise
+from sinf.pipelines.optimize_choice import Row
 from sinf.pipelines.optimize_config import OptimizeConfig as OptimizeConfig
-from sinf.pipelines.optimize_search import Row, Search
+from sinf.pipelines.optimize_search import Search
 from sinf.pipelines.optimize_time import expected_time
 
 Progress = Callable[[str, int, int], None]

@@ -28,8 +28,7 @@ from sinf.measure.timing import Latency, interleaved
 from sinf.models import BaseModel
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
 from sinf.pipelines.candidates import Candidate, Design, Place, Promise, Routed, Static, ranges_of
-from sinf.pipelines.optimize_choice import LOST, tested
-from sinf.pipelines.optimize_choice import Row as Row
+from sinf.pipelines.optimize_choice import LOST, Row, tested
 from sinf.pipelines.optimize_config import OptimizeConfig
 from sinf.pipelines.optimize_time import TimeLimit
 from sinf.pipelines.prune import PruneConfig, Pruned, pruner
