@@ -51,7 +51,7 @@ def test_the_readme_runs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     (code,) = blocks("README.md")
     names: dict = {}
-    few = "max_loss=0.9, images=24, budgets=(0.6,), cuts=()"
+    few = "max_loss=0.9, images=24, budgets=(0.6,), by_time=False, cuts=()"
     exec(code.replace("max_loss=0.005", few), names)
     images = np.zeros((2, 3, 32, 32), np.float32)
     assert names["edge"].load("fast/onnxruntime")(images).shape == (2, 6)
