@@ -24,7 +24,7 @@ from sinf.graph.price import LayerTimes, Line, Price, Widths
 from sinf.graph.trace import layer
 from sinf.measure.timing import Progress, pinned_threads
 
-ROUNDS, RUNS = 5, 20  # of every probe, in turns
+RUNS, LEAST_RUNS, SECONDS = 100, 10, 60  # of every probe; fewer where all together would take longer
 _LEAST = 8  # channels
 _SMALL = 1 / 4  # of the most channels of a kind: the smaller of the two widths that are timed
 _STEM = 8  # channels before the layer that is timed, which so reads what another layer wrote
@@ -221,16 +221,25 @@ def _opened(probe: _Probe, engine: str, precision: str, batch: int, threads: int
 def _in_turns(
     running: dict[_Probe | None, tuple[Callable[[Any], Any], Any]], threads: int
 ) -> dict[_Probe | None, float]:
-    """The median of all runs, in milliseconds: a few of each in a round, which what slows the machine slows alike."""
+    """The median of all runs, in milliseconds, one of each in a round, so that what slows the machine slows all alike.
+
+    Before every run the whole network runs. A layer that runs again and again has its weights in the processor's
+    cache; in a network each has to bring them in, and small layers would seem twice as fast as they are there.
+    """
     times: dict[_Probe | None, list[float]] = {probe: [] for probe in running}
+    whole, images = running[None]
     with pinned_threads(threads):
-        for turn in range(-1, ROUNDS):  # the first warms up
+        start = time.perf_counter()
+        for run, x in running.values():
+            run(x)  # what an engine does at first is not its time
+            whole(images)
+        once = time.perf_counter() - start
+        for _ in range(max(LEAST_RUNS, min(RUNS, round(SECONDS / once)))):
             for probe, (run, x) in running.items():
-                for _ in range(RUNS):
-                    start = time.perf_counter()
-                    run(x)
-                    if turn >= 0:
-                        times[probe].append(1000 * (time.perf_counter() - start))
+                whole(images)
+                start = time.perf_counter()
+                run(x)
+                times[probe].append(1000 * (time.perf_counter() - start))
     return {probe: median(found) for probe, found in times.items()}
 
 
