@@ -142,7 +142,8 @@ def layer_times(
     images = torch.randn(batch, *size, generator=torch.Generator().manual_seed(0))
     running: dict[_Probe | None, tuple[Callable[[Any], Any], Any]] = {None: (run, images)}
     for number, probe in enumerate(probes):
-        running[probe] = _opened(probe, engine, precision, batch, threads)
+        running[probe] = opened, x = _opened(probe, engine, precision, batch, threads)
+        opened(x)  # what an engine does at first, it does here
         if progress is not None:
             progress(number + 1, len(probes))
     timed = _in_turns(running, threads)
@@ -231,7 +232,7 @@ def _in_turns(
     with pinned_threads(threads):
         start = time.perf_counter()
         for run, x in running.values():
-            run(x)  # what an engine does at first is not its time
+            run(x)
             whole(images)
         once = time.perf_counter() - start
         for _ in range(max(LEAST_RUNS, min(RUNS, round(SECONDS / once)))):
