@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,43 @@ def test_figures_belong_together() -> None:
     assert json.loads(json.dumps(result.to_json()))["time_saved"] == result.time_saved
 
 
+@pytest.fixture
+def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run counts."""
+    monkeypatch.setattr(timing, "SETTLED", 0)
+
+
+def test_a_model_runs_on_the_images_before_the_run_that_counts() -> None:
+    ours = Recorder()
+    latency(Recorder(), ours, IMAGES, batch=2, pairs=2, warmup=0)
+    rows = [x[:, 0, 0, 0].tolist() for x in ours.seen]
+    assert rows[:2] == [[2.0, 3.0], [0.0, 1.0]]
+    assert rows[-2:] == [[0.0, 1.0], [2.0, 3.0]]
+
+
+@pytest.mark.parametrize(("milliseconds", "runs"), [(0.5, 8), (4.0, 2), (30.0, 0)])
+def test_slow_models_settle_in_fewer_runs(monkeypatch: pytest.MonkeyPatch, milliseconds: float, runs: int) -> None:
+    now = 0.0
+
+    def clock() -> float:
+        return now
+
+    def taking(name: str) -> Callable[[Tensor], None]:
+        def run(x: Tensor) -> None:
+            nonlocal now
+            now += milliseconds / 1000
+            calls.append(name)
+
+        return run
+
+    calls: list[str] = []
+    monkeypatch.setattr(timing.time, "perf_counter", clock)
+    latency(taking("base"), taking("slow"), IMAGES, pairs=2, warmup=1)
+    counted = [len(list(run)) for name, run in groupby(calls) if name == "slow"]
+    assert counted == [2, 2 * (runs + 1)]  # nothing is known of it at first; one pair ends with it, the next begins
+
+
+@pytest.mark.usefixtures("unsettled")
 def test_both_take_turns_on_the_same_images() -> None:
     calls: list[str] = []
     base, ours = Recorder("base", calls), Recorder("ours", calls)
@@ -61,6 +100,7 @@ def test_both_take_turns_on_the_same_images() -> None:
     assert [(done, total) for done, total in progress] == [(i, 6) for i in range(1, 7)]
 
 
+@pytest.mark.usefixtures("unsettled")
 def test_images_are_used_over_and_over_in_turn() -> None:
     base = Recorder()
     latency(base, Recorder(), IMAGES, batch=3, pairs=5, warmup=0)
@@ -91,6 +131,7 @@ def _two_threads() -> object:
 
 
 @pytest.mark.usefixtures("_two_threads")
+@pytest.mark.usefixtures("unsettled")
 def test_threads_are_set_while_it_runs_and_restored() -> None:
     base = Recorder()
     latency(base, Recorder(), IMAGES, pairs=2, warmup=1, threads=1)
@@ -126,6 +167,7 @@ def test_intervals_hold_what_they_bound() -> None:
     assert (constant.batch, constant.threads, constant.pairs) == (4, 2, 5)
 
 
+@pytest.mark.usefixtures("unsettled")
 def test_candidates_take_turns_with_the_base_between_them() -> None:
     """In every round each candidate has a base run beside it, on the round's images; nobody is always first."""
     calls: list[str] = []

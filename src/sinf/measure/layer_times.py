@@ -224,8 +224,8 @@ def _in_turns(
 ) -> dict[_Probe | None, float]:
     """The median of all runs, in milliseconds, one of each in a round, so that what slows the machine slows all alike.
 
-    Before every run the whole network runs. A layer that runs again and again has its weights in the processor's
-    cache; in a network each has to bring them in, and small layers would seem twice as fast as they are there.
+    Between two runs of a layer the whole network runs. A layer that runs again and again has its weights in the
+    innermost cache; in a network each has to bring them in, and small layers would seem faster than they are there.
     """
     times: dict[_Probe | None, list[float]] = {probe: [] for probe in running}
     whole, images = running[None]
@@ -237,6 +237,7 @@ def _in_turns(
         once = time.perf_counter() - start
         for _ in range(max(LEAST_RUNS, min(RUNS, round(SECONDS / once)))):
             for probe, (run, x) in running.items():
+                run(x)
                 whole(images)
                 start = time.perf_counter()
                 run(x)

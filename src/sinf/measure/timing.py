@@ -19,6 +19,7 @@ from sinf.measure.bootstrap import interval
 
 Progress = Callable[[int, int], None]
 
+SETTLED, SETTLING = 8, 10.0  # runs, and milliseconds of them, before one that counts
 _DRAWS = 1000  # of the bootstrap over pairs
 _COUNTERS = Path("/proc/stat")  # of Linux: processor time of all processes together
 _TICKS = 100  # a second, in it
@@ -87,9 +88,14 @@ def interleaved(
 ) -> dict[str, Latency]:
     """Time several candidates in one run, by name: what is compared must be timed together.
 
-    In every round each candidate runs once beside a base model of its own (base, A, base, B, ...), all on the same
-    batch of ``images`` (N, C, H, W). Rounds begin with another candidate each, and neither half of a pair is always
-    first. ``pairs`` is the number of rounds.
+    In every round each candidate runs beside a base model of its own (base, A, base, B, ...), all on the same batch of
+    ``images`` (N, C, H, W). Rounds begin with another candidate each, and neither half of a pair is always first.
+    ``pairs`` is the number of rounds.
+
+    What is timed is a model that runs again and again, as where it serves. So before each run that counts it runs a few
+    times more, on the batches before this one (up to :data:`SETTLED` times, and for :data:`SETTLING` milliseconds):
+    the model that ran before has filled the processor's caches with its own weights, which costs a small network in
+    int8 half of its time.
 
     Raises:
         ConfigError: an option is out of range, or there are no images or candidates.
@@ -99,20 +105,27 @@ def interleaved(
         raise ConfigError("timing needs a model beside the base model", got="none", remedy="give at least one")
     names = list(candidates)
     times = torch.zeros(len(names), 2, pairs, dtype=torch.float64)
+    took = torch.full((len(names), 2), SETTLING, dtype=torch.float64)  # by each the last time
     others = OtherProcesses()
+
+    def of(pair: int) -> Tensor | np.ndarray:
+        return images[[(abs(pair) * batch + i) % len(images) for i in range(batch)]]
+
     with pinned_threads(threads):
         for pair in range(-warmup, pairs):
             if pair == 0:
                 others = OtherProcesses()
-            x = images[[(abs(pair) * batch + i) % len(images) for i in range(batch)]]
+            x = of(pair)
             for which in ((pair + i) % len(names) for i in range(len(names))):
                 for turn in (0, 1) if pair % 2 == 0 else (1, 0):
                     model = (base, candidates[names[which]])[turn]
+                    for before in range(min(SETTLED, int(SETTLING / max(1e-6, float(took[which, turn])))), 0, -1):
+                        model(of(pair - before))
                     start = time.perf_counter()
                     model(x)
-                    elapsed = time.perf_counter() - start
+                    took[which, turn] = elapsed = 1000 * (time.perf_counter() - start)
                     if pair >= 0:
-                        times[which, turn, pair] = 1000 * elapsed
+                        times[which, turn, pair] = elapsed
             if progress is not None and pair >= 0:
                 progress(pair + 1, pairs)
     load = others.load()
