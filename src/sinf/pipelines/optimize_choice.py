@@ -19,7 +19,8 @@ from sinf.pipelines.candidates import Promise
 from sinf.routing.threshold import p_value
 
 LOST = 1 / 8  # of the answers that differ: where networks disagree, mostly both are wrong
-_SPREAD = 1 / 2  # of that share, from network to network
+_SPREAD = 1.0  # of that share, from network to network: a cascade's small tail may lose most of what it changes
+_SURER = 0.5  # standard deviations: two to one that a network keeps the limit
 _FAR = 2.0  # standard errors
 _HOPELESS = 1.5  # times the limit: what likely loses more by the images that choose is not tested
 
@@ -67,7 +68,7 @@ def tested(
 
 
 def likely_loss(chosen_by: ExpectedLoss, losses: Tensor | None = None) -> float:
-    """What a network loses of top-1 on new images, as a fraction.
+    """What a network likely loses of top-1 on new images at most, as a fraction: two to one that it loses no more.
 
     The mean of what the images say on which it was chosen and the ``losses`` (N,) in {-1, 0, 1} on others, and of a
     usual share of the answers that differ, each weighted by how sure it is. A few thousand images tell half a point of
@@ -83,7 +84,7 @@ def likely_loss(chosen_by: ExpectedLoss, losses: Tensor | None = None) -> float:
     if not usual:
         return points
     seen, guess = changed / count, (_SPREAD * usual) ** 2  # variances
-    likely = (points * guess + usual * seen) / (guess + seen)
+    likely = (points * guess + usual * seen) / (guess + seen) + _SURER * (guess * seen / (guess + seen)) ** 0.5
     far = _FAR * seen**0.5
     return min(max(likely, points - far), points + far)
 
