@@ -52,6 +52,10 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder for steps and for what is delivered; may be used again.")],
     engine: str = "onnxruntime",
     pairs: int = 500,
+    only: Annotated[
+        str, typer.Option(help="Precisions, 'f32' or 'f32 int8', that are asked for [default: both].")
+    ] = "",
+    limits: Annotated[list[float] | None, typer.Option("--limit", help="In points [default: 0.5 and 1].")] = None,
     keep: Annotated[bool, typer.Option(help="Leave out engines that are in the file.")] = False,
     loaded: Annotated[bool, typer.Option(help="Write rows even if other processes ran meanwhile.")] = False,
 ) -> None:
@@ -66,7 +70,8 @@ def main(
     delivered: dict[tuple[Any, ...], tuple[Any, Path] | None] = {}
     place = place_of(OptimizeConfig(engine=engine), train, base.spec.preprocessing)
     reported = load_images(data, "test[50%:]")
-    for limit, requests in groupby(ASKED, lambda request: request[1]):
+    asked = [each for each in ASKED if only in ("", " ".join(each[0])) and (not limits or each[1] in limits)]
+    for limit, requests in groupby(asked, lambda request: request[1]):
         print(f"{limit:g} points", flush=True)
         delivered |= {each: deliver(base, train, calibration, each, place, work) for each in requests}
         report(base, place, reported, delivered, table)  # all again: what is compared is timed in one run
