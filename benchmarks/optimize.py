@@ -52,9 +52,7 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder for steps and for what is delivered; may be used again.")],
     engine: str = "onnxruntime",
     pairs: int = 500,
-    only: Annotated[
-        str, typer.Option(help="Precisions, 'f32' or 'f32 int8', that are asked for [default: both].")
-    ] = "",
+    only: Annotated[str, typer.Option(help="Ask for these precisions alone: 'f32', or 'f32 int8'.")] = "",
     limits: Annotated[list[float] | None, typer.Option("--limit", help="In points [default: 0.5 and 1].")] = None,
     keep: Annotated[bool, typer.Option(help="Leave out engines that are in the file.")] = False,
     loaded: Annotated[bool, typer.Option(help="Write rows even if other processes ran meanwhile.")] = False,
