@@ -90,6 +90,8 @@ def deliver(
     except DoesNotPayError as reason:
         print(f"{request}: {reason}", flush=True)
         return None
+    for row in sorted(found.rows, key=lambda row: row.share):
+        print(f"  {row.share:.3f} {row.name}, {row.precision}: {row.loss}, {100 * row.loss.disagreement:.1f} % differ")
     print(f"{request}: {found.chosen.name}, {found.chosen.precision}, {found.chosen.time.mean:.2f} ms", flush=True)
     return found, folder
 

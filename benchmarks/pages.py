@@ -139,6 +139,18 @@ def times_less(own: float | None, ms: str) -> str:
     return "" if own is None else f"{own / float(ms):.1f}"
 
 
+def budgets() -> str:
+    """Budgets of time beside the time that whole networks take."""
+    lines = []
+    for model in OPTIMIZED:
+        for row in read(f"budgets_{model}_cpu.csv"):
+            measured = f"{percent(row['measured'])} ({bounds(row, 'measured', percent)})"
+            where = f"{row['engine']} {row['precision']}"
+            lines.append([model, where, row["method"], percent(row["asked"]), measured, f"{float(row['base_ms']):.2f}"])
+    head = ("network", "where", "method", "time asked for", "time measured", "base model, ms")
+    return markdown(head, lines) if lines else MISSING
+
+
 def newcomer() -> str:
     """From an empty environment to a faster network, three commands."""
     lines = [[f"`{row['command']}`", f"{float(row['seconds']):.0f}"] for row in read("newcomer_cpu.csv")]
@@ -438,6 +450,7 @@ def mutation() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "optimized": optimized,
+    "budgets": budgets,
     "newcomer": newcomer,
     "grouped": grouped,
     "headline": headline,

@@ -21,6 +21,7 @@ import typer
 HERE = Path(__file__).parent
 KEEPING = {
     "foreign",
+    "budgets",
     "optimize",
     "corruption",
     "headline",
@@ -80,6 +81,7 @@ def commands(shared: Path, work: Path) -> list[Command]:
             add("promise_of_optimize", writes=("promise_of_optimize.csv",), needs=())
             delivered = work / "optimize" / name / "delivered"
             add("corruption", name, path, data, delivered, writes=("corruption_vgg16.csv",))
+        add("budgets", name, path, data, writes=(f"budgets_{name}_cpu.csv",))
         add("tradeoff", name, path, data, "--work", work_of[name], writes=(f"tradeoff_{name}_cpu.csv",))
 
     bundles = {"vgg16": work / "resources" / "bundle", "resnet56": work / "bundle56", "resnet18": work / "bundle18"}
