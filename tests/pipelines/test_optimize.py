@@ -445,9 +445,7 @@ def test_what_a_network_likely_loses(points: float, differing: float, on_others:
 @given(points=st.floats(-1, 3), differing=st.floats(0, 0.2), images=st.integers(100, 10**5))
 def test_many_images_say_what_is_lost(points: float, differing: float, images: int) -> None:
     """Between what was seen and what is usual, or a little more; and what was seen, where images are many."""
-    few, many = (
-        likely_loss(ExpectedLoss(points, points, points, differing, 0.7, count)) for count in (images, 10**9)
-    )
+    few, many = (likely_loss(ExpectedLoss(points, points, points, differing, 0.7, count)) for count in (images, 10**9))
     low, high = sorted((points / 100, LOST * differing))
     assert low - 1e-12 <= few <= high + 0.5 * LOST * differing + 1e-12
     assert many == pytest.approx(points / 100, abs=1e-4)
