@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -300,6 +300,20 @@ def randomise(module: nn.Module) -> nn.Module:
             if "scale" in name or "gamma" in name:  # LayerScale starts at one millionth
                 parameter.data.uniform_(0.5, 1.5)
     return module.eval()
+
+
+class Interrupted(Exception):
+    """Raised in the middle of long work."""
+
+
+def interrupt_at(step: int) -> Callable[[int, int], None]:
+    """Progress that breaks off there."""
+
+    def progress(done: int, total: int) -> None:
+        if done == step:
+            raise Interrupted
+
+    return progress
 
 
 def traced(module: nn.Module, preprocessing: Preprocessing = COLOUR) -> fx.GraphModule:

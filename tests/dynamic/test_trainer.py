@@ -23,7 +23,7 @@ from sinf.dynamic.trainer import EpochReport, TrainConfig, train
 from sinf.errors import ConfigError
 from sinf.measure.timing import pinned_threads
 from sinf.models import BaseModel, ModelSpec, load_model
-from tiny import CLASSES, COLOUR, tiny_data
+from tiny import CLASSES, COLOUR, Interrupted, interrupt_at, tiny_data
 
 CONFIG = TrainConfig(Target(channels=0.5), epochs=3, batch=8, learning_rate=0.02, similarity=0.5)
 STEPS = 3 * 3  # 24 images in batches of 8
@@ -34,18 +34,6 @@ def small(seed: int = 0) -> BaseModel:
     torch.manual_seed(seed)
     made = load_model("resnet20", classes=6, size=COLOUR.size, options={"width": 0.5})
     return BaseModel(made.module, ModelSpec("resnet20", CLASSES, COLOUR, {"width": 0.5}))
-
-
-class Interrupted(Exception):
-    pass
-
-
-def interrupt_at(step: int):
-    def progress(done: int, total: int) -> None:
-        if done == step:
-            raise Interrupted
-
-    return progress
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from sinf.models import BaseModel, ModelSpec
 from sinf.storage.files import hash_tensors
 from sinf.training import train as plain
 from sinf.training.loop import Loop, Objective, Parameters
-from tiny import CLASSES, COLOUR, conv, tiny_data
+from tiny import CLASSES, COLOUR, Interrupted, conv, interrupt_at, tiny_data
 
 CONFIG = plain.TrainConfig(epochs=3, batch=8, learning_rate=0.05)
 GATES = trainer.TrainConfig(Target(channels=0.5), epochs=3, batch=8, learning_rate=0.02)
@@ -42,18 +42,6 @@ class Forgetful(nn.Module):
 
 
 SPEC = ModelSpec(f"{__name__}:Forgetful", CLASSES, COLOUR)
-
-
-class Interrupted(Exception):
-    pass
-
-
-def interrupt_at(step: int) -> Callable[[int, int], None]:
-    def progress(done: int, total: int) -> None:
-        if done == step:
-            raise Interrupted
-
-    return progress
 
 
 @pytest.fixture

@@ -16,28 +16,16 @@ from sinf.models import ModelSpec, load_model, load_spec, read_weights
 from sinf.models.load import spec_from_metadata
 from sinf.training.loop import Loop
 from sinf.training.train import EpochReport, Teacher, TrainConfig, _Classification, train
-from tiny import CLASSES, COLOUR, picture, tiny_data, write_parquet
+from tiny import CLASSES, COLOUR, Interrupted, interrupt_at, picture, tiny_data, write_parquet
 
 SPEC = ModelSpec("resnet20", 6, COLOUR, {"width": 0.5})
 CONFIG = TrainConfig(epochs=3, batch=8, learning_rate=0.05)
 STEPS = 3 * 3  # 24 images in batches of 8
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.fixture
 def images(tmp_path: Path) -> LabelledImages:
     return tiny_data(tmp_path / "data")
-
-
-def interrupt_at(step: int):
-    def progress(done: int, total: int) -> None:
-        if done == step:
-            raise Interrupted
-
-    return progress
 
 
 def assert_same_weights(first: Path, second: Path) -> None:

@@ -25,6 +25,9 @@ class Prices:
 
     def __init__(self, budget: Budget, count: MacCount) -> None:
         self._weight_cost, self._count, self._times = budget.weight_cost, count, budget.times
+        self._calls: dict[str, list[tuple[nn.Module, int]]] = {}
+        for target, module, places in count.nodes:
+            self._calls.setdefault(target, []).append((module, places))
         self._measured = {} if budget.times is None else dict(budget.times.layers)
         if self._times is None:
             self.rest = float(count.products)
@@ -37,19 +40,17 @@ class Prices:
         return [(target, module, self._widths(target, module, places)) for target, module, places in self._count.nodes]
 
     def targets(self) -> list[str]:
-        return list(dict.fromkeys(target for target, _, _ in self._count.nodes))
+        return list(self._calls)
 
     def module(self, target: str) -> nn.Module:
-        return next(module for name, module, _ in self._count.nodes if name == target)
+        return self._calls[target][0][0]
 
     def ways(self, target: str, kernel_row_positions: float) -> Ways:
         """``kernel_row_positions`` is how many rows of a separable kernel read an image."""
-        calls = [(module, places) for name, module, places in self._count.nodes if name == target]
-        module = calls[0][0]
+        calls, module = self._calls[target], self.module(target)
         if self._times is None:
             places = sum(positions // module.weight[0, 0].numel() for _, positions in calls)
-            price = self._counted(module, places, len(calls) * self._weight_cost, kernel_row_positions)
-            return Ways(price.widths.at(*module.weight.shape[:2]), price.channels, price.separable)
+            return self._counted(module, places, len(calls) * self._weight_cost, kernel_row_positions)
         price = self._measured.get(target, Price(Widths()))
         channels, separable = (
             line and Line(len(calls) * line.fixed, len(calls) * line.each) for line in (price.channels, price.separable)
@@ -62,7 +63,7 @@ class Prices:
         return self._measured.get(target, Price(Widths())).widths
 
     @staticmethod
-    def _counted(module: nn.Module, places: float, weights: float, kernel_row_positions: float) -> Price:
+    def _counted(module: nn.Module, places: float, weights: float, kernel_row_positions: float) -> Ways:
         """For ``places`` outputs; loading all weights counts as ``weights`` more of them."""
         (out, into), kernel = module.weight.shape[:2], module.weight[0, 0].numel()
         places += weights
@@ -70,4 +71,4 @@ class Prices:
         if module.weight.ndim == 4:
             rows, columns = module.weight.shape[2:]
             separable = Line(0.0, (kernel_row_positions + weights) * into * columns + places * out * rows)
-        return Price(Widths(pair=places * kernel), Line(0.0, places * (into * kernel + out)), separable)
+        return Ways(places * kernel * out * into, Line(0.0, places * (into * kernel + out)), separable)

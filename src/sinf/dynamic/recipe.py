@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from sinf.errors import ConfigError
 from sinf.machine.sizes import DEFAULT
 from sinf.option import GATES, TRAINING, Option, Seed, require_ranges
-from sinf.training.recipe import Device
+from sinf.training.recipe import RANGES, Device
 
 if TYPE_CHECKING:
     from sinf.dynamic.methods import Method
@@ -106,11 +106,7 @@ class TrainConfig:
         Memory(self.memory)
         require_ranges(
             self,
-            epochs=(1, 10_000),
-            batch=(2, 65_536),
-            learning_rate=(1e-8, 100),
-            weight_decay=(0, 1),
-            momentum=(0, 0.9999),
+            **RANGES,
             complexity=(0, 1e6),
             similarity=(0, 1e6),
             hardness=(1e-3, 1e3),

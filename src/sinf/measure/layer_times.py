@@ -57,6 +57,11 @@ class _Kind:
             module.kernel_size, module.stride, module.padding, module.dilation, tuple(shape[2:]), alone
         )  # fmt: skip
 
+    @property
+    def separable(self) -> bool:
+        """Whether rows and columns of the kernel can be layers of their own."""
+        return len(self.kernel) == 2 and min(self.kernel) > 1
+
     def made(self, out: int, into: int) -> nn.Module:
         if not self.kernel:
             return nn.Linear(into, out)
@@ -190,7 +195,7 @@ def _probes(calls: list[tuple[str, nn.Module, _Kind]]) -> Iterator[_Probe]:
             whole, expand, first, second = kind.halves()
             note(whole, out, into)
             note(expand, out, out)
-            if len(kind.kernel) == 2 and min(kind.kernel) > 1:
+            if kind.separable:
                 note(first, out, into)
                 note(second, out, out)
     for kind, (out, into) in widest.items():
@@ -222,7 +227,7 @@ def _opened(probe: _Probe, engine: str, precision: str, batch: int, threads: int
 def _in_turns(
     running: dict[_Probe | None, tuple[Callable[[Any], Any], Any]], threads: int
 ) -> dict[_Probe | None, float]:
-    """The median of all runs, in milliseconds, one of each in a round, so that what slows the machine slows all alike.
+    """The median of all runs, in milliseconds, one of each in a round, so that what slows the machine slows each.
 
     Between two runs of a layer the whole network runs. A layer that runs again and again has its weights in the
     innermost cache; in a network each has to bring them in, and small layers would seem faster than they are there.
@@ -270,15 +275,12 @@ def _rising(first: float, last: float, at_first: float, at_last: float) -> Width
 
 def _price(module: nn.Module, kind: _Kind, kinds: dict[_Kind, Widths]) -> Price:
     own, (out, into) = kinds[kind], module.weight.shape[:2]
-    if kind.alone:
-        return Price(own)
-    if not can_factor(module):
+    if kind.alone or not can_factor(module):
         return Price(own)
     whole, expand, first, second = kind.halves()
     channels = _pair(kinds[whole], kinds[expand], out, into)
-    if len(kind.kernel) != 2 or min(kind.kernel) == 1:
-        return Price(own, channels)
-    return Price(own, channels, _pair(kinds[first], kinds[second], out, into))
+    separable = _pair(kinds[first], kinds[second], out, into) if kind.separable else None
+    return Price(own, channels, separable)
 
 
 def _pair(first: Widths, second: Widths, out: int, into: int) -> Line:

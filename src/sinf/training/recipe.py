@@ -12,6 +12,12 @@ LearningRate = Annotated[float, Option("Peak of the one-cycle schedule.", TRAINI
 BFloat16 = Annotated[bool, Option("Compute in bfloat16.", TRAINING)]
 Device = Annotated[str, Option("Where it trains: cpu, cuda, cuda:1, ...", TRAINING)]
 
+#: Of the options that every training has, from the least to the most.
+RANGES = {
+    "epochs": (1, 10_000), "batch": (2, 65_536), "learning_rate": (1e-8, 100), "weight_decay": (0, 1),
+    "momentum": (0, 0.9999),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -32,11 +38,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_ranges(
             self,
-            epochs=(1, 10_000),
-            batch=(2, 65_536),
-            learning_rate=(1e-8, 100),
-            weight_decay=(0, 1),
-            momentum=(0, 0.9999),
+            **RANGES,
             warmup=(0, 0.99),
             average=(0, 0.99999),
             label_smoothing=(0, 0.99),
