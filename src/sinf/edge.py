@@ -24,7 +24,7 @@ from sinf.engine.openvino_engine import OpenVinoEngine
 from sinf.engine.sessions import SessionEngine
 from sinf.errors import BundleError, ConfigError, DataError
 from sinf.routing.grouping import TailTimes
-from sinf.routing.router import BASE, FALLBACK, FRONT, FeatureRouter, part_name
+from sinf.routing.router import BASE, FALLBACK, FIRST, FRONT, FeatureRouter, part_name
 from sinf.storage.files import sha256
 from sinf.storage.schema import Digest, Name, Record, Share, Text, parse_file, shortened, validated
 from sinf.storage.seal import unsealed
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Picture = str | Path | Image
 
 MANIFEST = "manifest.json"
-FORMAT = 4
+FORMAT = 5
 NETWORK = "network"  # the one part of a plain network
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 ENGINES = {"onnx": "onnxruntime", "openvino": "openvino"}
@@ -52,7 +52,7 @@ class Thresholds(Record):
 class Manifest(Record):
     """What ``manifest.json`` of every export holds; ``promise`` is what is promised of its loss, in words."""
 
-    sinf_export: Literal[4]
+    sinf_export: Literal[5]
     model: Name
     classes: ClassNames
     preprocessing: PreprocessingRecord
@@ -163,7 +163,10 @@ class EdgeModel(_Export, FeatureRouter):
         times = next((each for each in tails if each.threads == threads), None)
         thresholds = manifest.thresholds
         engine = _open(folder, manifest, threads)
-        FeatureRouter.__init__(self, engine, manifest.preprocessing.size, thresholds.value, thresholds.early, times)
+        FeatureRouter.__init__(
+            self, engine, manifest.preprocessing.size, thresholds.value, thresholds.early, times,
+            cascade=len(manifest.clusters) == 1,
+        )  # fmt: skip
         self.clusters: dict[str, list[int]] = {each.name: list(each.classes) for each in manifest.clusters}
 
     def _answer(self, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
@@ -257,7 +260,9 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def part_names(clusters: int) -> list[str]:
-    """The parts of a bundle's export."""
+    """The parts of a bundle's export; with one cluster it is a cascade."""
+    if clusters == 1:
+        return [FIRST, FALLBACK]
     return [FRONT, *(part_name(cluster) for cluster in range(clusters)), FALLBACK]
 
 

@@ -104,6 +104,11 @@ class Bundle:
     provenance: dict[str, str]
     times: tuple[TailTimes, ...] = ()
 
+    @property
+    def cascade(self) -> bool:
+        """Whether one cluster holds all classes."""
+        return len(self.clusters) == 1
+
     def times_of(self, engine: str, precision: str, threads: int) -> TailTimes | None:
         """What tails cost in an engine, as far as it was measured."""
         return next((each for each in self.times if each.setting == (engine, precision, threads)), None)

@@ -10,14 +10,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
-from sinf.engine.parts import Specialist, bare
+from sinf.engine.parts import First, Specialist, bare
 from sinf.engine.runtime import Network, Runtime, Setting
 from sinf.engine.torch_engine import TorchEngine, as_tensors
 from sinf.errors import ConfigError, DependencyError, ModelError
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import RUNNING, TRACING, Tracer
 from sinf.machine.threads import Once
-from sinf.routing.router import BASE, FALLBACK, FRONT
+from sinf.routing.router import BASE, FALLBACK, FIRST, FRONT
 
 
 class CompiledTorch(Runtime):
@@ -92,13 +92,16 @@ class CompiledTorchEngine:
         if part == bare(FRONT):
             return engine.extractor
         network, kept = engine.network, engine.bundle.parts
+        if part == FIRST:
+            first = engine.module(FIRST)
+            return First(engine.extractor, prepare(first.tail), first.head)
         for name, head in engine.deferral_heads.items():
             if part in (name, bare(name)):
                 tail = prepare(network.tail(kept[name]))
                 return tail if part == bare(name) else Specialist(tail, head)
         return prepare(network.tail(kept[FALLBACK]))
 
-    def array(self, values: list[float] | list[bool]) -> Tensor:
+    def array(self, values: list[float] | list[bool] | list[int]) -> Tensor:
         return self.parts.array(values)
 
     def close(self) -> None:

@@ -74,8 +74,7 @@ def open_engine(
     """
     require_precision(engine, precision)
     parts = runtime_of(engine).open_parts(model.engine, Setting(threads, precision, calibration))
-    routing, times = model.feature_router, model.bundle.times_of(engine, precision, threads)
-    return FeatureRouter(parts, routing.size, routing.threshold, routing.early_threshold, times)
+    return model.feature_router.over(parts, model.bundle.times_of(engine, precision, threads))
 
 
 for each in (Torch(), CompiledTorch(), OnnxRuntime(), OpenVino()):

@@ -92,12 +92,32 @@ class CascadeHead(nn.Module):
 
     def forward(self, logits: Tensor, log_clusters: Tensor) -> tuple[Tensor, Tensor]:
         # The log-probability of the one cluster is 0. It is added because runtimes drop an input that nobody reads.
-        return logits, (margin_of_several(logits) * self.margin + log_clusters.select(1, 0) + self.intercept).sigmoid()
+        return logits, (self._score(logits) + log_clusters.select(1, 0)).sigmoid()
+
+    def confidence(self, logits: Tensor) -> Tensor:
+        """``(N,)`` of logits (N, classes)."""
+        return self._score(logits).sigmoid()
+
+    def _score(self, logits: Tensor) -> Tensor:
+        return margin_of_several(logits) * self.margin + self.intercept
 
 
 def make_deferral_head(clusters: Clusters, cluster: int, deferral: Deferral) -> DeferralHead | CascadeHead:
     """What gives the answers of a cluster's subgraph their confidence."""
     return CascadeHead(deferral) if len(clusters) == 1 else DeferralHead(clusters, cluster, deferral)
+
+
+class First(nn.Module):
+    """What runs for every input of a cascade, as one part: images -> features, logits of the small tail, confidence."""
+
+    def __init__(self, extractor: nn.Module, tail: nn.Module, head: CascadeHead) -> None:
+        super().__init__()
+        self.extractor, self.tail, self.head = extractor, tail, head
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features = self.extractor(images)
+        logits = self.tail(features)
+        return features, logits, self.head.confidence(logits)
 
 
 class Specialist(nn.Module):

@@ -116,7 +116,8 @@ def _kept(model: onnx.ModelProto) -> list[str]:
         node.name = node.name or f"node{number}"
     products = [number for number, node in enumerate(nodes) if node.op_type in _PRODUCTS]
     last = products[-1] if products else 0
-    if "features" in {value.name for value in model.graph.output}:
+    made = {value.name for value in model.graph.output}
+    if "features" in made and "logits" not in made:
         last = len(nodes)  # the front ends with the predictor, and a bare extractor in its features
     tainted: set[str] = set()
     kept = []

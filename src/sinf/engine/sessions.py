@@ -20,6 +20,7 @@ from sinf.machine.threads import Once
 #: Where a part is: the path of its file, or the bytes of its ONNX graph.
 Source = Callable[[str], Path | bytes]
 Session = Callable[[list[np.ndarray]], tuple[np.ndarray, ...]]
+_TYPES = {float: np.float32, bool: np.bool_, int: np.int64}
 
 
 class SessionEngine(ABC):
@@ -70,8 +71,8 @@ class SessionEngine(ABC):
             remedy = "export it again, or take another engine"
             raise BundleError(f"{self.name} cannot {what} the part {part}", got=got, remedy=remedy) from error
 
-    def array(self, values: list[float] | list[bool]) -> np.ndarray:
-        return np.array(values, np.float32 if isinstance(values[0], float) else np.bool_)
+    def array(self, values: list[float] | list[bool] | list[int]) -> np.ndarray:
+        return np.array(values, _TYPES[type(values[0])])
 
     def close(self) -> None:
         self._sessions.clear()

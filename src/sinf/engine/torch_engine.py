@@ -17,7 +17,7 @@ from sinf.bundle.semantic import Bundle
 from sinf.data.images import BATCH, Preprocessing
 from sinf.engine.constant import ConstantModule
 from sinf.engine.memory import release
-from sinf.engine.parts import Front, Specialist, bare, dressed, is_bare, make_deferral_head
+from sinf.engine.parts import CascadeHead, First, Front, Specialist, bare, dressed, is_bare, make_deferral_head
 from sinf.errors import ConfigError
 from sinf.graph.network import Part, PartedNetwork
 from sinf.graph.prepare import prepare
@@ -26,7 +26,7 @@ from sinf.machine.threads import Lock, Once
 from sinf.models import BaseModel, fit_state, load_spec
 from sinf.routing.deferral import margin_of
 from sinf.routing.grouping import TailTimes
-from sinf.routing.router import BASE, FALLBACK, FRONT, Engine, FeatureRouter, Routed, part_name
+from sinf.routing.router import BASE, FALLBACK, FIRST, FRONT, Engine, FeatureRouter, Routed, part_name
 
 
 class Routes(NamedTuple):
@@ -94,6 +94,10 @@ class TorchEngine:
         with RUNNING:
             if part == FRONT:
                 return self.front(*inputs)
+            if part == FIRST:
+                features = self.extractor(*inputs)
+                logits = self.tails.get(part_name(0))(features)
+                return features, logits, self._cascade_head.confidence(logits)
             if part == BASE:
                 return (self.base(*inputs),)
             if part == FALLBACK:
@@ -103,7 +107,7 @@ class TorchEngine:
             features, log_clusters = inputs
             return self.deferral_heads[part](self.tails.get(part)(features), log_clusters)
 
-    def array(self, values: list[float] | list[bool]) -> Tensor:
+    def array(self, values: list[float] | list[bool] | list[int]) -> Tensor:
         return torch.tensor(values)
 
     def _bare(self, part: str) -> nn.Module:
@@ -118,10 +122,21 @@ class TorchEngine:
             return self.network.tail(self.bundle.parts[dressed(part)])
         if part == FRONT:
             return self._front(self.network.extractor(self.bundle.parts["common"]))
+        if part == FIRST:
+            return First(self.module(bare(FRONT)), self.module(bare(part_name(0))), self._cascade_head)
         if part == BASE:
             return self.network.graph
         tail = self.network.tail(self.bundle.parts[part])
         return tail if part == FALLBACK else Specialist(tail, self.deferral_heads[part])
+
+    @property
+    def _cascade_head(self) -> CascadeHead:
+        head = self.deferral_heads[part_name(0)]
+        if not isinstance(head, CascadeHead):
+            raise ConfigError(
+                f"the part {FIRST} is of bundles with one cluster", got=len(self.deferral_heads), remedy=f"run {FRONT}"
+            )
+        return head
 
     def close(self) -> None:
         self.tails.clear()
@@ -285,7 +300,7 @@ def calibrated_router(bundle: Bundle, engine: Engine) -> FeatureRouter:
     calibrated = bundle.threshold
     value, early = (0.0, 0.0) if calibrated is None else (calibrated.value, calibrated.early)
     times = bundle.times_of("torch", "f32", torch.get_num_threads())
-    return FeatureRouter(engine, bundle.spec.preprocessing.size, value, early, times)
+    return FeatureRouter(engine, bundle.spec.preprocessing.size, value, early, times, bundle.cascade)
 
 
 class _Tail:

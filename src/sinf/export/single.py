@@ -76,7 +76,8 @@ def single_graph(model: SemanticModel, progress: Progress | None = None) -> onnx
     front = part(FRONT, "common", ["features", "log_clusters", "route", "early"])
 
     routing = model.feature_router
-    floor = early_floor(routing.early_threshold, routing.threshold)
+    # The small tail of a cascade runs for every input.
+    floor = 0.0 if routing.cascade else early_floor(routing.early_threshold, routing.threshold)
     constants = [
         _number("early_floor", floor, np.float32),
         _number("threshold", routing.threshold, np.float32),

@@ -16,7 +16,7 @@ from sinf.data.images import LabelledImages
 from sinf.data.preprocessing import Preprocessing
 from sinf.engine.engines import native
 from sinf.measure.timing import Progress
-from sinf.routing.router import FALLBACK, FRONT, FeatureRouter, early_floor, part_name
+from sinf.routing.router import FALLBACK, FIRST, FRONT, FeatureRouter, early_floor, part_name
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,11 @@ def tail_answers(
 
 def _of_batch(router: FeatureRouter, x: Any) -> tuple[Tensor, ...]:
     run = router.engine.run
+    if router.cascade:
+        features, logits, sure = run(FIRST, x)
+        (full,) = run(FALLBACK, features)
+        answers = (torch.as_tensor(each).argmax(1) for each in (logits, full))
+        return *answers, torch.as_tensor(sure).clone(), torch.full((len(x),), torch.inf)  # it always runs
     features, log_clusters, route, early = run(FRONT, x)
     subgraph, confidence = torch.zeros(len(x), dtype=torch.int64), torch.zeros(len(x))
     routes = torch.as_tensor(route)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sinf.engine.parts import bare
 from sinf.measure.timing import Progress, pinned_threads, require_timing
-from sinf.routing.router import FALLBACK, FRONT, Engine, FeatureRouter, part_name
+from sinf.routing.router import FALLBACK, FIRST, FRONT, Engine, FeatureRouter, part_name
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def stage_times(
     """
     require_timing(images, batch=1, pairs=turns, threads=threads)
     clock = _Clock(router.engine)
-    ours = FeatureRouter(clock, router.size, router.threshold, router.early_threshold, router.times)
+    ours = router.over(clock, router.times)
     seen: list[_Turn] = []
     with pinned_threads(threads):
         for turn in range(turns):
@@ -150,7 +150,7 @@ def _time_turn(
     def whole() -> None:
         clock.times = {}
         found.whole = _milliseconds(lambda: ours(x))
-        found.front = clock.times[FRONT]
+        found.front = clock.times[FIRST if ours.cascade else FRONT]
         found.subgraph = clock.times.get(part_name(found.route), 0.0)
         found.fallback = clock.times.get(FALLBACK, 0.0)
 
@@ -160,6 +160,8 @@ def _time_turn(
     jobs = (base, whole, bare_parts)
     for place in range(3):
         jobs[(turn + place) % 3]()  # each comes first, second and third as often: what ran before fills the caches
+    if ours.cascade:  # its front and subgraph are one part
+        found.front, found.subgraph = found.bare_front, found.front - found.bare_front
 
 
 def _run_bare(engine: Engine, x: Any, found: _Turn) -> tuple[float, float]:

@@ -34,6 +34,10 @@ def measure_tails(
 
     Every subgraph has ``turns`` turns at each batch size, and the full tail as many as half of them together.
     """
+    if model.bundle.cascade:
+        raise ConfigError(
+            "only a bundle of several clusters has groups to tune", got="a cascade", remedy="leave it as it is"
+        )
     if turns < 1:
         raise ConfigError("turns must be at least 1", got=turns, remedy="take 5")
     size = model.bundle.spec.preprocessing.size

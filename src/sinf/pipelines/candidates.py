@@ -45,7 +45,7 @@ FORMATS = {engine: file_format for file_format, engine in edge.ENGINES.items()}
 
 #: How many answers of a small tail or subgraph may differ from those of the full tail, as multiples of the limit of the
 #: loss: most such answers are about images that the base model is wrong about too.
-_DIFFERING = (0.25, 1.0, 2.0, 4.0, 8.0)
+_DIFFERING = (0.25, 0.5, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Routed(Design):
 
     def __init__(self, bundle: Bundle, name: str) -> None:
         self.bundle, self.name = bundle, name
-        self.kind = "cascade" if len(bundle.clusters) == 1 else "semantic"
+        self.kind = "cascade" if bundle.cascade else "semantic"
         self.early = 0.0 if bundle.threshold is None else bundle.threshold.early
 
     def open(
@@ -201,7 +201,7 @@ class Routed(Design):
         early = self.early
         fallback = 1 - float(found.routed(value, early).double().mean())
         ran = float(found.subgraph_ran(value, early).double().mean())
-        router = FeatureRouter(opened.engine, opened.size, value, early)
+        router = FeatureRouter(opened.engine, opened.size, value, early, cascade=opened.cascade)
 
         def write(folder: Path, promise: Promise, class_names: list[str], key: bytes | None) -> None:
             threshold = Threshold(

@@ -6,11 +6,14 @@ An engine runs parts by name:
     cluster000    features (N, ...), log_clusters (N, clusters) -> logits (N, classes), confidence (N,)
     fallback      features (N, ...) -> logits (N, classes)
     base          images (B, C, H, W) -> logits (B, classes)
+    first         images (B, C, H, W) -> features (B, ...), logits (B, classes), confidence (B,)
 
 ``front`` is the extractor with the route predictor, which always run together; its confidence is the probability of the
-route, that of a subgraph the one of :mod:`sinf.routing.deferral`. Arrays are the engine's own, of numpy or torch:
-what is written here means the same for both, and neither is imported. Decisions are made on plain numbers: for the few
-of a batch that is much cheaper than operations on arrays.
+route, that of a subgraph the one of :mod:`sinf.routing.deferral`. ``first`` is of a cascade, one cluster that holds all
+classes: its subgraph, the small tail, runs for every input, so that both are one part, and an engine need not write out
+what passes between them. Arrays are the engine's own, of numpy or torch: what is written here means the same for both,
+and neither is imported. Decisions are made on plain numbers: for the few of a batch that is much cheaper than
+operations on arrays.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 from sinf.errors import ConfigError, DataError
 from sinf.routing.grouping import TailTimes
 
-FRONT, FALLBACK, BASE = "front", "fallback", "base"
+FRONT, FIRST, FALLBACK, BASE = "front", "first", "fallback", "base"
 Array = Any  # numpy.ndarray or torch.Tensor
 
 
@@ -53,8 +56,8 @@ class Engine(Protocol):
     def run(self, part: str, *inputs: Array) -> tuple[Array, ...]:
         """What a part makes of a batch. The outputs may be written to."""
 
-    def array(self, values: list[float] | list[bool]) -> Array:
-        """One-dimensional array of the engine's own kind: float32, or bool."""
+    def array(self, values: list[float] | list[bool] | list[int]) -> Array:
+        """One-dimensional array of the engine's own kind: float32, bool or int64."""
 
     def close(self) -> None:
         """Forget all parts; the engine may be used again, and loads them again."""
@@ -65,7 +68,8 @@ class FeatureRouter:
 
     ``threshold`` is the confidence below which an input falls back to the full tail, ``early_threshold`` the one below
     which its subgraph does not even run. With ``times``, groups of a batch that are not worth their subgraphs go to the
-    full tail too; without (None), an answer does not depend on what else is in the batch.
+    full tail too; without (None), an answer does not depend on what else is in the batch. A ``cascade`` has one group,
+    whose subgraph always runs.
 
     Many threads may call one router. What is changed meanwhile counts from the next call on.
     """
@@ -77,8 +81,9 @@ class FeatureRouter:
         threshold: float,
         early_threshold: float,
         times: TailTimes | None = None,
+        cascade: bool = False,
     ) -> None:
-        self.engine, self.size = engine, tuple(size)
+        self.engine, self.size, self.cascade = engine, tuple(size), cascade
         self.early_threshold, self.times = early_threshold, times
         self._threshold = threshold
         self._floats: set[Any] = set()  # types of arrays that were found to be floats
@@ -100,7 +105,11 @@ class FeatureRouter:
 
     def one_by_one(self) -> FeatureRouter:
         """The same routing without times: no answer depends on its batch, as it was calibrated."""
-        return FeatureRouter(self.engine, self.size, self.threshold, self.early_threshold)
+        return self.over(self.engine)
+
+    def over(self, engine: Engine, times: TailTimes | None = None) -> FeatureRouter:
+        """The same routing in another engine."""
+        return FeatureRouter(engine, self.size, self.threshold, self.early_threshold, times, self.cascade)
 
     def base(self, images: Array) -> Array:
         """Logits of the base model in the same engine, for comparisons."""
@@ -110,6 +119,8 @@ class FeatureRouter:
         """Logits and where every input went."""
         logits, route, confidence, falling, subgraph_ran = self._run(images)
         array, rows = self.engine.array, range(len(images))
+        if route is None:
+            route = array([0] * len(images))
         fell_back = set(falling)
         return Routed(
             logits,
@@ -119,11 +130,14 @@ class FeatureRouter:
             array([row in subgraph_ran for row in rows]),
         )
 
-    def _run(self, images: Array) -> tuple[Array, Array, list[float], list[int], set[int]]:
-        """Logits, routes, confidence, the rows that fall back and those that run a subgraph."""
+    def _run(self, images: Array) -> tuple[Array, Array | None, list[float], list[int], set[int]]:
+        """Logits, routes (None: all are the same), confidence, the rows that fall back and those that run a
+        subgraph."""
         self._check(images)
         # Read once: another thread may change them while this one runs.
         threshold, times = self._threshold, self.times
+        if self.cascade:
+            return self._run_cascade(images, threshold)
         floor = early_floor(self.early_threshold, threshold)
         run = self._run_one if len(images) == 1 else self._run_groups
         return run(images, threshold, floor, times)
@@ -144,6 +158,15 @@ class FeatureRouter:
                 return logits, route, [confidence], [], subgraph_ran
         (logits,) = run(FALLBACK, features)
         return logits, route, [confidence], [0], subgraph_ran
+
+    def _run_cascade(self, images: Array, threshold: float) -> tuple[Array, None, list[float], list[int], set[int]]:
+        features, logits, after = self.engine.run(FIRST, images)
+        confidence = after.tolist()
+        falling = [row for row, value in enumerate(confidence) if value < threshold]
+        if falling:
+            (answer,) = self.engine.run(FALLBACK, *_take(falling, features))
+            logits = _put(logits, falling, answer, len(images))
+        return logits, None, confidence, falling, set(range(len(images)))
 
     def _run_groups(
         self, images: Array, threshold: float, floor: float, times: TailTimes | None
