@@ -22,7 +22,7 @@ from sinf.errors import ConfigError, DataError, DependencyError
 from sinf.graph.delta import Factors
 from sinf.graph.prepare import prepare
 from sinf.routing.grouping import TailTimes
-from sinf.routing.router import FRONT, FeatureRouter, Routed
+from sinf.routing.router import FIRST, FRONT, FeatureRouter, Routed, part_name
 from tiny import ENGINES
 
 ALL = [*ENGINES, "as-written"]  # the last is not in the package
@@ -110,6 +110,19 @@ def test_the_base_model_is_there(model: SemanticModel, engine: FeatureRouter, im
     for count in (1, COUNT):
         expected = model.network.graph(images[:count])
         torch.testing.assert_close(torch.as_tensor(engine.base(images[:count])), expected, **CLOSE)
+
+
+def test_the_first_part_of_a_cascade_is_its_front_and_its_small_tail(
+    model: SemanticModel, engine: FeatureRouter, images: torch.Tensor
+) -> None:
+    if not model.bundle.cascade:
+        with pytest.raises(ConfigError, match=r"bundles with one cluster \(got [23]\)"):
+            engine.engine.run(FIRST, images)
+        return
+    features, log_clusters, *_ = model.engine.run(FRONT, images)
+    expected = features, *model.engine.run(part_name(0), features, log_clusters)
+    for found, theirs in zip(engine.engine.run(FIRST, images), expected, strict=True):
+        torch.testing.assert_close(torch.as_tensor(found), theirs, **CLOSE)
 
 
 def test_numpy_and_torch_are_taken(engine: FeatureRouter, images: torch.Tensor) -> None:
@@ -218,7 +231,7 @@ def test_lower_precision_is_near(model: SemanticModel, lower: tuple, images: tor
 
 def test_int8_leaves_what_decides_in_f32(model: SemanticModel, images: torch.Tensor) -> None:
     quantiser = Quantiser(model.engine, images)
-    for part in (FRONT, "cluster000", "fallback"):
+    for part in (FRONT, "cluster000", "fallback", *[FIRST] * model.bundle.cascade):
         graph = quantiser.quantise(part_to_onnx(model.engine, part), part).graph
         types = {t.name: t.data_type for t in graph.initializer}
         whole = {name for name, kind in types.items() if kind == onnx.TensorProto.FLOAT}

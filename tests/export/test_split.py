@@ -55,6 +55,18 @@ def test_the_edge_runtime_answers_as_the_bundle(built: Path, exported: Path, thr
     np.testing.assert_allclose(ours.confidence, expected.confidence, rtol=1e-4, atol=1e-4)
 
 
+def test_a_cascade_is_two_files(built_cascade: Path, tmp_path: Path) -> None:
+    model = SemanticModel.from_pretrained(built_cascade)
+    export_split(model, tmp_path / "split")
+    assert {path.name for path in (tmp_path / "split").glob("*.onnx")} == {"first.onnx", "fallback.onnx"}
+    light, x = edge.load(tmp_path / "split"), images_of(model)
+    model.threshold = light.threshold = float(model.route(x).confidence.median()) + 1e-4
+    ours, expected = light.route(x.numpy()), model.route(x)
+    assert 0 < int(expected.fell_back.sum()) < len(x)
+    for name, theirs in expected._asdict().items():
+        np.testing.assert_allclose(getattr(ours, name), theirs, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
 def test_without_torch(model: SemanticModel, exported: Path, tmp_path: Path) -> None:
     """In an interpreter in which torch, and all that the edge runtime promises to do without, cannot be imported."""
     pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
@@ -153,6 +165,7 @@ def test_foreign_folders_and_manifests_are_refused(exported: Path, tmp_path: Pat
     shutil.copytree(exported, tmp_path / "split")
     for change, says in (
         ({"sinf_export": 99}, "99"),
+        ({"sinf_export": 4}, r"export format 5 \(got 4\): export it again"),
         ({"format": "tflite"}, "format"),
         ({"thresholds": None}, "thresholds"),
         ({"sha256": None}, "sha256"),

@@ -21,7 +21,7 @@ from sinf.measure.stages import stage_times
 from sinf.routing.router import FeatureRouter
 
 NAMES = ("warm", "leaf", "cold")
-COST = {"base": 100, "front": 12, "bare.front": 10, "fallback": 60}  # ticks
+COST = {"base": 100, "front": 12, "bare.front": 10, "fallback": 60, "first": 33}  # ticks
 
 
 class Clockwork:
@@ -36,6 +36,8 @@ class Clockwork:
         x = inputs[0]
         cluster = int(part[-1]) if part[-1].isdigit() else 0
         self.ticks += COST.get(part, 20 + 10 * cluster + (0 if part.startswith("bare") else 3))
+        if part == "first":
+            return x, np.zeros((len(x), 6)), np.where(x[:, 1, 0, 0] == 1, 0.2, 0.9)
         route, unsure = x[:, 0, 0, 0].astype(np.int64), x[:, 1, 0, 0]
         if part == "front":
             return x, np.zeros((len(x), 3)), route, np.where(unsure == 2, 0.1, 0.9)
@@ -88,6 +90,14 @@ def test_stages_of_known_times(clockwork: FeatureRouter) -> None:
     assert cold.time_saved == pytest.approx(0.45)
     record = json.loads(json.dumps(found.to_json()))
     assert record["time_saved"] == pytest.approx(1 - record["ours"] / 100)
+
+
+def test_stages_of_a_cascade(clockwork: FeatureRouter) -> None:
+    cascade = FeatureRouter(clockwork.engine, clockwork.size, 0.5, 0.0, cascade=True)
+    found = stage_times(cascade, ("all",), images((0, 0), (0, 1)), turns=4)
+    assert (found.subgraph_ran, found.fallback_share) == (1.0, 0.5)
+    assert (found.extractor, found.predictor, found.subgraph, found.deferral) == pytest.approx((10, 0, 20, 3))
+    assert (found.fallback, found.glue, found.ours) == pytest.approx((30, 0, 63))
 
 
 def test_a_route_whose_subgraph_never_runs(clockwork: FeatureRouter) -> None:

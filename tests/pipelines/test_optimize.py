@@ -343,6 +343,15 @@ def answers(confidence: list[float], right: list[bool]) -> TailAnswers:
     return TailAnswers(torch.tensor([0 if same else 1 for same in right]), full, torch.tensor(confidence), full + 1.0)
 
 
+@pytest.mark.parametrize(
+    ("limit", "kept"),
+    [(0.5, 1.0), (1.0, 0.8), (1.5, 0.7), (2.0, 0.6), (3.0, 0.575), (6.0, 0.5), (9.0, 0.5)],
+)
+def test_what_is_kept_at_a_limit_is_between_networks_that_were_made(limit: float, kept: float) -> None:
+    assert choice.kept_at(limit, {0.6: 2.0, 0.8: 1.0, 0.5: 6.0}) == pytest.approx(kept)
+    assert choice.kept_at(limit, {}) == 1.0
+
+
 def test_the_least_threshold_differs_in_no_more_than_asked() -> None:
     found = answers([0.9, 0.8, 0.7, 0.6], [True, True, False, True])
     none = least_threshold(found, 0.0)

@@ -171,6 +171,12 @@ def test_a_bundle_that_is_saved_again_keeps_its_times(bundle: Bundle, tmp_path: 
     assert Bundle.load(tmp_path / "bundle").times == (CHEAP,)
 
 
+def test_a_cascade_has_no_groups_to_tune(built_cascade: Path) -> None:
+    model = SemanticModel.from_pretrained(built_cascade)
+    with pytest.raises(ConfigError, match=r"groups to tune \(got a cascade\)"):
+        measure_tails(model, model.feature_router, "torch", "f32", 1)
+
+
 def test_tuning_needs_turns(bundle: Bundle) -> None:
     model = SemanticModel(bundle)
     with pytest.raises(ConfigError, match="turns"):

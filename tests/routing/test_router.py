@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sinf.errors import ConfigError, DataError
 from sinf.routing.grouping import TailTimes
-from sinf.routing.router import BASE, FALLBACK, FRONT, FeatureRouter, early_floor, part_name
+from sinf.routing.router import BASE, FALLBACK, FIRST, FRONT, FeatureRouter, early_floor, part_name
 
 SIZE = (1, 2, 2)
 CLUSTERS = 3
@@ -33,6 +33,8 @@ class Table:
         self.runs.append((part, first[:, 3].astype(int).tolist()))
         if part == FRONT:
             return first, first[:, :1] * 10, first[:, 0].astype(int), first[:, 1].copy()
+        if part == FIRST:
+            return first, np.stack([first[:, 0], first[:, 3]], 1), first[:, 2].copy()
         if part == BASE:
             return (np.stack([np.full(len(first), -2.0), first[:, 3]], 1),)
         if part == FALLBACK:
@@ -42,7 +44,7 @@ class Table:
         assert {part} == {part_name(int(cluster)) for cluster in features[:, 0]}
         return np.stack([features[:, 0], features[:, 3]], 1), features[:, 2].copy()
 
-    def array(self, values: list[float] | list[bool]) -> Any:
+    def array(self, values: list[float] | list[bool] | list[int]) -> Any:
         return np.array(values)
 
     def close(self) -> None:
@@ -100,6 +102,23 @@ def test_a_part_runs_once_for_a_batch_and_for_its_images_alone(
     assert sorted(others) == sorted((part, rows) for part, rows in expected.items() if rows)
     if len(images) > 1 and expected[FALLBACK]:
         assert others[-1][0] == FALLBACK  # with those whose subgraph was not sure
+
+
+@given(images=IMAGES, threshold=st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0]))
+def test_a_cascade_runs_its_first_part_for_all_and_the_full_tail_for_the_unsure(
+    images: list[Image], threshold: float
+) -> None:
+    router = FeatureRouter(Table(), SIZE, threshold, 1.0, cascade=True)
+    routed = router.one_by_one().route(batch_of(images))
+    unsure = [number for number, (*_, after) in enumerate(images) if after < threshold]
+    assert runs(router) == [(FIRST, list(range(len(images)))), *[(FALLBACK, unsure)] * bool(unsure)]
+    assert routed.logits[:, 0].tolist() == [-1 if i in unsure else images[i][0] for i in range(len(images))]
+    assert routed.logits[:, 1].tolist() == list(range(len(images)))
+    assert routed.confidence.tolist() == [after for *_, after in images]
+    assert routed.fell_back.tolist() == [number in unsure for number in range(len(images))]
+    assert routed.subgraph_ran.tolist() == [True] * len(images)
+    assert routed.route.tolist() == [0] * len(images)
+    assert routed.route.dtype.kind == "i"
 
 
 def test_calling_a_router_gives_the_logits_that_routing_gives() -> None:

@@ -45,7 +45,7 @@ FORMATS = {engine: file_format for file_format, engine in edge.ENGINES.items()}
 
 #: How many answers of a small tail or subgraph may differ from those of the full tail, as multiples of the limit of the
 #: loss: most such answers are about images that the base model is wrong about too.
-_DIFFERING = (0.25, 0.5, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
+_DIFFERING = (0.25, 1.0, 2.0, 2.8, 4.0, 5.6, 8.0)
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,8 @@ class Routed(Design):
         router, tails = place.once(self.name, precision, lambda: self._opened(place, precision))
         found = tails(selection, progress)
         values = few_thresholds(found, max_loss, self.early)
-        return [self._at(value, found, router, tails, place, precision) for value in values]
+        made = [self._at(value, found, router, tails, place, precision) for value in values]
+        return list({each.name: each for each in made}.values())  # the same inputs fall back: the same candidate
 
     def _opened(
         self, place: Place, precision: str
@@ -216,7 +217,7 @@ class Routed(Design):
                     ranges=place.ranges, key=key,
                 )  # fmt: skip
 
-        name = f"{self.name} for {100 * fallback:.0f} % of the inputs"
+        name = f"{self.name} for {100 * fallback:.3g} % of the inputs"
         return Candidate(
             name, self.kind, precision, lambda x: torch.as_tensor(router(native(place.engine, x))),
             lambda images, progress: tails(images, progress).at(value, early), write,

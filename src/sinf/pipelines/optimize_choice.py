@@ -6,7 +6,7 @@ decides, estimated from all images and from how many answers differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,6 +87,20 @@ def likely_loss(chosen_by: ExpectedLoss, losses: Tensor | None = None) -> float:
     likely = (points * guess + usual * seen) / (guess + seen) + _SURER * (guess * seen / (guess + seen)) ** 0.5
     far = _FAR * seen**0.5
     return min(max(likely, points - far), points + far)
+
+
+def kept_at(limit: float, losses: Mapping[float, float]) -> float:
+    """What a network keeps that loses the limit, between two of those whose ``losses`` are known by what they keep; 1
+    where all lose more, and the least of them where none does."""
+    before = 1.0
+    for kept in sorted(losses, reverse=True):
+        if losses[kept] > limit:
+            if before == 1:
+                return 1.0
+            way = (limit - losses[before]) / (losses[kept] - losses[before])
+            return before + way * (kept - before)
+        before = kept
+    return before
 
 
 def in_order(rows: list[Row], limit: float, sure: bool) -> list[Row]:

@@ -39,7 +39,7 @@ class OptimizeConfig:
         by_time: whether that cost is time: of layers, as measured in the engine and the fastest of the precisions;
             otherwise it is MACs, with loading a weight counted as some.
         cuts: where cascades are cut, as shares of the MACs; none for no cascades.
-        tails: what their small tails keep, as shares of what the smallest static network within the limit keeps.
+        tails: what their small tails keep, as shares of what a static network keeps that likely loses the limit.
         clusters: semantic clusters, for bundles that send every input to the subgraph of its cluster; None for none.
         routed_cuts: where these are cut, as shares of the MACs. Their subgraphs keep the least of ``tails``.
         minutes: when they are over, no candidate is begun; those that are there are measured and tested. The base model

@@ -28,7 +28,7 @@ from sinf.measure.timing import Latency, interleaved
 from sinf.models import BaseModel
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
 from sinf.pipelines.candidates import Candidate, Design, Place, Promise, Routed, Static, ranges_of
-from sinf.pipelines.optimize_choice import LOST, Row, tested
+from sinf.pipelines.optimize_choice import LOST, Row, kept_at, tested
 from sinf.pipelines.optimize_config import OptimizeConfig
 from sinf.pipelines.optimize_time import TimeLimit
 from sinf.pipelines.prune import PruneConfig, Pruned, pruner
@@ -196,9 +196,8 @@ class Search:
             whole = kept
 
     def _least(self, rungs: list[_Rung], share: float) -> float:
-        """What the smallest network keeps that likely loses at most a share of the limit; 1 where all lose more."""
-        limit = 100 * share * self.config.max_loss
-        return min((rung.kept for rung in rungs if rung.likely <= limit), default=1.0)
+        """What a network keeps that likely loses a share of the limit."""
+        return kept_at(100 * share * self.config.max_loss, {rung.kept: rung.likely for rung in rungs})
 
     def _bundles(self, method: str, least: float, whole: float) -> Iterator[Routed]:
         """Cascades, and bundles of the clusters where there are some. Extractor and full tail keep ``whole`` of their
