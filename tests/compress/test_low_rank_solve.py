@@ -155,3 +155,33 @@ def test_a_layer_whose_equations_take_too_much_stays_as_it_was_found(chain: Netw
         found_first, solved = start[target].tensors(), free[target].tensors()
         assert all(torch.equal(tensor, found_first[name]) for name, tensor in none[target].tensors().items())
         assert not all(torch.equal(tensor, found_first[name]) for name, tensor in solved.items())
+
+
+class Falling(nn.Module):
+    """A layer whose outputs vary less and less."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        with torch.no_grad():
+            self.first.weight *= 2.0 ** -torch.arange(16)[:, None, None, None]
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.first(x).relu().mean((2, 3)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("separable", [False, True])
+def test_what_passes_between_two_layers_varies_alike(separable: bool) -> None:
+    """One range for all is then well used, by activations and by the weights of the second layer."""
+    torch.manual_seed(0)
+    network = Network(traced(Falling()))
+    factors = solve(network, {"first": Rank(8, separable)}, images())[0]["first"]
+    assert isinstance(factors, Factors)
+    layer = network.graph.get_submodule("first")
+    pair = factors.apply(layer, layer, torch.arange(16), torch.arange(3))
+    between = pair.get_submodule("reduce")(images(20, seed=2)).std((0, 2, 3))
+    weights = pair.get_submodule("expand").weight.square().mean((0, 2, 3)).sqrt()
+    assert float(between.max() / between.mean()) < 2
+    assert float(weights.max() / weights.mean()) < 2
