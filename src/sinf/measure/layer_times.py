@@ -2,29 +2,38 @@
 
 Layers of one kind (kernel, stride, place) are timed in small networks of their own, at two widths each way; between and
 beyond these time is taken to be bilinear, which is a few per cent off for layers of usual widths. A layer that becomes
-two is the sum of both. So a dozen kinds tell of every network that could be made of a network.
+two is the sum of both. So a dozen kinds tell of every network that could be made of a network. Their times are kept for
+other networks (:mod:`sinf.measure.layer_table`); that of the whole network is measured each time.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, astuple, dataclass
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from sinf.engine.engines import native
+from sinf.engine.engines import native, runtime_of
 from sinf.engine.network_engine import open_network
+from sinf.errors import DataWarning
 from sinf.graph.delta import can_factor
 from sinf.graph.price import LayerTimes, Line, Price, Widths
 from sinf.graph.trace import layer
-from sinf.measure.timing import Progress, pinned_threads
+from sinf.measure.accuracy import machine
+from sinf.measure.layer_table import LayerTable, Times, is_idle
+from sinf.measure.timing import OtherProcesses, Progress, pinned_threads
+from sinf.version import __version__
 
+FORMAT = 1  # of what is kept: another one when layers are timed in another way
 RUNS, LEAST_RUNS, SECONDS = 100, 10, 60  # of every probe; fewer where all together would take longer
+LEAST_SECONDS = 0.5  # of all together: the system counts the time of other processes in hundredths
+_TOUCHED = (2, 8, 32, 128)  # MB: networks between two of these fill about as much of the caches
 _LEAST = 8  # channels
 _SMALL = 1 / 4  # of the most channels of a kind: the smaller of the two widths that are timed
 _STEM = 8  # channels before the layer that is timed, which so reads what another layer wrote
@@ -133,40 +142,110 @@ def layer_times(
     precision: str = "f32",
     batch: int = 1,
     threads: int = 1,
+    table: LayerTable | None = None,
     progress: Progress | None = None,
 ) -> LayerTimes:
     """Time the kinds of layers of ``graph``, whose nodes know their shapes, and the whole network ``run`` on images of
-    ``size``, all in turns.
+    ``size``, all in turns. Kinds that are in the ``table`` are not timed again, and those that are not come into it.
+
+    While other processes take time, the table is neither used nor written, since times of a loaded machine fit together
+    only with each other; a warning says so.
 
     Raises:
         ConfigError: there is no such engine, or it has no such precision.
         DependencyError: its package is missing.
     """
+    table = table or LayerTable(None)
     calls = list(_calls(graph))
-    probes = _all_probes(calls)
+    where = _where(graph, engine, precision, batch, threads)
+    widest = _widest(calls)
+    kept = _kept(widest, where, table)
     images = torch.randn(batch, *size, generator=torch.Generator().manual_seed(0))
     running: dict[_Probe | None, tuple[Callable[[Any], Any], Any]] = {None: (run, images)}
-    for number, probe in enumerate(probes):
-        running[probe] = opened, x = _opened(probe, engine, precision, batch, threads)
-        opened(x)  # what an engine does at first, it does here
-        if progress is not None:
-            progress(number + 1, len(probes))
-    timed = _in_turns(running, threads)
-    alone = {probe: max(0.0, timed[probe] - timed[probe.stem]) for probe in probes if not probe.bare}
-    kinds = {kind: _bilinear(kind, alone) for kind in dict.fromkeys(probe.kind for probe in alone)}
+
+    def measured(kinds: Iterable[_Kind]) -> tuple[float, dict[_Kind, Times], float | None]:
+        """The whole network, these kinds, and the load."""
+        probes = _all_probes({kind: widest[kind] for kind in kinds})
+        for number, probe in enumerate(probes):
+            if probe not in running:
+                running[probe] = opened, x = _opened(probe, engine, precision, batch, threads)
+                opened(x)  # what an engine does at first, it does here
+            if progress is not None:
+                progress(number + 1, len(probes))
+        if progress is not None and not probes:
+            progress(1, 1)
+        others = OtherProcesses()
+        timed = _in_turns({probe: running[probe] for probe in (None, *probes)}, threads)
+        load = others.load()
+        times: dict[_Kind, Times] = {}
+        for probe in probes:
+            if not probe.bare:
+                alone = max(0.0, timed[probe] - timed[probe.stem])
+                times.setdefault(probe.kind, {})[probe.out, probe.into] = alone
+        return timed[None], times, load
+
+    total, found, load = measured(kind for kind in widest if kind not in kept)
+    if kept and not is_idle(load):
+        kept = {}
+        total, found, load = measured(widest)
+    if is_idle(load):
+        for kind, times in found.items():
+            table.keep(where | asdict(kind), times, load)
+    elif table.folder is not None:
+        warnings.warn(
+            f"other processes took {load:.2f} cores while layers were timed: these times are not kept for other "
+            "networks, and are surer on an idle machine",
+            DataWarning,
+            stacklevel=2,
+        )
+    kinds = {kind: _bilinear(kind, times) for kind, times in (kept | found).items()}
     layers = {target: _price(module, kind, kinds) for target, module, kind in calls}
     in_layers = sum(layers[target].widths.at(*module.weight.shape[:2]) for target, module, _ in calls)
-    where = f"{engine} {precision}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
-    return LayerTimes(where, timed[None], in_layers, tuple(layers.items()))
+    there = f"{engine} {precision}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
+    return LayerTimes(there, total, in_layers, tuple(layers.items()))
 
 
-def probes_of(graph: fx.GraphModule) -> int:
-    """How many small networks :func:`layer_times` opens."""
-    return len(_all_probes(list(_calls(graph))))
+def probes_of(graph: fx.GraphModule, table: LayerTable | None = None, engine: str = "torch", **options: Any) -> int:
+    """How many small networks :func:`layer_times` opens in an ``engine``, with its ``options``; all that there are
+    without a ``table``."""
+    widest = _widest(_calls(graph))
+    if table is not None:
+        kept = _kept(widest, _where(graph, engine, **options), table)
+        widest = {kind: widths for kind, widths in widest.items() if kind not in kept}
+    return len(_all_probes(widest))
 
 
-def _all_probes(calls: list[tuple[str, nn.Module, _Kind]]) -> list[_Probe]:
-    probes = list(dict.fromkeys(_probes(calls)))
+def _where(
+    graph: fx.GraphModule, engine: str, precision: str = "f32", batch: int = 1, threads: int = 1
+) -> dict[str, Any]:
+    """All that the times of a kind of layer depend on, beside the kind."""
+    return {
+        "format": FORMAT, "sinf": __version__, **machine(), "instructions": torch.backends.cpu.get_cpu_capability(),
+        "engine": engine, "engine_version": runtime_of(engine).version, "precision": precision, "batch": batch,
+        "threads": threads, "touched_mb": _touched(graph, batch),
+    }  # fmt: skip
+
+
+def _touched(graph: fx.GraphModule, batch: int) -> int | None:
+    """How much of the caches a run of the network takes, by weights and by what layers write, in f32: MB at most, None
+    for more than all steps. It runs before each run of a layer, so times of layers depend on it."""
+    weights: dict[Any, int] = {}
+    written = 0
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and node.meta.get("shape") is not None:
+            weights[node.target] = sum(weight.numel() for weight in layer(graph, node).parameters())
+            written += batch * math.prod(node.meta["shape"][1:]) * bool(weights[node.target])
+    return next((step for step in _TOUCHED if 4 * (sum(weights.values()) + written) <= step << 20), None)
+
+
+def _kept(widest: dict[_Kind, tuple[int, int]], where: dict[str, Any], table: LayerTable) -> dict[_Kind, Times]:
+    found = {kind: table.find(where | asdict(kind), *widths) for kind, widths in widest.items()}
+    return {kind: times for kind, times in found.items() if times is not None}
+
+
+def _all_probes(widest: dict[_Kind, tuple[int, int]]) -> list[_Probe]:
+    """Those of the kinds, and then of what stands around them."""
+    probes = [probe for kind, widths in widest.items() for probe in _probes(kind, *widths)]
     return probes + list(dict.fromkeys(probe.stem for probe in probes))
 
 
@@ -180,13 +259,13 @@ def _calls(graph: fx.GraphModule) -> Iterator[tuple[str, nn.Module, _Kind]]:
             yield str(node.target), module, kind
 
 
-def _probes(calls: list[tuple[str, nn.Module, _Kind]]) -> Iterator[_Probe]:
-    """At a small and at the largest width each way, of every kind that is there or could come."""
+def _widest(calls: Iterable[tuple[str, nn.Module, _Kind]]) -> dict[_Kind, tuple[int, int]]:
+    """The most outputs and inputs of every kind that is there or could come."""
     widest: dict[_Kind, tuple[int, int]] = {}
 
     def note(kind: _Kind, out: int, into: int) -> None:
         before = widest.get(kind, (0, 0))
-        widest[kind] = max(before[0], out), max(before[1], into)
+        widest[kind] = max(before[0], out), max(before[1], out if kind.alone else into)
 
     for _, module, kind in calls:
         out, into = module.weight.shape[:2]
@@ -198,11 +277,15 @@ def _probes(calls: list[tuple[str, nn.Module, _Kind]]) -> Iterator[_Probe]:
             if kind.separable:
                 note(first, out, into)
                 note(second, out, out)
-    for kind, (out, into) in widest.items():
-        if kind.alone:
-            yield from (_Probe(kind, width, width) for width in _ends(out))
-        else:
-            yield from (_Probe(kind, o, i) for o in _ends(out) for i in _ends(into))
+    return widest
+
+
+def _probes(kind: _Kind, out: int, into: int) -> Iterator[_Probe]:
+    """At a small and at the largest width each way."""
+    if kind.alone:
+        yield from (_Probe(kind, width, width) for width in _ends(out))
+    else:
+        yield from (_Probe(kind, o, i) for o in _ends(out) for i in _ends(into))
 
 
 def _ends(most: int) -> tuple[int, ...]:
@@ -240,7 +323,7 @@ def _in_turns(
             run(x)
             whole(images)
         once = time.perf_counter() - start
-        for _ in range(max(LEAST_RUNS, min(RUNS, round(SECONDS / once)))):
+        for _ in range(max(LEAST_RUNS, min(max(RUNS, round(LEAST_SECONDS / once)), round(SECONDS / once)))):
             for probe, (run, x) in running.items():
                 run(x)
                 whole(images)
@@ -250,9 +333,8 @@ def _in_turns(
     return {probe: median(found) for probe, found in times.items()}
 
 
-def _bilinear(kind: _Kind, alone: dict[_Probe, float]) -> Widths:
+def _bilinear(kind: _Kind, found: Times) -> Widths:
     """Through what was timed of a kind, at one, two or four pairs of widths."""
-    found = {(probe.out, probe.into): value for probe, value in alone.items() if probe.kind == kind}
     outs, intos = (sorted({pair[side] for pair in found}) for side in (0, 1))
     if kind.alone:
         return _rising(outs[0], outs[-1], found[outs[0], outs[0]], found[outs[-1], outs[-1]])
