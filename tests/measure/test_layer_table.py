@@ -69,8 +69,12 @@ def test_a_folder_of_none_keeps_nothing() -> None:
 
 
 def test_where_it_lies_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SINF_CACHE", str(tmp_path))
-    assert LayerTable.of_machine().step == f"times of layers, kept in {tmp_path / 'layer-times'}"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SINF_CACHE", str(tmp_path / "own"))
+    assert LayerTable.of_machine().step == f"times of layers, kept in {tmp_path / 'own' / 'layer-times'}"
+    monkeypatch.delenv("SINF_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert LayerTable.of_machine().step == "times of layers, kept in ~/.cache/sinf/layer-times"
 
 
 def _edited(**changes: Any) -> Callable[[Path], None]:

@@ -68,7 +68,10 @@ class LayerTable:
     @property
     def step(self) -> str:
         """The step of measuring, which says where times are kept."""
-        return "times of layers" + ("" if self.folder is None else f", kept in {self.folder}")
+        if self.folder is None:
+            return "times of layers"
+        home = os.path.expanduser("~") + os.sep
+        return f"times of layers, kept in {re.sub('^' + re.escape(home), '~/', str(self.folder))}"
 
     def find(self, depends: dict[str, Any], out: int, into: int) -> Times | None:
         """What is kept of a kind whose widest layers have ``out`` outputs and ``into`` inputs: times at these widths,

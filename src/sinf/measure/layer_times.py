@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple
 from statistics import median
 from typing import Any
 
@@ -26,6 +26,7 @@ from sinf.graph.delta import can_factor
 from sinf.graph.price import LayerTimes, Line, Price, Widths
 from sinf.graph.trace import layer
 from sinf.measure.accuracy import machine
+from sinf.measure.layer_kinds import Kind, Probe
 from sinf.measure.layer_table import LayerTable, Times, is_idle
 from sinf.measure.timing import OtherProcesses, Progress, pinned_threads
 from sinf.version import __version__
@@ -36,101 +37,10 @@ LEAST_SECONDS = 0.5  # of all together: the system counts the time of other proc
 _TOUCHED = (2, 8, 32, 128)  # MB: networks between two of these fill about as much of the caches
 _LEAST = 8  # channels
 _SMALL = 1 / 4  # of the most channels of a kind: the smaller of the two widths that are timed
-_STEM = 8  # channels before the layer that is timed, which so reads what another layer wrote
 _RANGES = 4  # images
 
-
-@dataclass(frozen=True)
-class _Kind:
-    """Layers that differ in their widths alone. ``size`` is that of the map that they read; linear layers have no
-    kernel, and as size how many vectors they read of an image, where it is not one."""
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    size: tuple[int, ...]
-    alone: bool = False  # every channel of its own: as many outputs as inputs
-
-    @staticmethod
-    def of(module: nn.Module, shape: tuple[int, ...]) -> _Kind | None:
-        """None of a layer that is not timed: grouped, in one dimension or three, or padded otherwise than by zeros."""
-        if isinstance(module, nn.Linear):
-            return _Kind((), (), (), (), (math.prod(shape[1:-1]),) if len(shape) > 2 else ())
-        if not isinstance(module, nn.Conv2d) or isinstance(module.padding, str) or module.padding_mode != "zeros":
-            return None
-        alone = module.groups == module.in_channels == module.out_channels
-        if module.groups > 1 and not alone:
-            return None
-        return _Kind(
-            module.kernel_size, module.stride, module.padding, module.dilation, tuple(shape[2:]), alone
-        )  # fmt: skip
-
-    @property
-    def separable(self) -> bool:
-        """Whether rows and columns of the kernel can be layers of their own."""
-        return len(self.kernel) == 2 and min(self.kernel) > 1
-
-    def made(self, out: int, into: int) -> nn.Module:
-        if not self.kernel:
-            return nn.Linear(into, out)
-        return nn.Conv2d(
-            into, out, self.kernel, self.stride, self.padding, self.dilation, groups=into if self.alone else 1
-        )  # fmt: skip
-
-    def written(self) -> tuple[int, ...]:
-        """The size of what such layers write."""
-        return tuple(self.made(1, 1)(torch.zeros(1, 1, *self.size)).shape[2:])
-
-    def halves(self) -> tuple[_Kind, _Kind, _Kind, _Kind]:
-        """The two layers through channels, and the two separable ones (the same twice where there are none such)."""
-        if not self.kernel:
-            return self, self, self, self
-        (rows, columns), (down, across), (top, left), (deep, wide) = (
-            self.kernel, self.stride, self.padding, self.dilation,
-        )  # fmt: skip
-        expand = _Kind((1, 1), (1, 1), (0, 0), (1, 1), self.written())
-        first = _Kind((1, columns), (1, across), (0, left), (1, wide), self.size)
-        second = _Kind((rows, 1), (down, 1), (top, 0), (deep, 1), first.written())
-        return self, expand, first, second
-
-
-@dataclass(frozen=True)
-class _Probe:
-    """A network of one layer of a kind between a stem and a head, or of the stem and head alone."""
-
-    kind: _Kind
-    out: int
-    into: int
-    bare: bool = False
-
-    def network(self) -> nn.Module:
-        before = nn.Conv2d(_STEM, self.into, 1) if len(self.kind.size) == 2 else nn.Linear(_STEM, self.into)
-        layers = [before] if self.bare else [before, nn.ReLU(), self.kind.made(self.out, self.into)]
-        return _Between(layers, len(self.kind.size), self.into if self.bare else self.out).eval()
-
-    @property
-    def stem(self) -> _Probe:
-        return _Probe(_Kind((), (), (), (), self.kind.size), 0, self.into, bare=True)
-
-    @property
-    def input_size(self) -> tuple[int, int, int]:
-        down, across = (*self.kind.size, 1, 1)[:2]
-        return _STEM, down, across
-
-
-class _Between(nn.Module):
-    """``(B, C, H, W)`` as maps, as vectors of an image or as one, through layers and a rectifier to two logits."""
-
-    def __init__(self, layers: list[nn.Module], dimensions: int, width: int) -> None:
-        super().__init__()
-        self.layers, self.head, self.dimensions = nn.Sequential(*layers, nn.ReLU()), nn.Linear(width, 2), dimensions
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.dimensions == 1:
-            x = x.flatten(2).transpose(1, 2)
-        x = self.layers(x if self.dimensions else x.flatten(1))
-        return self.head(x.mean((2, 3)) if x.ndim == 4 else x.mean(1) if x.ndim == 3 else x)
+#: A network, and what it reads.
+_Running = tuple[Callable[[Any], Any], Any]
 
 
 def layer_times(
@@ -161,33 +71,11 @@ def layer_times(
     widest = _widest(calls)
     kept = _kept(widest, where, table)
     images = torch.randn(batch, *size, generator=torch.Generator().manual_seed(0))
-    running: dict[_Probe | None, tuple[Callable[[Any], Any], Any]] = {None: (run, images)}
-
-    def measured(kinds: Iterable[_Kind]) -> tuple[float, dict[_Kind, Times], float | None]:
-        """The whole network, these kinds, and the load."""
-        probes = _all_probes({kind: widest[kind] for kind in kinds})
-        for number, probe in enumerate(probes):
-            if probe not in running:
-                running[probe] = opened, x = _opened(probe, engine, precision, batch, threads)
-                opened(x)  # what an engine does at first, it does here
-            if progress is not None:
-                progress(number + 1, len(probes))
-        if progress is not None and not probes:
-            progress(1, 1)
-        others = OtherProcesses()
-        timed = _in_turns({probe: running[probe] for probe in (None, *probes)}, threads)
-        load = others.load()
-        times: dict[_Kind, Times] = {}
-        for probe in probes:
-            if not probe.bare:
-                alone = max(0.0, timed[probe] - timed[probe.stem])
-                times.setdefault(probe.kind, {})[probe.out, probe.into] = alone
-        return timed[None], times, load
-
-    total, found, load = measured(kind for kind in widest if kind not in kept)
+    stand = _Stand(run, images, lambda probe: _opened(probe, engine, precision, batch, threads), threads, progress)
+    total, found, load = stand.measure({kind: widths for kind, widths in widest.items() if kind not in kept})
     if kept and not is_idle(load):
         kept = {}
-        total, found, load = measured(widest)
+        total, found, load = stand.measure(widest)
     if is_idle(load):
         for kind, times in found.items():
             table.keep(where | asdict(kind), times, load)
@@ -203,6 +91,43 @@ def layer_times(
     in_layers = sum(layers[target].widths.at(*module.weight.shape[:2]) for target, module, _ in calls)
     there = f"{engine} {precision}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
     return LayerTimes(there, total, in_layers, tuple(layers.items()))
+
+
+class _Stand:
+    """Times small networks beside the whole one, ``run`` on ``images``; what was ``opened`` stays open."""
+
+    def __init__(
+        self,
+        run: Callable[[Tensor], Any],
+        images: Tensor,
+        opened: Callable[[Probe], _Running],
+        threads: int,
+        progress: Progress | None,
+    ) -> None:
+        self._running: dict[Probe | None, _Running] = {None: (run, images)}
+        self._opened, self._threads = opened, threads
+        self._progress = progress or (lambda done, total: None)
+
+    def measure(self, widest: dict[Kind, tuple[int, int]]) -> tuple[float, dict[Kind, Times], float | None]:
+        """Milliseconds of the whole network, and of kinds up to these widths, and what other processes took meanwhile,
+        in cores."""
+        probes = _all_probes(widest)
+        for number, probe in enumerate(probes):
+            if probe not in self._running:
+                self._running[probe] = opened, x = self._opened(probe)
+                opened(x)  # what an engine does at first, it does here
+            self._progress(number + 1, len(probes))
+        if not probes:
+            self._progress(1, 1)
+        others = OtherProcesses()
+        timed = _in_turns({probe: self._running[probe] for probe in (None, *probes)}, self._threads)
+        load = others.load()
+        times: dict[Kind, Times] = {}
+        for probe in probes:
+            if not probe.bare:
+                alone = max(0.0, timed[probe] - timed[probe.stem])
+                times.setdefault(probe.kind, {})[probe.out, probe.into] = alone
+        return timed[None], times, load
 
 
 def probes_of(graph: fx.GraphModule, table: LayerTable | None = None, engine: str = "torch", **options: Any) -> int:
@@ -238,32 +163,32 @@ def _touched(graph: fx.GraphModule, batch: int) -> int | None:
     return next((step for step in _TOUCHED if 4 * (sum(weights.values()) + written) <= step << 20), None)
 
 
-def _kept(widest: dict[_Kind, tuple[int, int]], where: dict[str, Any], table: LayerTable) -> dict[_Kind, Times]:
+def _kept(widest: dict[Kind, tuple[int, int]], where: dict[str, Any], table: LayerTable) -> dict[Kind, Times]:
     found = {kind: table.find(where | asdict(kind), *widths) for kind, widths in widest.items()}
     return {kind: times for kind, times in found.items() if times is not None}
 
 
-def _all_probes(widest: dict[_Kind, tuple[int, int]]) -> list[_Probe]:
+def _all_probes(widest: dict[Kind, tuple[int, int]]) -> list[Probe]:
     """Those of the kinds, and then of what stands around them."""
     probes = [probe for kind, widths in widest.items() for probe in _probes(kind, *widths)]
     return probes + list(dict.fromkeys(probe.stem for probe in probes))
 
 
-def _calls(graph: fx.GraphModule) -> Iterator[tuple[str, nn.Module, _Kind]]:
+def _calls(graph: fx.GraphModule) -> Iterator[tuple[str, nn.Module, Kind]]:
     for node in graph.graph.nodes:
         if node.op != "call_module" or node.meta.get("shape") is None:
             continue
         module, read = layer(graph, node), node.all_input_nodes[0].meta.get("shape")
-        kind = None if read is None else _Kind.of(module, read)
+        kind = None if read is None else Kind.of(module, read)
         if kind is not None:
             yield str(node.target), module, kind
 
 
-def _widest(calls: Iterable[tuple[str, nn.Module, _Kind]]) -> dict[_Kind, tuple[int, int]]:
+def _widest(calls: Iterable[tuple[str, nn.Module, Kind]]) -> dict[Kind, tuple[int, int]]:
     """The most outputs and inputs of every kind that is there or could come."""
-    widest: dict[_Kind, tuple[int, int]] = {}
+    widest: dict[Kind, tuple[int, int]] = {}
 
-    def note(kind: _Kind, out: int, into: int) -> None:
+    def note(kind: Kind, out: int, into: int) -> None:
         before = widest.get(kind, (0, 0))
         widest[kind] = max(before[0], out), max(before[1], out if kind.alone else into)
 
@@ -280,12 +205,12 @@ def _widest(calls: Iterable[tuple[str, nn.Module, _Kind]]) -> dict[_Kind, tuple[
     return widest
 
 
-def _probes(kind: _Kind, out: int, into: int) -> Iterator[_Probe]:
+def _probes(kind: Kind, out: int, into: int) -> Iterator[Probe]:
     """At a small and at the largest width each way."""
     if kind.alone:
-        yield from (_Probe(kind, width, width) for width in _ends(out))
+        yield from (Probe(kind, width, width) for width in _ends(out))
     else:
-        yield from (_Probe(kind, o, i) for o in _ends(out) for i in _ends(into))
+        yield from (Probe(kind, o, i) for o in _ends(out) for i in _ends(into))
 
 
 def _ends(most: int) -> tuple[int, ...]:
@@ -294,7 +219,7 @@ def _ends(most: int) -> tuple[int, ...]:
     return (small, most) if small < most else (most,)
 
 
-def _opened(probe: _Probe, engine: str, precision: str, batch: int, threads: int) -> tuple[Callable[[Any], Any], Any]:
+def _opened(probe: Probe, engine: str, precision: str, batch: int, threads: int) -> _Running:
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(max(batch, _RANGES), *probe.input_size, generator=draw)
     with torch.random.fork_rng(devices=[]):
@@ -307,15 +232,13 @@ def _opened(probe: _Probe, engine: str, precision: str, batch: int, threads: int
 
 
 @torch.no_grad()
-def _in_turns(
-    running: dict[_Probe | None, tuple[Callable[[Any], Any], Any]], threads: int
-) -> dict[_Probe | None, float]:
+def _in_turns(running: dict[Probe | None, _Running], threads: int) -> dict[Probe | None, float]:
     """The median of all runs, in milliseconds, one of each in a round, so that what slows the machine slows each.
 
     Between two runs of a layer the whole network runs. A layer that runs again and again has its weights in the
     innermost cache; in a network each has to bring them in, and small layers would seem faster than they are there.
     """
-    times: dict[_Probe | None, list[float]] = {probe: [] for probe in running}
+    times: dict[Probe | None, list[float]] = {probe: [] for probe in running}
     whole, images = running[None]
     with pinned_threads(threads):
         start = time.perf_counter()
@@ -333,7 +256,7 @@ def _in_turns(
     return {probe: median(found) for probe, found in times.items()}
 
 
-def _bilinear(kind: _Kind, found: Times) -> Widths:
+def _bilinear(kind: Kind, found: Times) -> Widths:
     """Through what was timed of a kind, at one, two or four pairs of widths."""
     outs, intos = (sorted({pair[side] for pair in found}) for side in (0, 1))
     if kind.alone:
@@ -355,7 +278,7 @@ def _rising(first: float, last: float, at_first: float, at_last: float) -> Width
     return Widths(at_last - each * last, each)
 
 
-def _price(module: nn.Module, kind: _Kind, kinds: dict[_Kind, Widths]) -> Price:
+def _price(module: nn.Module, kind: Kind, kinds: dict[Kind, Widths]) -> Price:
     own, (out, into) = kinds[kind], module.weight.shape[:2]
     if kind.alone or not can_factor(module):
         return Price(own)
