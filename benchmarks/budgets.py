@@ -2,10 +2,10 @@
 
     python benchmarks/budgets.py vgg16 WEIGHTS CIFAR100
 
-For each engine and precision the kinds of layers are timed (sinf.measure.layer_times), networks are made within budgets
-of that time, and all are timed in one run, the base model in the same engine and precision in between. ``asked`` is the
-share of the base model's time that the budget allows, ``measured`` what the network takes of it. Weights say nothing of
-time, so none are fitted, and no loss is measured.
+For each engine and precision the kinds of layers are timed (sinf.measure.layer_times; all, whatever the machine has
+kept), networks are made within budgets of that time, and all are timed in one run, the base model in the same engine
+and precision in between. ``asked`` is the share of the base model's time that the budget allows, ``measured`` what the
+network takes of it. Weights say nothing of time, so none are fitted, and no loss is measured.
 """
 
 from __future__ import annotations

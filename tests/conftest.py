@@ -14,6 +14,7 @@ _cache = tempfile.TemporaryDirectory(prefix="sinf-tests-", ignore_cleanup_errors
 os.environ["HF_HOME"] = _cache.name
 os.environ["HF_DATASETS_CACHE"] = os.path.join(_cache.name, "datasets")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["SINF_CACHE"] = ""  # nothing is kept for later runs, or read of earlier ones
 
 import pytest
 import torch

@@ -40,7 +40,7 @@ class DataError(SinfError):
 
 
 class DataWarning(UserWarning):
-    """A result says less than it seems, because of the images that it rests on."""
+    """A result says less than it seems, because of the images or the times that it rests on."""
 
 
 class ClusterError(SinfError):

@@ -9,11 +9,17 @@ import onnxruntime
 import pytest
 import torch
 
+from as_written import AsWritten
 from gated import stir
+from sinf.dynamic import onnx as module
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.model import DynamicModel
 from sinf.dynamic.network import GateConfig, attach
-from sinf.dynamic.onnx import export, open_engine
+from sinf.dynamic.onnx import export, largest_batch, open_engine
+from sinf.engine.engines import RUNTIMES, native
+from sinf.engine.runtime import Runtime
+from sinf.engine.session_runtimes import OnnxRuntime
+from sinf.engine.torch_runtime import Torch
 from sinf.errors import ConfigError, ModelError, VerificationError
 from sinf.models import BaseModel, load_model
 from tiny import randomise
@@ -66,10 +72,47 @@ def test_one_channel_stays_where_none_would() -> None:
 
 def test_base_and_ours_are_in_the_same_engine() -> None:
     model = DynamicModel(bundle_of("resnet20"))
-    base, _ = open_engine(model, "onnxruntime", 1)
     x = torch.randn(1, *model.bundle.spec.preprocessing.size)
-    np.testing.assert_allclose(base(x.numpy()), model.base(x), rtol=1e-3, atol=1e-3)
-    assert open_engine(model, "torch", 1) == (model.base, model)
+    for engine in ("torch", "onnxruntime"):
+        base, ours = open_engine(model, engine, 1)
+        np.testing.assert_allclose(base(native(engine, x)), model.base(x), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(ours(native(engine, x)), model(x), rtol=1e-3, atol=1e-3)
+
+
+class Mine(Torch):
+    """An engine from outside that runs networks as they are written, in batches of any size."""
+
+    name = "mine"
+
+
+class Graphs(OnnxRuntime):
+    """One that runs ONNX graphs."""
+
+    name = "graphs"
+
+
+@pytest.mark.parametrize(("runtime", "batch"), [(Mine(), 3), (Graphs(), 1)])
+def test_engines_from_outside_run_it(runtime: Runtime, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RUNTIMES, runtime.name, runtime)
+    model = DynamicModel(bundle_of("resnet20"))
+    assert largest_batch(runtime.name) == (None if batch > 1 else 1)
+    base, ours = open_engine(model, runtime.name, 1)
+    x = torch.randn(batch, *model.bundle.spec.preprocessing.size)
+    np.testing.assert_allclose(base(native(runtime.name, x)), model.base(x), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(ours(native(runtime.name, x)), model(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "torch-compile", "as-written"])
+def test_an_engine_that_cannot_says_so_before_anything_is_exported(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exported(*given: object) -> None:
+        raise AssertionError("it was exported")
+
+    monkeypatch.setattr(module, "graph_to_onnx", exported)
+    monkeypatch.setitem(RUNTIMES, "as-written", AsWritten())
+    with pytest.raises(ConfigError, match=f"the engine {engine} runs no graphs"):
+        open_engine(DynamicModel(bundle_of("resnet20")), engine, 1)
 
 
 def test_an_export_that_differs_is_refused(tmp_path: Path) -> None:
@@ -91,5 +134,5 @@ def test_names_that_cannot_be_are_refused(tmp_path: Path) -> None:
     model = DynamicModel(bundle_of("resnet20"))
     with pytest.raises(ConfigError, match="onnx"):
         export(model, tmp_path / "out")
-    with pytest.raises(ConfigError, match="engine"):
-        open_engine(model, "openvino", 1)
+    with pytest.raises(ConfigError, match="engine must be one of"):
+        open_engine(model, "tensorflow", 1)

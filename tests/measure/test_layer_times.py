@@ -3,7 +3,9 @@ exactly."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +14,13 @@ from torch import nn
 
 from sinf.compress.prices import Prices
 from sinf.compress.select import Budget
+from sinf.engine.torch_runtime import Torch
+from sinf.errors import DataWarning
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import couple
 from sinf.graph.price import LayerTimes
 from sinf.measure import layer_times as module
+from sinf.measure.layer_table import LayerTable
 from sinf.measure.layer_times import layer_times, probes_of
 from tiny import COLOUR, NETWORKS, Attention, Chain, ChannelsLast, Depthwise, traced
 
@@ -138,3 +143,154 @@ def test_vectors_of_an_image_are_timed_together(clock: list[Any]) -> None:
     times_of(ChannelsLast())
     sizes = {probe.kind.size for probe in clock if not probe.kind.kernel and not probe.bare}
     assert any(size and size[0] > 1 for size in sizes)
+
+
+# ---- kept for other networks
+
+
+class Load:
+    """What other processes take, as one sets it."""
+
+    now: float | None = 0.0
+
+    def load(self) -> float | None:
+        return Load.now
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LayerTable:
+    """One whose networks are opened in no time, on an idle machine."""
+    monkeypatch.setattr(module, "_opened", lambda *given: (lambda x: x, torch.zeros(1)))
+    monkeypatch.setattr(module, "OtherProcesses", Load)
+    monkeypatch.setattr(Load, "now", 0.0)
+    return LayerTable(tmp_path)
+
+
+class Wider(Wide):
+    """One layer more, of another kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body.append(nn.Conv2d(28, 28, 5, padding=2))
+
+
+def test_a_second_network_of_the_same_kinds_times_nothing(clock: list[Any], table: LayerTable) -> None:
+    first = times_of(Wide(), table=table)
+    assert len(clock) == probes_of(traced(Wide())) > 0
+    clock.clear()
+    told: list[tuple[int, int]] = []
+    again = times_of(Wide(), table=LayerTable(table.folder), progress=lambda *done: told.append(done))
+    assert clock == []
+    assert again == first
+    assert told == [(1, 1)]
+
+
+def test_only_kinds_that_are_not_there_are_timed(clock: list[Any], table: LayerTable) -> None:
+    times_of(Wide(), table=table)
+    first = {probe.kind for probe in clock if not probe.bare}
+    clock.clear()
+    times = times_of(Wider(), table=table)
+    new = {probe.kind for probe in clock if not probe.bare}
+    assert (5, 5) in {kind.kernel for kind in new}
+    assert not first & new
+    assert times == times_of(Wider())
+    assert probes_of(traced(Wider()), table) == 0
+
+
+def test_kinds_that_are_narrower_than_those_that_were_timed(clock: list[Any], table: LayerTable) -> None:
+    """Between the widths that were timed a network finds what it needs; beyond, it is timed anew."""
+    times_of(Wide(), table=table)
+    clock.clear()
+    narrower = Wide()
+    narrower.body[0], narrower.body[2] = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 20, 3, padding=1)
+    times = times_of(narrower, table=table)
+    assert clock == []
+    assert dict(times.layers)["body.4"].widths.at(28, 20) == pytest.approx(of_layer((3, 3), 28, 20))
+    wider = Wide()
+    wider.body[0], wider.body[2] = nn.Conv2d(3, 36, 3, padding=1), nn.Conv2d(36, 20, 3, padding=1)
+    times_of(wider, table=table)
+    assert {probe.out for probe in clock if probe.kind.kernel == (3, 3)} == {8, 36}
+
+
+@pytest.mark.parametrize(
+    "changed", ["engine", "version", "precision", "threads", "batch", "processor", "format", "touched"]
+)
+def test_what_times_depend_on_is_timed_anew(
+    clock: list[Any], table: LayerTable, changed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, run, options = traced(Wide()), lambda x: x, {"table": table}
+    layer_times(graph, run, COLOUR.size, "torch", **options)
+    clock.clear()
+    engine = "onnxruntime" if changed == "engine" else "torch"
+    options |= {"precision": {"precision": "int8"}, "threads": {"threads": 2}, "batch": {"batch": 2}}.get(changed, {})
+    if changed == "version":
+        monkeypatch.setattr(Torch, "version", "another")
+    elif changed == "processor":
+        monkeypatch.setattr(module, "machine", lambda: {"processor": "another"})
+    elif changed == "format":
+        monkeypatch.setattr(module, "FORMAT", 0)
+    elif changed == "touched":
+        monkeypatch.setattr(module, "_touched", lambda *given: 8)
+    layer_times(graph, run, COLOUR.size, engine, **options)
+    assert len(clock) == probes_of(graph)
+    clock.clear()
+    layer_times(graph, run, COLOUR.size, engine, **options)
+    assert clock == []
+
+
+def test_a_network_that_fills_more_of_the_caches() -> None:
+    """By its weights, and by what its layers write for a batch."""
+    small, large = traced(Wide()), traced(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 20_000)))
+    assert module._touched(small, 1) == 2
+    assert module._touched(large, 1) == 32
+    assert module._touched(small, 200) == 8
+    assert module._touched(small, 10_000) is None
+
+
+def test_what_was_timed_on_a_loaded_machine_is_not_kept(clock: list[Any], table: LayerTable) -> None:
+    Load.now = 1.5
+    with pytest.warns(DataWarning, match=r"other processes took 1\.50 cores"):
+        loaded = times_of(Wide(), table=table)
+    assert loaded == times_of(Wide())
+    Load.now = 0.1
+    for timed in (probes_of(traced(Wide())), 0):
+        clock.clear()
+        times_of(Wide(), table=table)
+        assert len(clock) == timed
+
+
+def test_what_is_kept_is_not_used_on_a_loaded_machine(clock: list[Any], table: LayerTable) -> None:
+    """Beside what is timed now, it would seem too fast."""
+    times_of(Wide(), table=table)
+    clock.clear()
+    Load.now = 1.5
+    with pytest.warns(DataWarning) as said:
+        times_of(Wider(), table=table)
+    assert len(said) == 1
+    everything = probes_of(traced(Wider()))
+    assert len(set(clock)) == everything < len(clock)
+    assert probes_of(traced(Wider()), table) > 0
+    Load.now = None  # where the system does not tell
+    times_of(Wider(), table=table)
+    assert probes_of(traced(Wider()), table) == 0
+
+
+def test_without_a_table_nothing_is_said_of_the_load(clock: list[Any], table: LayerTable) -> None:
+    Load.now = 1.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        times_of(Wide())
+
+
+def test_a_damaged_entry_is_timed_again(clock: list[Any], table: LayerTable) -> None:
+    first = times_of(Wide(), table=table)
+    assert table.folder is not None
+    for path in sorted(table.folder.iterdir())[:1]:
+        path.write_text("{")
+    clock.clear()
+    with pytest.warns(DataWarning, match="it is measured again"):
+        assert times_of(Wide(), table=table) == first
+    assert len({probe.kind for probe in clock if not probe.bare}) == 1
+    clock.clear()
+    times_of(Wide(), table=table)
+    assert clock == []

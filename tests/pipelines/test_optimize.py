@@ -407,12 +407,15 @@ def test_thresholds_are_set_by_answers_in_the_engine(
 def test_budgets_are_of_time_where_it_will_run(
     optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Layers are timed once, in the fastest precision that is allowed; what was measured is kept for later calls, whose
-    choices depend on it."""
+    """Layers are timed once, in the fastest precision that is allowed, with the machine's table; what was measured is
+    kept for later calls, whose choices depend on it."""
     asked: list[tuple[Any, ...]] = []
 
-    def times(graph: Any, run: Any, size: Any, engine: str, *, progress: Any, **options: Any) -> LayerTimes:
+    monkeypatch.setenv("SINF_CACHE", str(tmp_path / "cache"))
+
+    def times(graph: Any, run: Any, size: Any, engine: str, *, table: Any, progress: Any, **options: Any) -> LayerTimes:
         asked.append((engine, options))
+        assert table.folder == tmp_path / "cache" / "layer-times"
         assert run(torch.zeros(2, *size)).shape == (2, 6)
         return replace(like_macs(graph), where="here")
 

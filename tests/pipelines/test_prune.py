@@ -215,6 +215,33 @@ def test_a_latency_budget_where_the_network_will_run(
     assert describe(made.rule).endswith("of the time in there kept")
 
 
+def test_a_latency_budget_that_was_found_is_found_again(
+    base: BaseModel, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill the same command goes on with the same budget, whatever the clock and the machine's table say by
+    then; another command, in another folder or for another share, measures."""
+    timed: list[str] = []
+
+    def times(graph: nn.Module, *given: object, **options: object) -> LayerTimes:
+        timed.append("layers")
+        return replace(like_macs(graph), where=f"run {len(timed)}")
+
+    monkeypatch.setattr(latency_budget, "open_network", lambda network, *_, **__: network)
+    monkeypatch.setattr(latency_budget, "layer_times", times)
+    monkeypatch.setattr(latency_budget, "latency", lambda before, after, *_, **__: Halved())
+    config = replace(CONFIG, rule=LatencyBudget(0.7), round_to=4, reconstruct=False)
+    first = prune(base, tiny_images, config, tmp_path / "work")
+    monkeypatch.setattr(latency_budget, "latency", lambda before, after, *_, **__: None)
+    again = prune(base, tiny_images, config, tmp_path / "work")
+    assert timed == ["layers"]
+    assert again.rule == first.rule
+    assert describe(again.rule).endswith("in run 1 kept")
+    monkeypatch.setattr(latency_budget, "latency", lambda before, after, *_, **__: Halved())
+    assert prune(base, tiny_images, config, tmp_path / "other").rule != first.rule
+    prune(base, tiny_images, replace(config, rule=LatencyBudget(0.6)), tmp_path / "work")
+    assert len(timed) == 3
+
+
 def test_a_latency_budget_where_layers_cannot_be_timed_one_by_one(
     base: BaseModel, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

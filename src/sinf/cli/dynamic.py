@@ -193,15 +193,16 @@ class Dynamic(Kind):
         return Need.of(model.network.graph, copies=4, largest=3)
 
     def bench(self, model: DynamicModel, asked: Bench) -> dict[str, Any]:
-        from sinf.dynamic.onnx import open_engine
+        from sinf.dynamic.onnx import largest_batch, open_engine
+        from sinf.engine.engines import native
         from sinf.measure import accuracy as measure
         from sinf.measure.timing import latency
         from sinf.report import tables
 
         if asked.precision != "f32":
             raise ConfigError("dynamic bundles compute in f32", got=asked.precision, remedy="leave out --precision")
-        torch = asked.engine == "torch"
-        default, largest = ((1, 32), None) if torch else ((1,), 1)
+        largest = largest_batch(asked.engine)
+        default = (1, 32) if largest is None else (1,)
         sizes, x = asked.plan(self.need(model), model.preprocessing, default, largest)
         base, ours = open_engine(model, asked.engine, asked.threads)
         rows = []
@@ -211,7 +212,7 @@ class Dynamic(Kind):
                     latency(
                         base,
                         ours,
-                        x if torch else x.numpy(),
+                        native(asked.engine, x),
                         batch=size,
                         pairs=asked.pairs if size == 1 else max(10, asked.pairs // 4),
                         threads=asked.threads,

@@ -3,7 +3,7 @@
     loss = mean_i CE_i  +  lambda_c sum_l mean_i( w_i mean_c pi_ilc )  +  lambda_s sum_l ||G(f_l) - G(pi_l)||_F^2 / B^2
 
     w_i = max(0, 1 - CE_i / (c T))          complexity: hard inputs (a large cross entropy) may keep their channels
-    G(v) = rows of v at length 1, times their transpose      similarity: alike features want alike sub-networks
+    G(v) = rows of v at length 1, times their transpose      similarity: similar features want similar sub-networks
 
 ``f_l`` (B, C) are the layer's features before the mask, averaged over positions; ``pi_l`` (B, U) its saliencies; T is
 the mean cross entropy of the previous epoch, c = 0.5.

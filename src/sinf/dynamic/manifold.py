@@ -1,5 +1,6 @@
-"""What training made of sub-networks: do hard inputs keep more, and do alike inputs keep alike channels? (ManiDP, arXiv
-2103.05861, asks for both.) Measured on labelled images, with gates as they are and as they were before training."""
+"""What training made of sub-networks: do hard inputs keep more, and do similar inputs keep similar channels? ManiDP
+(arXiv 2103.05861) asks for both. Measured on labelled images, with gates as they are and as they were before
+training."""
 
 from __future__ import annotations
 

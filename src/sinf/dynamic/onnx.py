@@ -8,7 +8,6 @@ site read ``Gather`` of their weights. The batch is one image, because the kept 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,10 @@ from torch import Tensor, fx, nn
 
 from sinf.dynamic.gates import BoostingGate, Gate, SaliencyGate, StaticGate
 from sinf.dynamic.model import DynamicModel
+from sinf.engine.engines import runtime_of
 from sinf.engine.onnx_parts import graph_to_onnx
-from sinf.errors import ConfigError, DependencyError, ModelError, VerificationError
+from sinf.engine.runtime import Network, Setting
+from sinf.errors import ConfigError, ModelError, VerificationError
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
 from sinf.models import fit_state, load_spec
@@ -28,18 +29,28 @@ from sinf.storage.files import replacing
 if TYPE_CHECKING:
     import onnx
 
-ENGINES = ("torch", "onnxruntime")
 _SAMPLES, _TOLERANCE = 8, 1e-3
 
 
-def open_engine(model: DynamicModel, engine: str, threads: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Base and ours as functions of normalised images, both in the same engine."""
-    if engine not in ENGINES:
-        raise ConfigError(f"the engine of a dynamic bundle must be one of {', '.join(ENGINES)}", got=engine)
-    if engine == "torch":
-        return model.base, model
-    base = graph_to_onnx(model.base, model.bundle.spec.preprocessing.size, 1)
-    return tuple(_session(made.SerializeToString(), threads) for made in (base, to_onnx(model)))  # type: ignore[return-value]
+def open_engine(model: DynamicModel, engine: str, threads: int) -> tuple[Network, Network]:
+    """Base and ours as functions of normalised images, both in the same engine; of one image each, but in those that
+    run networks as they are written (:func:`largest_batch`).
+
+    Raises:
+        ConfigError: there is no such engine, or it runs no dynamic networks.
+        DependencyError: its package is missing.
+        ModelError: the model has a layer that an ONNX graph cannot hold.
+    """
+    runtime, setting, size = runtime_of(engine), Setting(threads), model.bundle.spec.preprocessing.size
+    if runtime.eager:
+        return runtime.open_network(model.base, size, setting), runtime.open_network(model, size, setting)
+    base = runtime.open_graph(lambda: graph_to_onnx(model.base, size, 1), setting)
+    return base, runtime.open_graph(lambda: to_onnx(model), setting)
+
+
+def largest_batch(engine: str) -> int | None:
+    """How many images at once :func:`open_engine` runs there, None for any number."""
+    return None if runtime_of(engine).eager else 1
 
 
 def export(model: DynamicModel, path: str | Path) -> None:
@@ -54,8 +65,8 @@ def export(model: DynamicModel, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".onnx" or path.is_dir():
         raise ConfigError("a dynamic bundle is exported to one file that ends in .onnx", got=path)
-    content = to_onnx(model).SerializeToString()
-    run = _session(content, 1)
+    graph = to_onnx(model)
+    run = runtime_of("onnxruntime").open_graph(lambda: graph, Setting())
     images = torch.randn(_SAMPLES, *model.bundle.spec.preprocessing.size, generator=torch.Generator().manual_seed(0))
     for image in images:
         wanted = model(image[None]).numpy()
@@ -64,7 +75,7 @@ def export(model: DynamicModel, path: str | Path) -> None:
             got = f"a difference of {gap:.2g}"
             raise VerificationError("the export must answer as the bundle does", got=got, remedy="report it")
     with replacing(path) as partial:
-        partial.write_bytes(content)
+        partial.write_bytes(graph.SerializeToString())
 
 
 def to_onnx(model: DynamicModel) -> onnx.ModelProto:
@@ -101,18 +112,6 @@ def _mean(x: Tensor) -> Tensor:
 class _Mean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return _mean(x)
-
-
-def _session(content: bytes, threads: int) -> Callable[[Any], np.ndarray]:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise DependencyError("onnxruntime is needed", got=error.name, remedy="pip install onnxruntime") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name: images})[0]
 
 
 def _followers(model: DynamicModel, graph: fx.GraphModule) -> dict[str, int]:

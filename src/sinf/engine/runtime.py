@@ -5,13 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from sinf.engine.torch_engine import TorchEngine
 from sinf.errors import ConfigError
 from sinf.routing.router import Engine
+
+if TYPE_CHECKING:
+    import onnx
 
 #: Normalised images (B, C, H, W) -> logits (B, classes), arrays of the engine's own kind.
 Network = Callable[[Any], Any]
@@ -35,7 +39,9 @@ class Setting:
 
 class Runtime(ABC):
     """One engine, by its name; ``precisions`` are those that it computes in, the usual one first. ``quick`` says
-    whether a small network is opened in a moment, so that layers can be timed one by one.
+    whether a small network is opened in a moment, so that layers can be timed one by one; ``package`` is what computes.
+    Dynamic networks are run by those that are ``eager``, whose networks run as they are written, and those that have
+    :meth:`open_graph`.
 
     What it opens takes torch tensors and numpy arrays, in float32, writable or not; many threads may call it.
     """
@@ -43,6 +49,16 @@ class Runtime(ABC):
     name: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]] = ("f32",)
     quick: ClassVar[bool] = True
+    package: ClassVar[str] = "torch"
+    eager: ClassVar[bool] = False
+
+    @property
+    def version(self) -> str:
+        """Of the package: measured times are those of one version."""
+        try:
+            return str(getattr(import_module(self.package), "__version__", "unknown"))
+        except ImportError:
+            return "missing"
 
     @abstractmethod
     def open_parts(self, parts: TorchEngine, setting: Setting) -> Engine:
@@ -61,6 +77,19 @@ class Runtime(ABC):
             DependencyError: the runtime's package is missing.
             ModelError: the network has an operation that the runtime has not.
         """
+
+    def open_graph(self, graph: Callable[[], onnx.ModelProto], setting: Setting) -> Network:
+        """An ONNX ``graph`` for one image, whose weights are computed; it is made when the runtime is known to run it.
+
+        Raises:
+            DependencyError: the runtime's package is missing.
+            ConfigError: it runs no such graphs.
+        """
+        raise ConfigError(
+            f"the engine {self.name} runs no graphs whose weights are computed",
+            got="a dynamic network",
+            remedy="take torch or onnxruntime",
+        )
 
     def native(self, images: Tensor) -> Any:
         """Images as they are read without a conversion: numpy arrays, unless a runtime says otherwise."""

@@ -36,6 +36,9 @@ class SessionRuntime(Runtime):
         def source(part: str) -> bytes:
             return network_graph(module, size, setting).SerializeToString()
 
+        return self._network(source, setting)
+
+    def _network(self, source: Source, setting: Setting) -> Network:
         sessions = self._open(source, setting)
         return lambda images: sessions.run(BASE, images)[0]
 
@@ -44,15 +47,19 @@ class SessionRuntime(Runtime):
 
 
 class OnnxRuntime(SessionRuntime):
-    name = "onnxruntime"
+    name = package = "onnxruntime"
     precisions = ("f32", "int8")
 
     def sessions(self, source: Source, threads: int, arithmetic: str) -> SessionEngine:
         return OnnxRuntimeEngine(source, threads)
 
+    def open_graph(self, graph: Callable[[], onnx.ModelProto], setting: Setting) -> Network:
+        content = graph().SerializeToString()
+        return self._network(lambda part: content, setting)
+
 
 class OpenVino(SessionRuntime):
-    name = "openvino"
+    name = package = "openvino"
     precisions = ("f32", "bf16", "int8")
 
     def sessions(self, source: Source, threads: int, arithmetic: str) -> SessionEngine:

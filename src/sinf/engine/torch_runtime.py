@@ -15,6 +15,7 @@ class Torch(Runtime):
     """Threads are those of the whole process."""
 
     name = "torch"
+    eager = True
 
     def open_parts(self, parts: TorchEngine, setting: Setting) -> TorchEngine:
         """The parts that the model has, since they are constant."""

@@ -2,126 +2,45 @@
 
 Layers of one kind (kernel, stride, place) are timed in small networks of their own, at two widths each way; between and
 beyond these time is taken to be bilinear, which is a few per cent off for layers of usual widths. A layer that becomes
-two is the sum of both. So a dozen kinds tell of every network that could be made of a network.
+two is the sum of both. So a dozen kinds tell of every network that could be made of a network. Their times are kept for
+other networks (:mod:`sinf.measure.layer_table`); that of the whole network is measured each time.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, astuple
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from sinf.engine.engines import native
+from sinf.engine.engines import native, runtime_of
 from sinf.engine.network_engine import open_network
+from sinf.errors import DataWarning
 from sinf.graph.delta import can_factor
 from sinf.graph.price import LayerTimes, Line, Price, Widths
 from sinf.graph.trace import layer
-from sinf.measure.timing import Progress, pinned_threads
+from sinf.measure.accuracy import machine
+from sinf.measure.layer_kinds import Kind, Probe
+from sinf.measure.layer_table import LayerTable, Times, is_idle
+from sinf.measure.timing import OtherProcesses, Progress, pinned_threads
+from sinf.version import __version__
 
+FORMAT = 1  # of what is kept: another one when layers are timed in another way
 RUNS, LEAST_RUNS, SECONDS = 100, 10, 60  # of every probe; fewer where all together would take longer
+LEAST_SECONDS = 0.5  # of all together: the system counts the time of other processes in hundredths
+_TOUCHED = (2, 8, 32, 128)  # MB: networks between two of these fill about as much of the caches
 _LEAST = 8  # channels
 _SMALL = 1 / 4  # of the most channels of a kind: the smaller of the two widths that are timed
-_STEM = 8  # channels before the layer that is timed, which so reads what another layer wrote
 _RANGES = 4  # images
 
-
-@dataclass(frozen=True)
-class _Kind:
-    """Layers that differ in their widths alone. ``size`` is that of the map that they read; linear layers have no
-    kernel, and as size how many vectors they read of an image, where it is not one."""
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    size: tuple[int, ...]
-    alone: bool = False  # every channel of its own: as many outputs as inputs
-
-    @staticmethod
-    def of(module: nn.Module, shape: tuple[int, ...]) -> _Kind | None:
-        """None of a layer that is not timed: grouped, in one dimension or three, or padded otherwise than by zeros."""
-        if isinstance(module, nn.Linear):
-            return _Kind((), (), (), (), (math.prod(shape[1:-1]),) if len(shape) > 2 else ())
-        if not isinstance(module, nn.Conv2d) or isinstance(module.padding, str) or module.padding_mode != "zeros":
-            return None
-        alone = module.groups == module.in_channels == module.out_channels
-        if module.groups > 1 and not alone:
-            return None
-        return _Kind(
-            module.kernel_size, module.stride, module.padding, module.dilation, tuple(shape[2:]), alone
-        )  # fmt: skip
-
-    @property
-    def separable(self) -> bool:
-        """Whether rows and columns of the kernel can be layers of their own."""
-        return len(self.kernel) == 2 and min(self.kernel) > 1
-
-    def made(self, out: int, into: int) -> nn.Module:
-        if not self.kernel:
-            return nn.Linear(into, out)
-        return nn.Conv2d(
-            into, out, self.kernel, self.stride, self.padding, self.dilation, groups=into if self.alone else 1
-        )  # fmt: skip
-
-    def written(self) -> tuple[int, ...]:
-        """The size of what such layers write."""
-        return tuple(self.made(1, 1)(torch.zeros(1, 1, *self.size)).shape[2:])
-
-    def halves(self) -> tuple[_Kind, _Kind, _Kind, _Kind]:
-        """The two layers through channels, and the two separable ones (the same twice where there are none such)."""
-        if not self.kernel:
-            return self, self, self, self
-        (rows, columns), (down, across), (top, left), (deep, wide) = (
-            self.kernel, self.stride, self.padding, self.dilation,
-        )  # fmt: skip
-        expand = _Kind((1, 1), (1, 1), (0, 0), (1, 1), self.written())
-        first = _Kind((1, columns), (1, across), (0, left), (1, wide), self.size)
-        second = _Kind((rows, 1), (down, 1), (top, 0), (deep, 1), first.written())
-        return self, expand, first, second
-
-
-@dataclass(frozen=True)
-class _Probe:
-    """A network of one layer of a kind between a stem and a head, or of the stem and head alone."""
-
-    kind: _Kind
-    out: int
-    into: int
-    bare: bool = False
-
-    def network(self) -> nn.Module:
-        before = nn.Conv2d(_STEM, self.into, 1) if len(self.kind.size) == 2 else nn.Linear(_STEM, self.into)
-        layers = [before] if self.bare else [before, nn.ReLU(), self.kind.made(self.out, self.into)]
-        return _Between(layers, len(self.kind.size), self.into if self.bare else self.out).eval()
-
-    @property
-    def stem(self) -> _Probe:
-        return _Probe(_Kind((), (), (), (), self.kind.size), 0, self.into, bare=True)
-
-    @property
-    def input_size(self) -> tuple[int, int, int]:
-        down, across = (*self.kind.size, 1, 1)[:2]
-        return _STEM, down, across
-
-
-class _Between(nn.Module):
-    """``(B, C, H, W)`` as maps, as vectors of an image or as one, through layers and a rectifier to two logits."""
-
-    def __init__(self, layers: list[nn.Module], dimensions: int, width: int) -> None:
-        super().__init__()
-        self.layers, self.head, self.dimensions = nn.Sequential(*layers, nn.ReLU()), nn.Linear(width, 2), dimensions
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.dimensions == 1:
-            x = x.flatten(2).transpose(1, 2)
-        x = self.layers(x if self.dimensions else x.flatten(1))
-        return self.head(x.mean((2, 3)) if x.ndim == 4 else x.mean(1) if x.ndim == 3 else x)
+#: A network, and what it reads.
+_Running = tuple[Callable[[Any], Any], Any]
 
 
 def layer_times(
@@ -133,60 +52,145 @@ def layer_times(
     precision: str = "f32",
     batch: int = 1,
     threads: int = 1,
+    table: LayerTable | None = None,
     progress: Progress | None = None,
 ) -> LayerTimes:
     """Time the kinds of layers of ``graph``, whose nodes know their shapes, and the whole network ``run`` on images of
-    ``size``, all in turns.
+    ``size``, all in turns. Kinds that are in the ``table`` are not timed again, and those that are not come into it.
+
+    While other processes take time, the table is neither used nor written, since times of a loaded machine fit together
+    only with each other; a warning says so.
 
     Raises:
         ConfigError: there is no such engine, or it has no such precision.
         DependencyError: its package is missing.
     """
+    table = table or LayerTable(None)
     calls = list(_calls(graph))
-    probes = _all_probes(calls)
+    where = _where(graph, engine, precision, batch, threads)
+    widest = _widest(calls)
+    kept = _kept(widest, where, table)
     images = torch.randn(batch, *size, generator=torch.Generator().manual_seed(0))
-    running: dict[_Probe | None, tuple[Callable[[Any], Any], Any]] = {None: (run, images)}
-    for number, probe in enumerate(probes):
-        running[probe] = opened, x = _opened(probe, engine, precision, batch, threads)
-        opened(x)  # what an engine does at first, it does here
-        if progress is not None:
-            progress(number + 1, len(probes))
-    timed = _in_turns(running, threads)
-    alone = {probe: max(0.0, timed[probe] - timed[probe.stem]) for probe in probes if not probe.bare}
-    kinds = {kind: _bilinear(kind, alone) for kind in dict.fromkeys(probe.kind for probe in alone)}
+    stand = _Stand(run, images, lambda probe: _opened(probe, engine, precision, batch, threads), threads, progress)
+    total, found, load = stand.measure({kind: widths for kind, widths in widest.items() if kind not in kept})
+    if kept and not is_idle(load):
+        kept = {}
+        total, found, load = stand.measure(widest)
+    if is_idle(load):
+        for kind, times in found.items():
+            table.keep(where | asdict(kind), times, load)
+    elif table.folder is not None:
+        warnings.warn(
+            f"other processes took {load:.2f} cores while layers were timed: these times are not kept for other "
+            "networks, and are surer on an idle machine",
+            DataWarning,
+            stacklevel=2,
+        )
+    kinds = {kind: _bilinear(kind, times) for kind, times in (kept | found).items()}
     layers = {target: _price(module, kind, kinds) for target, module, kind in calls}
     in_layers = sum(layers[target].widths.at(*module.weight.shape[:2]) for target, module, _ in calls)
-    where = f"{engine} {precision}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
-    return LayerTimes(where, timed[None], in_layers, tuple(layers.items()))
+    there = f"{engine} {precision}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
+    return LayerTimes(there, total, in_layers, tuple(layers.items()))
 
 
-def probes_of(graph: fx.GraphModule) -> int:
-    """How many small networks :func:`layer_times` opens."""
-    return len(_all_probes(list(_calls(graph))))
+class _Stand:
+    """Times small networks beside the whole one, ``run`` on ``images``; what was ``opened`` stays open."""
+
+    def __init__(
+        self,
+        run: Callable[[Tensor], Any],
+        images: Tensor,
+        opened: Callable[[Probe], _Running],
+        threads: int,
+        progress: Progress | None,
+    ) -> None:
+        self._running: dict[Probe | None, _Running] = {None: (run, images)}
+        self._opened, self._threads = opened, threads
+        self._progress = progress or (lambda done, total: None)
+
+    def measure(self, widest: dict[Kind, tuple[int, int]]) -> tuple[float, dict[Kind, Times], float | None]:
+        """Milliseconds of the whole network, and of kinds up to these widths, and what other processes took meanwhile,
+        in cores."""
+        probes = _all_probes(widest)
+        for number, probe in enumerate(probes):
+            if probe not in self._running:
+                self._running[probe] = opened, x = self._opened(probe)
+                opened(x)  # what an engine does at first, it does here
+            self._progress(number + 1, len(probes))
+        if not probes:
+            self._progress(1, 1)
+        others = OtherProcesses()
+        timed = _in_turns({probe: self._running[probe] for probe in (None, *probes)}, self._threads)
+        load = others.load()
+        times: dict[Kind, Times] = {}
+        for probe in probes:
+            if not probe.bare:
+                alone = max(0.0, timed[probe] - timed[probe.stem])
+                times.setdefault(probe.kind, {})[probe.out, probe.into] = alone
+        return timed[None], times, load
 
 
-def _all_probes(calls: list[tuple[str, nn.Module, _Kind]]) -> list[_Probe]:
-    probes = list(dict.fromkeys(_probes(calls)))
+def probes_of(graph: fx.GraphModule, table: LayerTable | None = None, engine: str = "torch", **options: Any) -> int:
+    """How many small networks :func:`layer_times` opens in an ``engine``, with its ``options``; all that there are
+    without a ``table``."""
+    widest = _widest(_calls(graph))
+    if table is not None:
+        kept = _kept(widest, _where(graph, engine, **options), table)
+        widest = {kind: widths for kind, widths in widest.items() if kind not in kept}
+    return len(_all_probes(widest))
+
+
+def _where(
+    graph: fx.GraphModule, engine: str, precision: str = "f32", batch: int = 1, threads: int = 1
+) -> dict[str, Any]:
+    """All that the times of a kind of layer depend on, beside the kind."""
+    return {
+        "format": FORMAT, "sinf": __version__, **machine(), "instructions": torch.backends.cpu.get_cpu_capability(),
+        "engine": engine, "engine_version": runtime_of(engine).version, "precision": precision, "batch": batch,
+        "threads": threads, "touched_mb": _touched(graph, batch),
+    }  # fmt: skip
+
+
+def _touched(graph: fx.GraphModule, batch: int) -> int | None:
+    """How much of the caches a run of the network takes, by weights and by what layers write, in f32: MB at most, None
+    for more than all steps. It runs before each run of a layer, so times of layers depend on it."""
+    weights: dict[Any, int] = {}
+    written = 0
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and node.meta.get("shape") is not None:
+            weights[node.target] = sum(weight.numel() for weight in layer(graph, node).parameters())
+            written += batch * math.prod(node.meta["shape"][1:]) * bool(weights[node.target])
+    return next((step for step in _TOUCHED if 4 * (sum(weights.values()) + written) <= step << 20), None)
+
+
+def _kept(widest: dict[Kind, tuple[int, int]], where: dict[str, Any], table: LayerTable) -> dict[Kind, Times]:
+    found = {kind: table.find(where | asdict(kind), *widths) for kind, widths in widest.items()}
+    return {kind: times for kind, times in found.items() if times is not None}
+
+
+def _all_probes(widest: dict[Kind, tuple[int, int]]) -> list[Probe]:
+    """Those of the kinds, and then of what stands around them."""
+    probes = [probe for kind, widths in widest.items() for probe in _probes(kind, *widths)]
     return probes + list(dict.fromkeys(probe.stem for probe in probes))
 
 
-def _calls(graph: fx.GraphModule) -> Iterator[tuple[str, nn.Module, _Kind]]:
+def _calls(graph: fx.GraphModule) -> Iterator[tuple[str, nn.Module, Kind]]:
     for node in graph.graph.nodes:
         if node.op != "call_module" or node.meta.get("shape") is None:
             continue
         module, read = layer(graph, node), node.all_input_nodes[0].meta.get("shape")
-        kind = None if read is None else _Kind.of(module, read)
+        kind = None if read is None else Kind.of(module, read)
         if kind is not None:
             yield str(node.target), module, kind
 
 
-def _probes(calls: list[tuple[str, nn.Module, _Kind]]) -> Iterator[_Probe]:
-    """At a small and at the largest width each way, of every kind that is there or could come."""
-    widest: dict[_Kind, tuple[int, int]] = {}
+def _widest(calls: Iterable[tuple[str, nn.Module, Kind]]) -> dict[Kind, tuple[int, int]]:
+    """The most outputs and inputs of every kind that is there or could come."""
+    widest: dict[Kind, tuple[int, int]] = {}
 
-    def note(kind: _Kind, out: int, into: int) -> None:
+    def note(kind: Kind, out: int, into: int) -> None:
         before = widest.get(kind, (0, 0))
-        widest[kind] = max(before[0], out), max(before[1], into)
+        widest[kind] = max(before[0], out), max(before[1], out if kind.alone else into)
 
     for _, module, kind in calls:
         out, into = module.weight.shape[:2]
@@ -198,11 +202,15 @@ def _probes(calls: list[tuple[str, nn.Module, _Kind]]) -> Iterator[_Probe]:
             if kind.separable:
                 note(first, out, into)
                 note(second, out, out)
-    for kind, (out, into) in widest.items():
-        if kind.alone:
-            yield from (_Probe(kind, width, width) for width in _ends(out))
-        else:
-            yield from (_Probe(kind, o, i) for o in _ends(out) for i in _ends(into))
+    return widest
+
+
+def _probes(kind: Kind, out: int, into: int) -> Iterator[Probe]:
+    """At a small and at the largest width each way."""
+    if kind.alone:
+        yield from (Probe(kind, width, width) for width in _ends(out))
+    else:
+        yield from (Probe(kind, o, i) for o in _ends(out) for i in _ends(into))
 
 
 def _ends(most: int) -> tuple[int, ...]:
@@ -211,7 +219,7 @@ def _ends(most: int) -> tuple[int, ...]:
     return (small, most) if small < most else (most,)
 
 
-def _opened(probe: _Probe, engine: str, precision: str, batch: int, threads: int) -> tuple[Callable[[Any], Any], Any]:
+def _opened(probe: Probe, engine: str, precision: str, batch: int, threads: int) -> _Running:
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(max(batch, _RANGES), *probe.input_size, generator=draw)
     with torch.random.fork_rng(devices=[]):
@@ -224,15 +232,13 @@ def _opened(probe: _Probe, engine: str, precision: str, batch: int, threads: int
 
 
 @torch.no_grad()
-def _in_turns(
-    running: dict[_Probe | None, tuple[Callable[[Any], Any], Any]], threads: int
-) -> dict[_Probe | None, float]:
+def _in_turns(running: dict[Probe | None, _Running], threads: int) -> dict[Probe | None, float]:
     """The median of all runs, in milliseconds, one of each in a round, so that what slows the machine slows each.
 
     Between two runs of a layer the whole network runs. A layer that runs again and again has its weights in the
     innermost cache; in a network each has to bring them in, and small layers would seem faster than they are there.
     """
-    times: dict[_Probe | None, list[float]] = {probe: [] for probe in running}
+    times: dict[Probe | None, list[float]] = {probe: [] for probe in running}
     whole, images = running[None]
     with pinned_threads(threads):
         start = time.perf_counter()
@@ -240,7 +246,7 @@ def _in_turns(
             run(x)
             whole(images)
         once = time.perf_counter() - start
-        for _ in range(max(LEAST_RUNS, min(RUNS, round(SECONDS / once)))):
+        for _ in range(max(LEAST_RUNS, min(max(RUNS, round(LEAST_SECONDS / once)), round(SECONDS / once)))):
             for probe, (run, x) in running.items():
                 run(x)
                 whole(images)
@@ -250,9 +256,8 @@ def _in_turns(
     return {probe: median(found) for probe, found in times.items()}
 
 
-def _bilinear(kind: _Kind, alone: dict[_Probe, float]) -> Widths:
+def _bilinear(kind: Kind, found: Times) -> Widths:
     """Through what was timed of a kind, at one, two or four pairs of widths."""
-    found = {(probe.out, probe.into): value for probe, value in alone.items() if probe.kind == kind}
     outs, intos = (sorted({pair[side] for pair in found}) for side in (0, 1))
     if kind.alone:
         return _rising(outs[0], outs[-1], found[outs[0], outs[0]], found[outs[-1], outs[-1]])
@@ -273,7 +278,7 @@ def _rising(first: float, last: float, at_first: float, at_last: float) -> Width
     return Widths(at_last - each * last, each)
 
 
-def _price(module: nn.Module, kind: _Kind, kinds: dict[_Kind, Widths]) -> Price:
+def _price(module: nn.Module, kind: Kind, kinds: dict[Kind, Widths]) -> Price:
     own, (out, into) = kinds[kind], module.weight.shape[:2]
     if kind.alone or not can_factor(module):
         return Price(own)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from sinf.compress.budget import Budget
@@ -13,10 +15,13 @@ from sinf.engine.network_engine import open_network
 from sinf.engine.runtime import Network
 from sinf.graph.prepare import prepare
 from sinf.graph.weight_cost import WEIGHT_COST
-from sinf.measure.layer_times import layer_times
+from sinf.measure.accuracy import machine
+from sinf.measure.layer_table import LayerTable
+from sinf.measure.layer_times import from_tensors, layer_times, to_tensors
 from sinf.measure.timing import latency
 from sinf.pipelines.prune_config import LatencyBudget
 from sinf.pipelines.prune_search import largest_in_time
+from sinf.storage.steps import StepStore, Tensors
 
 Progress = Callable[[str], Callable[[int, int], None]]
 
@@ -27,12 +32,15 @@ def budget_within(
     made: Callable[[Budget], fx.GraphModule],
     images: Tensor,
     progress: Progress,
+    store: StepStore,
+    depends: dict[str, Any],
 ) -> Budget:
     """The largest share of the layers' times with which a network takes as much of the base model's as is asked for; of
     MACs, where layers cannot be timed one by one.
 
     ``graph`` is the base model, ``made`` what a budget makes of it; its weights do not count. ``images`` are some
-    normalised ones (N, C, H, W), with which all are timed.
+    normalised ones (N, C, H, W), with which all are timed. What was found is kept in the ``store``, by the machine, the
+    target and what else it ``depends`` on: later steps depend on it, and after a kill the same must come again.
 
     Raises:
         ConfigError: no network is so fast, or there is no such engine or precision.
@@ -44,16 +52,26 @@ def budget_within(
     def opened(network: nn.Module) -> Network:
         return open_network(network, size, target.engine, calibration=images, **where)
 
-    base = opened(prepare(graph))
-    times = None
-    if runtime_of(target.engine).quick:
-        times = layer_times(
-            graph, base, size, target.engine, batch=target.batch, progress=progress("times of layers"), **where
-        )
+    def measured() -> Tensors:
+        base = opened(prepare(graph))
+        times = None
+        if runtime_of(target.engine).quick:
+            table = LayerTable.of_machine()
+            times = layer_times(
+                graph, base, size, target.engine, batch=target.batch, table=table, progress=progress(table.step),
+                **where,
+            )  # fmt: skip
 
-    def ratio(share: float) -> float:
-        ours = opened(prepare(made(Budget(share, WEIGHT_COST, times))))
-        found = latency(base, ours, given, batch=target.batch, pairs=target.pairs, threads=target.threads)
-        return found.median / found.base_median
+        def ratio(share: float) -> float:
+            ours = opened(prepare(made(Budget(share, WEIGHT_COST, times))))
+            found = latency(base, ours, given, batch=target.batch, pairs=target.pairs, threads=target.threads)
+            return found.median / found.base_median
 
-    return Budget(largest_in_time(ratio, target.time, progress("latency budget")), WEIGHT_COST, times)
+        share = largest_in_time(ratio, target.time, progress("latency budget"))
+        found = {"share": torch.tensor(share, dtype=torch.float64)}
+        return found if times is None else found | to_tensors(times)
+
+    depends = depends | asdict(target) | machine() | {"engine version": runtime_of(target.engine).version}
+    found = store.get("latency-budget", depends, measured)
+    times = from_tensors(found) if "where" in found else None
+    return Budget(found["share"].item(), WEIGHT_COST, times)

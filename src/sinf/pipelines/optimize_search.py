@@ -16,13 +16,13 @@ from torch import Tensor
 from sinf.compress.select import Budget
 from sinf.data.clusters import Clusters, one_cluster
 from sinf.data.images import LabelledImages, Preprocessing
-from sinf.engine.engines import runtime_of
 from sinf.errors import ConfigError, SinfError
 from sinf.graph.cost import WEIGHT_COST
 from sinf.graph.price import LayerTimes
 from sinf.graph.trace import trace
 from sinf.measure.accuracy import machine
 from sinf.measure.delivery import ExpectedLoss, answers_of
+from sinf.measure.layer_table import LayerTable
 from sinf.measure.layer_times import from_tensors, layer_times, to_tensors
 from sinf.measure.timing import Latency, interleaved
 from sinf.models import BaseModel
@@ -30,7 +30,7 @@ from sinf.pipelines.build import BuildConfig, Images, make_bundle
 from sinf.pipelines.candidates import Candidate, Design, Place, Promise, Routed, Static, ranges_of
 from sinf.pipelines.optimize_choice import LOST, Row, kept_at, tested
 from sinf.pipelines.optimize_config import OptimizeConfig
-from sinf.pipelines.optimize_time import TimeLimit
+from sinf.pipelines.optimize_time import TimeLimit, layer_precision
 from sinf.pipelines.prune import PruneConfig, Pruned, pruner
 from sinf.storage.files import hash_tensors
 from sinf.storage.steps import StepStore
@@ -38,7 +38,6 @@ from sinf.version import __version__
 
 Progress = Callable[[str, int, int], None]
 
-FASTEST = ("int8", "bf16", "f32")
 BASE = "base model"
 OWN = "your model, as loaded (torch)"
 _WELL = 0.6  # of the cost: a method that keeps no more within the limit needs no other beside it
@@ -121,9 +120,9 @@ class Search:
         """Of the base model's layers in the engine, in the precision that is fastest; None where they are not wanted,
         or would take too long."""
         config, base, fed = self.config, self.base, self.preprocessing
-        if not config.by_time or not runtime_of(config.engine).quick:
+        precision = layer_precision(config)
+        if precision is None:
             return None
-        precision = next(each for each in FASTEST if each in config.precisions)
         run, _ = Static(base, BASE).run_in(self.place, precision)
         depends = {
             "sinf": __version__, "machine": machine(), "engine": config.engine, "precision": precision,
@@ -131,12 +130,14 @@ class Search:
         }  # fmt: skip
 
         def measured() -> LayerTimes:
+            table = LayerTable.of_machine()
             return layer_times(
                 trace(base.module, fed), run, fed.size, config.engine, precision=precision, batch=config.batch,
-                threads=config.threads, progress=self._reporter("times of layers"),
+                threads=config.threads, table=table, progress=self._reporter(table.step),
             )  # fmt: skip
 
-        # What is asked of them later depends on what they were: after a kill the same ones must come again.
+        # What is asked of them later depends on what they were: after a kill the same ones must come again, whatever
+        # the machine's table has by then.
         store = StepStore(self.work)
         found: LayerTimes = self.place.once(
             "times of layers", precision,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from sinf.data.images import LabelledImages
 from sinf.engine.engines import runtime_of
 from sinf.graph.network import Network
 from sinf.graph.trace import trace
 from sinf.measure.estimate import FIT, KERNEL_FIT, RANK_STATISTICS, Estimate, Pace
+from sinf.measure.layer_table import LayerTable
 from sinf.measure.layer_times import probes_of
 from sinf.models import BaseModel
 from sinf.pipelines.optimize_config import OptimizeConfig
@@ -17,6 +19,7 @@ from sinf.pipelines.optimize_config import OptimizeConfig
 Progress = Callable[[str, int, int], None]
 
 LIMIT = "time limit"
+FASTEST = ("int8", "bf16", "f32")
 _RUNGS = 6  # of a ladder: how many are made shows only when one loses too much
 _SECOND = 0.5  # as much again: methods after the first are tried only where it does not do well
 _THRESHOLDS = 3  # with which a bundle is a candidate, in the mean
@@ -52,6 +55,14 @@ class TimeLimit:
         return self._clock() - self._began
 
 
+def layer_precision(config: OptimizeConfig) -> str | None:
+    """In which layers are timed, the fastest that is allowed; None where they are not: times are not wanted, or would
+    take too long."""
+    if not config.by_time or not runtime_of(config.engine).quick:
+        return None
+    return next((each for each in FASTEST if each in config.precisions), config.precisions[0])
+
+
 def expected_time(
     base: BaseModel,
     config: OptimizeConfig,
@@ -60,10 +71,13 @@ def expected_time(
     selection: LabelledImages,
     calibration: LabelledImages,
 ) -> Estimate:
-    """Of all steps, where none is stored."""
+    """Of all steps, where none is stored; times of layers may be kept by this machine."""
     network = Network(trace(base.module, base.spec.preprocessing))
     pace = Pace.of(network.graph, base.spec.preprocessing.size, scoring.batch)
-    probes = probes_of(network.graph) if config.by_time and runtime_of(config.engine).quick else 0
+    precision, probes = layer_precision(config), 0
+    if precision is not None:
+        where: dict[str, Any] = {"precision": precision, "batch": config.batch, "threads": config.threads}
+        probes = probes_of(network.graph, LayerTable.of_machine(), config.engine, **where)
     once = pace.factorisations(network.coupling)
     return estimate(pace, once, config, len(scoring), len(selection), len(calibration), probes)
 

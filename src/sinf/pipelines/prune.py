@@ -201,7 +201,7 @@ class _Pruning:
         if isinstance(rule, LatencyBudget):
             return budget_within(
                 rule, self.network.graph, lambda each: method.graph(method.tensors(each, reconstruct=False)),
-                self._first(200), self._reporter,
+                self._first(200), self._reporter, self.store, self._depends(method, Budget(rule.time)),
             )  # fmt: skip
         if len(self.methods) > 1:
             self._trial(method, rule)  # whether it is within reach
