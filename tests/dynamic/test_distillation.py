@@ -18,7 +18,7 @@ from sinf.dynamic.memory import plan_training
 from sinf.dynamic.methods import METHODS
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach
 from sinf.dynamic.targets import Target
-from sinf.dynamic.trainer import TrainConfig, _Gating, train
+from sinf.dynamic.trainer import TrainConfig, _fingerprint, _Gating, train
 from sinf.errors import ConfigError
 from sinf.machine.memory import OVERHEAD, Memory, weight_bytes
 from sinf.measure.estimate import Estimate
@@ -129,6 +129,7 @@ def test_a_weight_of_nothing_is_no_teacher(tmp_path: Path, images: LabelledImage
         train(small(), images, tmp_path / "parts", CONFIG, progress=interrupt_at(5))
     nothing = replace(CONFIG, distillation=Distillation(0.0, 2.0))
     assert same(whole, train(small(), images, tmp_path / "parts", nothing))
+    assert "distillation" not in _fingerprint(small(), nothing, images)  # as before there was any
 
 
 @pytest.mark.parametrize("change", [Distillation(0.0), Distillation(0.6, 2.0), Distillation(0.7, 3.0)], ids=str)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sinf.errors import ConfigError
 from sinf.training.recipe import Distillation
@@ -38,6 +38,17 @@ def test_a_teacher_that_is_ready_is_a_copy_that_does_not_change() -> None:
     assert not answers.requires_grad
     assert model.training
     assert all(p.requires_grad for p in model.parameters())
+
+
+class Halving(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(0.5)
+
+
+def test_a_teacher_leaves_the_images_to_its_student() -> None:
+    x = torch.ones(2, 3)
+    assert torch.equal(Teacher(Halving()).answers(x), torch.full((2, 3), 0.5))
+    assert torch.equal(x, torch.ones(2, 3))
 
 
 def test_teachers_are_told_apart_by_weights_and_options() -> None:

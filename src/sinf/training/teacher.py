@@ -34,7 +34,7 @@ class Teacher:
     @torch.no_grad()
     def answers(self, x: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W)."""
-        logits: Tensor = self.model(x)
+        logits: Tensor = self.model(x.clone())  # some models write into what they are given
         return logits.float()
 
     def loss(self, logits: Tensor, answers: Tensor, hard: Tensor) -> Tensor:

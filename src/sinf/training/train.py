@@ -89,9 +89,9 @@ class _Classification(Objective):
         )  # fmt: skip
 
     def answer(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits, and those of the teacher."""
-        logits = self.model(x).float()
-        return logits, None if self.teacher is None else self.teacher.answers(x)
+        """Logits, and those of the teacher, which runs first: nothing is kept then."""
+        taught = None if self.teacher is None else self.teacher.answers(x)
+        return self.model(x).float(), taught
 
     def loss(self, answer: tuple[Tensor, Tensor | None], labels: Tensor, whole: int) -> Tensor:
         logits, taught = answer
