@@ -15,8 +15,8 @@ networks at the same share of the MACs. No accuracy comes of these, only seconds
     static-low-rank  the same by sinf prune --method ranks
 
 ``train`` trains what RECIPES lists and reports on the whole test split, after every epoch (the curve) and at the end.
-Nothing is chosen by these images. Networks of CIFAR-10 are those of benchmarks/networks.py (shortcuts without
-parameters, normalised as for ImageNet).
+Nothing is chosen by these images. ``--stop`` ends after an epoch; the same command goes on with the next. Networks of
+CIFAR-10 are those of benchmarks/networks.py (shortcuts without parameters, normalised as for ImageNet).
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from sinf.measure.timing import interleaved
 from sinf.models import BaseModel
 from sinf.models.load import IMAGENET_MEAN, IMAGENET_STD
 from sinf.pipelines.comparison import Size
+from sinf.training.recipe import Distillation
 
 SHARES = (0.75, 0.5, 0.3)
 SMALL_WEIGHT = 256 * 256 * 9
@@ -64,8 +65,8 @@ TIME_COLUMNS = (
 )  # fmt: skip
 TRAIN_COLUMNS = (
     "model", "dataset", "method", "variant", "gates", "mask", "epochs", "learning_rate", "complexity", "similarity",
-    "target_macs", "base_top1", "top1", "loss", "macs_saved", "macs_p5", "macs_median", "macs_p95", "seconds",
-    "threads", "seed", "device", "date", "versions",
+    "teacher_weight", "temperature", "target_macs", "base_top1", "top1", "loss", "macs_saved", "macs_p5",
+    "macs_median", "macs_p95", "seconds", "threads", "seed", "device", "date", "versions",
 )  # fmt: skip
 CURVE_COLUMNS = (
     "model", "dataset", "method", "variant", "epochs", "target_macs", "epoch", "top1", "macs", "channels",
@@ -205,12 +206,15 @@ class Recipe(NamedTuple):
 
 #: Losses without gradients through features and weights of images.
 DETACHED = {"detach_weights": True, "detach_features": True}
+#: The base model's answers beside the labels.
+DISTILLED = {"distillation": Distillation()}
 
 
 def ablations(epochs: int, macs: float, seed: int = 0) -> list[Recipe]:
     """Each loss taken away, each choice that the paper's text leaves open taken the other way, and the baselines."""
     changes: dict[str, tuple[GateConfig, dict[str, Any]]] = {
         "manidp": (GateConfig(), {}),
+        "manidp-distilled": (GateConfig(), DISTILLED),
         "static": (GateConfig("static"), {}),
         "without-similarity": (GateConfig(), {"similarity": 0.0}),
         "without-complexity": (GateConfig(), {"complexity": 0.0}),
@@ -222,17 +226,28 @@ def ablations(epochs: int, macs: float, seed: int = 0) -> list[Recipe]:
     return [Recipe(name, epochs, macs, gates, tuple(o.items()), seed) for name, (gates, o) in changes.items()]
 
 
+def learned_from(epochs: int, macs: float, seed: int = 0) -> list[Recipe]:
+    """What teaches gates: all losses, the base model too, and each loss taken away."""
+    return [each for each in ablations(epochs, macs, seed) if each.variant.startswith(("manidp", "without"))]
+
+
 #: By data and network. Shares of MACs are those of the paper on CIFAR-10.
 RECIPES: dict[tuple[str, str], list[Recipe]] = {
     ("cifar10", "resnet20"): [
         *ablations(3, 0.458),
         *ablations(3, 0.458, seed=1),
+        *learned_from(3, 0.458, seed=2),
         Recipe("manidp", 12, 0.458),
         Recipe("static", 12, 0.458, GateConfig("static")),
     ],
     ("cifar10", "resnet32"): [Recipe("manidp", 3, 0.368)],
     ("cifar10", "resnet56"): [Recipe("manidp", 3, 0.376)],
-    ("cifar100", "resnet56"): [Recipe("detached", 3, 0.5, options=(("similarity", 0.1), *DETACHED.items()))],
+    ("cifar100", "resnet56"): [
+        Recipe("detached", 3, 0.5, options=(("similarity", 0.1), *DETACHED.items())),
+        Recipe("manidp-distilled", 3, 0.5, options=tuple(DISTILLED.items())),
+        Recipe("manidp", 3, 0.5),
+    ],
+    ("cifar100", "vgg13"): [each for seed in range(3) for each in learned_from(3, 0.5, seed)],
     ("cifar100", "vgg16"): [Recipe("manidp", 2, 0.5)],
 }
 
@@ -247,6 +262,7 @@ def train(
     only: Annotated[str, typer.Option(help="Variants, with commas between [default: all].")] = "",
     threads: int = 1,
     keep: Annotated[bool, typer.Option(help="Leave out what is in the file.")] = False,
+    stop: Annotated[bool, typer.Option(help="End after an epoch, which the same command goes on from.")] = False,
 ) -> None:
     torch.set_num_threads(threads)
     images, test = load_images(data, "train"), load_images(data, "test")
@@ -270,6 +286,8 @@ def train(
                 seconds=r.seconds, **known,
             )  # fmt: skip
             print(known, r, flush=True)
+            if stop and r.epoch < r.epochs:
+                raise typer.Exit
 
         network = run(base, images, place / "train", config, validation=test, report=report)
         model = DynamicModel(
@@ -281,11 +299,14 @@ def train(
         taken = sum(float(r["seconds"]) for r in curve.rows if all(r[k] == text(v) for k, v in known.items()))
         row = table.add(
             learning_rate=config.learning_rate, complexity=config.complexity, similarity=config.similarity,
-            gates=recipe.gates.kind, mask=recipe.gates.mask, base_top1=found.base_top1, top1=found.top1,
+            gates=recipe.gates.kind, mask=recipe.gates.mask, teacher_weight=config.distillation.weight,
+            temperature=config.distillation.temperature, base_top1=found.base_top1, top1=found.top1,
             loss=found.loss, macs_saved=found.macs_saved, macs_p5=found.macs.p5 / whole,
             macs_median=found.macs.median / whole, macs_p95=found.macs.p95 / whole, seconds=taken, **known,
         )  # fmt: skip
         print({key: row[key] for key in ("variant", "macs_saved", "loss")}, flush=True)
+        if stop:
+            return
 
 
 def network_of(dataset: str, name: str, weights: Path) -> BaseModel:

@@ -127,6 +127,7 @@ def commands(shared: Path, work: Path) -> list[Command]:
 
     train("cifar10", "resnet20", shared / "weights" / "resnet20_cifar10.safetensors", cifar10)
     train("cifar100", "resnet56", weights["resnet56"], data)
+    train("cifar100", "vgg13", HERE.parent / "src" / "sinf" / "assets" / "vgg13_cifar100.safetensors", data)
     bundle = dynamic / "resnet56_cifar100" / "detached-3-0" / "bundle"
     few = ("--only", "manidp,static,static-low-rank")
     for name, options in (("vgg16", ()), ("resnet56", ("--bundle", bundle, *few))):

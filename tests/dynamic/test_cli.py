@@ -82,6 +82,22 @@ def test_the_same_command_resumes(sinf: Program, weights: Path, data: Path, trai
     assert json.loads((trained / "config.json").read_text()) == before
 
 
+def test_the_base_model_can_teach(sinf: Program, weights: Path, data: Path, tmp_path: Path) -> None:
+    """By options or by a run file; the estimate and the bundle say so."""
+    words = ("dynamic", "train", "resnet20", "--weights", weights, "--data", data, "--epochs", 1, "--batch", 40)
+    (tmp_path / "run.json").write_text(json.dumps({"teacher_weight": 0.5, "temperature": 2.0}))
+    given = {"options": ("--teacher-weight", 0.5, "--temperature", 2), "file": ("--config", tmp_path / "run.json")}
+    hashes = []
+    for name, more in given.items():
+        sinf(*words, "--macs", 0.8, "--out", tmp_path / name, *more)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config["provenance"]["distillation"] == "weight 0.5, temperature 2"
+        hashes.append(config["sha256"])
+    assert hashes[0] == hashes[1]
+    assert "in 0..1" in sinf.refused(*words, "--out", tmp_path / "other", "--teacher-weight", 1.5)
+    assert "no --teacher-weight" in sinf.refused(*words, "--out", tmp_path / "other", "--temperature", 2)
+
+
 def test_bad_input_is_one_line(sinf: Program, weights: Path, data: Path, trained: Path, tmp_path: Path) -> None:
     start = ("dynamic", "train", "resnet20", "--weights", weights, "--data", data, "--out", tmp_path / "other")
     start += ("--batch", 40)

@@ -23,6 +23,7 @@ from sinf.dynamic.trainer import EpochReport, TrainConfig, train
 from sinf.errors import ConfigError
 from sinf.measure.timing import pinned_threads
 from sinf.models import BaseModel, ModelSpec, load_model
+from sinf.training.recipe import Distillation
 from tiny import CLASSES, COLOUR, Interrupted, interrupt_at, tiny_data
 
 CONFIG = TrainConfig(Target(channels=0.5), epochs=3, batch=8, learning_rate=0.02, similarity=0.5)
@@ -54,6 +55,8 @@ VARIANTS = {
     "fbs": {"gates": GateConfig("fbs"), "complexity": 1e-4},
     "bf16": {"bf16": True},
     "static": {"gates": GateConfig("static")},
+    "distilled": {"distillation": Distillation(0.7, 2.0)},
+    "distilled static": {"gates": GateConfig("static"), "distillation": Distillation(1.0), "bf16": True},
     "binary": {"gates": GateConfig(mask="binary", block=2), "detach_weights": True, "detach_features": True},
 }
 
@@ -98,7 +101,7 @@ def test_kill_9_and_again_ends_with_the_same_weights(tmp_path: Path, images: Lab
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["paper", "once"])
+@pytest.mark.parametrize("variant", ["paper", "once", "distilled"])
 def test_two_processes_are_one(tmp_path: Path, images: LabelledImages, variant: str) -> None:
     """Within rounding, as long as that moves no channel over a threshold."""
     config = replace(CONFIG, **VARIANTS[variant])
@@ -141,7 +144,8 @@ def test_a_run_killed_before_its_end_is_finished(
     assert differing(whole, train(small(), images, tmp_path / "parts", CONFIG)) == []
 
 
-@pytest.mark.parametrize("change", [{"epochs": 4}, {"similarity": 0.0}, {"gates": GateConfig("fbs")}, {"seed": 1}])
+@pytest.mark.parametrize("change", [{"epochs": 4}, {"similarity": 0.0}, {"gates": GateConfig("fbs")}, {"seed": 1},
+                                    {"distillation": Distillation(0.5)}])  # fmt: skip
 def test_other_options_in_the_same_folder_are_refused(tmp_path: Path, images: LabelledImages, change: dict) -> None:
     train(small(), images, tmp_path, replace(CONFIG, epochs=1))
     with pytest.raises(ConfigError, match="one training run"):

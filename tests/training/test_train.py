@@ -15,6 +15,7 @@ from sinf.errors import ConfigError, SinfError
 from sinf.models import ModelSpec, load_model, load_spec, read_weights
 from sinf.models.load import spec_from_metadata
 from sinf.training.loop import Loop
+from sinf.training.recipe import Distillation
 from sinf.training.train import EpochReport, Teacher, TrainConfig, _Classification, train
 from tiny import CLASSES, COLOUR, Interrupted, interrupt_at, picture, tiny_data, write_parquet
 
@@ -180,24 +181,11 @@ def test_a_student_says_what_its_teacher_says(tmp_path: Path, images: LabelledIm
     x = torch.cat([x for x, _ in images.batches(SPEC.preprocessing)])
     config, said = replace(CONFIG, label_smoothing=0.0), []
     for weight in (1.0, 0.0):
-        student = train(SPEC, images, tmp_path / f"{weight}", config, teacher=Teacher(Stubborn(2), weight, 1.0))
+        how = Distillation(weight, temperature=1.0)
+        student = train(SPEC, images, tmp_path / f"{weight}", config, teacher=Teacher(Stubborn(2), how))
         with torch.no_grad():
             said.append(float((student.module(x).argmax(1) == 2).float().mean()))
     assert said[0] == 1 > said[1]
-
-
-def test_the_loss_of_a_teacher() -> None:
-    logits, answers, hard = torch.randn(4, 3), torch.randn(4, 3), torch.tensor(2.0)
-    p, q = (answers / 3).softmax(1), (logits / 3).softmax(1)
-    soft = (p * (p.log() - q.log())).sum(1).mean()
-    expected = 0.25 * hard + 0.75 * 9 * soft
-    torch.testing.assert_close(Teacher(nn.Identity(), 0.75, 3.0).loss(logits, answers, hard), expected)
-
-
-@pytest.mark.parametrize(("weight", "temperature"), [(-0.1, 4), (1.1, 4), (0.9, 0), (0.9, float("nan"))])
-def test_a_teacher_out_of_range(weight: float, temperature: float) -> None:
-    with pytest.raises(ConfigError, match="teacher"):
-        Teacher(nn.Identity(), weight, temperature)
 
 
 def test_training_starts_from_the_weights_that_are_given(tmp_path: Path, images: LabelledImages) -> None:

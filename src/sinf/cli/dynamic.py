@@ -13,9 +13,10 @@ import typer
 
 from sinf.cli import options
 from sinf.cli.kinds import Bench, Export, Kind, Progress
-from sinf.dynamic.recipe import AIM, GateConfig, Target, TrainConfig
+from sinf.dynamic.recipe import AIM, LABELS_ALONE, GateConfig, Target, TrainConfig
 from sinf.errors import ConfigError
 from sinf.option import Option
+from sinf.training.recipe import Distillation
 
 if TYPE_CHECKING:
     from sinf.cli.room import Need
@@ -45,6 +46,7 @@ def train(
     gates: GateConfig,
     config: TrainConfig,
     machine: options.Machine,
+    distillation: Distillation = LABELS_ALONE,
     split: options.TrainingSplit = "train",
     validation: options.Validation = None,
 ) -> None:
@@ -56,8 +58,11 @@ def train(
     from sinf.dynamic.trainer import EpochReport
     from sinf.dynamic.trainer import train as run
 
+    if not distillation.weight and distillation != LABELS_ALONE:
+        rule, got = "--temperature softens the answers of the base model", "no --teacher-weight"
+        raise ConfigError(rule, got=got, remedy="give it, e.g. 0.9, or leave both out")
     machine.pin()
-    config = replace(config, target=target, gates=gates, memory=machine.memory)
+    config = replace(config, target=target, gates=gates, distillation=distillation, memory=machine.memory)
     require_place(out)
     work, first = out.with_name(out.name + ".train"), int(os.environ.get("RANK", "0")) == 0
     if first:
@@ -100,6 +105,8 @@ def train(
             "target": str(config.target),
             "seed": str(config.seed),
         }
+        if distillation.weight:
+            provenance["distillation"] = str(distillation)
         DynamicBundle.of(network, base.spec, before, images.class_names, provenance).save(out, key=options.key())
         console.print(f"bundle: {out} (checkpoint: {work})")
 

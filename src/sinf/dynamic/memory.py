@@ -26,16 +26,17 @@ def plan_training(
     memory: Memory,
     config: _Recipe,
     processes: int = 1,
+    beside: int = 0,
 ) -> tuple[int, int]:
     """Images of a process's share of a batch that run at once with gradients, all or nearly equal parts of it, and
-    images at once without. Decoded images are kept where they fit.
+    images at once without. Decoded images are kept where they fit; ``beside`` bytes are there besides.
 
     Raises:
         ConfigError: two images do not fit: a batch norm needs as many.
     """
     sets = [part for part in (images, validation) if part is not None]
     size = math.prod(preprocessing.size)
-    fixed = _STATE * weight_bytes(network) + sum(min(memory.cache, len(part) * size) for part in sets)
+    fixed = beside + _STATE * weight_bytes(network) + sum(min(memory.cache, len(part) * size) for part in sets)
     for part in sets:
         part.limit(memory.cache, part.batch)
     values = activations(network.graph)

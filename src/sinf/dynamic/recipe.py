@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 from sinf.errors import ConfigError
 from sinf.machine.sizes import DEFAULT
 from sinf.option import GATES, TRAINING, Option, Seed, require_ranges
-from sinf.training.recipe import RANGES, Device
+from sinf.training.recipe import RANGES, Device, Distillation
 
 if TYPE_CHECKING:
     from sinf.dynamic.methods import Method
 
 STARTS = ("importance", "equal")
 AIM = 0.5  # of the MACs, where nothing else is aimed at
+LABELS_ALONE = Distillation(weight=0.0)  # as in the paper
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class TrainConfig:
     """The recipe; the defaults are the paper's where it gives a number, but for ``epochs`` (400 there).
 
     For ``fbs``, ``complexity`` weighs its L1 penalty. ``start`` is ``importance`` (:mod:`sinf.dynamic.start`), or
-    ``equal``: all saliencies 1, as in the paper. With ``bf16`` gates, losses and weights stay float32.
+    ``equal``: all saliencies 1, as in the paper. With ``bf16`` gates, losses and weights stay float32. ``distillation``
+    says how much the base model's answers count beside the labels; in the paper they do not.
 
     ``memory`` is in bytes. A batch that does not fit runs in parts whose gradients are added: cross entropy and
     complexity are those of the whole batch, batch norms take their statistics from a part, and the similarity loss
@@ -82,6 +84,7 @@ class TrainConfig:
 
     target: Target = field(default_factory=lambda: Target(macs=AIM))
     gates: GateConfig = field(default_factory=GateConfig)
+    distillation: Distillation = LABELS_ALONE
     epochs: Annotated[int, Option("Passes over the images; the paper's are 400.")] = 40
     batch: Annotated[int, Option("Images a step, of all processes together.", TRAINING)] = 128
     learning_rate: Annotated[float, Option("At the start; it falls along a cosine.", TRAINING)] = 0.05

@@ -1,7 +1,12 @@
 """From a pretrained network to a dynamically pruned one: gates and weights are trained together, the share of remaining
 channels falling meanwhile, and thresholds are set for good at the end.
 
-The loss is that of :mod:`sinf.dynamic.losses`, the loop :mod:`sinf.training.loop`. Started by torchrun, several
+The loss is that of :mod:`sinf.dynamic.losses`, the loop :mod:`sinf.training.loop`. Where the base model teaches too,
+its answers count beside the labels (:mod:`sinf.training.teacher`), with a weight w and a temperature T,
+
+    loss = (1 - w) mean_i CE_i + w T^2 mean_i KL(base / T || ours / T) + complexity + similarity
+
+and the cross entropies that weigh images in the complexity loss stay those of the labels. Started by torchrun, several
 processes train as one.
 """
 
@@ -28,6 +33,8 @@ from sinf.dynamic.recipe import TrainConfig as TrainConfig
 from sinf.dynamic.start import start_by_importance
 from sinf.dynamic.targets import Controller
 from sinf.errors import ConfigError
+from sinf.graph.prepare import prepare
+from sinf.graph.trace import trace
 from sinf.machine.memory import Memory, Notice, activations, weight_bytes
 from sinf.measure.estimate import Estimate, Pace, gated_time
 from sinf.models import BaseModel
@@ -36,6 +43,7 @@ from sinf.training import loop as shared
 from sinf.training.checkpoint import fingerprint
 from sinf.training.distributed import Group, joined
 from sinf.training.loop import Loop, Objective, Parameters, require_images, top1_of
+from sinf.training.teacher import Teacher
 
 _TIMED = 32  # images, for a target in time
 
@@ -79,15 +87,17 @@ def train(
         if config.batch % group.world:
             got = f"{config.batch} over {group.world} processes"
             raise ConfigError("a batch must part evenly", got=got, remedy="take another --batch")
-        torch.manual_seed(config.seed)
+        teacher = _teacher(base, config)
+        torch.manual_seed(config.seed)  # gates are drawn alike with a teacher and without
         network = attach(base, config.gates)
         if config.start == "importance":
             start_by_importance(network)
         memory = Memory(config.memory)
-        part, tested = plan_training(network, images, validation, preprocessing, memory, config, group.world)
+        beside = 0 if teacher is None else weight_bytes(teacher.model)
+        part, tested = plan_training(network, images, validation, preprocessing, memory, config, group.world, beside)
         if notice is not None and group.rank == 0:
             notice(memory.summary())
-        gating = _Gating(network, config, group, len(images) // config.batch)
+        gating = _Gating(network, config, group, len(images) // config.batch, teacher)
         loop = Loop(gating, config, gating.steps_per_epoch, group=group, part=part)
         if not loop.open(folder, run) and config.target.latency is not None:
             timed = next(images.sample(_TIMED, config.seed).batches(preprocessing))[0]
@@ -124,15 +134,30 @@ def _expected(
     finally:
         network.enabled = True
         network.train(training)
-    return gated_time(pace, images=len(images), epochs=epochs, finishing=finishing_images(len(images), config.target))
+    taught, finishing = config.distillation.weight > 0, finishing_images(len(images), config.target)
+    return gated_time(pace, images=len(images), epochs=epochs, finishing=finishing, taught=taught)
+
+
+def _teacher(base: BaseModel, config: TrainConfig) -> Teacher | None:
+    """The base model as it is before gates and training change it, folded."""
+    if not config.distillation.weight:
+        return None
+    return Teacher(prepare(trace(base.module, base.spec.preprocessing)), config.distillation).ready(config.device)
 
 
 class _Gating(Objective):
     """What ManiDP and its baselines add: gates, their losses, and thresholds that move."""
 
-    def __init__(self, network: GatedNetwork, config: TrainConfig, group: Group, steps_per_epoch: int) -> None:
+    def __init__(
+        self,
+        network: GatedNetwork,
+        config: TrainConfig,
+        group: Group,
+        steps_per_epoch: int,
+        teacher: Teacher | None = None,
+    ) -> None:
         self.model = self.network = network
-        self.config, self.group, self.steps_per_epoch = config, group, steps_per_epoch
+        self.config, self.group, self.steps_per_epoch, self.teacher = config, group, steps_per_epoch, teacher
         network.detach_features = config.detach_features
         network.wants_features = config.gates.method.reads_features(config)
         network.model.requires_grad_(True)
@@ -152,16 +177,21 @@ class _Gating(Objective):
         """A cosine down to zero."""
         return LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2, last_epoch=done - 1)
 
-    def answer(self, x: Tensor) -> tuple[Tensor, Observed]:
-        return self.network.observe(x)
+    def answer(self, x: Tensor) -> tuple[Tensor, Observed, Tensor | None]:
+        """Logits, what the gates did, and the logits of the teacher, which runs first: nothing is kept then."""
+        taught = None if self.teacher is None else self.teacher.answers(x)
+        return *self.network.observe(x), taught
 
-    def loss(self, answer: tuple[Tensor, Observed], labels: Tensor, whole: int) -> Tensor:
-        logits, seen = answer
+    def loss(self, answer: tuple[Tensor, Observed, Tensor | None], labels: Tensor, whole: int) -> Tensor:
+        logits, seen, taught = answer
         each = F.cross_entropy(logits.float(), labels, reduction="none")
         share = len(labels) / (whole // self.group.world)
         trained = Trained(seen.saliencies, seen.features, each, whole, share, float(self.mean_before), self.group)
         self._sums.add(self.network, seen, each.detach())
-        return each.sum() / whole + self.config.gates.method.loss(trained, self.config)
+        loss = each.sum() / whole
+        if self.teacher is not None and taught is not None:
+            loss = self.teacher.loss(logits.float(), taught, each.mean()) * (len(labels) / whole)
+        return loss + self.config.gates.method.loss(trained, self.config)
 
     def stepped(self, done: int) -> None:
         """Thresholds move as often an epoch as they are asked to."""
@@ -237,4 +267,6 @@ class _Sums:
 def _fingerprint(base: BaseModel, config: TrainConfig, images: LabelledImages) -> str:
     recipe = asdict(config)
     del recipe["memory"]  # a run may go on with more of it
+    if not config.distillation.weight:
+        del recipe["distillation"]  # the base model, of which the weights are known, teaches nothing
     return fingerprint(base.spec, recipe, images, weights=hash_tensors(base.module.state_dict()))

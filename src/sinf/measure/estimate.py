@@ -143,10 +143,12 @@ def prune_time(
     )
 
 
-def gated_time(pace: Pace, *, images: int, epochs: int, finishing: int) -> Estimate:
-    """Of a dynamic training; ``finishing`` images set thresholds and norms."""
+def gated_time(pace: Pace, *, images: int, epochs: int, finishing: int, taught: bool = False) -> Estimate:
+    """Of a dynamic training; ``finishing`` images set thresholds and norms. ``taught``: the base model runs too."""
     steps = {
         "training": epochs * images * pace.forward * GATED_STEP,
         "thresholds": finishing * pace.forward * GATED,
     }
+    if taught:
+        steps["answers of the base model"] = epochs * images * pace.forward
     return Estimate(steps, "fewer --epochs, fewer images, --bf16, another --device, or more --threads")

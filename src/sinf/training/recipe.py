@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from sinf.errors import ConfigError
 from sinf.option import TRAINING, Option, Seed, require_ranges
 
 Batch = Annotated[int, Option("Images a step.", TRAINING)]
@@ -17,6 +18,29 @@ RANGES = {
     "epochs": (1, 10_000), "batch": (2, 65_536), "learning_rate": (1e-8, 100), "weight_decay": (0, 1),
     "momentum": (0, 0.9999),
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How much the answers of a teacher count beside the labels, see :class:`sinf.training.teacher.Teacher`; with a
+    ``weight`` of 0 there is none."""
+
+    weight: Annotated[
+        float,
+        Option("How much the base model's answers count beside the labels, 0 to 1.", TRAINING, flag="teacher_weight"),
+    ] = 0.9
+    temperature: Annotated[float, Option("Softens the answers that are learned from.", TRAINING)] = 4.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 1 or not 0.1 <= self.temperature <= 100:
+            raise ConfigError(
+                "a teacher's weight must be in 0..1 and its temperature in 0.1..100",
+                got=f"{self.weight}, {self.temperature}",
+                remedy="take 0.9 and 4",
+            )
+
+    def __str__(self) -> str:
+        return f"weight {self.weight:g}, temperature {self.temperature:g}"
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,9 @@ that are there, with a teacher to learn from if one is given. The loop is :mod:`
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,43 +16,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from sinf.data.images import LabelledImages
-from sinf.errors import ConfigError
 from sinf.models import BaseModel, ModelSpec, load_spec
 from sinf.storage.files import hash_tensors, write_tensors
 from sinf.training.checkpoint import fingerprint
 from sinf.training.loop import EpochReport as EpochReport
 from sinf.training.loop import Loop, Objective, Parameters, require_images, top1_of
 from sinf.training.recipe import TrainConfig as TrainConfig
+from sinf.training.teacher import Teacher as Teacher
 
 _LOOP = 2  # raised when a checkpoint of an earlier one would not go on as it began
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A model whose answers count beside the labels (Hinton et al., 2015, arXiv 1503.02531):
-
-    loss = (1 - weight) CE(student, labels) + weight T^2 KL(teacher / T || student / T)
-    """
-
-    model: nn.Module
-    weight: float = 0.9
-    temperature: float = 4.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight <= 1 or not 0.1 <= self.temperature <= 100:
-            raise ConfigError(
-                "a teacher's weight must be in 0..1 and its temperature in 0.1..100",
-                got=f"{self.weight}, {self.temperature}",
-                remedy="take 0.9 and 4",
-            )
-
-    def loss(self, logits: Tensor, answers: Tensor, hard: Tensor) -> Tensor:
-        """``hard`` is the loss of the labels; ``logits`` and ``answers`` are (B, classes)."""
-        t = self.temperature
-        soft = F.kl_div(
-            (logits / t).log_softmax(1), (answers / t).log_softmax(1), log_target=True, reduction="batchmean"
-        )
-        return (1 - self.weight) * hard + self.weight * t * t * soft
 
 
 def train(
@@ -81,7 +52,8 @@ def train(
     model = load_spec(spec, start if spec.is_factory else None)
     if start is not None:
         model.load_state_dict(start)
-    objective = _Classification(model.requires_grad_(True), config, _ready(teacher, config.device))
+    taught_by = None if teacher is None else teacher.ready(config.device)
+    objective = _Classification(model.requires_grad_(True), config, taught_by)
     loop = Loop(objective, config, len(images) // config.batch, average=config.average)
     loop.open(folder, _fingerprint(spec, config, images, start, teacher))
     validate = None
@@ -117,12 +89,9 @@ class _Classification(Objective):
         )  # fmt: skip
 
     def answer(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits, and those of the teacher."""
-        logits = self.model(x).float()
-        if self.teacher is None:
-            return logits, None
-        with torch.no_grad():
-            return logits, self.teacher.model(x).float()
+        """Logits, and those of the teacher, which runs first: nothing is kept then."""
+        taught = None if self.teacher is None else self.teacher.answers(x)
+        return self.model(x).float(), taught
 
     def loss(self, answer: tuple[Tensor, Tensor | None], labels: Tensor, whole: int) -> Tensor:
         logits, taught = answer
@@ -130,14 +99,6 @@ class _Classification(Objective):
         if self.teacher is not None and taught is not None:
             loss = self.teacher.loss(logits, taught, loss)
         return loss * (len(labels) / whole)
-
-
-def _ready(teacher: Teacher | None, device: str) -> Teacher | None:
-    """A copy of its own, in eval mode, where the training is."""
-    if teacher is None:
-        return None
-    model = copy.deepcopy(teacher.model).eval().requires_grad_(False)
-    return replace(teacher, model=model.to(device, memory_format=torch.channels_last))
 
 
 def _fingerprint(
@@ -151,8 +112,7 @@ def _fingerprint(
     if start is not None:
         more["start"] = hash_tensors(start)
     if teacher is not None:
-        taught = hash_tensors(teacher.model.state_dict())
-        more["teacher"] = {"weights": taught, "weight": teacher.weight, "temperature": teacher.temperature}
+        more["teacher"] = teacher.record()
     return fingerprint(spec, {**asdict(config), "loop": _LOOP}, images, **more)
 
 
