@@ -3,7 +3,7 @@
     python benchmarks/compact.py SHARED --work runs/compact
 
 Losses: MobileNetV3-small of benchmarks/weights, by rank (multiples of 8, the default, and any) and by channels, without
-a limit, at three budgets of MACs; fitted to 4,000 train images, reported on test[50%:].
+a limit, at three budgets of MACs; fitted to 4,000 train images or to 600, reported on test[50%:].
 
 Spectra, beside VGG16's: a layer in low rank that keeps a share of its MACs (``kept``) keeps so many ``directions`` of
 those that its outputs can have, and loses a share of the ``energy`` of its outputs (their variance) and of their
@@ -39,7 +39,11 @@ from sinf.statistics import OutputMoments, collect
 
 HERE = Path(__file__).parent
 SCORED, BUDGETS = 4000, (0.9, 0.8, 0.7)
-METHODS = {"ranks": ("ranks", 8), "ranks, any": ("ranks", 1), "channels": ("channels", 8)}
+FEW = 600
+METHODS = {
+    "ranks": ("ranks", 8, SCORED), "ranks, any": ("ranks", 1, SCORED), "channels": ("channels", 8, SCORED),
+    f"ranks, {FEW} images": ("ranks", 8, FEW), f"channels, {FEW} images": ("channels", 8, FEW),
+}  # fmt: skip
 LOSSES = (
     "network", "method", "macs", "loss", "loss_low", "loss_high", "differ", "images", "device", "date", "versions",
 )  # fmt: skip
@@ -52,25 +56,31 @@ SPECTRA = (
 def main(
     shared: Path,
     work: Annotated[Path, typer.Option(help="Folder for statistics, removed at the end.")],
+    keep: Annotated[bool, typer.Option(help="Leave out what is in the files.")] = False,
 ) -> None:
     data = shared / "data" / "cifar100"
     scoring, test = load_images(data, f"train[:{SCORED}]"), load_images(data, "test[50%:]")
     weights = HERE / "weights" / "mobilenetv3_small_cifar100.safetensors"
     feed = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)}
     compact = load_model("timm:mobilenetv3_small_100", weights=weights, size=(3, 64, 64), **feed)  # type: ignore[arg-type]
-    losses("mobilenetv3-small", compact, scoring, test, work)
+    losses("mobilenetv3-small", compact, scoring, test, work, keep)
     shutil.rmtree(work, ignore_errors=True)
-    spectra("mobilenetv3-small", compact, scoring)
-    spectra("vgg16", load_model("vgg16", weights=shared / "weights" / "vgg16_cifar100.safetensors"), scoring)
+    spectra("mobilenetv3-small", compact, scoring, keep)
+    usual = load_model("vgg16", weights=shared / "weights" / "vgg16_cifar100.safetensors")
+    spectra("vgg16", usual, scoring.select(list(range(FEW))), keep)  # its many positions make up for few images
 
 
-def losses(name: str, base: BaseModel, scoring: LabelledImages, test: LabelledImages, work: Path) -> None:
-    table = Table("compact_losses.csv", LOSSES, ("network", "method", "macs"), network=name, images=len(test))
+def losses(name: str, base: BaseModel, scoring: LabelledImages, test: LabelledImages, work: Path, keep: bool) -> None:
+    table = Table(
+        "compact_losses.csv", LOSSES, ("network", "method", "macs"), keep=keep, network=name, images=len(test)
+    )
     before = answers_of(base.module, test, base.spec.preprocessing)
-    for way, (method, step) in METHODS.items():
-        config = PruneConfig(Budget(BUDGETS[0]), method, None, images=SCORED, round_to=step)
+    for way, (method, step, count) in METHODS.items():
+        config = PruneConfig(Budget(BUDGETS[0]), method, None, images=count, round_to=step)
         make = pruner(base, scoring, config, work / way)
         for macs in BUDGETS:
+            if table.has(network=name, method=way, macs=macs):
+                continue
             try:
                 after = answers_of(make(Budget(macs)).module, test, base.spec.preprocessing)
             except ConfigError as error:
@@ -136,8 +146,12 @@ def kind_of(module: nn.Module, positions: int) -> str:
     return "1x1, expand" if module.out_channels > module.in_channels else "1x1, project"
 
 
-def spectra(name: str, base: BaseModel, images: LabelledImages) -> None:
-    table = Table("compact_spectra.csv", SPECTRA, ("network", "kind", "kept"), network=name, images=len(images))
+def spectra(name: str, base: BaseModel, images: LabelledImages, keep: bool) -> None:
+    table = Table(
+        "compact_spectra.csv", SPECTRA, ("network", "kind", "kept"), keep=keep, network=name, images=len(images)
+    )
+    if table.has(network=name):
+        return
     kinds: dict[str, list[Layer]] = {}
     for layer in layers_of(base, images):
         kinds.setdefault(layer.kind, []).append(layer)

@@ -188,7 +188,7 @@ def compact() -> str:
             saved = percent(row["macs_saved"]) if row["macs_saved"] else ""
             lines.append([row["command"], row["network"], saved, expected, lost, outcome(row)])
     lines.sort(key=lambda cells: (cells[0] != "prune", cells[1]))
-    head = ("`--max-loss 1`", "network", "MACs saved", "loss, `test[:50%]`", "loss, `test[50%:]`", "what came of it")
+    head = ("`--max-loss 1`", "network", "MACs saved", "loss, expected", "on test images", "what came of it")
     return markdown(head, lines) if lines else MISSING
 
 

@@ -21,6 +21,7 @@ import typer
 HERE = Path(__file__).parent
 KEEPING = {
     "foreign",
+    "compact",
     "budgets",
     "optimize",
     "corruption",

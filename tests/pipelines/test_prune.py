@@ -367,6 +367,7 @@ def assert_same_network(loaded: nn.Module, timed: nn.Module) -> None:
         assert value.stride() == timed_state[name].stride()
         assert value.dtype == timed_state[name].dtype
     assert loaded.training == timed.training
+    assert not any(value.requires_grad for network in (loaded, timed) for value in network.parameters())
     assert torch.equal(answers(loaded), answers(timed))
 
 
