@@ -10,6 +10,7 @@ test[:50%]; its weights are in benchmarks/weights and took an hour and a half of
 
 ), densely connected at 32 pixels (DenseNet-BC-100-12), and 224 pixels with
 600 images (MobileNetV2). Networks without weights are random: their times and memory count, their losses say nothing.
+Beside them VGG16, of the weights in ../weights of the data.
 Every command runs in a process of its own. Exit code 3 says that nothing pays, and that nothing was written.
 """
 
@@ -28,10 +29,12 @@ from typing import Annotated, Any
 import typer
 from table import Table
 
+from sinf.measure.timing import OtherProcesses
+
 HERE = Path(__file__).parent
 COLUMNS = (
     "network", "trained", "command", "images", "code", "seconds", "processor_seconds", "peak_bytes", "expected_loss",
-    "loss", "time_saved", "macs_saved", "says", "device", "threads", "date", "versions",
+    "loss", "time_saved", "macs_saved", "says", "load", "device", "threads", "date", "versions",
 )  # fmt: skip
 CIFAR = ("--mean", "0.5071,0.4865,0.4409", "--std", "0.2673,0.2564,0.2762")
 RANDOM = """
@@ -46,21 +49,26 @@ save_file(load_model(name, classes=int(classes), size=(3, 224, 224), pretrained=
 
 @dataclass(frozen=True)
 class Network:
-    """A network on the command line; ``images`` score it."""
+    """A network on the command line; ``images`` score it. One that was ``trained`` saw all train images, and has
+    ``test[:50%]`` to be validated and calibrated on, ``test[50%:]`` to be reported on."""
 
     name: str
     words: tuple[str, ...]
     images: int
     trained: bool = False
+    only: tuple[str, ...] = ()
 
 
-def networks(work: Path) -> Iterator[Network]:
+def networks(work: Path, data: Path) -> Iterator[Network]:
     weights = HERE / "weights" / "mobilenetv3_small_cifar100.safetensors"
     compact = ("timm:mobilenetv3_small_100", "--size", "3,64,64", *CIFAR, "--weights", str(weights))
     yield Network("mobilenetv3-small", compact, 4000, trained=True)
     yield Network("densenet-bc", ("networks:densenet", "--size", "3,32,32", *CIFAR), 4000)
     large = random_weights("timm:mobilenetv2_100", work / "mobilenetv2.safetensors")
     yield Network("mobilenetv2", ("timm:mobilenetv2_100", "--weights", str(large), "--size", "3,224,224"), 600)
+    usual = data.parent.parent / "weights" / "vgg16_cifar100.safetensors"
+    if usual.exists():  # what the compact network stands beside
+        yield Network("vgg16", ("vgg16", "--weights", str(usual)), 4000, trained=True, only=("prune", "build"))
 
 
 def random_weights(name: str, path: Path) -> Path:
@@ -73,10 +81,12 @@ def random_weights(name: str, path: Path) -> Path:
 def commands(network: Network, data: Path, out: Path) -> dict[str, list[object]]:
     scored = f"train[:{network.images}]"
     few = ["--data", data, "--threads", 2]
-    prune = ["prune", *network.words, *few, "--score", scored, "--test", "test[:1000]", "--images", network.images]
-    build = ["build", *network.words, *few, "--score", scored, "--route", scored, "--calibrate", "test[:1000]"]
+    prune = ["prune", *network.words, *few, "--score", scored, "--images", network.images]
+    prune += ["--validate", "test[:50%]", "--test", "test[50%:]"] if network.trained else ["--test", "test[:1000]"]
+    held = "test[:50%]" if network.trained else "test[:1000]"
+    build = ["build", *network.words, *few, "--score", scored, "--route", scored, "--calibrate", held]
     seven = ["--macs", 0.7, "--max-loss", 2]
-    return {
+    found: dict[str, list[object]] = {
         "prune": [*prune, "--max-loss", 1, "--out", out / "prune"],
         "prune by ranks": [*prune, *seven, "--method", "ranks", "--out", out / "ranks"],
         "prune by channels": [*prune, *seven, "--method", "channels", "--out", out / "channels"],
@@ -85,6 +95,7 @@ def commands(network: Network, data: Path, out: Path) -> dict[str, list[object]]
             "dynamic", "train", *network.words, *few, "--split", scored, "--epochs", 1, "--out", out / "dynamic"
         ],
     }  # fmt: skip
+    return {name: words for name, words in found.items() if not network.only or name in network.only}
 
 
 def main(
@@ -92,10 +103,11 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder for what is made.")],
     only: Annotated[str, typer.Option(help="Networks or commands, with commas between.")] = "",
     keep: Annotated[bool, typer.Option(help="Leave out what is in the file.")] = False,
+    loaded: Annotated[bool, typer.Option(help="Write rows even if other processes ran meanwhile.")] = False,
 ) -> None:
-    table = Table("foreign_cpu.csv", COLUMNS, ("network", "command"), keep=keep, threads=2)
+    table = Table("foreign_cpu.csv", COLUMNS, ("network", "command"), keep=keep, loaded=loaded, threads=2)
     wanted = only.split(",") if only else []
-    for network in networks(work):
+    for network in networks(work, data):
         for name, words in commands(network, data, work / network.name).items():
             if (wanted and not {name, network.name} & set(wanted)) or table.has(network=network.name, command=name):
                 continue
@@ -112,11 +124,12 @@ def run(words: list[object], record: Path) -> dict[str, Any]:
     line = [sys.executable, "-m", "sinf", *map(str, words)]
     if words[0] != "dynamic":
         line += ["--json", str(record)]
-    log, start = record.with_suffix(".log"), time.perf_counter()
+    log, others, start = record.with_suffix(".log"), OtherProcesses(), time.perf_counter()
     with log.open("w") as file:
         process = subprocess.Popen(line, stdout=file, stderr=file, env=os.environ | {"PYTHONPATH": path})
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
+    seconds, load = time.perf_counter() - start, others.load()
     said = log.read_text()
     last = [each for each in said.splitlines() if each.strip()][-1:] or [""]
     found = json.loads(record.read_text()) if record.exists() else {}
@@ -124,8 +137,9 @@ def run(words: list[object], record: Path) -> dict[str, Any]:
     times = found.get("times") or found.get("latency") or [{}]
     return {
         "code": process.returncode,
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
         "processor_seconds": used.ru_utime + used.ru_stime,
+        "load": load and max(0.0, load - (used.ru_utime + used.ru_stime) / seconds),
         "peak_bytes": used.ru_maxrss * 1024,
         "expected_loss": expected.get("points"),
         "loss": found.get("loss"),

@@ -21,6 +21,7 @@ import typer
 HERE = Path(__file__).parent
 KEEPING = {
     "foreign",
+    "compact",
     "budgets",
     "optimize",
     "corruption",
@@ -136,6 +137,9 @@ def commands(shared: Path, work: Path) -> list[Command]:
     large = ("torchvision:resnet18", data, "--size", 224, "--pairs", 100, "--work", dynamic, *few)
     add("dynamic", "time", *large, writes=("dynamic_time_torchvision_resnet18_cpu.csv",))
     add("foreign", data, "--work", work / "foreign", writes=("foreign_cpu.csv",))
+    add("as_saved", data, "--work", work / "as_saved", writes=("as_saved_cpu.csv",))
+    spectra = ("compact_losses.csv", "compact_spectra.csv")
+    add("compact", shared, "--work", work / "compact", writes=spectra, needs=(data, weights["vgg16"]))
     add("newcomer", "--work", work / "newcomer", writes=("newcomer_cpu.csv",), needs=())
     add("mutation", "--when", "after", writes=("mutation.csv",), needs=())
     for script in ("plot", "pages", "reproduce/page"):

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 import tiny
 from program import Program
 from sinf.cli.room import fit_training
-from sinf.data.images import Preprocessing, load_images
+from sinf.data.images import LabelledImages, Preprocessing, load_images
+from sinf.errors import ConfigError
 from sinf.load import MODELS
 from sinf.machine.memory import Activations
 from sinf.models import BaseModel, ModelSpec, load_model
@@ -187,6 +189,23 @@ def test_timed_images_fit_too(
     found = re.search(r"batches of (\d+) in timed images", said(sinf, *words, "--memory", SMALL))
     assert found is not None
     assert 50 <= int(found[1]) <= 55
+
+
+def test_optimize(sinf: Program, weights: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that choose and test come in batches that fit, which is said before it begins."""
+    batches: list[tuple[int, int]] = []
+
+    def stop(base: object, scoring: object, calibration: LabelledImages, *rest: object, **options: Any) -> None:
+        batches.append((calibration.batch, options["selection"].batch))
+        raise ConfigError("stopped")
+
+    monkeypatch.setattr("sinf.pipelines.optimize.optimize", stop)
+    words = ("optimize", "vgg11", "--weights", weights, "--data", data, "--score", "train", "--calibrate", "test")
+    words += ("--select", "train[:30]", "--out", tmp_path / "fast", "--memory")
+    assert "batches of 50" in sinf.call(*words, "8GB")[2]
+    assert "batches of 6 in answers" in sinf.call(*words, SMALL)[2]
+    assert batches == [(50, 50), (FITS, FITS)]
+    assert "must fit into memory" in sinf.refused(*words, TOO_SMALL)
 
 
 @pytest.mark.parametrize("labels", [True, False])

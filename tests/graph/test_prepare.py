@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from sinf.data.preprocessing import Preprocessing
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
 from sinf.models import load_model
@@ -89,6 +90,68 @@ def test_norms_that_are_functions_are_folded(bias: bool) -> None:
     with torch.no_grad():
         torch.testing.assert_close(ready(x), graph(x), rtol=1e-4, atol=1e-4)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), graph.state_dict().values(), strict=True))
+
+
+class Checked(NormAct):
+    """With a check of what it reads and a drop that does nothing, as in timm."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch._assert(x.ndim == 4, f"expected 4D input (got {x.ndim}D input)")
+        torch._assert(x.shape[1] == self.num_features, "channels")
+        return super().forward(self.drop(x))
+
+
+def test_checks_of_shapes_keep_no_norm_from_folding() -> None:
+    network = Opened(False)
+    network.norm, network.second = Checked(8), Checked(8)
+    graph = traced(network)
+    assert torch._assert in [node.target for node in graph.graph.nodes]
+    ready = prepare(graph)
+    assert [node.name for node in ready.graph.nodes if node.op in ("call_function", "get_attr")] == []
+    assert not any(isinstance(layer, nn.Identity) for layer in ready.modules())
+    x = torch.randn(4, *COLOUR.size)
+    with torch.no_grad():
+        torch.testing.assert_close(ready(x), graph(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_check_of_values_stays() -> None:
+    class Positive(Opened):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch._assert(x.sum() >= 0, "positive")
+            return super().forward(x)
+
+    ready = prepare(traced(Positive(True)))
+    x = torch.rand(4, *COLOUR.size)
+    ready(x)
+    with pytest.raises(AssertionError, match="positive"):
+        ready(-x)
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenetv3_small_100", "efficientnet_b0", "mobilenetv2_100", "resnet10t", "densenet121"]
+)
+def test_norms_of_timm_are_folded(name: str) -> None:
+    """Those that follow a convolution: a DenseNet's others do not."""
+    timm = pytest.importorskip("timm")
+    graph = trace(
+        randomise(timm.create_model(name, num_classes=6)), Preprocessing((3, 32, 32), (0.5,) * 3, (0.25,) * 3)
+    )
+    ready = prepare(graph)
+    functions = [node for node in ready.graph.nodes if node.target is nn.functional.batch_norm]
+    after = [node.args[0] for node in functions]
+    convolutions = [
+        node for node in after if node.op == "call_module" and isinstance(ready.get_submodule(node.target), nn.Conv2d)
+    ]
+    assert [node.name for node in convolutions if len(node.users) == 1] == []
+    assert bool(functions) == name.startswith("densenet")
+    assert not [node for node in ready.graph.nodes if node.target is torch._assert]
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(ready(x), graph(x), rtol=1e-3, atol=1e-3)
 
 
 def test_a_function_with_statistics_of_the_batch_stays() -> None:

@@ -93,11 +93,18 @@ def test_every_verb_calls_a_factory_once_and_warns_of_nothing(
         ("train", name, *trained, tmp_path / "run"),
         ("dynamic", "train", name, *trained, tmp_path / "dynamic", "--macs", 0.9),
         ("eval", tmp_path / "dynamic", "--data", data, "--split", "test", "--allow-factory"),
+        ("clusters", name, "--data", data, "--split", "train", "--check", "test", "--count", 3),
+        ("prune", name, "--data", data, "--score", "train", "--test", "test", "--macs", 0.8, "--method", "channels",
+         "--round-to", 1, "--pairs", 2, "--keep-anyway", "--out", tmp_path / "pruned"),
+        ("optimize", name, "--data", data, "--score", "train", "--calibrate", "test", "--max-loss", 90, "--engine",
+         "torch", "--images", 24, "--no-cascades", "--minutes", 0.001, "--out", tmp_path / "fast"),
+        ("export", out, "--out", tmp_path / "exported", "--allow-factory"),
+        ("tune", out, "--allow-factory"),
     ]  # fmt: skip
     for words in verbs:
         monkeypatch.setattr(own, "_SHAPES", {})  # every command is a process of its own
         code, _, err = sinf.call(*words)
-        assert code == 0, err
+        assert code == 0 or (code, words[0]) == (3, "optimize"), err  # so small a network may not get faster
         assert calls(factory) == 1, words
         assert len(complaints(err)) <= 3, err
         assert "copying from" not in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import math
 import os
@@ -27,12 +28,14 @@ from sinf.graph.price import LayerTimes
 from sinf.graph.slice import slice_graph
 from sinf.graph.trace import trace
 from sinf.graph.weight_cost import WEIGHT_COST
-from sinf.measure.timing import interleaved
+from sinf.measure.limits import Limits
+from sinf.measure.timing import interleaved, summary
 from sinf.models import BaseModel, ModelSpec, load_model, load_spec
 from sinf.models import plain as plain_module
 from sinf.models.to_plain import make_plain, to_plain
 from sinf.pipelines import comparison as pruned_module
 from sinf.pipelines import latency_budget
+from sinf.pipelines import prune as pruning
 from sinf.pipelines.comparison import Size, check_target, compare, save
 from sinf.pipelines.prune import LatencyBudget, PruneConfig, prune
 from sinf.pipelines.prune_config import describe
@@ -369,6 +372,32 @@ def test_a_function_that_cannot_be_described_is_named(
 # ---- what is timed and saved
 
 
+def by_its_own_loader(folder: Path) -> nn.Module:
+    """By the load.py that lies in the folder."""
+    spec = importlib.util.spec_from_file_location("load", folder / "load.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.load(folder)
+
+
+def assert_same_network(loaded: nn.Module, timed: nn.Module) -> None:
+    """The same layers, steps, tensors, order of these in memory, and answers, to the bit."""
+    assert str(loaded) == str(timed)
+    steps, timed_steps = ([each[:5] for each in network._steps] for network in (loaded, timed))
+    assert str(steps) == str(timed_steps)
+    own, timed_state = loaded.state_dict(), timed.state_dict()
+    assert own.keys() == timed_state.keys()
+    for name, value in own.items():
+        assert torch.equal(value, timed_state[name])
+        assert value.stride() == timed_state[name].stride()
+        assert value.dtype == timed_state[name].dtype
+    assert loaded.training == timed.training
+    assert not any(value.requires_grad for network in (loaded, timed) for value in network.parameters())
+    assert torch.equal(answers(loaded), answers(timed))
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_what_is_saved_is_what_was_timed(
     base: BaseModel, pruned: BaseModel, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -385,15 +414,10 @@ def test_what_is_saved_is_what_was_timed(
     found = compare(base, pruned, tiny_images, batches=(1, 4), pairs=2, keep_batch_norm=keep)
     save(pruned, tmp_path / "model", list("abcdef"), comparison=found, keep_batch_norm=keep)
     assert len(runs) == 2
-    loaded = plain_module.load(tmp_path / "model")
+    loaded = by_its_own_loader(tmp_path / "model")
     for run in runs:
         assert run["own"] is base.module
-        assert torch.equal(answers(loaded), answers(run["pruned"]))
-        own, timed_state = loaded.state_dict(), run["pruned"].state_dict()
-        assert own.keys() == timed_state.keys()
-        for name, value in own.items():
-            assert torch.equal(value, timed_state[name])
-            assert value.stride() == timed_state[name].stride()
+        assert_same_network(loaded, run["pruned"])
         assert not any(isinstance(m, nn.BatchNorm2d) for m in run["prepared"].modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in loaded.modules()) == keep
     convolutions = [m.weight for m in loaded.modules() if isinstance(m, nn.Conv2d)]
@@ -401,6 +425,23 @@ def test_what_is_saved_is_what_was_timed(
     assert len(found.own_times) == len(found.times) == 2
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| your model, as loaded | base, prepared | pruned, as saved |" in card
+
+
+def test_what_decides_is_what_is_saved(
+    base: BaseModel, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network whose time is printed first, and that is refused where it is not faster, is that of the folder."""
+    runs: list[nn.Module] = []
+
+    def beside(before: nn.Module, networks: dict[str, nn.Module], *given: object) -> object:
+        runs.append(networks["ours"])
+        return {"ours": (summary(torch.tensor([[10.0], [5.0]]).expand(2, 9).double(), 1, 1),)}
+
+    monkeypatch.setattr(pruning, "time_beside", beside)
+    config = replace(CONFIG, limits=Limits(max_loss=1.0))
+    save(prune(base, tiny_images, config, tmp_path / "work"), tmp_path / "model", list("abcdef"))
+    (timed,) = runs
+    assert_same_network(by_its_own_loader(tmp_path / "model"), timed)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +19,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import tiny
-from program import Program
+from program import Program, build_words
+from sinf.bundle.semantic import Bundle
+from sinf.cli import bundles, optimize
 from sinf.cli import clusters as verb
+from sinf.cli.verb import options_of
 from sinf.data.clusters import from_file, to_file
 from sinf.data.images import LabelledImages, Preprocessing, load_images
 from sinf.errors import ConfigError, DataError, DataWarning
 from sinf.measure.answers import answered_by
 from sinf.models import BaseModel, ModelSpec, load_model
+from sinf.routing import clustering
 from sinf.routing.clustering import METHODS, SOURCES, counts, find_clusters, named, partition, similarity
 from sinf.routing.routability import Observed, early_probabilities, estimate
 
@@ -362,7 +367,35 @@ def test_a_file_of_another_kind_is_refused_before_the_work(
     assert ".json or .csv" in says
 
 
-# ---- the verb
+# ---- the verbs
+
+
+@pytest.mark.parametrize("cut", [(), ("--cut", "features.7")])
+def test_a_build_takes_the_clusters_that_the_model_itself_shows(
+    sinf: Program, data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: tuple[str, ...]
+) -> None:
+    """They are those of find_clusters, for the limit of the loss and the cut of the build; how many is said."""
+    made: list[clustering.FoundClusters] = []
+
+    def finding(*arguments: Any, **options: Any) -> clustering.FoundClusters:
+        assert options["max_loss"] == pytest.approx(0.9)
+        made.append(find_clusters(*arguments, **options))
+        return made[0]
+
+    monkeypatch.setattr(clustering, "find_clusters", finding)
+    words = [*build_words(data, weights, tmp_path / "bundle"), "--criterion", "l1", *cut]
+    code, _, err = sinf.call(*words, "--clusters", "found")
+    assert code == 0, err
+    assert f"clusters: {len(made[0].clusters)} found" in err
+    bundle = Bundle.load(tmp_path / "bundle")
+    assert bundle.clusters == made[0].clusters
+    assert bundle.cut == made[0].cut
+    assert not cut or bundle.cut == cut[1]
+
+
+def test_one_option_of_two_verbs() -> None:
+    help_of = [options_of(each)["clusters"].option.help for each in (bundles.build, optimize.optimize)]
+    assert len(set(help_of)) == 1
 
 
 def test_clusters_of_an_image_folder_are_built(sinf: Program, tmp_path: Path) -> None:
@@ -397,6 +430,12 @@ def test_clusters_of_an_image_folder_are_built(sinf: Program, tmp_path: Path) ->
     )  # fmt: skip
     config = json.loads((tmp_path / "bundle" / "config.json").read_text())
     assert [each["name"] for each in config["clusters"]] == list(from_file(file, names).names)
+    code, _, err = sinf.call(
+        "build", "vgg11", "--weights", weights, "--data", tmp_path / "data", "--score", "train", "--route", "train",
+        "--calibrate", "test", "--out", tmp_path / "other",
+    )  # fmt: skip
+    assert code == 2
+    assert "--clusters found" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", ["timm:mobilenetv3_small_050", "torchvision:squeezenet1_1"])

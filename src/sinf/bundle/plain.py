@@ -174,7 +174,7 @@ def card_of(spec: ModelSpec, made_by: dict[str, Any], table: list[str] | None = 
         "```python",
         "from load import load",
         "",
-        'model = load("FOLDER")  # weights in the order of channels_last, which images need not have',
+        'model = load("FOLDER")  # as it was timed: weights in the order of channels_last, no gradients',
         "logits = model(images)  # (B, C, H, W), prepared as above -> (B, classes)",
         "```",
         "",

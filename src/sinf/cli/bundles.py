@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sinf.cli import options
+from sinf.cli.clusters import named_clusters
 from sinf.option import IMAGES, RUN, Option
 from sinf.pipelines.build_config import BuildConfig, SubgraphSize
 
@@ -27,20 +28,14 @@ def build(
     calibrate: Annotated[
         str, Option("Images that set the threshold; the base model has never seen them.", IMAGES)
     ] = "test[:50%]",
-    clusters: Annotated[
-        Path | None,
-        Option(
-            'JSON {"cluster": ["class", ...]} or CSV (see sinf clusters), or none for a cascade.',
-            otherwise="from a column",
-        ),
-    ] = None,
+    clusters: options.Clusters = None,
     work: Annotated[
         Path | None,
         Option("Keep results of steps here: other builds of the same model find what they have in common.", RUN),
     ] = None,
 ) -> dict[str, Any]:
     """Make a bundle: cut a subgraph for every semantic cluster, train and calibrate the route predictor."""
-    from sinf.data import clusters as clustering
+    from sinf.data.clusters import one_cluster
     from sinf.measure.accuracy import tail_shares
     from sinf.measure.delivery import Verdict
     from sinf.pipelines.build import Images
@@ -56,18 +51,15 @@ def build(
     same = routing is scoring
     scoring, calibration = (data.for_model(base, part, machine.memory) for part in (scoring, calibration))
     routing = scoring if same else data.for_model(base, routing, machine.memory)
-    if clusters is None:
-        groups = clustering.from_column(scoring, routing, calibration)
-    elif str(clusters) == "none":
-        groups = clustering.one_cluster(scoring.classes)
-    else:
-        groups = clustering.from_file(clusters, scoring.class_names)
     start, verdicts = time.perf_counter(), list[Verdict]()
     with options.Steps() as steps:
+        groups = named_clusters(
+            clusters or "column", base, config, steps, scoring, routing, calibration, cut=config.cut
+        )
         bundle = run(
             base,
             Images(scoring, routing, calibration),
-            groups,
+            groups or one_cluster(scoring.classes),
             config,
             out,
             work=work,

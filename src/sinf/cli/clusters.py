@@ -1,14 +1,24 @@
-"""``sinf clusters``: semantic clusters for data that has none, from the base model itself."""
+"""``sinf clusters``: semantic clusters for data that has none, from the base model itself. And what ``--clusters`` of
+other verbs names."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sinf.cli import options
 from sinf.option import IMAGES, POINTS, Option
+
+if TYPE_CHECKING:
+    from sinf.data.clusters import Clusters
+    from sinf.data.images import LabelledImages
+    from sinf.models import BaseModel
+    from sinf.pipelines.build_config import BuildConfig
+    from sinf.pipelines.optimize_config import OptimizeConfig
+
+_FOUND_ON = 10_000  # images that clusters are found on
 
 
 def clusters(
@@ -66,3 +76,30 @@ def clusters(
         found.save(out)
         print(f"{out} is for sinf build --clusters; edit it as you like: every class in one cluster")
     return found.to_json()
+
+
+def named_clusters(
+    name: str,
+    base: BaseModel,
+    config: BuildConfig | OptimizeConfig,
+    steps: options.Steps,
+    scoring: LabelledImages,
+    *others: LabelledImages | None,
+    cut: str | None = None,
+) -> Clusters | None:
+    """The clusters that ``--clusters`` names, None for none. Those that are found are said, with what routing by them
+    after ``cut`` would do."""
+    from sinf.data import clusters as files
+    from sinf.routing.clustering import find_clusters
+
+    if name == "none":
+        return None
+    if name == "column":
+        return files.from_column(scoring, *(each for each in others if each is not None))
+    if name != "found":
+        return files.from_file(name, scoring.class_names)
+    images = scoring.sample(_FOUND_ON, config.seed)
+    found = find_clusters(base, images, cut=cut, max_loss=config.max_loss, memory=config.memory, progress=steps)
+    back = 100 * found.found.fallback
+    options.announce(f"clusters: {len(found.clusters)} found; about {back:.0f} % of the images would fall back")
+    return found.clusters

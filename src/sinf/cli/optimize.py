@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from sinf.cli import options
+from sinf.cli.clusters import named_clusters
 from sinf.option import IMAGES, RUN, Option
 from sinf.pipelines.optimize_config import Engine, OptimizeConfig
-
-if TYPE_CHECKING:
-    from sinf.data.clusters import Clusters
-    from sinf.data.images import LabelledImages
-    from sinf.models import BaseModel
 
 
 @dataclass(frozen=True)
@@ -23,9 +19,6 @@ class _Asked(OptimizeConfig):
     """On the command line, for the engine that most models are deployed in."""
 
     engine: Engine = "onnxruntime"
-
-
-_FOUND_ON = 10_000  # images that clusters are found on
 
 
 def optimize(
@@ -40,13 +33,7 @@ def optimize(
         str,
         Option("Images that the model has never seen: a third of them choose, the others test what is chosen.", IMAGES),
     ] = "test[:50%]",
-    clusters: Annotated[
-        str | None,
-        Option(
-            "Also try bundles of semantic clusters: column, found (in the model), none, or a file of sinf clusters.",
-            otherwise="none, or column where --cluster-column names one",
-        ),
-    ] = None,
+    clusters: options.AlsoClusters = None,
     select: Annotated[str | None, Option("Images that choose, instead of that third.", IMAGES)] = None,
     work: Annotated[
         Path | None, Option("Keep results of steps here.", RUN, otherwise="beside --out, and removed at the end")
@@ -54,6 +41,7 @@ def optimize(
 ) -> dict[str, Any]:
     """Find the fastest network that loses at most --max-loss points, and write it: a plain model or a bundle."""
     from sinf.bundle.plain import check_target
+    from sinf.cli.room import Need, fit
     from sinf.pipelines.optimize import optimize as run
     from sinf.report.optimized import show_optimized
 
@@ -65,38 +53,14 @@ def optimize(
     base = model.load(scoring)
     scoring, calibration = (data.for_model(base, part, machine.memory) for part in (scoring, calibration))
     selection = data.for_model(base, selection, machine.memory)
+    need = Need.of_model(base).exported()
+    fit(machine.memory, "answers", need, base.spec.preprocessing, calibration, selection)
     named = clusters or ("none" if data.cluster_column is None else "column")
     with options.Steps() as steps:
-        config = replace(config, clusters=_groups(named, base, config, steps, scoring, calibration, selection))
+        config = replace(config, clusters=named_clusters(named, base, config, steps, scoring, calibration, selection))
         found = run(
             base, scoring, calibration, config, out, selection=selection, work=work, progress=steps,
             expect=lambda expected: options.announce(expected.line()), key=options.key(),
         )  # fmt: skip
     show_optimized(found, config, out)
     return {"folder": str(out), **found.to_json()}
-
-
-def _groups(
-    named: str,
-    base: BaseModel,
-    config: OptimizeConfig,
-    steps: options.Steps,
-    scoring: LabelledImages,
-    *others: LabelledImages | None,
-) -> Clusters | None:
-    """The clusters that an option names, None for none. Those that are found are said, with what routing by them would
-    do."""
-    from sinf.data import clusters as clustering
-    from sinf.routing.clustering import find_clusters
-
-    if named == "none":
-        return None
-    if named == "column":
-        return clustering.from_column(scoring, *(each for each in others if each is not None))
-    if named != "found":
-        return clustering.from_file(named, scoring.class_names)
-    images = scoring.sample(_FOUND_ON, config.seed)
-    found = find_clusters(base, images, max_loss=config.max_loss, memory=config.memory, progress=steps)
-    back = 100 * found.found.fallback
-    options.announce(f"clusters: {len(found.clusters)} found; about {back:.0f} % of the images would fall back")
-    return found.clusters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -52,6 +52,11 @@ Runtime = Annotated[
     Option("Of web: folder of the npm package onnxruntime-web.", otherwise="in node_modules here"),
 ]
 Pairs = Annotated[int, Option("Measurements of time of each, base and ours in turns.", RUN, low=2)]
+_CLUSTERS = Option(
+    "Semantic clusters of bundles: column, found (in the model), none (cascades alone), or a file of sinf clusters."
+)
+Clusters = Annotated[str | None, replace(_CLUSTERS, otherwise="column")]
+AlsoClusters = Annotated[str | None, replace(_CLUSTERS, otherwise="none, or column where --cluster-column names one")]
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def from_column(images: LabelledImages, *others: LabelledImages) -> Clusters:
     if images.cluster_of_class is None or images.cluster_names is None:
         raise ClusterError(
             f"{images.name} has no column that groups its classes",
-            remedy="name a cluster column or give a cluster file",
+            remedy="name a cluster column, give a cluster file, or take what the model shows (--clusters found)",
         )
     mapping = images.cluster_of_class.tolist()
     for other in others:

@@ -1,10 +1,14 @@
 """What every torch network gets before it is run or timed, the base model as much as ours: batch norms folded into the
-convolutions before them, and weights in the order of channels_last, which CPUs read fastest at batch 1."""
+convolutions before them, and weights in the order of channels_last, which CPUs read fastest at batch 1. Checks of
+shapes, which the trace has passed, and layers that do nothing are left out: between a convolution and its norm they
+would keep it from folding.
+"""
 
 from __future__ import annotations
 
 import copy
 import inspect
+import operator
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +22,7 @@ from sinf.graph.trace import attribute
 from sinf.machine.precision import teaching
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.getitem}
 
 
 @torch.no_grad()
@@ -25,6 +30,7 @@ def prepare(graph: fx.GraphModule) -> fx.GraphModule:
     """The same function within rounding, in eval mode. ``graph`` is left as it is, and shares layers that stay."""
     modules = dict(graph.named_modules())
     new = copy_graph(graph.graph)
+    _leave_out_what_does_nothing(new, modules)
     calls = Counter(str(node.target) for node in new.nodes if node.op == "call_module")
     root: dict[str, nn.Module | Tensor] = {}
     for node in new.nodes:
@@ -57,6 +63,30 @@ def prepare_teacher(graph: fx.GraphModule) -> Callable[[Tensor], Tensor]:
             return prepared(x).float()
 
     return run
+
+
+def _leave_out_what_does_nothing(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+    """In eval mode, for images of the size that was traced."""
+    for node in reversed(graph.nodes):
+        check = node.target is torch._assert and _of_shapes(node.args[0])
+        if not node.users and (check or (node.op != "placeholder" and _of_shapes(node))):
+            graph.erase_node(node)
+        elif node.op == "call_module" and len(node.all_input_nodes) == len(node.args) == 1:
+            layer = modules[str(node.target)]
+            if type(layer) is nn.Identity or isinstance(layer, nn.modules.dropout._DropoutNd):
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+
+
+def _of_shapes(value: Any) -> bool:
+    """Whether a value depends on nothing but shapes."""
+    if not isinstance(value, fx.Node):
+        return not isinstance(value, (list, tuple, dict))
+    if value.op == "call_method":
+        return value.target in ("dim", "size")
+    if value.target is getattr:
+        return value.args[1] in ("shape", "ndim")
+    return value.op == "call_function" and value.target in _COMPARISONS and all(map(_of_shapes, value.args))
 
 
 def _norm_after(node: fx.Node, modules: dict[str, nn.Module], calls: Counter[str]) -> fx.Node | None:

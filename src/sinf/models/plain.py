@@ -6,8 +6,8 @@ This file stands alone: it needs torch and safetensors, and lies in every folder
 
     model = load("folder")  # an nn.Module in eval mode, (B, C, H, W) -> (B, classes)
 
-Weights are in the order of channels_last, as when they were timed. Importing a ``load.py`` that somebody else gave you
-runs that file; ``sinf.from_pretrained("folder")`` uses its own copy of this one and runs nothing that lies there.
+Weights are in the order of channels_last and take no gradients, as when they were timed. Importing a ``load.py`` that
+somebody else gave you runs that file; ``sinf.from_pretrained("folder")`` uses its own and runs nothing that lies there.
 
 No code is read from data: a layer is one of ``LAYERS``, a step calls one of ``FUNCTIONS`` or ``METHODS``. Nothing is
 allocated because data says so: text is bounded before it is parsed, hashes are checked, layers are made on the meta
@@ -131,8 +131,8 @@ def fill(config: dict[str, Any], folder: str | Path) -> Plain:
                 raise _refusal(f"{path} must hold the tensors of the config", f"others, such as {wrong[0]}")
             state = {name: tensors.get_tensor(name).to(own[name].dtype) for name in shapes}
         model.load_state_dict(state, assign=True)
-        model.eval().to(memory_format=torch.channels_last)
-        torch.no_grad()(model)(torch.zeros(1, *config["preprocessing"]["size"]))  # meta checks less
+        model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        model(torch.zeros(1, *config["preprocessing"]["size"]))  # meta checks less
     return model
 
 

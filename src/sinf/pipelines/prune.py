@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from sinf.bundle.plain import deployed
 from sinf.compress.methods import make_compressor
 from sinf.compress.recalibrate import recalibrate
 from sinf.compress.select import Budget, Schedule, identity
@@ -309,7 +310,7 @@ class _Pruning:
     # ---- whether it is handed out
 
     def _deliver(self, pruned: Pruned, method: Method, limits: Limits) -> Pruned:
-        network = prepare(trace(pruned.module, pruned.spec.preprocessing))
+        network = deployed(pruned).module  # what is saved
         expected = self._expected(network)
         self._warn_of_training(expected)
         if expected.points > self._limit and not limits.keep_anyway:
@@ -359,11 +360,11 @@ class _Pruning:
                 stacklevel=4,
             )
 
-    def _expected(self, network: fx.GraphModule) -> ExpectedLoss:
+    def _expected(self, network: nn.Module) -> ExpectedLoss:
         found = answers_of(network, self._held_out, self.base.spec.preprocessing, self._reporter("expected loss"))
         return ExpectedLoss.of(self._base_answers, found, self._held_out.labels)
 
-    def _time(self, networks: dict[str, fx.GraphModule]) -> dict[str, tuple[Latency, ...]]:
+    def _time(self, networks: Mapping[str, nn.Module]) -> dict[str, tuple[Latency, ...]]:
         limits = self.config.limits or Limits()
         return time_beside(
             self._ready, networks, self._held_out, self.base.spec.preprocessing, limits, self._reporter("time")

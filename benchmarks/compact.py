@@ -1,0 +1,173 @@
+"""Why a compact network loses more by rank than by channels: losses at equal MACs, and spectra of its layers.
+
+    python benchmarks/compact.py SHARED --work runs/compact
+
+Losses: MobileNetV3-small of benchmarks/weights, by rank (multiples of 8, the default, and any) and by channels, without
+a limit, at three budgets of MACs; fitted to 4,000 train images or to 600, reported on test[50%:].
+
+Spectra, beside VGG16's: a layer in low rank that keeps a share of its MACs (``kept``) keeps so many ``directions`` of
+those that its outputs can have, and loses a share of the ``energy`` of its outputs (their variance) and of their
+``effect`` on the answer, by which ranks are chosen, in the better of the two forms. Kinds of layers: means by MACs.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from table import Table
+from torch import Tensor, nn
+
+from sinf import load_images, load_model
+from sinf.compress.budget import Budget
+from sinf.compress.low_rank import LowRank, Metric, metrics
+from sinf.compress.prices import Prices
+from sinf.data.images import LabelledImages
+from sinf.errors import ConfigError
+from sinf.graph.delta import can_factor
+from sinf.graph.network import Network
+from sinf.graph.trace import trace
+from sinf.measure.delivery import ExpectedLoss, answers_of
+from sinf.models import BaseModel
+from sinf.pipelines.prune import PruneConfig, pruner
+from sinf.statistics import OutputMoments, collect
+
+HERE = Path(__file__).parent
+SCORED, BUDGETS = 4000, (0.9, 0.8, 0.7)
+FEW = 600
+METHODS = {
+    "ranks": ("ranks", 8, SCORED), "ranks, any": ("ranks", 1, SCORED), "channels": ("channels", 8, SCORED),
+    f"ranks, {FEW} images": ("ranks", 8, FEW), f"channels, {FEW} images": ("channels", 8, FEW),
+}  # fmt: skip
+LOSSES = (
+    "network", "method", "macs", "loss", "loss_low", "loss_high", "differ", "images", "device", "date", "versions",
+)  # fmt: skip
+SPECTRA = (
+    "network", "kind", "layers", "macs", "kept", "directions", "energy_lost", "effect_lost", "images", "device", "date",
+    "versions",
+)  # fmt: skip
+
+
+def main(
+    shared: Path,
+    work: Annotated[Path, typer.Option(help="Folder for statistics, removed at the end.")],
+    keep: Annotated[bool, typer.Option(help="Leave out what is in the files.")] = False,
+) -> None:
+    data = shared / "data" / "cifar100"
+    scoring, test = load_images(data, f"train[:{SCORED}]"), load_images(data, "test[50%:]")
+    weights = HERE / "weights" / "mobilenetv3_small_cifar100.safetensors"
+    feed = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)}
+    compact = load_model("timm:mobilenetv3_small_100", weights=weights, size=(3, 64, 64), **feed)  # type: ignore[arg-type]
+    losses("mobilenetv3-small", compact, scoring, test, work, keep)
+    shutil.rmtree(work, ignore_errors=True)
+    spectra("mobilenetv3-small", compact, scoring, keep)
+    usual = load_model("vgg16", weights=shared / "weights" / "vgg16_cifar100.safetensors")
+    spectra("vgg16", usual, scoring.select(list(range(FEW))), keep)  # its many positions make up for few images
+
+
+def losses(name: str, base: BaseModel, scoring: LabelledImages, test: LabelledImages, work: Path, keep: bool) -> None:
+    table = Table(
+        "compact_losses.csv", LOSSES, ("network", "method", "macs"), keep=keep, network=name, images=len(test)
+    )
+    before = answers_of(base.module, test, base.spec.preprocessing)
+    for way, (method, step, count) in METHODS.items():
+        config = PruneConfig(Budget(BUDGETS[0]), method, None, images=count, round_to=step)
+        make = pruner(base, scoring, config, work / way)
+        for macs in BUDGETS:
+            if table.has(network=name, method=way, macs=macs):
+                continue
+            try:
+                after = answers_of(make(Budget(macs)).module, test, base.spec.preprocessing)
+            except ConfigError as error:
+                print(way, macs, error, flush=True)
+                continue
+            lost = ExpectedLoss.of(before, after, test.labels)
+            row = {"loss": lost.points, "loss_low": lost.low, "loss_high": lost.high, "differ": lost.disagreement}
+            print(table.add(method=way, macs=macs, **row), flush=True)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a network: its kind, its MACs, and for one that can be of low rank the ``each`` MACs that a direction
+    of either form takes, with the falling effects of directions and the variances of its outputs."""
+
+    kind: str
+    macs: float
+    forms: tuple[tuple[float, Tensor], ...] = ()
+    variances: Tensor | None = None
+
+    def lost(self, kept: float) -> tuple[float, float, float]:
+        """Directions that stay, energy and effect that are lost, at this share of the MACs."""
+        assert self.variances is not None
+        ranks = [min(int(kept * self.macs / each), len(values)) for each, values in self.forms]
+        effects = [_beyond(values, rank) for rank, (_, values) in zip(ranks, self.forms, strict=True)]
+        possible = min(len(self.variances), int((self.variances > 1e-9 * self.variances.max()).sum()))
+        return ranks[0] / possible, _beyond(self.variances, ranks[0]), min(effects)
+
+
+def _beyond(values: Tensor, rank: int) -> float:
+    return float(values[rank:].sum() / values.sum())
+
+
+def layers_of(base: BaseModel, images: LabelledImages) -> Iterator[Layer]:
+    network = Network(trace(base.module, base.spec.preprocessing))
+    rows = images.batches(base.spec.preprocessing)
+    found = collect(network.graph, network.coupling, rows, classes=images.classes, needs=LowRank.needs)
+    known, prices, macs = metrics(found), Prices(Budget(1.0), network.macs), network.macs.by_layer()
+    positions = {target: places for target, _, places in network.macs.nodes}
+    for target in prices.targets():
+        module = prices.module(target)
+        kind = kind_of(module, positions[target])
+        if target not in known or not can_factor(module):
+            yield Layer(kind, macs[target])
+            continue
+        metric: Metric = known[target]
+        ways = prices.ways(target, metric.kernel_row_positions)
+        both = (ways.channels, metric.values), (ways.separable, metric.kernel_rows)
+        forms = [(line.each, values) for line, values in both if line is not None and len(values)]
+        variances = torch.linalg.eigvalsh(found[target][OutputMoments].covariance()).flip(0).clamp(min=0)
+        yield Layer(kind, macs[target], tuple(forms), variances)
+
+
+def kind_of(module: nn.Module, positions: int) -> str:
+    """Of a layer that is computed at so many places, or elements of its kernel."""
+    if not isinstance(module, nn.Conv2d) or positions == 1:
+        return "of pooled values"  # squeeze-and-excite, head
+    if module.groups > 1:
+        return "depthwise"
+    rows, columns = module.kernel_size
+    if rows * columns > 1:
+        return f"{rows}x{columns}"
+    return "1x1, expand" if module.out_channels > module.in_channels else "1x1, project"
+
+
+def spectra(name: str, base: BaseModel, images: LabelledImages, keep: bool) -> None:
+    table = Table(
+        "compact_spectra.csv", SPECTRA, ("network", "kind", "kept"), keep=keep, network=name, images=len(images)
+    )
+    if table.has(network=name):
+        return
+    kinds: dict[str, list[Layer]] = {}
+    for layer in layers_of(base, images):
+        kinds.setdefault(layer.kind, []).append(layer)
+    whole = sum(layer.macs for layers in kinds.values() for layer in layers)
+    for kind, layers in kinds.items():
+        macs = sum(layer.macs for layer in layers)
+        facts = {"kind": kind, "layers": len(layers), "macs": macs / whole}
+        if not all(layer.forms for layer in layers):
+            print(table.add(**facts), flush=True)
+            continue
+        for kept in BUDGETS:
+            means = [sum(layer.macs * each for layer, each in zip(layers, column, strict=True)) / macs
+                     for column in zip(*(layer.lost(kept) for layer in layers), strict=True)]  # fmt: skip
+            row = dict(zip(("directions", "energy_lost", "effect_lost"), means, strict=True))
+            print(table.add(**facts, kept=kept, **row), flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
