@@ -15,7 +15,7 @@ demo: $(VENV)/demo.stamp  ## make the embedded network faster, and show it
 	$(BIN)/sinf demo
 
 test: check  ## style and types, then all fast tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-slow: $(VENV)/dev.stamp  ## tests that need minutes, or ../shared
 	$(BIN)/python -m pytest -q -m slow

@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _cache = tempfile.TemporaryDirectory(prefix="sinf-tests-", ignore_cleanup_errors=True)
@@ -15,6 +15,8 @@ os.environ["HF_HOME"] = _cache.name
 os.environ["HF_DATASETS_CACHE"] = os.path.join(_cache.name, "datasets")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["SINF_CACHE"] = ""  # nothing is kept for later runs, or read of earlier ones
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; libraries read this when they are imported, too
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -23,11 +25,12 @@ from safetensors.torch import save_file
 
 import tiny
 from artefacts import make_dynamic, make_static
+from once import ONCE, Once, remember_exports
 from outsider import outsider
 from program import Program
 from sinf.compress.select import Budget, Schedule
 from sinf.data.clusters import Clusters, from_column, one_cluster
-from sinf.data.images import LabelledImages
+from sinf.data.images import LabelledImages, load_images
 from sinf.models import load_model
 from sinf.pipelines.build import BuildConfig, Images, build
 from sinf.routing.predictor import RouterConfig
@@ -69,88 +72,114 @@ def _seeded() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
-    """120 coloured 32x32 images of 6 classes in 3 clusters: a class is a hue, a cluster a pair of hues."""
-    folder = tmp_path_factory.mktemp("tiny")
-    return tiny.coloured_images(folder, 120, seed=0)
+def once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Makes things for all processes of this run: its workers, and a run in a run (tests/engine/test_threads.py)."""
+    folder = tmp_path_factory.getbasetemp()
+    whole = folder.parent if hasattr(request.config, "workerinput") else folder
+    root = Path(os.environ.get(ONCE, whole / "once"))
+    root.mkdir(exist_ok=True)
+    return Once(root)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _remembered_exports(once: Once) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        remember_exports(monkeypatch, once.root / "exports")
+        yield
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the splits train and test."""
-    folder = tmp_path_factory.mktemp("data")
-    tiny.coloured_images(folder, 60, seed=1)
-    (folder / "train-00000-of-00001.parquet").rename(folder / "test-00000-of-00001.parquet")
-    tiny.coloured_images(folder, 120, seed=0)
-    return folder
+def data(once: Once) -> Path:
+    """A folder with the splits train and test: 120 and 60 coloured 32x32 images of 6 classes in 3 clusters; a class is
+    a hue, a cluster a pair of hues."""
 
+    def make(folder: Path) -> None:
+        tiny.coloured_images(folder, 60, seed=1)
+        (folder / "train-00000-of-00001.parquet").rename(folder / "test-00000-of-00001.parquet")
+        tiny.coloured_images(folder, 120, seed=0)
 
-def _build(
-    tmp_path_factory: pytest.TempPathFactory,
-    images: LabelledImages,
-    clusters: Clusters | None = None,
-    **options: object,
-) -> Path:
-    torch.manual_seed(0)
-    base = load_model("vgg11", classes=6, options={"width": 0.125})
-    folder = tmp_path_factory.mktemp("bundles") / "bundle"
-    other = tiny.coloured_images(tmp_path_factory.mktemp("tiny"), 60, seed=1)
-    config = BuildConfig(
-        keep_anyway=True, cut_at=0.5, max_loss=0.9, route_draws=240, router=RouterConfig(epochs=2, hidden=16), **options
-    )
-    build(base, Images(images, images, other), clusters or from_column(images), config, folder)
-    return folder
+    return once("data", make)
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory, tiny_images: LabelledImages) -> Path:
+def tiny_images(data: Path) -> LabelledImages:
+    """The split train."""
+    return load_images(data, "train")
+
+
+@pytest.fixture(scope="session")
+def build_once(once: Once, data: Path, tiny_images: LabelledImages) -> Callable[..., Path]:
+    def made(name: str, clusters: Clusters | None = None, **options: object) -> Path:
+        config = BuildConfig(
+            keep_anyway=True, cut_at=0.5, max_loss=0.9, route_draws=240, router=RouterConfig(epochs=2, hidden=16),
+            **options,
+        )  # fmt: skip
+
+        def make(folder: Path) -> None:
+            torch.manual_seed(0)
+            base = load_model("vgg11", classes=6, options={"width": 0.125})
+            images = Images(tiny_images, tiny_images, load_images(data, "test"))
+            build(base, images, clusters or from_column(tiny_images), config, folder / "bundle")
+
+        return once(name, make) / "bundle"
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def built(build_once: Callable[..., Path]) -> Path:
     """A bundle of a small VGG in which everything is pruned and reconstructed. Do not write into it."""
-    return _build(tmp_path_factory, tiny_images, extractor=0.7, fallback=0.7, subgraph=Budget(0.4))
+    return build_once("built", extractor=0.7, fallback=0.7, subgraph=Budget(0.4))
 
 
 @pytest.fixture(scope="session")
-def built_whole(tmp_path_factory: pytest.TempPathFactory, tiny_images: LabelledImages) -> Path:
+def built_whole(build_once: Callable[..., Path]) -> Path:
     """The same with extractor and full tail as they are."""
-    return _build(tmp_path_factory, tiny_images, subgraph=Schedule(0.1, 0.5))
+    return build_once("built_whole", subgraph=Schedule(0.1, 0.5))
 
 
 @pytest.fixture(scope="session")
-def built_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_images: LabelledImages) -> Path:
+def built_ranks(build_once: Callable[..., Path]) -> Path:
     """The same with all parts in low rank."""
-    return _build(tmp_path_factory, tiny_images, method="ranks", common=0.8, subgraph=Budget(0.5), round_to=2)
+    return build_once("built_ranks", method="ranks", common=0.8, subgraph=Budget(0.5), round_to=2)
 
 
 @pytest.fixture(scope="session")
-def built_cascade(tmp_path_factory: pytest.TempPathFactory, tiny_images: LabelledImages) -> Path:
+def built_cascade(build_once: Callable[..., Path], tiny_images: LabelledImages) -> Path:
     """One subgraph for all classes, in low rank, and no route predictor."""
     clusters = one_cluster(tiny_images.classes)
-    return _build(
-        tmp_path_factory, tiny_images, clusters, method="ranks", extractor=0.8, subgraph=Budget(0.5), round_to=2
-    )
+    return build_once("built_cascade", clusters, method="ranks", extractor=0.8, subgraph=Budget(0.5), round_to=2)
 
 
 @pytest.fixture(scope="session")
-def built_sparse(tmp_path_factory: pytest.TempPathFactory, tiny_images: LabelledImages) -> Path:
+def built_sparse(build_once: Callable[..., Path]) -> Path:
     """All parts by a compressor from outside the package."""
     with outsider() as method:
-        return _build(tmp_path_factory, tiny_images, method=method, common=0.8, subgraph=Budget(0.7))
+        return build_once("built_sparse", method=method, common=0.8, subgraph=Budget(0.7))
 
 
 @pytest.fixture(scope="session")
-def places(built: Path, tiny_images: LabelledImages, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def places(built: Path, tiny_images: LabelledImages, once: Once) -> dict[str, Path]:
     """A folder of every kind. Do not write into it."""
-    folder = tmp_path_factory.mktemp("artefacts")
-    made = {"static": make_static(tiny_images, folder), "dynamic": make_dynamic(tiny_images, folder)}
-    return {"semantic": built, **made}
+
+    def make(folder: Path) -> None:
+        make_static(tiny_images, folder)
+        make_dynamic(tiny_images, folder)
+
+    made = once("artefacts", make)
+    return {"semantic": built, "static": made / "static", "dynamic": made / "dynamic"}
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(once: Once) -> Path:
     """Random weights of a narrow VGG11 with six classes."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "vgg11.safetensors"
-    save_file(load_model("vgg11", classes=6, options={"width": 0.125}).module.state_dict(), path)
-    return path
+
+    def make(folder: Path) -> None:
+        torch.manual_seed(0)
+        state = load_model("vgg11", classes=6, options={"width": 0.125}).module.state_dict()
+        save_file(state, folder / "vgg11.safetensors")
+
+    return once("weights", make) / "vgg11.safetensors"
 
 
 @pytest.fixture

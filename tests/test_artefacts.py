@@ -31,11 +31,6 @@ from sinf.load import MODELS
 KEY = b"sixteen secret bytes"
 
 
-@pytest.fixture(autouse=True)
-def _remembered_exports(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny.remember_exports(monkeypatch)
-
-
 @pytest.fixture(params=sorted(MODELS))
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param

@@ -15,11 +15,8 @@ from torch import Tensor, fx, nn
 
 from sinf.data.images import LabelledImages, Preprocessing, load_images
 from sinf.engine import engines
-from sinf.engine.torch_engine import TorchEngine
 from sinf.graph.coupling import Coupling
-from sinf.graph.delta import to_tensors
 from sinf.graph.trace import trace
-from sinf.storage.files import hash_tensors
 
 CLASSES = 6
 COLOUR = Preprocessing((3, 8, 8), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -401,35 +398,3 @@ def coloured_images(folder: Path, count: int, seed: int) -> LabelledImages:
     )
     datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "train-00000-of-00001.parquet")
     return load_images(folder, "train")
-
-
-_exported: dict[object, bytes] = {}
-
-
-def remember_exports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Export a network, or a part of a bundle, once: torch's exporter takes most of a second, however small it is."""
-    import onnx
-
-    from sinf.engine import onnx_parts, session_runtimes
-    from sinf.export import page, single
-
-    def part_to_onnx(engine: TorchEngine, part: str) -> onnx.ModelProto:
-        kept = engine.bundle.parts.get("common" if part == "front" else part)
-        mask = b"" if kept is None else kept.keep.numpy().tobytes()
-        layers = hash_tensors({} if kept is None else to_tensors(kept.layers))
-        weights = hash_tensors(engine.bundle.base_state), hash_tensors(engine.bundle.router.state_dict())
-        bundle = engine.bundle
-        key = (part, bundle.cut, mask, layers, bundle.deferral, bundle.clusters.members, weights)
-        if key not in _exported:
-            _exported[key] = onnx_parts.part_to_onnx(engine, part).SerializeToString()
-        return onnx.ModelProto.FromString(_exported[key])
-
-    def network_to_onnx(module: nn.Module, size: tuple[int, int, int]) -> onnx.ModelProto:
-        key = (str(module), getattr(module, "code", ""), hash_tensors(dict(module.state_dict())), size)
-        if key not in _exported:
-            _exported[key] = onnx_parts.network_to_onnx(module, size).SerializeToString()
-        return onnx.ModelProto.FromString(_exported[key])
-
-    for user in (session_runtimes, page, single):
-        monkeypatch.setattr(user, "part_to_onnx", part_to_onnx)
-    monkeypatch.setattr(session_runtimes, "network_to_onnx", network_to_onnx)

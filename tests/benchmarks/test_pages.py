@@ -28,7 +28,7 @@ from sinf.measure.timing import summary
 from sinf.models import load_model
 from sinf.pipelines import optimize_search as optimizing
 from sinf.statistics import collect
-from tiny import CLASSES, COLOUR, Residual, randomise, remember_exports
+from tiny import CLASSES, COLOUR, Residual, randomise
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +39,6 @@ def blocks(page: str) -> list[str]:
 
 def test_the_readme_runs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a narrow network and few images of the names that it uses; times are made up."""
-    remember_exports(monkeypatch)
     monkeypatch.chdir(tmp_path)
     save_file(
         load_model("vgg16", classes=6, options={"width": 0.125}).module.state_dict(), "vgg16_cifar100.safetensors"
@@ -96,7 +95,6 @@ def test_the_page_of_criteria_lists_them_all() -> None:
 
 
 def test_the_page_on_engines_runs(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    remember_exports(monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bundle").symlink_to(built)
     export_split(SemanticModel.from_pretrained("bundle"), "out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from sinf import edge
 from sinf.cli import demo
 from sinf.measure.timing import Latency
 from sinf.models import load_model
-from sinf.pipelines import confirm, optimize_search
+from sinf.pipelines import confirm, optimize_config, optimize_search
+from sinf.pipelines.optimize_config import OptimizeConfig
 from sinf.pipelines.optimize_search import OWN
 
 
@@ -52,6 +54,8 @@ def timed(base: Any, candidates: Mapping[str, Any], images: Any, **options: Any)
 def test_the_demo_is_what_optimize_finds(sinf: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (optimize_search, confirm):
         monkeypatch.setattr(module, "interleaved", timed)
+    # One smaller network and one cascade: tests/pipelines has the others.
+    monkeypatch.setattr(optimize_config, "OptimizeConfig", partial(OptimizeConfig, budgets=(0.6,), tails=(0.9,)))
     out = tmp_path / "out"
     text = " ".join(sinf("demo", "--out", out, "--threads", 1).split())
     assert "10.0 times less time than your model as loaded" in text

@@ -170,9 +170,7 @@ def test_bench_in_int8_runs_all_of_it_in_small_batches(
     data: Path,
     tmp_path: Path,
     seen: list[int],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tiny.remember_exports(monkeypatch)
     words = ("bench", places["semantic"], "--data", data, "--split", "test", "--calibrate", "test", "--pairs", 2)
     words += ("--precision", "int8", "--engine", "onnxruntime", "--no-stages", "--no-energy")
     assert "calibration must fit" in sinf.refused(*words, "--memory", SMALL)
@@ -278,11 +276,8 @@ def test_what_is_no_size(sinf: Program, verb: str, places: dict[str, Path], data
 
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
-def test_export(
-    sinf: Program, kind: str, places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export(sinf: Program, kind: str, places: dict[str, Path], tmp_path: Path) -> None:
     """What is compared does not shrink: it fits, or the error says what would be enough."""
-    tiny.remember_exports(monkeypatch)
     words = ("export", places[kind], tmp_path / "out.onnx", "--layout", "single")
     assert "export must fit into memory" in sinf.refused(*words, "--memory", "1GB")
     assert not (tmp_path / "out.onnx").exists()

@@ -1,4 +1,4 @@
-"""Exports of the tiny bundles are made once."""
+"""An engine from outside the package is one of them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 import outsider
-import tiny
-
-
-@pytest.fixture(autouse=True, scope="package")
-def _remembered_exports() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        tiny.remember_exports(monkeypatch)
-        yield
 
 
 @pytest.fixture(autouse=True, scope="package")

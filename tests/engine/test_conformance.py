@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from sinf.bundle.semantic import Bundle
+from sinf.engine import session_runtimes
 from sinf.engine.engines import native, open_engine, register
 from sinf.engine.network_engine import open_network
-from sinf.engine.onnx_parts import part_to_onnx
 from sinf.engine.quantise import Quantiser
 from sinf.engine.torch_engine import SemanticModel
 from sinf.engine.torch_runtime import Torch
@@ -232,7 +232,7 @@ def test_lower_precision_is_near(model: SemanticModel, lower: tuple, images: tor
 def test_int8_leaves_what_decides_in_f32(model: SemanticModel, images: torch.Tensor) -> None:
     quantiser = Quantiser(model.engine, images)
     for part in (FRONT, "cluster000", "fallback", *[FIRST] * model.bundle.cascade):
-        graph = quantiser.quantise(part_to_onnx(model.engine, part), part).graph
+        graph = quantiser.quantise(session_runtimes.part_to_onnx(model.engine, part), part).graph
         types = {t.name: t.data_type for t in graph.initializer}
         whole = {name for name, kind in types.items() if kind == onnx.TensorProto.FLOAT}
         assert onnx.TensorProto.INT8 in types.values()
@@ -271,7 +271,7 @@ def test_exported_parts_hold_no_strides_of_torch(model: SemanticModel) -> None:
     """A pool of features in channels_last was exported as gathers from computed places: slower in every engine, and
     wrong in OpenVINO's int8."""
     for part in ("fallback", "cluster000", "base"):
-        operators = {node.op_type for node in part_to_onnx(model.engine, part).graph.node}
+        operators = {node.op_type for node in session_runtimes.part_to_onnx(model.engine, part).graph.node}
         assert not operators & {"Shape", "Range"}, part
 
 

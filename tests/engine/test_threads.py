@@ -4,6 +4,7 @@ refused by one clear error."""
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from gated import stir
+from once import ONCE, Once
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.model import DynamicModel
 from sinf.dynamic.network import GateConfig, attach
@@ -202,11 +204,13 @@ def in_workers(run: Callable[[torch.Tensor], Any], x: torch.Tensor) -> torch.Ten
     return torch.cat(list(loader))
 
 
-def test_after_a_fork() -> None:
+def test_after_a_fork(once: Once, built: Path) -> None:
     """Where OpenVINO has quantised or computed in bf16, a fork ends the process in its own threads: those tests need a
     process in which it has not."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "fork", __file__]
-    run = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600)
+    environment = {**os.environ, ONCE: str(once.root)}
+    root = Path(__file__).parents[2]
+    run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
 
 

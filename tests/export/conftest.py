@@ -1,21 +1,12 @@
-"""Exports of the tiny bundles are made once."""
+"""What looks like the runtime of a browser."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import tiny
 from sinf.export.page import RUNTIME
-
-
-@pytest.fixture(autouse=True, scope="package")
-def _remembered_exports() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        tiny.remember_exports(monkeypatch)
-        yield
 
 
 @pytest.fixture(scope="package")

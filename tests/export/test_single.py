@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from sinf.bundle.semantic import Bundle
-from sinf.engine.onnx_parts import part_to_onnx
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError, VerificationError
 from sinf.export import single
@@ -93,7 +92,7 @@ def test_base_weights_are_stored_once(built_whole: Path, tmp_path: Path) -> None
     export_single(model, tmp_path / "out.onnx")
     graph = onnx.load(tmp_path / "out.onnx").graph
     weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer if tensor.name.startswith("base/")}
-    base = {f"base/{t.name}": list(t.dims) for t in part_to_onnx(model.engine, BASE).graph.initializer if t.dims}
+    base = {f"base/{t.name}": list(t.dims) for t in single.part_to_onnx(model.engine, BASE).graph.initializer if t.dims}
     assert weights.items() <= base.items()
     assert {name for name in base if name.endswith((".weight", ".bias"))} == set(weights)
     own = [t for branch in branches(graph) for t in branch.initializer if t.data_type == onnx.TensorProto.FLOAT]

@@ -51,19 +51,21 @@ def hf_folder(kind: str, tmp_path: Path) -> Path:
     return tmp_path / kind
 
 
-def load_traced(name: str) -> tuple[fx.GraphModule, Tensor]:
+@pytest.fixture(scope="module", params=[*REFERENCE_NAMES, *FOREIGN])
+def network(request: pytest.FixtureRequest) -> tuple[fx.GraphModule, Tensor]:
     """A network with random weights and statistics, and two inputs for it."""
-    if name in REFERENCE_NAMES:
-        base = load_model(name, options=NARROW if name.startswith("vgg") else None)
-    else:
-        base = load_model(name, size=(3, 64, 64), classes=10, pretrained=False)
-    shape = base.spec.preprocessing
-    return trace(randomise(base.module), shape), torch.randn(2, *shape.size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if request.param in REFERENCE_NAMES:
+            base = load_model(request.param, options=NARROW if request.param.startswith("vgg") else None)
+        else:
+            base = load_model(request.param, size=(3, 64, 64), classes=10, pretrained=False)
+        shape = base.spec.preprocessing
+        return trace(randomise(base.module), shape), torch.randn(2, *shape.size)
 
 
-@pytest.mark.parametrize("name", [*REFERENCE_NAMES, *FOREIGN])
-def test_sliced_equals_masked(name: str) -> None:
-    graph, inputs = load_traced(name)
+def test_sliced_equals_masked(network: tuple[fx.GraphModule, Tensor]) -> None:
+    graph, inputs = network
     coupling = couple(graph)
     keep = random_keep(coupling)
     sliced = slice_graph(graph, coupling, keep)
@@ -74,10 +76,9 @@ def test_sliced_equals_masked(name: str) -> None:
     assert (base - masked).abs().max() > 100 * TOLERANCE * base.abs().max()
 
 
-@pytest.mark.parametrize("name", [*REFERENCE_NAMES, *FOREIGN])
-def test_sliced_tail_equals_masked(name: str) -> None:
+def test_sliced_tail_equals_masked(network: tuple[fx.GraphModule, Tensor], request: pytest.FixtureRequest) -> None:
     """After cuts early, midway and late; the features and the classes lose channels too."""
-    graph, inputs = load_traced(name)
+    graph, inputs = network
     points = cut_points(graph)
     for place in {0, len(points) // 2, len(points) - 1}:
         parts = partition(graph, points[place])
@@ -94,7 +95,7 @@ def test_sliced_tail_equals_masked(name: str) -> None:
         if coupling.groups["input"].blocked is None:
             assert int((~keep[coupling.input.units]).sum()) > 0
         else:  # ConvNeXt normalises over all channels together
-            assert name == "torchvision:convnext_tiny"
+            assert "convnext_tiny" in request.node.name
             assert "LayerNorm" in coupling.groups["input"].blocked
 
 

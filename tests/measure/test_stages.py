@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -120,13 +119,6 @@ def test_bad_options_are_refused(clockwork: FeatureRouter) -> None:
 
 
 # ---- in real engines
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _remembered_exports() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        tiny.remember_exports(monkeypatch)
-        yield
 
 
 @pytest.mark.parametrize("name", tiny.ENGINES)

@@ -37,7 +37,7 @@ from sinf.pipelines.optimize_search import OWN, place_of
 from sinf.routing.threshold import NEVER
 from sinf.storage.steps import StepStore
 from times import like_macs
-from tiny import coloured_images, remember_exports
+from tiny import coloured_images
 
 SMALL: dict[str, Any] = {
     "images": 24,
@@ -95,17 +95,10 @@ class Optimizer:
 
 
 @pytest.fixture(scope="module")
-def shared(
+def optimized(
     base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages, tmp_path_factory: pytest.TempPathFactory
 ) -> Optimizer:
     return Optimizer(base, tiny_images, calibration, tmp_path_factory.mktemp("work"), {})
-
-
-@pytest.fixture
-def optimized(shared: Optimizer, monkeypatch: pytest.MonkeyPatch) -> Optimizer:
-    """The same, where a graph of ONNX is exported once."""
-    remember_exports(monkeypatch)
-    return shared
 
 
 @pytest.fixture
@@ -381,11 +374,9 @@ def cascade(
 
 @pytest.mark.parametrize("precision", ["f32", "int8"])
 def test_thresholds_are_set_by_answers_in_the_engine(
-    precision: str, cascade: Bundle, tiny_images: LabelledImages, calibration: LabelledImages,
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    precision: str, cascade: Bundle, tiny_images: LabelledImages, calibration: LabelledImages, tmp_path: Path,
 ) -> None:  # fmt: skip
     """What the router answers image by image is what was observed of the tails."""
-    remember_exports(monkeypatch)
     preprocessing = cascade.spec.preprocessing
     place = Place("onnxruntime", 1, tiny_images.inputs(preprocessing)[:8])
     candidates = Routed(cascade, "cascade").open(place, precision, calibration, 0.05, lambda done, total: None)
