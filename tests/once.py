@@ -18,7 +18,7 @@ from torch import nn
 from sinf.engine.parts import dressed
 from sinf.engine.torch_engine import TorchEngine
 from sinf.graph.delta import to_tensors
-from sinf.routing.router import FRONT
+from sinf.routing.router import BASE, FALLBACK, FRONT
 from sinf.storage.files import hash_tensors, replacing_folder
 
 if TYPE_CHECKING:
@@ -76,11 +76,14 @@ def remember_exports(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
     def part_to_onnx(engine: TorchEngine, part: str) -> onnx.ModelProto:
         bundle, whole = engine.bundle, dressed(part)
-        kept = bundle.parts.get("common" if whole == FRONT else whole)
-        mask = b"" if kept is None else kept.keep.numpy().tobytes()
-        layers = hash_tensors({} if kept is None else to_tensors(kept.layers))
-        weights = hash_tensors(bundle.base_state), hash_tensors(bundle.router.state_dict())
-        key = (part, bundle.spec, bundle.cut, mask, layers, bundle.deferral, bundle.clusters.members, weights)
+        key: tuple[object, ...] = (part, bundle.spec, hash_tensors(bundle.base_state))
+        if part != BASE:
+            kept = bundle.parts["common" if whole == FRONT else whole]
+            key += (bundle.cut, kept.keep.numpy().tobytes(), hash_tensors(to_tensors(kept.layers)))
+        if part == FRONT:
+            key += (hash_tensors(bundle.router.state_dict()),)
+        elif part not in (BASE, FALLBACK):
+            key += (bundle.deferral, bundle.clusters.members)
         return exported(onnx_parts.part_to_onnx, key, engine, part)
 
     def network_to_onnx(module: nn.Module, size: tuple[int, int, int]) -> onnx.ModelProto:

@@ -17,7 +17,8 @@ def build_words(data: Path, weights: Path, out: Path) -> list[object]:
     """A build of a narrow VGG11 that is kept whatever it saves."""
     return [
         "build", "vgg11", "--keep-anyway", "--weights", weights, "--data", data, "--score", "train", "--route", "train",
-        "--calibrate", "test", "--max-loss", "90", "--extractor", "0.8", "--out", out, "--threads", "1",
+        "--route-draws", "240", "--calibrate", "test", "--max-loss", "90", "--extractor", "0.8", "--out", out,
+        "--threads", "1",
     ]  # fmt: skip
 
 

@@ -216,7 +216,7 @@ def test_build_takes_a_run_file(
     record = {
         "model": "vgg11", "weights": str(weights), "data": str(data), "score": "train", "route": "train",
         "calibrate": "test", "max_loss": 90, "extractor": 0.8, "out": str(tmp_path / "out"), "threads": 1,
-        "keep_anyway": True, "ratios": "0.1,0.4", "memory": "6GB", "reconstruct": False,
+        "keep_anyway": True, "route_draws": 240, "ratios": "0.1,0.4", "memory": "6GB", "reconstruct": False,
     }  # fmt: skip
     path = write(tmp_path / "run.json", record)
     sinf.refused("build", "--config", path)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from program import Program
+from artefacts import small
 from sinf import edge
 from sinf.bundle.plain import PlainModel
+from sinf.compress.select import Budget
+from sinf.data.images import LabelledImages
 from sinf.engine.engines import open_engine
 from sinf.engine.network_engine import open_network
 from sinf.engine.torch_engine import SemanticModel
@@ -19,6 +21,8 @@ from sinf.errors import BundleError, ConfigError, DataError
 from sinf.export.plain import export_network
 from sinf.export.split import export_split
 from sinf.load import from_pretrained
+from sinf.pipelines.comparison import save
+from sinf.pipelines.prune import PruneConfig, prune
 
 
 def images_of(size: tuple[int, ...], count: int = 12) -> torch.Tensor:
@@ -30,11 +34,13 @@ def model(built: Path) -> SemanticModel:
     return SemanticModel.from_pretrained(built)
 
 
-@pytest.fixture
-def plain(sinf: Program, weights: Path, data: Path, tmp_path: Path) -> PlainModel:
-    words: list[object] = ["prune", "vgg11", "--weights", weights, "--data", data, "--score", "train", "--macs", 0.8]
-    sinf(*words, "--images", 24, "--method", "ranks", "--max-loss", 100, "--keep-anyway", "--out", tmp_path / "plain")
-    found = from_pretrained(tmp_path / "plain")
+@pytest.fixture(scope="module")
+def plain(tiny_images: LabelledImages, tmp_path_factory: pytest.TempPathFactory) -> PlainModel:
+    folder = tmp_path_factory.mktemp("plain")
+    config = PruneConfig(Budget(0.8), "ranks", None, images=24)
+    made = prune(small("vgg11", 0.125), tiny_images, config, folder / "work")
+    save(made, folder / "plain", tiny_images.class_names, made_by={})
+    found = from_pretrained(folder / "plain")
     assert isinstance(found, PlainModel)
     return found
 

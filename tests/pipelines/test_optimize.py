@@ -292,6 +292,7 @@ def test_the_command(
     fast({"ranks": 4.0, OWN: 20.0})
     words: list[object] = ["optimize", "vgg11", "--weights", weights, "--data", data, "--score", "train"]
     words += ["--calibrate", "test", "--images", 24, "--max-loss", 90, "--engine", "torch", "--no-cascades"]
+    words += ["--minutes", 0.001]  # the first smaller network only
     said = sinf(*words, "--out", tmp_path / "fast", "--json", tmp_path / "found.json", "--threads", 1)
     assert "5.0 times less time than your model as loaded" in " ".join(said.split())
     assert "chosen" in said

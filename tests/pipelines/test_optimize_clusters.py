@@ -33,7 +33,7 @@ def words(weights: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def run(base: Any, scoring: Any, calibration: Any, config: OptimizeConfig, folder: Path, **options: Any) -> Any:
         """So narrow a network cannot be made as small as others."""
-        small = replace(config, budgets=(0.6,), tails=(0.95,), routed_cuts=(0.5,))
+        small = replace(config, budgets=(0.6,), tails=(0.95,), routed_cuts=(0.5,), by_time=False)
         return optimizing(base, scoring, calibration, small, folder, **options)
 
     optimizing = pipeline.optimize
