@@ -98,8 +98,6 @@ def test_every_verb_calls_a_factory_once_and_warns_of_nothing(
          "--round-to", 1, "--pairs", 2, "--keep-anyway", "--out", tmp_path / "pruned"),
         ("optimize", name, "--data", data, "--score", "train", "--calibrate", "test", "--max-loss", 90, "--engine",
          "torch", "--images", 24, "--no-cascades", "--minutes", 0.001, "--out", tmp_path / "fast"),
-        ("export", out, "--out", tmp_path / "exported", "--allow-factory"),
-        ("tune", out, "--allow-factory"),
     ]  # fmt: skip
     for words in verbs:
         monkeypatch.setattr(own, "_SHAPES", {})  # every command is a process of its own
