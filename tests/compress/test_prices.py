@@ -3,6 +3,8 @@ is not, and never more than the budget."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -142,3 +144,16 @@ def test_loading_weights_counts() -> None:
     assert isinstance(head, nn.Linear)
     assert loaded - bare == 32 * head.weight.numel()
     assert head.out_features == CLASSES
+
+
+def test_in_int8_a_layer_on_which_much_depends_is_not_made_two() -> None:
+    """What stays is rounded: the more of the answer passes there, the more that loses."""
+    count = counted(traced(Chain()))
+    times, known = times_of(count), metrics_of(count)
+    int8 = replace(times, where="onnxruntime int8, batch 1, 1 thread")
+    assert (times.rounding, replace(times, where="openvino bf16, batch 1, 1 thread").rounding) == (0, 0)
+    first = known["first.0"]
+    one = {name: 1e6 * (torch.arange(len(getattr(first, name))) == 0).float() for name in ("values", "kernel_rows")}
+    known["first.0"] = replace(first, **one)  # one direction counts, and all the more
+    assert "first.0" in choose_ranks(Budget(0.8, times=times), count, known, 1)
+    assert "first.0" not in choose_ranks(Budget(0.8, times=int8), count, known, 1)

@@ -21,10 +21,11 @@ class Ways(NamedTuple):
 
 class Prices:
     """Of the layers of a network or of a part of it, by a budget. ``rest`` is what costs, and no compressor makes
-    smaller: products of values by values, or the time of all that is no layer."""
+    smaller: products of values by values, or the time of all that is no layer; ``rounding`` is that of the times."""
 
     def __init__(self, budget: Budget, count: MacCount) -> None:
         self._weight_cost, self._count, self._times = budget.weight_cost, count, budget.times
+        self.rounding = 0.0 if budget.times is None else budget.times.rounding
         self._calls: dict[str, list[tuple[nn.Module, int]]] = {}
         for target, module, places in count.nodes:
             self._calls.setdefault(target, []).append((module, places))

@@ -121,10 +121,11 @@ def _options(target: str, prices: Prices, known: dict[str, Metric], round_to: in
     def offer(values: Tensor, line: Line | None, most: int, separable: bool) -> None:
         if line is None:
             return
-        dropped = values.sum() - values.cumsum(0)
+        kept = values.cumsum(0)
+        effects = values.sum() - kept + prices.rounding * kept  # of what goes, and of rounding what stays
         for rank in range(round_to, most + 1, round_to):
             if (cost := line.at(rank)) < ways.whole:
-                choices.append(_Choice(Rank(rank, separable), 0.5 * float(dropped[rank - 1]), cost))
+                choices.append(_Choice(Rank(rank, separable), 0.5 * float(effects[rank - 1]), cost))
 
     out, into = module.weight.shape[:2]
     offer(metric.values, ways.channels, out, separable=False)

@@ -9,6 +9,11 @@ distance alone, so the covariance of all rows together is taken as the Kronecker
 (kh O, C kw) the rows ``sum_i (T^1/2)_ki F^1/2 W_i S^1/2``, keeping r of the right singular vectors V of A costs half of
 the sum of the other squared singular values; what rows read is reduced by ``V' S^-1/2``. On VGG16 that is within 15 per
 cent of the cost by the covariance of whole patches.
+
+In 8-bit integers what passes between the two layers is rounded as well. It is mixed
+(:mod:`sinf.compress.low_rank.solve`) so that all of its channels vary alike; then rounding costs a share of all that is kept, that of
+:attr:`sinf.graph.price.LayerTimes.rounding`: little beside what goes, but much in the first layers, on which all of the
+answer depends.
 """
 
 from __future__ import annotations
