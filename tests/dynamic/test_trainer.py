@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -194,12 +195,16 @@ def test_a_share_of_time_becomes_one_of_channels(
         train(small(), images, tmp_path / "other", replace(config, target=Target(latency=0.01)))
 
 
-def test_time_is_measured_against_the_base_model(tmp_path: Path, images: LabelledImages) -> None:
+def test_time_is_measured_against_the_base_model(
+    tmp_path: Path, images: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "time_share", partial(latency.time_share, pairs=3))
+    monkeypatch.setattr(latency, "_RATES", (1.0, 0.1))
     network = train(small(), images, tmp_path, replace(CONFIG, epochs=1))
     x = next(images.batches(COLOUR))[0]
     expected = network(x)
     state = {key: value.clone() for key, value in network.state_dict().items()}
-    assert latency.time_share(network, x, pairs=3) > 0
+    assert latency.time_share(network, x) > 0
     assert torch.equal(network(x), expected)
     with pytest.raises(ConfigError, match="within reach"):
         latency.rate_for_latency(network, x, 1e-6)
