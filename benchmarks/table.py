@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sinf.measure.accuracy import machine
+from sinf.measure.layer_table import IDLE
 from sinf.storage.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
 T = TypeVar("T")
-IDLE = 0.3  # cores that other processes may take while something is timed
 
 
 class LoadError(RuntimeError):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,18 +15,10 @@ from sinf.graph.trace import trace
 from sinf.models import load_model
 from tiny import coloured_images
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def cuts(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = ("cuts", "criteria", "table")
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module("cuts")
-    for name in names:
-        sys.modules.pop(name, None)
+def cuts(script: Callable[..., ModuleType]) -> ModuleType:
+    return script("cuts", "criteria", "table")
 
 
 def test_subgraphs_in_a_bundle(cuts: ModuleType, tiny_images: LabelledImages, tmp_path: Path) -> None:

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def dynamic(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = ("dynamic", "candidates", "table")
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module("dynamic")
-    for name in names:
-        sys.modules.pop(name, None)
+def dynamic(script: Callable[..., ModuleType]) -> ModuleType:
+    return script("dynamic", "candidates", "table")
 
 
 def test_every_training_has_a_row_of_its_own(dynamic: ModuleType) -> None:

@@ -88,7 +88,7 @@ def train(
             got = f"{config.batch} over {group.world} processes"
             raise ConfigError("a batch must part evenly", got=got, remedy="take another --batch")
         teacher = _teacher(base, config)
-        torch.manual_seed(config.seed)  # gates are drawn alike with a teacher and without
+        torch.manual_seed(config.seed)  # the same gates with a teacher and without
         network = attach(base, config.gates)
         if config.start == "importance":
             start_by_importance(network)

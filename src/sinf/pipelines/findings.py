@@ -199,7 +199,7 @@ def _find_semantic(model: SemanticModel, images: LabelledImages, progress: Progr
     went = rows["route"], rows["subgraph_ran"], rows["fell_back"]
     threshold = bundle.threshold
     return Findings(
-        kind="semantic" if len(bundle.clusters) > 1 else "cascade",
+        kind="cascade" if bundle.cascade else "semantic",
         name=bundle.spec.name,
         class_names=bundle.class_names,
         images=images,

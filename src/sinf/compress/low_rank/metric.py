@@ -11,8 +11,8 @@ the sum of the other squared singular values; what rows read is reduced by ``V' 
 cent of the cost by the covariance of whole patches.
 
 In 8-bit integers what passes between the two layers is rounded as well. It is mixed
-(:mod:`sinf.compress.low_rank.solve`) so that all of its channels vary alike; then rounding costs a share of all that is
-kept, that of :attr:`sinf.graph.price.LayerTimes.rounding`: little beside what goes, but much in the first layers, on
+(:mod:`sinf.compress.low_rank.solve`) so that all of its channels vary equally; then rounding costs a share of all that
+is kept, that of :attr:`sinf.graph.price.LayerTimes.rounding`: little beside what goes, but much in the first layers, on
 which all of the answer depends.
 """
 

@@ -135,28 +135,29 @@ def _fit_second(pair: nn.Module, answers: Iterator[tuple[Tensor, Tensor]]) -> Fa
 def _channels(own: nn.Module, expand: Tensor, reduce: Tensor, bias: Tensor) -> Factors:
     """``(O, r)``, ``(r, C kh kw)`` and ``(O,)``."""
     ones = own.weight.ndim - 2
-    mixed = _mixture(len(reduce))
-    expand, reduce = expand @ mixed, mixed @ reduce
+    expand, reduce = _mixed(expand, reduce)
     return _factors(reduce.reshape(-1, *own.weight.shape[1:]), expand[(..., *[None] * ones)], bias)
 
 
 def _separable(own: nn.Module, expand: Tensor, reduce: Tensor, bias: Tensor) -> Factors:
     """``(O, r, kh)``, ``(r, C kw)`` and ``(O,)``."""
     _, channels, _, columns = own.weight.shape
-    mixed = _mixture(len(reduce))
-    expand, reduce = torch.einsum("ori,rs->osi", expand, mixed), mixed @ reduce
+    expand, reduce = _mixed(expand, reduce)
     return _factors(reduce.view(-1, channels, 1, columns), expand[..., None], bias)
 
 
-def _mixture(size: int) -> Tensor:
-    """``(size, size)`` orthogonal and symmetric: the discrete Hartley transform.
+def _mixed(expand: Tensor, reduce: Tensor) -> tuple[Tensor, Tensor]:
+    """``(O, r, ...), (r, N)`` in another basis of what passes between: that of the discrete Hartley transform, whose
+    matrix is orthogonal and symmetric.
 
     Any basis of what passes between the two layers gives the same answers. Of the directions that were chosen the first
     vary most by far, and in 8-bit integers, with one range for all, little would be left of the others: mixed, all
-    channels vary alike.
+    channels vary equally.
     """
+    size = len(reduce)
     angles = 2 * torch.pi / size * torch.outer(*[torch.arange(size, dtype=torch.float64)] * 2)
-    return (angles.cos() + angles.sin()) / size**0.5
+    transform = (angles.cos() + angles.sin()) / size**0.5
+    return torch.einsum("or...,rs->os...", expand, transform), transform @ reduce
 
 
 def _factors(reduce: Tensor, expand: Tensor, bias: Tensor) -> Factors:
