@@ -80,8 +80,9 @@ def by_ranks(sides: list[Side]) -> dict[str, Any]:
 
 
 def in_bundle(
-    base: BaseModel, cut: str, train: LabelledImages, calibration: LabelledImages, test: LabelledImages, scored: int
-) -> dict[str, Any]:
+    base: BaseModel, cut: str, train: LabelledImages, calibration: LabelledImages, test: LabelledImages, scored: int,
+    work: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """One row, of the subgraphs of a bundle that is built, saved and opened; a head has its cluster's classes alone."""
     config = BuildConfig(
         method="ranks", cut=cut, subgraph=Budget(BUDGET), keep_anyway=True, max_loss=0.9, route_draws=ROUTED,
@@ -90,7 +91,7 @@ def in_bundle(
     scoring = train.sample(scored * base.spec.classes)
     with TemporaryDirectory() as folder:
         images = Images(scoring, scoring.sample(ROUTED), calibration)
-        build(base, images, from_column(train), config, Path(folder, "bundle"))
+        build(base, images, from_column(train), config, Path(folder, "bundle"), work=work)
         model = SemanticModel.from_pretrained(Path(folder, "bundle"))
     found = evaluate(model, test)
     macs = sum(each.images * each.tail_macs for each in found.clusters) / found.images
@@ -118,6 +119,7 @@ def main(
     cut: Annotated[str, typer.Option(help="Only after these, with commas between.")] = "",
     threads: int = 1,
     keep: Annotated[bool, typer.Option(help="Leave out rows that are in the file.")] = False,
+    work: Annotated[Path | None, typer.Option(help="Where steps of bundles are kept, for a run that goes on.")] = None,
 ) -> None:
     known = (*WEIGHTS, RANKS, BUNDLE)
     unknown = set(only.split(",")) - set(known)
@@ -141,7 +143,8 @@ def main(
         share = network.tail_macs.total() / network.macs.total()
         for way in ways:
             if way == BUNDLE:
-                row = in_bundle(base, after, train, load_images(data, "test[:50%]"), sides.test, scored)
+                calibration = load_images(data, "test[:50%]")
+                row = in_bundle(base, after, train, calibration, sides.test, scored, work)
             elif way == RANKS:
                 row = by_ranks(sides.of(CLUSTER, 0))
             else:
