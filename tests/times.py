@@ -32,4 +32,4 @@ def times_of(count: MacCount, each: dict[str, float] | None = None, rest: float 
             Line(0.0, scale * places * (into * columns + out * rows)),
         )
         total += len(calls) * scale * places * kernel * out * into
-    return LayerTimes("here", total + rest, total, tuple(layers.items()))
+    return LayerTimes("here", "f32", total + rest, total, tuple(layers.items()))

@@ -89,7 +89,7 @@ def test_a_second_call_costs_too() -> None:
         else (target, price)
         for target, price in times.layers
     )
-    ranks = choose_ranks(Budget(0.8, times=LayerTimes("", times.total, times.in_layers, layers)), count, known, 1)
+    ranks = choose_ranks(Budget(0.8, times=LayerTimes("", "f32", times.total, times.in_layers, layers)), count, known, 1)
     assert "second.0" not in ranks
 
 
@@ -150,8 +150,9 @@ def test_in_int8_a_layer_on_which_much_depends_is_not_made_two() -> None:
     """What stays is rounded: the more of the answer passes there, the more that loses."""
     count = counted(traced(Chain()))
     times, known = times_of(count), metrics_of(count)
-    int8 = replace(times, where="onnxruntime int8, batch 1, 1 thread")
-    assert (times.rounding, replace(times, where="openvino bf16, batch 1, 1 thread").rounding) == (0, 0)
+    int8 = replace(times, precision="int8")
+    assert (times.rounding, replace(times, precision="bf16").rounding) == (0, 0)
+    assert replace(times, where="an engine called int8, batch 1").rounding == 0
     first = known["first.0"]
     one = {name: 1e6 * (torch.arange(len(getattr(first, name))) == 0).float() for name in ("values", "kernel_rows")}
     known["first.0"] = replace(first, **one)  # one direction counts, and all the more

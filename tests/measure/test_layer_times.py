@@ -21,7 +21,7 @@ from sinf.graph.coupling import couple
 from sinf.graph.price import LayerTimes
 from sinf.measure import layer_times as module
 from sinf.measure.layer_table import LayerTable
-from sinf.measure.layer_times import layer_times, probes_of
+from sinf.measure.layer_times import from_tensors, layer_times, probes_of, to_tensors
 from tiny import COLOUR, NETWORKS, Attention, Chain, ChannelsLast, Depthwise, traced
 
 Clock = Callable[[Any], float]
@@ -137,6 +137,14 @@ def test_probes_run(network: type[nn.Module]) -> None:
     assert times.where == "torch f32, batch 2, 1 thread"
     assert times.in_layers > 0
     assert all(price.widths.at(4, 4) >= 0 or price.widths.fixed < 0 for _, price in times.layers)
+
+
+@pytest.mark.parametrize("precision", ["f32", "int8"])
+def test_what_is_stored_comes_back(clock: list[Any], table: LayerTable, precision: str) -> None:
+    """To the bit, with the precision as a field of its own, which says whether rounding counts."""
+    times = times_of(Wide(), table=table, precision=precision)
+    assert (times.precision, times.rounding > 0) == (precision, precision == "int8")
+    assert from_tensors(to_tensors(times)) == times
 
 
 def test_vectors_of_an_image_are_timed_together(clock: list[Any]) -> None:

@@ -427,6 +427,9 @@ def test_budgets_are_of_time_where_it_will_run(
     again = made(replace(place, opened={}))
     assert len(asked) == 1
     assert [row.name for row in again.rows] == [row.name for row in first.rows]
+    monkeypatch.setattr(module, "FORMAT", 0)  # as a version stored them that timed layers in another way
+    made(replace(place, opened={}))
+    assert len(asked) == 2
     assert "60 % of the time in here kept" in (tmp_path / "fast" / "README.md").read_text()
 
 

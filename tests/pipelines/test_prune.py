@@ -243,6 +243,9 @@ def test_a_latency_budget_that_was_found_is_found_again(
     assert prune(base, tiny_images, config, tmp_path / "other").rule != first.rule
     prune(base, tiny_images, replace(config, rule=LatencyBudget(0.6)), tmp_path / "work")
     assert len(timed) == 3
+    monkeypatch.setattr(latency_budget, "FORMAT", 0)  # as a version stored it that timed layers in another way
+    prune(base, tiny_images, config, tmp_path / "work")
+    assert len(timed) == 4
 
 
 def test_a_latency_budget_where_layers_cannot_be_timed_one_by_one(

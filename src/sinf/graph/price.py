@@ -48,22 +48,20 @@ class Price:
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """Milliseconds of the layers of one network ``where`` they will run (engine, precision, batch, threads).
+    """Milliseconds of the layers of one network where they will run.
 
     Attributes:
+        where: engine, precision, batch and threads, in words.
+        precision: in which they were measured.
         total: of the network as it is, and ``in_layers`` of all its calls of layers.
         layers: prices by target, of one call each.
     """
 
     where: str
+    precision: str
     total: float
     in_layers: float
     layers: tuple[tuple[str, Price], ...]
-
-    @property
-    def precision(self) -> str:
-        """In which they were measured."""
-        return self.where.partition(",")[0].rpartition(" ")[2]
 
     @property
     def rounding(self) -> float:

@@ -31,7 +31,7 @@ from sinf.measure.layer_table import LayerTable, Times, is_idle
 from sinf.measure.timing import OtherProcesses, Progress, pinned_threads
 from sinf.version import __version__
 
-FORMAT = 1  # of what is kept: another one when layers are timed in another way
+FORMAT = 2  # of what is kept and stored: another one when layers are timed, or written, in another way
 RUNS, LEAST_RUNS, SECONDS = 100, 10, 60  # of every probe; fewer where all together would take longer
 LEAST_SECONDS = 0.5  # of all together: the system counts the time of other processes in hundredths
 _TOUCHED = (2, 8, 32, 128)  # MB: networks between two of these fill about as much of the caches
@@ -90,7 +90,7 @@ def layer_times(
     layers = {target: _price(module, kind, kinds) for target, module, kind in calls}
     in_layers = sum(layers[target].widths.at(*module.weight.shape[:2]) for target, module, _ in calls)
     there = f"{engine} {precision}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
-    return LayerTimes(there, total, in_layers, tuple(layers.items()))
+    return LayerTimes(there, precision, total, in_layers, tuple(layers.items()))
 
 
 class _Stand:
@@ -295,10 +295,13 @@ def _pair(first: Widths, second: Widths, out: int, into: int) -> Line:
 
 
 def to_tensors(times: LayerTimes) -> dict[str, Tensor]:
-    """Times as steps are stored; ``where`` is text, as its bytes."""
+    """Times as steps are stored, which depend on :data:`FORMAT`; text is its bytes."""
     nothing = (math.nan, math.nan)
     found = {
-        "where": torch.tensor(list(times.where.encode()), dtype=torch.uint8),
+        name: torch.tensor(list(text.encode()), dtype=torch.uint8)
+        for name, text in (("where", times.where), ("precision", times.precision))
+    }
+    found |= {
         "total": torch.tensor([times.total, times.in_layers], dtype=torch.float64),
     }
     for target, price in times.layers:
@@ -318,4 +321,5 @@ def from_tensors(stored: dict[str, Tensor]) -> LayerTimes:
                 None if math.isnan(line[0]) else Line(*line) for line in ((first, each), (down, across))
             )
             layers.append((name.removeprefix("layer."), Price(Widths(*widths), channels, separable)))
-    return LayerTimes(bytes(stored["where"].tolist()).decode(), total, in_layers, tuple(layers))
+    where, precision = (bytes(stored[name].tolist()).decode() for name in ("where", "precision"))
+    return LayerTimes(where, precision, total, in_layers, tuple(layers))

@@ -17,7 +17,7 @@ from sinf.graph.prepare import prepare
 from sinf.graph.weight_cost import WEIGHT_COST
 from sinf.measure.accuracy import machine
 from sinf.measure.layer_table import LayerTable
-from sinf.measure.layer_times import from_tensors, layer_times, to_tensors
+from sinf.measure.layer_times import FORMAT, from_tensors, layer_times, to_tensors
 from sinf.measure.timing import latency
 from sinf.pipelines.prune_config import LatencyBudget
 from sinf.pipelines.prune_search import largest_in_time
@@ -72,6 +72,7 @@ def budget_within(
         return found if times is None else found | to_tensors(times)
 
     depends = depends | asdict(target) | machine() | {"engine version": runtime_of(target.engine).version}
+    depends |= {"times": FORMAT}
     found = store.get("latency-budget", depends, measured)
     times = from_tensors(found) if "where" in found else None
     return Budget(found["share"].item(), WEIGHT_COST, times)

@@ -23,7 +23,7 @@ from sinf.graph.trace import trace
 from sinf.measure.accuracy import machine
 from sinf.measure.delivery import ExpectedLoss, answers_of
 from sinf.measure.layer_table import LayerTable
-from sinf.measure.layer_times import from_tensors, layer_times, to_tensors
+from sinf.measure.layer_times import FORMAT, from_tensors, layer_times, to_tensors
 from sinf.measure.timing import Latency, interleaved
 from sinf.models import BaseModel
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
@@ -125,8 +125,9 @@ class Search:
             return None
         run, _ = Static(base, BASE).run_in(self.place, precision)
         depends = {
-            "sinf": __version__, "machine": machine(), "engine": config.engine, "precision": precision,
-            "batch": config.batch, "threads": config.threads, "weights": hash_tensors(base.module.state_dict()),
+            "sinf": __version__, "format": FORMAT, "machine": machine(), "engine": config.engine,
+            "precision": precision, "batch": config.batch, "threads": config.threads,
+            "weights": hash_tensors(base.module.state_dict()),
         }  # fmt: skip
 
         def measured() -> LayerTimes:
