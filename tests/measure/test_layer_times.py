@@ -247,10 +247,12 @@ def test_what_times_depend_on_is_timed_anew(
 
 
 def test_a_network_that_fills_more_of_the_caches() -> None:
-    """By its weights, and by what its layers write for a batch."""
+    """By its weights, and by what its layers write for a batch, in the numbers of the precision."""
     small, large = traced(Wide()), traced(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 20_000)))
     assert module._touched(small, 1) == 2
     assert module._touched(large, 1) == 32
+    assert module._touched(large, 1, "bf16") == module._touched(large, 1, "int8") == 8  # 4 million weights
+    assert (module._touched(large, 80, "bf16"), module._touched(large, 80, "int8")) == (32, 8)
     assert module._touched(small, 200) == 8
     assert module._touched(small, 10_000) is None
 

@@ -34,6 +34,7 @@ from sinf.version import __version__
 FORMAT = 2  # of what is kept and stored: another one when layers are timed, or written, in another way
 RUNS, LEAST_RUNS, SECONDS = 100, 10, 60  # of every probe; fewer where all together would take longer
 LEAST_SECONDS = 0.5  # of all together: the system counts the time of other processes in hundredths
+_BYTES = {"int8": 1, "bf16": 2}  # of a number; four in f32
 _TOUCHED = (2, 8, 32, 128)  # MB: networks between two of these fill about as much of the caches
 _LEAST = 8  # channels
 _SMALL = 1 / 4  # of the most channels of a kind: the smaller of the two widths that are timed
@@ -147,20 +148,21 @@ def _where(
     return {
         "format": FORMAT, "sinf": __version__, **machine(), "instructions": torch.backends.cpu.get_cpu_capability(),
         "engine": engine, "engine_version": runtime_of(engine).version, "precision": precision, "batch": batch,
-        "threads": threads, "touched_mb": _touched(graph, batch),
+        "threads": threads, "touched_mb": _touched(graph, batch, precision),
     }  # fmt: skip
 
 
-def _touched(graph: fx.GraphModule, batch: int) -> int | None:
-    """How much of the caches a run of the network takes, by weights and by what layers write, in f32: MB at most, None
-    for more than all steps. It runs before each run of a layer, so times of layers depend on it."""
+def _touched(graph: fx.GraphModule, batch: int, precision: str = "f32") -> int | None:
+    """How much of the caches a run of the network takes, by weights and by what layers write: MB at most, None for more
+    than all steps. It runs before each run of a layer, so times of layers depend on it."""
     weights: dict[Any, int] = {}
     written = 0
     for node in graph.graph.nodes:
         if node.op == "call_module" and node.meta.get("shape") is not None:
             weights[node.target] = sum(weight.numel() for weight in layer(graph, node).parameters())
             written += batch * math.prod(node.meta["shape"][1:]) * bool(weights[node.target])
-    return next((step for step in _TOUCHED if 4 * (sum(weights.values()) + written) <= step << 20), None)
+    touched = _BYTES.get(precision, 4) * (sum(weights.values()) + written)
+    return next((step for step in _TOUCHED if touched <= step << 20), None)
 
 
 def _kept(widest: dict[Kind, tuple[int, int]], where: dict[str, Any], table: LayerTable) -> dict[Kind, Times]:
