@@ -119,6 +119,17 @@ def test_what_is_no_layer_takes_its_share_of_time() -> None:
     assert 0 < rest[1] < 1000
 
 
+def test_layers_that_take_longer_one_by_one_than_the_network_leave_no_rest() -> None:
+    """And a budget is a share of what they take: with less than nothing beside them, more than that would stay."""
+    count = counted(traced(Chain()))
+    bare, known = times_of(count), metrics_of(count)
+    over = replace(bare, total=0.8 * bare.total)
+    assert Prices(Budget(1.0, times=over), count).rest == 0
+    assert choose_ranks(Budget(0.6, times=over), count, known, 1) == choose_ranks(
+        Budget(0.6, times=bare), count, known, 1
+    )
+
+
 def test_a_layer_that_is_called_twice_takes_its_time_twice() -> None:
     count = counted(traced(Shared()))
     times = times_of(count)

@@ -21,7 +21,8 @@ class Ways(NamedTuple):
 
 class Prices:
     """Of the layers of a network or of a part of it, by a budget. ``rest`` is what costs, and no compressor makes
-    smaller: products of values by values, or the time of all that is no layer; ``rounding`` is that of the times."""
+    smaller: products of values by values, or the time of all that is no layer, none where layers one by one take more
+    than the network does; ``rounding`` is that of the times."""
 
     def __init__(self, budget: Budget, count: MacCount) -> None:
         self._weight_cost, self._count, self._times = budget.weight_cost, count, budget.times
@@ -34,7 +35,8 @@ class Prices:
             self.rest = float(count.products)
         else:  # of a part, as much of the rest as it has of the layers
             ours = sum(price.at(*module.weight.shape[:2]) for _, module, price in self.by_widths())
-            self.rest = (self._times.total - self._times.in_layers) * ours / (self._times.in_layers or 1.0)
+            rest = max(0.0, self._times.total - self._times.in_layers)
+            self.rest = rest * ours / (self._times.in_layers or 1.0)
 
     def by_widths(self) -> list[tuple[str, nn.Module, Widths]]:
         """Every call of a layer, and what it costs by its widths."""
