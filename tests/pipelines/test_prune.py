@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -39,6 +40,7 @@ from sinf.pipelines import prune as pruning
 from sinf.pipelines.comparison import Size, check_target, compare, save
 from sinf.pipelines.prune import LatencyBudget, PruneConfig, prune
 from sinf.pipelines.prune_config import describe
+from sinf.training.recipe import Distillation
 from sinf.training.train import TrainConfig
 from times import like_macs
 from tiny import COLOUR, NETWORKS, Attention, random_keep, randomise, traced
@@ -291,6 +293,23 @@ def test_fine_tuning_resumes_and_ends_the_same(base: BaseModel, tiny_images: Lab
         assert torch.equal(value, resumed.module.state_dict()[name]), name
     bare = prune(base, tiny_images, replace(config, finetune=None), tmp_path / "part")
     assert not torch.equal(answers(bare.module), answers(whole.module))
+
+
+def test_fine_tuning_learns_as_much_from_the_base_model_as_it_is_told(
+    base: BaseModel, tiny_images: LabelledImages, tmp_path: Path
+) -> None:
+    """Each in a folder of its own, so that one work folder serves all; without a weight there is no teacher."""
+    config = replace(CONFIG, finetune=TrainConfig(epochs=2, batch=30, learning_rate=0.01, label_smoothing=0.0))
+
+    def made(distillation: Distillation) -> torch.Tensor:
+        config_now = replace(config, distillation=distillation)
+        return answers(prune(base, tiny_images, config_now, tmp_path, training=tiny_images).module)
+
+    ways = [Distillation(), Distillation(0.0), Distillation(1.0), Distillation(0.9, temperature=1.0)]
+    found = [made(way) for way in ways]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(found, 2))
+    assert torch.equal(made(Distillation(0.0, temperature=2.0)), found[1])
+    assert torch.equal(made(Distillation(0.9, 4.0)), found[0])
 
 
 def test_fine_tuning_needs_images(base: BaseModel, tiny_images: LabelledImages, tmp_path: Path) -> None:

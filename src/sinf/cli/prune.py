@@ -13,9 +13,12 @@ from sinf.cli import options
 from sinf.measure.limits import Limits
 from sinf.option import IMAGES, RUN, Option
 from sinf.pipelines.prune_config import Amount, FineTuning, PruneConfig, describe
+from sinf.training.recipe import Distillation
 
 if TYPE_CHECKING:
     from sinf.training.train import EpochReport
+
+FROM_BASE = Distillation()
 
 
 def prune(
@@ -28,6 +31,7 @@ def prune(
     limits: Limits,
     finetuning: FineTuning,
     machine: options.Machine = options.ONE_THREAD,
+    distillation: Distillation = FROM_BASE,
     score: options.Score = "train",
     validate: Annotated[
         str | None,
@@ -69,6 +73,7 @@ def prune(
         weight_cost=amount.price,
         limits=replace(limits, threads=pinned),
         finetune=finetuning.recipe(config.seed),
+        distillation=distillation,
         memory=machine.memory,
     )
     need_labels = config.finetune is not None

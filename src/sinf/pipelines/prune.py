@@ -156,7 +156,7 @@ class _Pruning:
                 self._finetune_folder(method, rule, training, config.finetune),
                 config.finetune,
                 start=pruned.module.state_dict(),
-                teacher=Teacher(self.base.module),
+                teacher=Teacher(self.base.module, config.distillation) if config.distillation.weight else None,
                 report=report,
                 progress=lambda done, total: self.progress("fine-tuning", done, total),
             )
@@ -298,7 +298,7 @@ class _Pruning:
     ) -> Path:
         """One for each run, since a work folder may serve several."""
         depends = self._depends(method, rule) | asdict(recipe) | {"device": None, "training": training.fingerprint()}
-        depends["recalibrate"] = self.config.recalibrate
+        depends |= {"recalibrate": self.config.recalibrate, "distillation": asdict(self.config.distillation)}
         return self.store.folder / self.store.name("finetune", depends)
 
     def _without_held_out(self, training: LabelledImages) -> LabelledImages:

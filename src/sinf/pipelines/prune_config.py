@@ -13,7 +13,7 @@ from sinf.machine.sizes import DEFAULT
 from sinf.measure.limits import Limits
 from sinf.option import COMPRESSION, IMAGES, TRAINING, Option, Seed
 from sinf.pipelines.compression_options import Criterion, Reconstruct, RoundTo
-from sinf.training.recipe import Batch, BFloat16, Device, LearningRate, TrainConfig
+from sinf.training.recipe import Batch, BFloat16, Device, Distillation, LearningRate, TrainConfig
 
 if TYPE_CHECKING:
     from sinf.data.images import LabelledImages
@@ -115,6 +115,7 @@ class PruneConfig:
         method: with "auto", what loses least under the rule, or saves most time within the limits.
         limits: what must hold for the network to be handed out, None for no check; all images decide then.
         finetune: how it is trained afterwards, None for not at all.
+        distillation: how much it then learns from the base model's answers.
         reconstruct_bytes: memory that activations may take while it is reconstructed.
         weight_cost: MACs that loading a weight counts for where there is no rule (see ``Budget``).
         memory: bytes that the process may take; batches are as large as that allows.
@@ -134,6 +135,7 @@ class PruneConfig:
     reconstruct: Reconstruct = True
     recalibrate: Annotated[bool, Option("Take batch-norm statistics from the scoring images.", COMPRESSION)] = False
     finetune: TrainConfig | None = None
+    distillation: Distillation = field(default_factory=Distillation)
     round_to: RoundTo = 8
     reconstruct_bytes: int = 1 << 30
     weight_cost: float = WEIGHT_COST
