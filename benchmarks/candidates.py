@@ -58,7 +58,7 @@ DRAWS = 9999  # of the bootstrap over images
 PLANS: dict[str, dict[str, Any]] = {
     "vgg16": {
         "cut": "features.23",
-        RANKS_TIME: (0.42, 0.35, 0.5, 0.28),
+        RANKS_TIME: (0.42, 0.35, 0.5, 0.28, 0.46, 0.38, 0.33, 0.31),
         CASCADE: (
             {"cut": "features.13", "common": 0.5, "subgraph": 0.15},
             {"cut": "features.13", "common": 0.42, "subgraph": 0.12},
