@@ -293,6 +293,32 @@ def compared(model: str) -> str:
     return markdown(["asked", *methods], lines) if any(row.get("cost") for row in rows) else MISSING
 
 
+def fastest(rows: list[Row], limit: float) -> Row | None:
+    """The row that a limit (points) picks: by what it does to test[:50%], and by its time."""
+    within = [row for row in rows if float(row["calibration_loss"]) <= limit]
+    return max(within, key=lambda row: float(row["time_saved"]), default=None)
+
+
+def curve(model: str) -> str:
+    """One network for all classes by every compressor, of one run, the slowest first; what a limit picks is said."""
+    rows = read(f"curve_{model}_cpu.csv")
+    picks: dict[str, list[str]] = {}
+    for limit in ("0.5", "1", "2"):
+        row = fastest(rows, float(limit))
+        if row is not None:
+            picks.setdefault(row["made"], []).append(limit)
+    lines = []
+    for row in sorted(rows, key=lambda row: float(row["time_saved"])):
+        lost = f"{points_of(row['loss'])} ({bounds(row, 'loss', points_of)})"
+        saved = f"{percent(row['time_saved'])} ({bounds(row, 'time_saved')})"
+        asked = ", ".join(picks.get(row["made"], []))
+        lines.append([row["made"], asked and f"**{asked}**", points_of(row["calibration_loss"]), lost, row["calls"],
+                      percent(row["macs_saved"]), saved, *machine_of(row)])  # fmt: skip
+    head = ("budgets", "picked for a limit of", "loss, `test[:50%]`", "loss, `test[50%:]`", "calls of layers",
+            "MACs saved", "time saved", "base, ms", "load, cores")  # fmt: skip
+    return markdown(head, lines) if lines else MISSING
+
+
 def points(model: str) -> str:
     budgets = "common, extractor, fallback, subgraph"
     head = ("method", "criterion", budgets, "asked", "loss, `test[:50%]`", "loss", "95 %", "MACs saved", "time saved",
@@ -534,6 +560,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "headline details": headline_details,
     "cascades": cascades,
+    "curve vgg16": lambda: curve("vgg16"),
+    "curve resnet56": lambda: curve("resnet56"),
     "compared vgg16": lambda: compared("vgg16"),
     "compared resnet56": lambda: compared("resnet56"),
     "points vgg16": lambda: points("vgg16"),

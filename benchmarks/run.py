@@ -83,6 +83,7 @@ def commands(shared: Path, work: Path) -> list[Command]:
             delivered = work / "optimize" / name / "delivered"
             add("corruption", name, path, data, delivered, writes=("corruption_vgg16.csv",))
         add("budgets", name, path, data, writes=(f"budgets_{name}_cpu.csv",))
+        add("curve", name, path, data, "--work", work / "curve" / name, writes=(f"curve_{name}_cpu.csv",))
         add("tradeoff", name, path, data, "--work", work_of[name], writes=(f"tradeoff_{name}_cpu.csv",))
 
     bundles = {"vgg16": work / "resources" / "bundle", "resnet56": work / "bundle56", "resnet18": work / "bundle18"}
@@ -112,7 +113,7 @@ def commands(shared: Path, work: Path) -> list[Command]:
     for scored, ways in ((200, "reconstructed,low-rank"), (100, "low-rank"), (100, "low-rank-bundle")):
         ranks = ("--scored", scored, "--only", ways)
         add("cuts", "resnet56", weights["resnet56"], data, *ranks, writes=("cuts_resnet56.csv",))
-    ranks = ("--scored", 40, "--only", "low-rank-bundle")
+    ranks = ("--scored", 100, "--only", "low-rank-bundle")
     add("cuts", "vgg16", weights["vgg16"], data, *ranks, writes=("cuts_vgg16.csv",))
     add("grouped", writes=("grouped_cpu.csv",))
     add("dcs", "vgg16", weights["vgg16"], data, writes=("dcs_vgg16.csv",))

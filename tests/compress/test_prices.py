@@ -89,7 +89,9 @@ def test_a_second_call_costs_too() -> None:
         else (target, price)
         for target, price in times.layers
     )
-    ranks = choose_ranks(Budget(0.8, times=LayerTimes("", "f32", times.total, times.in_layers, layers)), count, known, 1)
+    ranks = choose_ranks(
+        Budget(0.8, times=LayerTimes("", "f32", times.total, times.in_layers, layers)), count, known, 1
+    )
     assert "second.0" not in ranks
 
 
