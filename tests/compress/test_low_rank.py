@@ -94,6 +94,25 @@ def test_at_full_rank_nothing_changes(name: str, separable: bool) -> None:
         assert target not in called
 
 
+def separable_site(layer: nn.Conv2d, x: Tensor) -> Statistics:
+    """Statistics of a layer alone, of which every output counts the same."""
+    kernel_rows, y = kernel_rows_of(layer, x), layer(x).movedim(1, -1).flatten(0, -2).double()
+    outputs = OutputMoments(y.sum(0), y.T @ y, torch.tensor(len(y)))
+    moments = [outputs, Fisher(torch.eye(len(layer.weight))), kernel_rows]
+    return Statistics({"layer": SiteStatistics("layer", layer.weight.flatten(2), 1, moments)})
+
+
+def separated(layer: nn.Conv2d, found: Statistics, rank: int) -> nn.Sequential:
+    graph = fx.symbolic_trace(nn.Sequential(OrderedDict(layer=layer)))
+    deltas = low_rank.factor(graph, {"layer": Rank(rank, True)}, found, low_rank.metrics(found))
+    two = deltas["layer"].apply(layer, layer, torch.arange(7), Slot(1, torch.arange(3)))
+    assert isinstance(two, nn.Sequential)
+    return two
+
+
+RAISED = 1 + metric_module._FLOOR  # the Fisher information of one for all, and its floor
+
+
 @torch.no_grad()
 def test_what_separable_layers_lose_is_what_was_said() -> None:
     """Where rows of a patch are independent and none is outside, the covariance is the Kronecker product: losses are
@@ -101,19 +120,31 @@ def test_what_separable_layers_lose_is_what_was_said() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 7, 3, padding=(0, 1))
     x = torch.randn(3000, 3, 3, 5)
-    kernel_rows, y = kernel_rows_of(layer, x), layer(x).movedim(1, -1).flatten(0, -2).double()
-    outputs = OutputMoments(y.sum(0), y.T @ y, torch.tensor(len(y)))
-    site = SiteStatistics("layer", layer.weight.flatten(2), 1, [outputs, Fisher(torch.eye(7)), kernel_rows])
-    metric = low_rank.metrics(Statistics({"layer": site}))["layer"]
-    graph = fx.symbolic_trace(nn.Sequential(OrderedDict(layer=layer)))
-    raised = 1 + metric_module._FLOOR  # the Fisher information of one for all, and its floor
+    found = separable_site(layer, x)
+    metric = low_rank.metrics(found)["layer"]
     for rank in (2, 4, 8):
-        ranks, known = {"layer": Rank(rank, True)}, {"layer": metric}
-        found = low_rank.factor(graph, ranks, Statistics({"layer": site}), known)
-        two = found["layer"].apply(layer, layer, torch.arange(7), Slot(1, torch.arange(3)))
-        lost = two(x).movedim(1, -1).flatten(0, -2).double() - y
+        lost = separated(layer, found, rank)(x) - layer(x)
         said = float(metric.kernel_rows[rank:].sum())
-        assert float(lost.square().sum(1).mean()) * raised == pytest.approx(said, rel=0.05)
+        assert float(lost.square().sum(1).mean()) * RAISED == pytest.approx(said, rel=0.05)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("alike", [0.0, 0.99])
+def test_what_rounding_between_separable_layers_costs_is_what_was_said(alike: float) -> None:
+    """Also where rows are alike: then a kernel that tells differences hears the noise and not the image."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 7, 3, padding=(0, 1))
+    layer.weight -= layer.weight.mean(2, keepdim=True)  # differences between rows
+    x = alike * torch.randn(3000, 3, 1, 5) + (1 - alike**2) ** 0.5 * torch.randn(3000, 3, 3, 5)
+    found = separable_site(layer, x)
+    metric, share = low_rank.metrics(found)["layer"], 1e-3
+    two = separated(layer, found, 8)
+    passes = two[0](x)
+    noise = torch.randn_like(passes) * (share * passes.var(dim=(0, 2, 3), keepdim=True)).sqrt()
+    heard = float((two[1](passes + noise) - two[1](passes)).square().sum(1).mean())
+    assert heard * RAISED == pytest.approx(share * float(metric.kernel_row_noise[:8].sum()), rel=0.1)
+    many = float(metric.kernel_row_noise.sum() / metric.kernel_rows.sum())
+    assert many == pytest.approx(1, rel=0.1) if alike == 0 else many > 20
 
 
 @torch.no_grad()

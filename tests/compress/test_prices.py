@@ -40,7 +40,7 @@ def metrics_of(count: MacCount, seed: int = 0) -> dict[str, Metric]:
             torch.rand(into * 3, generator=draw).sort(descending=True).values if module.weight.ndim == 4 else values[:0]
         )
         eye = torch.eye(out)
-        found[target] = Metric(eye, eye, values, rows, 16.0)
+        found[target] = Metric(eye, eye, values, rows, rows, 16.0)
     return found
 
 
@@ -167,7 +167,8 @@ def test_in_int8_a_layer_on_which_much_depends_is_not_made_two() -> None:
     assert (times.rounding, replace(times, precision="bf16").rounding) == (0, 0)
     assert replace(times, where="an engine called int8, batch 1").rounding == 0
     first = known["first.0"]
-    one = {name: 1e6 * (torch.arange(len(getattr(first, name))) == 0).float() for name in ("values", "kernel_rows")}
+    names = ("values", "kernel_rows", "kernel_row_noise")
+    one = {name: 1e6 * (torch.arange(len(getattr(first, name))) == 0).float() for name in names}
     known["first.0"] = replace(first, **one)  # one direction counts, and all the more
     assert "first.0" in choose_ranks(Budget(0.8, times=times), count, known, 1)
     assert "first.0" not in choose_ranks(Budget(0.8, times=int8), count, known, 1)

@@ -1,6 +1,7 @@
 """Parts in 8-bit integers, by static quantisation: ranges of activations are those of calibration images.
 
-Every part is quantised by itself, by onnxruntime's quantiser, into plain ``QuantizeLinear`` and ``DequantizeLinear``
+Every part is quantised by itself: its weights are rounded so that what it writes changes least
+(:mod:`sinf.engine.rounding`), and onnxruntime's quantiser makes it plain ``QuantizeLinear`` and ``DequantizeLinear``
 around convolutions and products, which ONNX Runtime and OpenVINO both run in integers. What decides about routes stays
 in f32, since a route that changes costs more than its rounding: the route predictor, deferral heads, and the last
 layer.
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from sinf.engine.onnx_parts import signature
 from sinf.engine.parts import bare
+from sinf.engine.rounding import round_weights
 from sinf.engine.torch_engine import TorchEngine
 from sinf.errors import ConfigError, DependencyError, ModelError
 from sinf.routing.router import FRONT, part_name
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _QUANTISED = (*_PRODUCTS, "Add", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Relu")
+_STEPS, _FEWER_STEPS = 127, 64  # of a weight each way, as onnxruntime has them; fewer are its reduced range
 AT_ONCE = 16  # calibration images
 _OF_CLUSTER = 64  # calibration images of a subgraph: those that are most likely its own
 
@@ -84,21 +87,21 @@ def quantise_graph(model: onnx.ModelProto, feeds: Iterator[dict[str, Any]], what
         raise DependencyError("int8 needs onnxruntime's quantiser", remedy="pip install onnxruntime") from error
     import onnx
 
-    kept = _kept(model)
+    kept, known, full = _kept(model), list(feeds), _has_dot_product()
     if not any(node.op_type in _PRODUCTS and node.name not in kept for node in model.graph.node):
         return model
     with tempfile.TemporaryDirectory(prefix="sinf-int8-") as folder, _quiet():
         path = Path(folder, "part.onnx")
         try:
             quantization.quantize_static(
-                model,
+                round_weights(model, known, kept, _STEPS if full else _FEWER_STEPS),
                 path,
-                _reader(feeds),
+                _reader(known),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=list(_QUANTISED),
                 nodes_to_exclude=kept,
                 per_channel=True,
-                reduce_range=not _has_dot_product(),
+                reduce_range=not full,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
             )
@@ -128,8 +131,10 @@ def _kept(model: onnx.ModelProto) -> list[str]:
     return kept
 
 
-def _reader(feeds: Iterator[dict[str, Any]]) -> Any:
+def _reader(known: list[dict[str, Any]]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
+
+    feeds = iter(known)
 
     class Reader(CalibrationDataReader):
         def get_next(self) -> dict[str, Any] | None:

@@ -118,18 +118,18 @@ def _options(target: str, prices: Prices, known: dict[str, Metric], round_to: in
     if metric is None or not can_factor(module):
         return choices
 
-    def offer(values: Tensor, line: Line | None, most: int, separable: bool) -> None:
+    def offer(values: Tensor, noise: Tensor, line: Line | None, most: int, separable: bool) -> None:
         if line is None:
             return
-        kept = values.cumsum(0)
-        effects = values.sum() - kept + prices.rounding * kept  # of what goes, and of rounding what stays
+        effects = values.sum() - values.cumsum(0) + prices.rounding * noise.cumsum(0)  # of what goes, and of rounding
         for rank in range(round_to, most + 1, round_to):
             if (cost := line.at(rank)) < ways.whole:
                 choices.append(_Choice(Rank(rank, separable), 0.5 * float(effects[rank - 1]), cost))
 
     out, into = module.weight.shape[:2]
-    offer(metric.values, ways.channels, out, separable=False)
+    offer(metric.values, metric.values, ways.channels, out, separable=False)
     if len(metric.kernel_rows):
         rows, columns = module.weight.shape[2:]
-        offer(metric.kernel_rows, ways.separable, min(into * columns, out * rows), separable=True)
+        most = min(into * columns, out * rows)
+        offer(metric.kernel_rows, metric.kernel_row_noise, ways.separable, most, separable=True)
     return choices

@@ -11,9 +11,10 @@ the sum of the other squared singular values; what rows read is reduced by ``V' 
 cent of the cost by the covariance of whole patches.
 
 In 8-bit integers what passes between the two layers is rounded as well. It is mixed
-(:mod:`sinf.compress.low_rank.solve`) so that all of its channels vary equally; then rounding costs a share of all that
-is kept, that of :attr:`sinf.graph.price.LayerTimes.rounding`: little beside what goes, but much in the first layers, on
-which all of the answer depends.
+(:mod:`sinf.compress.low_rank.solve`) so that all of its channels vary equally; then rounding adds a share of that
+variance to each (:attr:`sinf.graph.price.LayerTimes.rounding`). Through channels this costs that share of all that is
+kept. Separable it costs more: neighbouring rows of an image are alike and what is rounded off them is not, so that a
+kernel which tells differences between rows hears the rounding far better than the image; the first layers do.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Metric:
         root: ``(O, O)`` F^1/2, and ``inverse`` F^-1/2.
         values: ``(O,)``, falling: the effects of channels, in twice the nats of an image.
         kernel_rows: ``(C kw,)``, falling: those of reduced rows; empty where a layer cannot be separable.
+        kernel_row_noise: ``(C kw,)``, in the same order: those of noise as strong as what passes, in every row its own.
         kernel_row_positions: how many rows of the kernel read an image.
     """
 
@@ -44,6 +46,7 @@ class Metric:
     inverse: Tensor
     values: Tensor
     kernel_rows: Tensor
+    kernel_row_noise: Tensor
     kernel_row_positions: float
 
     def channels(self, covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -56,7 +59,7 @@ class Metric:
         """``(O, r, kh), (r, C kw)`` for a weight ``(O, C, kh, kw)``, S and T: two layers that keep the ``rank``
         directions of most effect."""
         half, whiten = _roots(covariance)
-        vectors = _kernel_row_effects(weight, self.root, half, correlation)[1][:, :rank]
+        vectors = _kernel_row_effects(weight, self.root, half, correlation)[2][:, :rank]
         rows = weight.double().permute(0, 2, 1, 3).flatten(2)  # (O, kh, C kw)
         return (rows @ (half @ vectors)).transpose(1, 2), vectors.T @ whiten
 
@@ -76,10 +79,10 @@ def _metric(site: SiteStatistics) -> Metric:
     effect = torch.linalg.eigvalsh(root @ site[OutputMoments].covariance() @ root).flip(0).clamp(min=0)
     rows_read = site[KernelRows]
     if not rows_read.present:
-        return Metric(root, inverse, effect, torch.zeros(0), 0.0)
+        return Metric(root, inverse, effect, torch.zeros(0), torch.zeros(0), 0.0)
     half, _ = _roots(rows_read.covariance())
-    of_kernel_rows = _kernel_row_effects(rows_read.as_kernel(site.weight), root, half, rows_read.row_correlation())[0]
-    return Metric(root, inverse, effect, of_kernel_rows, rows_read.count / max(1, site.images))
+    effects, noise, _ = _kernel_row_effects(rows_read.as_kernel(site.weight), root, half, rows_read.row_correlation())
+    return Metric(root, inverse, effect, effects, noise, rows_read.count / max(1, site.images))
 
 
 def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,11 +92,16 @@ def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
     return vectors @ torch.diag(values.sqrt()) @ vectors.T, vectors @ torch.diag(values.rsqrt()) @ vectors.T
 
 
-def _kernel_row_effects(weight: Tensor, root: Tensor, half: Tensor, correlation: Tensor) -> tuple[Tensor, Tensor]:
-    """``(C kw,), (C kw, C kw)``: squared singular values of A, falling, and its right singular vectors as columns."""
+def _kernel_row_effects(
+    weight: Tensor, root: Tensor, half: Tensor, correlation: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(C kw,), (C kw,), (C kw, C kw)``: squared singular values of A, falling, what they would be if no two rows of
+    an image were alike (T = 1), and A's right singular vectors as columns."""
     values, vectors = torch.linalg.eigh(correlation.double())
     across = vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T  # T^1/2
-    sensitivity = torch.einsum("po,ocil->picl", root, weight.double()).flatten(2)  # (O, kh, C kw)
-    a = torch.einsum("ki,pic->kpc", across, sensitivity).flatten(0, 1) @ half
+    sensitivity = torch.einsum("po,ocil->ipcl", root, weight.double()).flatten(2)  # (kh, O, C kw)
+    a = torch.einsum("ki,ipc->kpc", across, sensitivity).flatten(0, 1) @ half
     values, vectors = torch.linalg.eigh(a.T @ a)
-    return values.flip(0).clamp(min=0), vectors.flip(1)
+    vectors = vectors.flip(1)
+    noise = (sensitivity.flatten(0, 1) @ (half @ vectors)).square().sum(0)
+    return values.flip(0).clamp(min=0), noise, vectors
