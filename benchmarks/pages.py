@@ -126,7 +126,7 @@ def optimized() -> str:
 
 OTHERWISE = {
     "torch, as loaded": "your model as loaded, torch", "torch, compiled": "your model, torch.compile",
-    "base int8": "base model, int8 by the engine's quantiser",
+    "base int8": "base model, int8 by the engine's quantiser, weights rounded as ours are",
 }  # fmt: skip
 
 
