@@ -13,7 +13,7 @@ import torch
 
 from sinf.bundle.semantic import Bundle
 from sinf.engine import session_runtimes
-from sinf.engine.engines import native, open_engine, register, runtime_of
+from sinf.engine.engines import RUNTIMES, native, open_engine, register, runtime_of
 from sinf.engine.network_engine import open_network
 from sinf.engine.quantise import Quantiser
 from sinf.engine.torch_engine import SemanticModel
@@ -189,7 +189,7 @@ def test_one_network_answers_as_in_torch(model: SemanticModel, images: torch.Ten
 
 def test_channels_that_are_computed_together() -> None:
     """In blocks in ONNX Runtime's f32; elsewhere nothing is known of any."""
-    for name in ENGINES:
+    for name in RUNTIMES:
         for precision in runtime_of(name).precisions:
             blocks = (8, 16) if (name, precision) == ("onnxruntime", "f32") else (1,)
             assert runtime_of(name).together(precision) in blocks
