@@ -319,6 +319,18 @@ def curve(model: str) -> str:
     return markdown(head, lines) if lines else MISSING
 
 
+def of_branches(model: str) -> str:
+    """Nats that are lost for a share of the MACs: branches that become less, beside ranks."""
+    rows = read(f"branches_{model}.csv")
+    ways = list(dict.fromkeys(row["by"] for row in rows))
+    cells = {(row["macs_saved"], row["by"]): f"{float(row['nats']):.3f} ({row['count']})" for row in rows}
+    lines = [
+        [f"{100 * float(share):.0f} %", *(cells.get((share, way), "out of reach") for way in ways)]
+        for share in sorted({row["macs_saved"] for row in rows}, key=float)
+    ]
+    return markdown(("MACs saved", *ways), lines) if lines else MISSING
+
+
 def points(model: str) -> str:
     budgets = "common, extractor, fallback, subgraph"
     head = ("method", "criterion", budgets, "asked", "loss, `test[:50%]`", "loss", "95 %", "MACs saved", "time saved",
@@ -562,6 +574,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cascades": cascades,
     "curve vgg16": lambda: curve("vgg16"),
     "curve resnet56": lambda: curve("resnet56"),
+    "branches resnet56": lambda: of_branches("resnet56"),
     "compared vgg16": lambda: compared("vgg16"),
     "compared resnet56": lambda: compared("resnet56"),
     "points vgg16": lambda: points("vgg16"),

@@ -121,6 +121,17 @@ def test_what_is_no_layer_takes_its_share_of_time() -> None:
     assert 0 < rest[1] < 1000
 
 
+@pytest.mark.parametrize(("together", "round_to", "step"), [(1, 1, 1), (2, 1, 2), (4, 2, 4), (2, 3, 6)])
+def test_ranks_are_of_channels_that_are_computed_together(together: int, round_to: int, step: int) -> None:
+    """What lies between takes as long, and loses more."""
+    count = counted(traced(Chain()))
+    budget = Budget(0.9, times=replace(times_of(count), together=together))
+    ranks = choose_ranks(budget, count, metrics_of(count), round_to)
+    assert ranks
+    assert all(rank.channels % step == 0 for rank in ranks.values())
+    assert Budget(0.7).step(round_to) == round_to
+
+
 def test_layers_that_take_longer_one_by_one_than_the_network_leave_no_rest() -> None:
     """And a budget is a share of what they take: with less than nothing beside them, more than that would stay."""
     count = counted(traced(Chain()))

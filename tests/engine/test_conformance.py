@@ -13,7 +13,7 @@ import torch
 
 from sinf.bundle.semantic import Bundle
 from sinf.engine import session_runtimes
-from sinf.engine.engines import native, open_engine, register
+from sinf.engine.engines import RUNTIMES, native, open_engine, register, runtime_of
 from sinf.engine.network_engine import open_network
 from sinf.engine.quantise import Quantiser
 from sinf.engine.torch_engine import SemanticModel
@@ -185,6 +185,14 @@ def test_one_network_answers_as_in_torch(model: SemanticModel, images: torch.Ten
     run = open_network(prepare(network), size, name)
     for some in (images[:1], images):
         torch.testing.assert_close(torch.as_tensor(run(native(name, some))), network(some), **CLOSE)
+
+
+def test_channels_that_are_computed_together() -> None:
+    """In blocks in ONNX Runtime's f32; elsewhere nothing is known of any."""
+    for name in RUNTIMES:
+        for precision in runtime_of(name).precisions:
+            blocks = (8, 16) if (name, precision) == ("onnxruntime", "f32") else (1,)
+            assert runtime_of(name).together(precision) in blocks
 
 
 def test_names_of_engines_are_their_own() -> None:

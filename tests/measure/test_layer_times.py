@@ -95,6 +95,31 @@ def test_two_layers_are_the_sum_of_both(clock: list[Any]) -> None:
         assert price.separable.at(rank) == pytest.approx(apart)
 
 
+@pytest.mark.parametrize("width", [8, 16])
+def test_more_ranks_than_channels_take_more_time(clock: list[Any], width: int) -> None:
+    """A separable layer of few channels may have more of them between its two: each costs, whatever was timed."""
+    narrow = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))
+    price = dict(times_of(nn.Sequential(narrow, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 6))).layers)
+    separable = price["0.2"].separable
+    assert separable is not None
+    for rank in (width, 3 * width):
+        apart = of_layer((1, 3), rank, width) + of_layer((3, 1), width, rank)
+        assert separable.at(rank) == pytest.approx(apart)
+
+
+def test_widths_are_of_channels_that_are_computed_together(
+    clock: list[Any], table: LayerTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a line through them is one through what multiples take; ranks then are multiples too."""
+    monkeypatch.setattr(Torch, "together", lambda self, precision: 16)
+    times = times_of(Wide(), table=table)
+    assert times.together == 16
+    assert from_tensors(to_tensors(times)) == times
+    widths = {width for probe in clock if not probe.bare for width in (probe.out, probe.into)}
+    assert widths == {16, 32, 5, 28}  # the latter are the most of the head
+    assert probes_of(traced(Wide())) == len(set(clock))
+
+
 def test_kinds_are_timed_once(clock: list[Any]) -> None:
     times_of(Wide())
     assert len(clock) == len(set(clock)) == probes_of(traced(Wide()))

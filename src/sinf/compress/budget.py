@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -43,6 +44,10 @@ class Budget:
             raise ConfigError("a MAC budget must be in (0, 1]", got=self.macs, remedy="take 0.5 to keep half")
         if not 0 <= self.weight_cost < 1e6:
             raise ConfigError("weight_cost must be in 0..1,000,000", got=self.weight_cost, remedy="take 0 or about 32")
+
+    def step(self, round_to: int) -> int:
+        """Of what ranks are multiples that should be of ``round_to``: others would cost time for nothing."""
+        return round_to if self.times is None else math.lcm(round_to, self.times.together)
 
 
 def identity(rule: Schedule | Budget) -> dict[str, Any]:

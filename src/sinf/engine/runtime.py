@@ -60,6 +60,10 @@ class Runtime(ABC):
         except ImportError:
             return "missing"
 
+    def together(self, precision: str) -> int:
+        """How many channels of a layer are computed together: other widths take as long as the next multiple."""
+        return 1
+
     @abstractmethod
     def open_parts(self, parts: TorchEngine, setting: Setting) -> Engine:
         """The parts of a bundle, and its bare parts (:func:`sinf.engine.parts.bare`), each made when it first runs.

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from sinf.engine.onnx_parts import network_to_onnx, part_to_onnx
@@ -49,6 +50,12 @@ class SessionRuntime(Runtime):
 class OnnxRuntime(SessionRuntime):
     name = package = "onnxruntime"
     precisions = ("f32", "int8")
+
+    def together(self, precision: str) -> int:
+        """Convolutions in f32 read and write blocks of channels, a vector of the processor each (MLAS, NCHWc)."""
+        if precision != "f32":
+            return 1
+        return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 
     def sessions(self, source: Source, threads: int, arithmetic: str) -> SessionEngine:
         return OnnxRuntimeEngine(source, threads)

@@ -56,6 +56,8 @@ class LayerTimes:
         precision: in which they were measured.
         total: of the network as it is, and ``in_layers`` of all its calls of layers.
         layers: prices by target, of one call each.
+        together: how many channels are computed together: widths between two multiples take as long as the next, and
+            these prices hold at multiples.
     """
 
     where: str
@@ -63,6 +65,7 @@ class LayerTimes:
     total: float
     in_layers: float
     layers: tuple[tuple[str, Price], ...]
+    together: int = 1
 
     @property
     def rounding(self) -> float:

@@ -69,10 +69,13 @@ def layer_times(
     table = table or LayerTable(None)
     calls = list(_calls(graph))
     where = _where(graph, engine, precision, batch, threads)
-    widest = _widest(calls)
+    together = runtime_of(engine).together(precision)
+    widest = _widest(calls, together)
     kept = _kept(widest, where, table)
     images = torch.randn(batch, *size, generator=torch.Generator().manual_seed(0))
-    stand = _Stand(run, images, lambda probe: _opened(probe, engine, precision, batch, threads), threads, progress)
+    stand = _Stand(
+        run, images, lambda probe: _opened(probe, engine, precision, batch, threads), threads, together, progress
+    )
     total, found, load = stand.measure({kind: widths for kind, widths in widest.items() if kind not in kept})
     if kept and not is_idle(load):
         kept = {}
@@ -91,7 +94,7 @@ def layer_times(
     layers = {target: _price(module, kind, kinds) for target, module, kind in calls}
     in_layers = sum(layers[target].widths.at(*module.weight.shape[:2]) for target, module, _ in calls)
     there = f"{engine} {precision}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
-    return LayerTimes(there, precision, total, in_layers, tuple(layers.items()))
+    return LayerTimes(there, precision, total, in_layers, tuple(layers.items()), together)
 
 
 class _Stand:
@@ -103,16 +106,17 @@ class _Stand:
         images: Tensor,
         opened: Callable[[Probe], _Running],
         threads: int,
+        together: int,
         progress: Progress | None,
     ) -> None:
         self._running: dict[Probe | None, _Running] = {None: (run, images)}
-        self._opened, self._threads = opened, threads
+        self._opened, self._threads, self._together = opened, threads, together
         self._progress = progress or (lambda done, total: None)
 
     def measure(self, widest: dict[Kind, tuple[int, int]]) -> tuple[float, dict[Kind, Times], float | None]:
         """Milliseconds of the whole network, and of kinds up to these widths, and what other processes took meanwhile,
         in cores."""
-        probes = _all_probes(widest)
+        probes = _all_probes(widest, self._together)
         for number, probe in enumerate(probes):
             if probe not in self._running:
                 self._running[probe] = opened, x = self._opened(probe)
@@ -134,11 +138,12 @@ class _Stand:
 def probes_of(graph: fx.GraphModule, table: LayerTable | None = None, engine: str = "torch", **options: Any) -> int:
     """How many small networks :func:`layer_times` opens in an ``engine``, with its ``options``; all that there are
     without a ``table``."""
-    widest = _widest(_calls(graph))
+    together = runtime_of(engine).together(options.get("precision", "f32"))
+    widest = _widest(_calls(graph), together)
     if table is not None:
         kept = _kept(widest, _where(graph, engine, **options), table)
         widest = {kind: widths for kind, widths in widest.items() if kind not in kept}
-    return len(_all_probes(widest))
+    return len(_all_probes(widest, together))
 
 
 def _where(
@@ -170,9 +175,9 @@ def _kept(widest: dict[Kind, tuple[int, int]], where: dict[str, Any], table: Lay
     return {kind: times for kind, times in found.items() if times is not None}
 
 
-def _all_probes(widest: dict[Kind, tuple[int, int]]) -> list[Probe]:
+def _all_probes(widest: dict[Kind, tuple[int, int]], together: int) -> list[Probe]:
     """Those of the kinds, and then of what stands around them."""
-    probes = [probe for kind, widths in widest.items() for probe in _probes(kind, *widths)]
+    probes = [probe for kind, widths in widest.items() for probe in _probes(kind, *widths, together)]
     return probes + list(dict.fromkeys(probe.stem for probe in probes))
 
 
@@ -186,8 +191,9 @@ def _calls(graph: fx.GraphModule) -> Iterator[tuple[str, nn.Module, Kind]]:
             yield str(node.target), module, kind
 
 
-def _widest(calls: Iterable[tuple[str, nn.Module, Kind]]) -> dict[Kind, tuple[int, int]]:
-    """The most outputs and inputs of every kind that is there or could come."""
+def _widest(calls: Iterable[tuple[str, nn.Module, Kind]], together: int = 1) -> dict[Kind, tuple[int, int]]:
+    """The most outputs and inputs of every kind that is there or could come; where the most are computed ``together``,
+    more channels could be between separable layers, and two widths are needed to tell what they cost."""
     widest: dict[Kind, tuple[int, int]] = {}
 
     def note(kind: Kind, out: int, into: int) -> None:
@@ -202,22 +208,26 @@ def _widest(calls: Iterable[tuple[str, nn.Module, Kind]]) -> dict[Kind, tuple[in
             note(whole, out, into)
             note(expand, out, out)
             if kind.separable:
-                note(first, out, into)
-                note(second, out, out)
+                rows, columns = kind.kernel
+                between = max(out, min(into * columns, out * rows, 2 * max(together, _LEAST)))
+                note(first, between, into)
+                note(second, out, between)
     return widest
 
 
-def _probes(kind: Kind, out: int, into: int) -> Iterator[Probe]:
+def _probes(kind: Kind, out: int, into: int, together: int = 1) -> Iterator[Probe]:
     """At a small and at the largest width each way."""
     if kind.alone:
-        yield from (Probe(kind, width, width) for width in _ends(out))
+        yield from (Probe(kind, width, width) for width in _ends(out, together))
     else:
-        yield from (Probe(kind, o, i) for o in _ends(out) for i in _ends(into))
+        yield from (Probe(kind, o, i) for o in _ends(out, together) for i in _ends(into, together))
 
 
-def _ends(most: int) -> tuple[int, ...]:
-    """A small width and the largest; one alone where these would be the same."""
-    small = max(_LEAST, int(_SMALL * most) // _LEAST * _LEAST)
+def _ends(most: int, together: int = 1) -> tuple[int, ...]:
+    """A small width, of as many channels as are computed ``together``, and the largest; one alone where these would be
+    the same."""
+    least = max(_LEAST, together)
+    small = max(least, int(_SMALL * most) // least * least)
     return (small, most) if small < most else (most,)
 
 
@@ -304,7 +314,7 @@ def to_tensors(times: LayerTimes) -> dict[str, Tensor]:
         for name, text in (("where", times.where), ("precision", times.precision))
     }
     found |= {
-        "total": torch.tensor([times.total, times.in_layers], dtype=torch.float64),
+        "total": torch.tensor([times.total, times.in_layers, times.together], dtype=torch.float64),
     }
     for target, price in times.layers:
         lines = [nothing if line is None else (line.fixed, line.each) for line in (price.channels, price.separable)]
@@ -314,7 +324,7 @@ def to_tensors(times: LayerTimes) -> dict[str, Tensor]:
 
 def from_tensors(stored: dict[str, Tensor]) -> LayerTimes:
     """What :func:`to_tensors` stored, the same to the bit."""
-    total, in_layers = stored["total"].tolist()
+    total, in_layers, together = stored["total"].tolist()
     layers = []
     for name in sorted(stored):
         if name.startswith("layer."):
@@ -324,4 +334,4 @@ def from_tensors(stored: dict[str, Tensor]) -> LayerTimes:
             )
             layers.append((name.removeprefix("layer."), Price(Widths(*widths), channels, separable)))
     where, precision = (bytes(stored[name].tolist()).decode() for name in ("where", "precision"))
-    return LayerTimes(where, precision, total, in_layers, tuple(layers))
+    return LayerTimes(where, precision, total, in_layers, tuple(layers), int(together))

@@ -50,7 +50,8 @@ def choose_ranks_together(
     budget: Budget, parts: Sequence[tuple[MacCount, dict[str, Metric]]], shares: Sequence[float], round_to: int = 8
 ) -> list[dict[str, Rank]]:
     """What :func:`choose_ranks` finds, for several parts under one budget: of their mean MACs, each part counting by
-    its share of the inputs, and so does what it loses.
+    its share of the inputs, and so does what it loses. Ranks are multiples of ``round_to``, and of as many channels as
+    are computed together where time counts.
 
     Raises:
         ConfigError: no ranks are within the budget.
@@ -58,12 +59,13 @@ def choose_ranks_together(
     if round_to < 1:
         raise ConfigError("round_to must be at least 1", got=round_to, remedy="take 8")
     options: dict[tuple[int, str], list[_Choice]] = {}
+    step = budget.step(round_to)
     fixed = 0.0
     for part, ((count, known), share) in enumerate(zip(parts, shares, strict=True)):
         prices = Prices(budget, count)
         fixed += share * prices.rest
         for target in prices.targets():
-            choices = _options(target, prices, known, round_to)
+            choices = _options(target, prices, known, step)
             options[part, target] = [_Choice(c.rank, share * c.loss, share * c.cost) for c in choices]
     whole = fixed + sum(choices[0].cost for choices in options.values())
     least = fixed + sum(min(choice.cost for choice in choices) for choices in options.values())
