@@ -17,7 +17,7 @@ on where they were stopped when they are given again:
 ```
 """
 VGG19 = (
-    "sinf train vgg19 --data CIFAR100 --start vgg16_cifar100.safetensors --epochs 6 --learning-rate 0.03 --average 0.3 "
+    "sinf train vgg19 --data CIFAR100 --start vgg16_cifar100.safetensors --epochs 5 --learning-rate 0.03 --average 0.3 "
     '--bf16 --threads 1 --validation "test[:20%]" --half --out runs/train/vgg19'
 )
 RESNET50 = "sinf train resnet50 --data CIFAR100 --epochs 15 --average 0.3 --bf16 --out runs/train/resnet50"

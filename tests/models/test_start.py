@@ -40,8 +40,8 @@ def test_the_same_network(half: bool) -> None:
     assert "every layer" in str(start)
 
 
-def test_a_deeper_network_gets_every_layer_in_order() -> None:
-    """VGG16 has three convolutions less than VGG19; what follows them has other numbers there."""
+def test_a_deeper_vgg_gets_every_layer_in_its_block() -> None:
+    """VGG16 has three convolutions less than VGG19, the last of as many blocks; what follows has other numbers."""
     given = weights_of("vgg16")
     start = start_from(made("vgg19"), given, 0)
     assert start.random == (
@@ -56,8 +56,7 @@ def test_a_deeper_network_gets_every_layer_in_order() -> None:
     assert "features.49" in str(start)
 
 
-def test_names_that_fit_are_kept() -> None:
-    """Also where an earlier layer of the network has the same shapes."""
+def test_other_networks_go_by_name() -> None:
     given = weights_of("resnet32", width=0.5)
     fewer = {key: value for key, value in given.items() if "layer1.1" not in key}
     start = start_from(made("resnet32", width=0.5), fewer, 0)
@@ -110,9 +109,9 @@ def test_a_factory_is_not_called_again() -> None:
 @pytest.mark.parametrize(
     ("given", "network", "word"),
     [
-        (lambda: weights_of("vgg11", width=0.25), "vgg13", "no place for"),
-        (lambda: weights_of("vgg13"), "vgg11", "the first features"),
-        (lambda: weights_of("resnet20"), "vgg11", "no place for"),
+        (lambda: weights_of("vgg11", width=0.25), "vgg13", "of 17 do not, the first features.0"),
+        (lambda: weights_of("vgg13"), "vgg11", r"the first features.3 \(weight 8x8x3x3, bias 8\)"),
+        (lambda: weights_of("resnet20"), "vgg11", "must have a place in vgg11"),
         (dict, "vgg11", "none"),
         (lambda: {k: v for k, v in weights_of("vgg11", classes=10).items() if "classifier" in k}, "vgg11", "none"),
         (lambda: weights_of("vgg11") | {"features.0.bias": torch.full((8,), math.nan)}, "vgg11", "NaN"),

@@ -3,21 +3,21 @@ classes."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sinf.errors import ModelError
+from sinf.models import vgg
 from sinf.models.load import BaseModel, load_spec
 from sinf.models.state import require_finite
 
 _COUNTER = "num_batches_tracked"
 _REMEDY = "take weights of a network of the same family and width that is no deeper"
 
-#: Layers by name: tensors by the last part of their names.
+#: By name of a layer and last part of the name of a tensor, in the order of the network, or of a file.
 Layers = dict[str, dict[str, Tensor]]
 
 
@@ -38,32 +38,31 @@ class Start:
 
 
 def start_from(base: BaseModel, weights: Mapping[str, Tensor], seed: int) -> Start:
-    """Every layer of ``weights`` where the network has it: under its own name if all names fit, otherwise in order,
-    each in the first layer of its shapes after the one before. What is left over in the network is as in a training
-    from scratch with this seed (of a factory: as it made it).
+    """Every layer of ``weights`` in the layer of that name, of VGGs in the same place of the same block, which has
+    another name in a deeper one. What is left over in the network is as in a training from scratch with this seed (of a
+    factory: as it made it).
 
     Raises:
-        ModelError: a layer of ``weights`` has no place, or none has one.
+        ModelError: a layer of ``weights`` has no place or other shapes, or there is none.
     """
     require_finite(weights)
     network = base.module if base.spec.is_factory else _made(base, seed)
     state = {key: value.detach().clone() for key, value in network.state_dict().items()}
     own, given = _layers(state), _layers(weights)
-    heads = [name for name in given if _is_head(own.get(name), given[name], base.spec.classes)]
+    places = _places(base, state, given, weights)
+    heads = [name for name in given if _is_head(own.get(places[name]), given[name], base.spec.classes)]
     for name in heads:
         del given[name]
-    if not given:
-        raise ModelError("weights to start from must have layers of the network", got="none", remedy=_REMEDY)
-    places = dict(_pairs(own, given))
-    homeless = [name for name in given if name not in places]
-    if homeless:
-        first = homeless[0]
-        got = f"no place for {len(homeless)} of {len(given)} layers, the first {first} ({_shapes(given[first])})"
-        raise ModelError(f"weights to start from must fit into {base.spec.name}", got=got, remedy=_REMEDY)
-    for name, place in places.items():
+    wrong = [name for name in given if not _same(own.get(places[name], {}), given[name])]
+    if wrong or not given:
+        got = "none" if not given else f"{len(wrong)} of {len(given)} do not, the first {wrong[0]}"
+        shapes = "" if not wrong else f" ({_shapes(given[wrong[0]])})"
+        what = f"layers of weights to start from must have a place in {base.spec.name}, and its shapes"
+        raise ModelError(what, got=got + shapes, remedy=_REMEDY)
+    for name in given:
         for part, tensor in given[name].items():
-            own[place][part].copy_(tensor)
-    filled = set(places.values())
+            own[places[name]][part].copy_(tensor)
+    filled = {places[name] for name in given}
     return Start(state, tuple(name for name in own if name not in filled), tuple(heads))
 
 
@@ -74,26 +73,22 @@ def _made(base: BaseModel, seed: int) -> torch.nn.Module:
 
 
 def _layers(state: Mapping[str, Tensor]) -> Layers:
-    """In the order of their names, numbers by value: a file has lost the order of the network."""
     found: Layers = {}
-    for key in sorted(state, key=lambda key: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", key)]):
+    for key, tensor in state.items():
         layer, _, part = key.rpartition(".")
         if part != _COUNTER:
-            found.setdefault(layer, {})[part] = state[key]
+            found.setdefault(layer, {})[part] = tensor
     return found
 
 
-def _pairs(own: Layers, given: Layers) -> Iterator[tuple[str, str]]:
-    """Layers of ``given``, and where they go; those after one without a place are left out."""
-    if all(name in own and _same(own[name], layer) for name, layer in given.items()):
-        yield from zip(given, given, strict=True)
-        return
-    rest = iter(own)
-    for name, layer in given.items():
-        place = next((each for each in rest if _same(own[each], layer)), None)
-        if place is None:
-            return
-        yield name, place
+def _places(
+    base: BaseModel, state: Mapping[str, Tensor], given: Layers, weights: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """By layer of the weights, the name of the network's layer that it would be."""
+    if base.spec.name not in vgg.NAMES:
+        return {name: name for name in given}
+    theirs, ours = vgg.places(weights), {place: name for name, place in vgg.places(state).items()}
+    return {name: ours.get(theirs.get(name, ""), name if name not in theirs else "") for name in given}
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
