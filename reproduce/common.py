@@ -77,7 +77,10 @@ def networks(prefix: str) -> list[str]:
 
 def missing(name: str) -> str:
     """Why a network has no rows."""
-    return "trained, not measured" if read(f"trained_{name}_cifar100.csv") else "not trained"
+    rows = read(f"trained_{name}_cifar100.csv")
+    if any(row["what"] == "weights" for row in rows):
+        return "trained, not measured"
+    return "in training" if rows else "not trained"
 
 
 def panels(count: int, height: float = 3.6) -> tuple[Any, list[Any]]:

@@ -187,12 +187,15 @@ def test_a_training_is_shown_epoch_by_epoch_and_with_its_end(reproduce: dict[str
     assert "| vgg19 | 8.38 | not trained |" in reproduce["clusters"].section().text
     write(path, [epoch(1, 0.5), epoch(2, 0.6)])
     text = reproduce["recipes"].section().text
-    assert "**vgg19**: VGG16's thirteen convolutions have its weights" in text
-    assert "It is at epoch 2 of 6." in text
+    assert "**vgg19**: What VGG16 has starts from its weights" in text
+    assert "has begun" in text
+    assert "| vgg19 | 8.38 | in training |" in reproduce["clusters"].section().text
+    assert "It has done epoch 2 of 6." in text
     assert "| 2 | 1.235 | 60.00 % | 800 |" in text
     end = epoch(0, 0.7012) | {"what": "weights", "on": "test", "name": "model.safetensors", "sha256": "ab" * 32}
     write(path, [epoch(1, 0.5), end])
     text = reproduce["recipes"].section().text
+    assert "has begun" not in text
     assert "After 6 epochs 70.12 % of the 10,000 test images are right (`model.safetensors`, sha256 `abab" in text
     assert "| vgg19 | routed | 35 % at 0.17 | trained, not measured |" in reproduce["tradeoff"].section().text
     assert "| resnet50 | routed | 15 % at 6.75 | not trained |" in reproduce["tradeoff"].section().text
