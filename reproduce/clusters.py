@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common import Row, Section, kept, networks, number, published, read, shown, table
+from common import Row, Section, kept, missing, networks, number, published, read, shown, table
 
 SHOWN = (("dcs", "plain"), ("dcs", "reconstructed"), ("residual", "reconstructed"))
 WEIGHTS = ("plain", "recalibrated", "reconstructed", "low-rank", "low-rank-bundle")
@@ -58,7 +58,7 @@ def section() -> Section:
         whole = {r["base_top1"] for r in rows if r["method"] == "static"}
         within = [r for r in rows if r["method"] == "semantic-truecluster"]
         if not whole or not within:
-            claims.append([name, shown(claimed), "not measured" if name in measured else "no weights at hand", ""])
+            claims.append([name, shown(claimed), "not measured" if name in measured else missing(name), ""])
             continue
         base, limited = 100 * float(next(iter(whole))), 100 * float(within[0]["base_top1"])
         claims.append([name, shown(claimed), f"{base:.2f}", f"{limited:.2f} ({limited - base:+.2f})"])

@@ -75,6 +75,14 @@ def networks(prefix: str) -> list[str]:
     return sorted(path.stem.removeprefix(prefix).removesuffix("_cpu") for path in RESULTS.glob(f"{prefix}*.csv"))
 
 
+def missing(name: str) -> str:
+    """Why a network has no rows."""
+    rows = read(f"trained_{name}_cifar100.csv")
+    if any(row["what"] == "weights" for row in rows):
+        return "trained, not measured"
+    return "in training" if rows else "not trained"
+
+
 def panels(count: int, height: float = 3.6) -> tuple[Any, list[Any]]:
     figure, axes = plt.subplots(1, count, figsize=(4.6 * count, height), layout="constrained", squeeze=False)
     for axis in axes[0]:

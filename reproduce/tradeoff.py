@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common import Row, Section, networks, number, published, read, table
+from common import Row, Section, missing, networks, number, published, read, table
 
 ROUTED = ("semantic", "semantic-wholeextractor")
 
@@ -33,7 +33,7 @@ def section() -> Section:
         for label, methods in (("routed", ROUTED), ("static", ("static",))):
             mine = [row for row in rows if row["method"] in methods]
             if not mine:
-                ours = ["no weights at hand"] * 2 if not rows else ["not measured"] * 2
+                ours = ["not measured" if rows else missing(name)] * 2
             else:
                 limit, target = (3.75 if loss is None else loss), (0.29 if saved is None else saved / 100)
                 ours = [cell(most_saved(mine, limit)), cell(least_lost(mine, target))]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import importlib
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +17,7 @@ from sinf.criteria import best_criterion
 
 ROOT = Path(__file__).parents[2]
 PAPER = ("tradeoff", "criteria", "static", "clusters", "overlap")
-NAMES = (*PAPER, "peers", "variants", "compaction")
+NAMES = (*PAPER, "peers", "variants", "compaction", "recipes")
 
 
 @pytest.fixture
@@ -173,6 +174,44 @@ def test_the_row_within_the_papers_loss_is_picked_on_calibration_images(
     text = reproduce["tradeoff"].section().text
     assert "| vgg16 | routed | 29 % at 3.75 | 35.0 % at 4.00 | 35.0 % at 4.00 |" in text
     assert "| vgg16 | static | 29 % at 3.75 | not measured | not measured |" in text
+
+
+def epoch(number: int, top1: float) -> dict[str, object]:
+    """One of a log of a training."""
+    said = {"what": "epoch", "epoch": number, "epochs": 6, "loss": 1.23456, "top1": top1, "on": "test[:20%]"}
+    return said | {"seconds": 800, "start": "vgg16", "name": "", "sha256": ""}
+
+
+def test_a_training_is_shown_epoch_by_epoch_and_with_its_end(reproduce: dict[str, ModuleType], tmp_path: Path) -> None:
+    path = tmp_path / "results" / "trained_vgg19_cifar100.csv"
+    assert "| vgg19 | 8.38 | not trained |" in reproduce["clusters"].section().text
+    write(path, [epoch(1, 0.5), epoch(2, 0.6)])
+    text = reproduce["recipes"].section().text
+    assert "**vgg19**: What VGG16 has starts from its weights" in text
+    assert "has begun" in text
+    assert "| vgg19 | 8.38 | in training |" in reproduce["clusters"].section().text
+    assert "It has done epoch 2 of 6." in text
+    assert "| 2 | 1.235 | 60.00 % | 800 |" in text
+    end = epoch(0, 0.7012) | {"what": "weights", "on": "test", "name": "model.safetensors", "sha256": "ab" * 32}
+    write(path, [epoch(1, 0.5), end])
+    text = reproduce["recipes"].section().text
+    assert "has begun" not in text
+    assert "After 6 epochs 70.12 % of the 10,000 test images are right (`model.safetensors`, sha256 `abab" in text
+    assert "| vgg19 | routed | 35 % at 0.17 | trained, not measured |" in reproduce["tradeoff"].section().text
+    assert "| resnet50 | routed | 15 % at 6.75 | not trained |" in reproduce["tradeoff"].section().text
+
+
+def test_the_recipe_on_the_page_is_that_of_make_bench(
+    reproduce: dict[str, ModuleType], script: Callable[..., ModuleType], tmp_path: Path
+) -> None:
+    commands = script("run").commands(Path("shared"), Path("runs"))
+    (words,) = [c.arguments for c in commands if c.name == "sinf" and c.arguments[0] == "train"]
+    paths = {
+        "CIFAR100": "shared/data/cifar100",
+        "vgg16_cifar100.safetensors": "shared/weights/vgg16_cifar100.safetensors",
+    }
+    shown = [paths.get(word, word) for word in shlex.split(reproduce["recipes"].VGG19)[1:]]
+    assert sorted(map(str, words)) == sorted(shown)
 
 
 def test_variants_of_dcs_and_costs(reproduce: dict[str, ModuleType], tmp_path: Path) -> None:

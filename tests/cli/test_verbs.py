@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import tiny
 from program import Program, build_words
+from sinf.cli.models import log_epoch
 from sinf.criteria import NAMES
 from sinf.errors import ConfigError
 from sinf.export.page import RUNTIME
 from sinf.measure.timing import summary
 from sinf.models import load_model
 from sinf.pipelines.build import BuildConfig
+from sinf.training.loop import EpochReport
 
 
 @pytest.fixture
@@ -72,6 +75,30 @@ def test_train_writes_weights_that_build_takes(sinf: Program, data: Path, tmp_pa
     half = tmp_path / "run" / "model-half.safetensors"
     assert load_model("vgg11", weights=half).spec.options == {"width": 0.125}
     assert half.stat().st_size < 0.6 * (tmp_path / "run" / "model.safetensors").stat().st_size
+
+
+def test_train_starts_from_weights_of_a_shallower_network(sinf: Program, data: Path, tmp_path: Path) -> None:
+    """It says what is random, and resumes: what is random is the same then."""
+    shallow = load_model("vgg11", classes=6, options={"width": 0.125})
+    save_file(shallow.module.state_dict(), tmp_path / "vgg11.safetensors")
+    words = ["train", "vgg13", "--width", 0.125, "--data", data, "--out", tmp_path / "run", "--epochs", 1]
+    words += ["--batch", 30, "--start", tmp_path / "vgg11.safetensors"]
+    code, _, err = sinf.call(*words)
+    assert code == 0
+    assert "at random, since the weights given lack them: features.3, features.4, features.10, features.11" in err
+    written = (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert (tmp_path / "run" / "epochs.csv").read_text().startswith("epoch,epochs,loss,top1,seconds\n1,1,")
+    sinf(*words)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == written
+    assert "one training run" in sinf.refused(*words[:-2])
+    assert "must have a place in vgg13" in sinf.refused(*words[:-2], "--width", 0.25, "--start", words[-1])
+
+
+def test_epochs_that_were_repeated_take_the_place_of_those_before(tmp_path: Path) -> None:
+    for epoch, top1 in ((1, 0.25), (2, 0.5), (3, None), (2, 0.75)):
+        log_epoch(EpochReport(epoch, 3, 1 / 3, top1, 7.0), tmp_path / "epochs.csv")
+    text = (tmp_path / "epochs.csv").read_text()
+    assert text == "epoch,epochs,loss,top1,seconds\n1,3,0.333333,0.25,7\n2,3,0.333333,0.75,7\n"
 
 
 def test_build_then_eval_predict_and_bench(
@@ -438,7 +465,9 @@ def test_prune_then_profile_build_and_train(sinf: Program, data: Path, weights: 
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "load.py", "model.safetensors"]
     assert not out.with_name("pruned.prune").exists()
     assert "Cut points" in sinf("profile", out)
-    sinf("train", out, "--data", data, "--out", tmp_path / "run", "--epochs", 1, "--batch", 30)
+    further = ("train", out, "--data", data, "--out", tmp_path / "run", "--epochs", 1, "--batch", 30)
+    sinf(*further)
+    assert "its own weights" in sinf.refused(*further, "--start", weights)
     build = [out if word == "vgg11" else word for word in build_words(data, weights, tmp_path / "bundle")]
     del build[build.index("--weights") : build.index("--weights") + 2]
     sinf(*build, "--criterion", "l1")

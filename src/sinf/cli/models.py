@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sinf.cli import options
 from sinf.cli.kinds import is_bundle, kind_of, open_artefact
 from sinf.errors import ConfigError, DataWarning
-from sinf.option import RUN, Option
+from sinf.option import RUN, TRAINING, Option
+from sinf.storage import files
 from sinf.training.recipe import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sinf.models import BaseModel
+    from sinf.training.loop import EpochReport
 
 
 def profile(
@@ -50,14 +60,22 @@ def train(
     machine: options.Machine,
     split: options.TrainingSplit = "train",
     validation: options.Validation = None,
+    start: Annotated[
+        Path | None,
+        Option(
+            "Weights to start from, a safetensors file; layers that it lacks start at random, said by name.",
+            TRAINING,
+            otherwise="random ones",
+        ),
+    ] = None,
     half: Annotated[bool, Option("Also write the weights in float16.", RUN)] = False,
     keep_batch_norm: Annotated[
         bool, Option("Of a pruned model: write it for training on, with batch norms.", RUN)
     ] = False,
 ) -> None:
-    """Train a network from random weights, or a pruned one further, which is then written as a folder again.
+    """Train a network from random weights or --start, or a pruned one further, which is written as a folder again.
 
-    SGD with Nesterov, one-cycle, label smoothing, crop, flip. Resumes after a kill."""
+    SGD with Nesterov, one-cycle, label smoothing, crop, flip. Resumes after a kill; epochs.csv says how it went."""
     from rich.console import Console
 
     from sinf.bundle.plain import has_batch_norms
@@ -82,21 +100,24 @@ def train(
     if further is not None and not has_batch_norms(base.module):
         text = f"{name} has no batch norms, and trains badly without: sinf prune --keep-batch-norm writes them"
         warnings.warn(text, DataWarning, stacklevel=2)
+    began = _started(base, start, config.seed, pruned=further is not None)
     fit_training(machine.memory, base, images, checked, batch=config.batch, on_cpu=config.device == "cpu")
     console = Console()
+
+    def report(r: EpochReport) -> None:
+        log_epoch(r, out / "epochs.csv")
+        accuracy = "" if r.top1 is None else f"  top-1 {100 * r.top1:.2f} %"
+        console.print(f"epoch {r.epoch}/{r.epochs}  loss {r.loss:.3f}{accuracy}  {r.seconds:.0f} s")
+
     with options.Steps() as steps:
         trained = run(
             base.spec,
             images,
             out,
             config,
-            start=base.module.state_dict() if further is not None or base.spec.is_factory else None,
+            start=began,
             validation=checked,
-            report=lambda r: console.print(
-                f"epoch {r.epoch}/{r.epochs}  loss {r.loss:.3f}"
-                + ("" if r.top1 is None else f"  top-1 {100 * r.top1:.2f} %")
-                + f"  {r.seconds:.0f} s"
-            ),
+            report=report,
             progress=lambda done, total: steps("training", done, total),
         )
     if further is not None:
@@ -110,3 +131,31 @@ def train(
     if half:
         save_half(trained, out / "model-half.safetensors")
     console.print(f"weights: {out / 'model.safetensors'}")
+
+
+def log_epoch(report: EpochReport, path: Path) -> None:
+    """A row an epoch, in the place of rows of this epoch and later ones."""
+    said = asdict(report)
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < report.epoch]
+    with files.replacing(path) as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(said), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*rows, {key: f"{value:.6g}" if isinstance(value, float) else value
+                                  for key, value in said.items()}])  # fmt: skip
+
+
+def _started(base: BaseModel, path: Path | None, seed: int, *, pruned: bool) -> dict[str, Tensor] | None:
+    """The weights that a training starts from, None for those that the seed draws; what is random is said."""
+    from sinf.models.start import start_from
+    from sinf.models.state import read_weights
+
+    if path is None:
+        return base.module.state_dict() if pruned or base.spec.is_factory else None
+    if pruned:
+        raise ConfigError("a pruned model starts from its own weights", got=f"--start {path}", remedy="leave it out")
+    start = start_from(base, read_weights(path), seed)
+    print(f"start: {start}", file=sys.stderr)
+    return start.state

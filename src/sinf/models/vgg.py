@@ -6,6 +6,7 @@ One linear layer replaces the three of the ImageNet network, as is usual for 32x
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -55,15 +56,35 @@ def make(name: str, classes: int, width: float = 1.0) -> VGG:
     return VGG(_CONVS_PER_BLOCK[name], classes, width)
 
 
-def infer_options(state: dict[str, Tensor]) -> dict[str, float]:
+def places(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """By name, where convolutions and norms stand: VGGs of other depths have other numbers for the same place."""
+    found = {}
+    for index, place in _convolutions(state).items():
+        found[f"features.{index}"] = f"block {place[0]} convolution {place[1]}"
+        found[f"features.{index + 1}"] = f"block {place[0]} norm {place[1]}"
+    return found
+
+
+def _convolutions(state: Mapping[str, Tensor]) -> dict[int, tuple[int, int]]:
+    """By number in ``features``, the block of each convolution and its number there, both from 0."""
+    numbers = sorted(int(k.split(".")[1]) for k, t in state.items() if _CONV_WEIGHT.fullmatch(k) and t.ndim == 4)
+    found: dict[int, tuple[int, int]] = {}
+    block = number = 0
+    for index in numbers:
+        if found:
+            pooled = index - 4 in found  # a pooling stands between two blocks
+            block, number = (block + 1, 0) if pooled else (block, number + 1)
+        found[index] = (block, number)
+    return found
+
+
+def infer_options(state: Mapping[str, Tensor]) -> dict[str, float]:
     """Width multiplier from the shapes of all convolutions: the plain quotient of the first where it gives them all,
     otherwise the middle of what their rounding leaves."""
-    convs = {int(k.split(".")[1]): t.shape[0] for k, t in state.items() if _CONV_WEIGHT.fullmatch(k) and t.ndim == 4}
-    widths: list[tuple[int, int]] = []  # of the published network, and found
-    block = 0
-    for index in sorted(convs):
-        block += bool(widths) and index - 4 in convs  # a pooling stands between two blocks
-        widths.append((_CHANNELS[min(block, len(_CHANNELS) - 1)], convs[index]))
+    widths = [  # of the published network, and found
+        (_CHANNELS[min(block, len(_CHANNELS) - 1)], state[f"features.{index}.weight"].shape[0])
+        for index, (block, _) in _convolutions(state).items()
+    ]
     if not widths:
         return {}
     exact = widths[0][1] / _CHANNELS[0]
