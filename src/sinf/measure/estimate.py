@@ -141,14 +141,17 @@ def prune_time(
     trials: int,
     trial_images: int,
     held_out: int,
+    checks: float = 0,
 ) -> Estimate:
     """Of a pruning by one or more methods, each with ``trials`` that fit weights to fewer images; then the best is
-    fitted to all of them."""
+    fitted to all of them. ``checks`` is how many forward passes of an image check what is predicted."""
     few, once = trials * min(trial_images, images), pace.factorisations(network.coupling)
     steps = {}
     for method in methods:
         looks = RANK_STATISTICS if method == "ranks" else STATISTICS
         steps[method] = pace.forward * (images * looks + few * KERNEL_FIT) + (1 + trials) * once
+    if checks:
+        steps["check of layers"] = pace.forward * checks + 2 * once
     steps["weights from all images"] = pace.forward * images * KERNEL_FIT + once
     steps["held-out images"] = pace.forward * held_out * (2 + len(methods) * trials)
     return Estimate(
