@@ -163,11 +163,12 @@ class Verdict:
         fallback: float,
         images: LabelledImages,
         preprocessing: Preprocessing,
+        limits: Limits,
         progress: Callable[[str, int, int], None],
     ) -> Verdict:
-        """Timed on one thread, as a request has, at the batch sizes of the default limits."""
+        """Timed on one thread, as a request has, at the batch sizes of the ``limits``."""
         times = time_beside(
-            base, {"bundle": bundle}, images, preprocessing, Limits(), lambda done, total: progress("time", done, total)
+            base, {"bundle": bundle}, images, preprocessing, limits, lambda done, total: progress("time", done, total)
         )
         return Verdict(times["bundle"], fallback)
 

@@ -28,9 +28,9 @@ from sinf.errors import DataError
 from sinf.graph.network import Part, PartedNetwork
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
-from sinf.machine.memory import Memory, Notice
+from sinf.machine.memory import Memory, Notice, activations, weight_bytes
 from sinf.measure.accuracy import Observation, observe_routes, run_shared
-from sinf.measure.delivery import Verdict
+from sinf.measure.delivery import Limits, Verdict
 from sinf.measure.estimate import COMMON, ROUTER, Estimate, Pace, build_time
 from sinf.models import BaseModel
 from sinf.pipelines.build_config import BuildConfig
@@ -193,6 +193,8 @@ class _Build:
             self.compressor.needs, pool=self.compressor.pool, beside=self.compressor.bytes_beside,
             whole=min(config.extractor, config.fallback, config.common) < 1,
         )  # fmt: skip
+        each, fixed = 2 * activations(self.network.graph).forward, 4 * weight_bytes(base.module)
+        self.limits = Limits().within(self.memory, each, fixed)  # of what is timed
         # What every step depends on. Steps add to it what they use, and nothing else.
         self.origin = {
             "sinf": __version__,
@@ -250,7 +252,7 @@ class _Build:
         parts = network.graphs_of({"common": common, "subgraph": subgraph, "fallback": fallback})
         return Prospect.of(
             network.graph, None if count == 1 else router.to(memory_format=torch.channels_last), parts,
-            self.images.calibration, self.base.spec.preprocessing,
+            self.images.calibration, self.base.spec.preprocessing, self.limits,
             lambda done, total: self.progress("is it worth it?", done, total),
         )  # fmt: skip
 
@@ -283,7 +285,8 @@ class _Build:
     def verdict(self, bundle: Bundle) -> Verdict:
         fallback = 1.0 if bundle.threshold is None else bundle.threshold.fallback
         networks = prepare(self.network.graph), SemanticModel(bundle)
-        return Verdict.of(*networks, fallback, self.images.calibration, self.base.spec.preprocessing, self.progress)
+        feed = self.base.spec.preprocessing
+        return Verdict.of(*networks, fallback, self.images.calibration, feed, self.limits, self.progress)
 
     def _provenance(self) -> dict[str, str]:
         config = self.config

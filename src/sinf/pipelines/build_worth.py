@@ -42,6 +42,7 @@ class Prospect:
         parts: dict[str, fx.GraphModule],
         images: LabelledImages,
         preprocessing: Preprocessing,
+        limits: Limits,
         progress: Callable[[int, int], None],
     ) -> Prospect:
         """From an untrained route predictor (None in a cascade, whose small tail runs for every input) and the parts
@@ -59,8 +60,8 @@ class Prospect:
             (subgraph if router is None else router)(features)
             return full(features)
 
-        limits = replace(Limits(), pairs=_PAIRS)
-        times = time_beside(prepare(base), {_BEST: best, _FALLBACK: fallback}, images, preprocessing, limits, progress)
+        limits, networks = replace(limits, pairs=_PAIRS), {_BEST: best, _FALLBACK: fallback}
+        times = time_beside(prepare(base), networks, images, preprocessing, limits, progress)
         return Prospect(times[_BEST], times[_FALLBACK])
 
     @property

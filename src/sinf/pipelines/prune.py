@@ -187,7 +187,10 @@ class _Pruning:
         sets = [self.images] if self.held_out is None else [self.images, self.held_out]
         fixed = 3 * weight_bytes(self.base.module) + sum(min(memory.cache, len(images) * size) for images in sets)
         most = min(BATCH, near(self.network.graph))
-        batch = memory.batch("evaluation", activations(self.network.graph).forward, most, fixed=fixed)
+        forward = activations(self.network.graph).forward
+        batch = memory.batch("evaluation", forward, most, fixed=fixed)
+        limits = self.config.limits
+        self.timed = Limits() if limits is None else limits.within(memory, forward, fixed)
         for images in sets:
             images.limit(memory.cache, batch)
         return fixed
@@ -373,9 +376,8 @@ class _Pruning:
         return ExpectedLoss.of(self._base_answers, found, self._held_out.labels)
 
     def _time(self, networks: Mapping[str, nn.Module]) -> dict[str, tuple[Latency, ...]]:
-        limits = self.config.limits or Limits()
         return time_beside(
-            self._ready, networks, self._held_out, self.base.spec.preprocessing, limits, self._reporter("time")
+            self._ready, networks, self._held_out, self.base.spec.preprocessing, self.timed, self._reporter("time")
         )
 
     # ---- what is asked for more than once

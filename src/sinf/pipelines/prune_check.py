@@ -5,7 +5,7 @@ and a budget is then spent there that costs less elsewhere. So what a plan remov
 that read it make up for it by sums over scoring images, nothing is fitted anew, and held-out images tell how far the
 answers move (the Kullback-Leibler divergence from the base model's). Groups that lose far more, or less, than their
 share of what was predicted are corrected, and the budget is spent again; of both networks the one that stays nearer
-to the base model's answers counts. Ranks are predicted well, and are not checked (docs/results.md).
+to the base model's answers counts. Ranks are not checked: planned again by what each loses alone, they lost as much.
 """
 
 from __future__ import annotations
