@@ -54,23 +54,32 @@ def run(verb: str, budget: int, folder: Path, base: BaseModel, images: LabelledI
     from sinf.compress.select import Budget
     from sinf.dynamic.targets import Target
     from sinf.dynamic.trainer import TrainConfig, train
+    from sinf.measure.limits import Limits
     from sinf.pipelines.build import BuildConfig, Images, build
     from sinf.pipelines.prune import PruneConfig, prune
     from sinf.routing.predictor import RouterConfig
 
-    if verb in ("channels", "ranks"):
-        share = 0.8 if verb == "channels" else 0.95
-        config = PruneConfig(Budget(share), method=verb, limits=None, round_to=4, images=120, memory=budget)
-        prune(base, images, config, folder / "work", notice=print)
+    if verb in ("channels", "ranks", "checked"):
+        # Checked: with images that are held out, on which predictions and the loss are, and times.
+        limits = Limits(1.0, pairs=2, keep_anyway=True) if verb == "checked" else None
+        share, method = (0.95, "ranks") if verb == "ranks" else (0.8, "channels")
+        config = PruneConfig(Budget(share), method=method, limits=limits, round_to=4, images=120, memory=budget)
+        prune(base, images, config, folder / "work", validation=other if limits else None, notice=print)
     elif verb == "build":
         build_config = BuildConfig(
             cut="early.2", max_loss=0.9, route_draws=120, router=RouterConfig(epochs=1, hidden=8), round_to=4,
             subgraph=Budget(0.8), memory=budget, keep_anyway=True,
         )  # fmt: skip
         build(base, Images(images, images, other), from_column(images), build_config, folder / "bundle", notice=print)
-    elif verb in ("eval", "train"):
-        with redirect_stderr(sys.stdout):  # what the command line says
-            (evaluate if verb == "eval" else train_plainly)(budget, folder, base, images)
+    elif verb == "clusters":
+        from sinf.routing.clustering import find_clusters
+
+        find_clusters(base, images, check=other, cut="early.2", memory=budget, notice=print)
+    elif verb in ("eval", "train", "answers", "profile"):
+        # What the command line says, and runs after it.
+        kinds = {"eval": evaluate, "train": train_plainly, "answers": answer, "profile": profile}
+        with redirect_stderr(sys.stdout):
+            kinds[verb](budget, folder, base, images)
     else:
         training = TrainConfig(Target(channels=0.8), epochs=1, batch=120, memory=budget)
         train(base, images, folder / "run", training, notice=print)
@@ -85,6 +94,23 @@ def evaluate(memory: int, folder: Path, base: BaseModel, images: LabelledImages)
     need = Need.of_model(model.base_model()).beside(Need.of_model(base))
     fit(memory, "evaluation", need, model.preprocessing, images)
     run(model, images, base)
+
+
+def answer(memory: int, folder: Path, base: BaseModel, images: LabelledImages) -> None:
+    """Images without labels get the model's own answers, in every verb that takes them."""
+    from sinf.cli.room import Need, fit
+    from sinf.measure.answers import answered_by
+
+    fit(memory, "answers", Need.of_model(base), base.spec.preprocessing, images)
+    answered_by(base, images)
+
+
+def profile(memory: int, folder: Path, base: BaseModel, images: LabelledImages) -> None:
+    from sinf.cli.room import Need, fit
+    from sinf.measure.profile import profile as run
+
+    fit(memory, "profile", Need.of_model(base), base.spec.preprocessing, most=1)
+    run(base, runs=3)
 
 
 def train_plainly(memory: int, folder: Path, base: BaseModel, images: LabelledImages) -> None:

@@ -10,7 +10,10 @@ import pytest
 from sinf.cli import main
 
 #: What long work says where there is no terminal.
-PROGRESS = re.compile(r"expected time: .+|memory: .+|.+ (\.\.\.|\d+ % \(\d+ of \d+\)(, .+ left)?|done, .+)")
+PROGRESS = re.compile(
+    r"expected time( of the rest)?: .+|is it worth it\? .+|memory: .+|checked on \d+ held-out images: .+"
+    r"|.+ (\.\.\.|\d+ % \(\d+ of \d+\)(, .+ left)?|done, .+)"
+)
 
 
 def build_words(data: Path, weights: Path, out: Path) -> list[object]:

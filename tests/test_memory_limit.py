@@ -13,7 +13,9 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", ["channels", "ranks", "build", "dynamic", "eval", "train"])
+@pytest.mark.parametrize(
+    "verb", ["channels", "ranks", "checked", "build", "dynamic", "eval", "train", "answers", "clusters", "profile"]
+)
 def test_a_verb_keeps_its_budget(verb: str, tmp_path: Path) -> None:
     """Of a network whose early maps take more than the budget at the usual batch."""
     budget = 1_200_000_000

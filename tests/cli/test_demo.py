@@ -16,6 +16,7 @@ import tiny
 from program import Program
 from sinf import edge
 from sinf.cli import demo
+from sinf.cli.options import Machine
 from sinf.measure.timing import Latency
 from sinf.models import load_model
 from sinf.pipelines import confirm, optimize_config, optimize_search
@@ -79,5 +80,5 @@ def test_the_page_for_browsers_has_a_bundle(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(demo, "DRAWS", 60)
     monkeypatch.setattr(demo, "BUNDLE_LIMIT", 99.0)
-    demo._build(tmp_path / "bundle", 1)
+    demo._build(tmp_path / "bundle", Machine(threads=1))
     assert SemanticModel.from_pretrained(tmp_path / "bundle")(torch.zeros(2, 3, 32, 32)).shape == (2, 6)

@@ -53,13 +53,14 @@ def test_more_images_take_longer(images: int, clusters: int) -> None:
     least = built(images, images, images)
     assert all(built(*(images + (i == which) for i in range(3))) > least for which in range(3))
 
-    def pruned(count: int, methods: tuple[str, ...], trials: int) -> float:
+    def pruned(count: int, methods: tuple[str, ...], trials: int, checks: int = 0) -> float:
         return prune_time(
-            PACE, network, images=count, methods=methods, trials=trials, trial_images=100, held_out=10
+            PACE, network, images=count, methods=methods, trials=trials, trial_images=100, held_out=10, checks=checks
         ).seconds  # fmt: skip
 
     assert pruned(images, ("channels",), 0) < pruned(images + 1, ("channels",), 0) < pruned(images + 1, ("ranks",), 0)
     assert pruned(images, ("channels",), 1) < pruned(images, ("channels", "ranks"), 1)
+    assert pruned(images, ("channels",), 0) < pruned(images, ("channels",), 0, checks=1)
     one, two = (gated_time(PACE, images=images, epochs=epochs, finishing=10).seconds for epochs in (1, 2))
     assert one < two < gated_time(PACE, images=images, epochs=2, finishing=10, taught=True).seconds
 

@@ -415,6 +415,7 @@ def assert_same_network(loaded: nn.Module, timed: nn.Module) -> None:
         assert torch.equal(value, timed_state[name])
         assert value.stride() == timed_state[name].stride()
         assert value.dtype == timed_state[name].dtype
+        assert value.data_ptr() % 64 == timed_state[name].data_ptr() % 64 == 0
     assert loaded.training == timed.training
     assert not any(value.requires_grad for network in (loaded, timed) for value in network.parameters())
     assert torch.equal(answers(loaded), answers(timed))
@@ -447,6 +448,18 @@ def test_what_is_saved_is_what_was_timed(
     assert len(found.own_times) == len(found.times) == 2
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| your model, as loaded | base, prepared | pruned, as saved |" in card
+
+
+def test_what_is_loaded_does_not_change_with_its_file(pruned: BaseModel, tmp_path: Path) -> None:
+    """Nothing of it stays mapped: a folder that is overwritten in place while it serves changes no answer."""
+    save(pruned, tmp_path / "model", list("abcdef"))
+    loaded, weights = by_its_own_loader(tmp_path / "model"), tmp_path / "model" / "model.safetensors"
+    before = answers(loaded)
+    size, header = weights.stat().st_size, 8 + int.from_bytes(weights.read_bytes()[:8], "little")
+    with weights.open("r+b") as file:
+        file.seek(header)
+        file.write(bytes(size - header))
+    assert torch.equal(answers(loaded), before)
 
 
 def test_what_decides_is_what_is_saved(

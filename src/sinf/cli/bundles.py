@@ -69,6 +69,7 @@ def build(
             expect=lambda expected: options.announce(expected.line()),
             key=options.key(),
             notice=options.announce,
+            worth=lambda prospect: options.announce(prospect.line()),
         )
     seconds = time.perf_counter() - start
     kept = tail_shares(bundle)

@@ -28,8 +28,8 @@ DRAWS = 22_000  # augmented images that its route predictor learns from
 
 def demo(
     context: typer.Context,
+    machine: options.Machine,
     out: Annotated[Path, Option("Folder for what is chosen, and the page that shows it.")] = Path("sinf-demo"),
-    threads: options.Threads = None,
     web: Annotated[bool, Option("Serve a page that runs it in the browser; a bundle that is there is taken.")] = False,
     port: Annotated[int, Option("Of the page; 0 is any free one.", low=0, high=65535)] = 8000,
     runtime: options.Runtime = None,
@@ -37,12 +37,14 @@ def demo(
     """Find what runs the embedded network fastest within a point of loss, and show it; or serve a bundle as a page."""
     options.write_alone(context, out)
     if web:
-        _serve(out, threads, port, runtime)
+        _serve(out, machine, port, runtime)
     else:
-        _run(out, threads)
+        _run(out, machine)
 
 
-def _serve(out: Path, threads: int | None, port: int, runtime: Path | None) -> None:
+def _serve(out: Path, machine: options.Machine, port: int, runtime: Path | None) -> None:
+    from sinf.cli.kinds import Export
+    from sinf.cli.semantic import Semantic
     from sinf.engine.torch_engine import SemanticModel
     from sinf.export import page
     from sinf.export.local_server import HOST, server
@@ -50,8 +52,10 @@ def _serve(out: Path, threads: int | None, port: int, runtime: Path | None) -> N
     runtime_files = page.find_runtime(runtime)
     with server(out / "web", port) as web:  # what may be missing or taken is found before the minutes of a build
         if not (out / "bundle" / "config.json").is_file():
-            _build(out / "bundle", threads)
+            _build(out / "bundle", machine)
         model = SemanticModel.from_pretrained(out / "bundle")
+        asked = Export(out / "web", "web", None, "f32", runtime, None, "test")
+        asked.fit(machine.memory, Semantic().need(model), model.preprocessing)
         with options.Steps() as steps:
             gallery = page.find_gallery(model)
             page.export_page(
@@ -62,12 +66,13 @@ def _serve(out: Path, threads: int | None, port: int, runtime: Path | None) -> N
             web.serve_forever()
 
 
-def _run(out: Path, threads: int | None) -> None:
+def _run(out: Path, machine: options.Machine) -> None:
     """Optimise the embedded network, confirm the result on images that chose and tested nothing, and write a report of
     both."""
     from rich.console import Console
 
     from sinf.bundle.plain import PlainModel
+    from sinf.cli.room import Need, fit
     from sinf.data.images import load_images
     from sinf.load import from_pretrained
     from sinf.pipelines.confirm import confirm
@@ -78,9 +83,10 @@ def _run(out: Path, threads: int | None) -> None:
     from sinf.report.page import write_report
 
     console, start, fast = Console(), time.perf_counter(), out / "fast"
-    options.set_threads(threads)
+    machine.pin()
     base = _base()
     scoring, calibration, test = (load_images(ASSETS / DATA, split) for split in ("scoring", "calibration", "test"))
+    fit(machine.memory, "answers", Need.of_model(base).exported(), base.spec.preprocessing, calibration, test)
     console.print(
         f"{MODEL}, width {base.spec.options['width']:g}: {scoring.classes} classes of CIFAR-100; {len(scoring)} images "
         f"make candidates, {len(calibration)} choose and test them. At most {LIMIT:g} point of top-1 may be lost."
@@ -88,8 +94,9 @@ def _run(out: Path, threads: int | None) -> None:
     # A network of so few weights is not worth a second method, cuts of many places, or times of every kind of layer:
     # that takes a user ten minutes.
     config = OptimizeConfig(
-        max_loss=LIMIT / 100, engine=ENGINE, precisions=("f32", "int8"), methods=("ranks",), cuts=(0.3,), by_time=False
-    )
+        max_loss=LIMIT / 100, engine=ENGINE, precisions=("f32", "int8"), methods=("ranks",), cuts=(0.3,), by_time=False,
+        memory=machine.memory,
+    )  # fmt: skip
     with options.Steps() as steps:
         place = place_of(config, scoring, base.spec.preprocessing)
         found = optimize(base, scoring, calibration, config, fast, progress=steps, place=place)
@@ -125,7 +132,7 @@ def _base() -> BaseModel:
     return load_model(MODEL, weights=ASSETS / f"{MODEL}_cifar100.safetensors")
 
 
-def _build(folder: Path, threads: int | None) -> None:
+def _build(folder: Path, machine: options.Machine) -> None:
     """The bundle that the browser page shows. Neither extractor nor full tail is made smaller for all classes: that
     would spend the limit, and routing so small a network costs about what it saves even with all of it."""
     from sinf.compress.select import Budget
@@ -135,7 +142,7 @@ def _build(folder: Path, threads: int | None) -> None:
     from sinf.pipelines.build import BuildConfig, Images, build
     from sinf.routing.predictor import RouterConfig
 
-    options.set_threads(threads)
+    machine.pin()
     scoring, calibration = (load_images(ASSETS / DATA, split) for split in ("scoring", "calibration"))
     config = BuildConfig(
         cut=CUT,
@@ -144,6 +151,10 @@ def _build(folder: Path, threads: int | None) -> None:
         keep_anyway=True,  # it is there to be looked at
         route_draws=DRAWS,
         router=RouterConfig(channels=128, hidden=128, kernel=1),  # in so small a network a larger one costs its gain
+        memory=machine.memory,
     )
     with options.Steps() as steps:
-        build(_base(), Images(scoring, scoring, calibration), from_column(scoring), config, folder, progress=steps)
+        build(
+            _base(), Images(scoring, scoring, calibration), from_column(scoring), config, folder, progress=steps,
+            notice=options.announce,
+        )  # fmt: skip

@@ -15,6 +15,7 @@ from sinf.cli import options
 from sinf.cli.kinds import Bench, Export, Kind, Progress
 from sinf.dynamic.recipe import AIM, LABELS_ALONE, GateConfig, Target, TrainConfig
 from sinf.errors import ConfigError
+from sinf.machine.sizes import DEFAULT
 from sinf.option import Option
 from sinf.training.recipe import Distillation
 
@@ -170,11 +171,14 @@ def export(
     context: typer.Context,
     bundle: Bundle,
     out: Annotated[Path, Option("The file, which ends in .onnx.", positional=True)],
+    memory: options.Memory = DEFAULT,
     allow_factory: options.AllowFactory = False,
 ) -> None:
     """Write a bundle as one ONNX file for batches of one; it is compared with the bundle first."""
     options.write_alone(context, out)
-    Dynamic().export(_load(bundle, allow_factory), Export(out, "onnx", None, "f32", None, None, "test"))
+    model, kind, asked = _load(bundle, allow_factory), Dynamic(), Export(out, "onnx", None, "f32", None, None, "test")
+    asked.fit(memory, kind.need(model), model.preprocessing)
+    kind.export(model, asked)
 
 
 class Dynamic(Kind):

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 
 def profile(
-    model: options.Model, threads: options.Threads = 1, allow_factory: options.AllowFactory = False
+    model: options.Model, machine: options.Machine = options.ONE_THREAD, allow_factory: options.AllowFactory = False
 ) -> dict[str, Any]:
     """Where the time of a model goes, which channels go together, and where it can be cut.
 
     Of a bundle it is that of its base model, and what the parts cost."""
+    from sinf.cli.room import Need, fit
     from sinf.measure.profile import profile as run
     from sinf.report import artefacts, tables
 
@@ -45,7 +46,8 @@ def profile(
         base, parts = bundle.base_model(), kind_of(name).parts(bundle)
     else:
         base = model.load()
-    result = run(base, threads=options.set_threads(threads))
+    fit(machine.memory, "profile", Need.of_model(base), base.spec.preprocessing, most=1)
+    result = run(base, threads=machine.pin())
     tables.show_profile(result)
     artefacts.show_parts(parts)
     return result.to_json() | ({"parts": parts} if parts else {})

@@ -21,7 +21,7 @@ Network = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]
 
 MOST_FALLBACK = 0.95  # of the calibration images; where more fall back, subgraphs are for nothing
-_LEAST_SAVED = 0.01  # of the time: a machine with other work makes networks differ by less that are the same
+LEAST_SAVED = 0.01  # of the time: a machine with other work makes networks differ by less that are the same
 _DRAWS = 10_000  # of the bootstrap
 _TIMED = 256  # images that batches are made of
 
@@ -145,7 +145,7 @@ def time_beside(
 def is_faster(times: tuple[Latency, ...]) -> bool:
     """Whether it is surely faster than the base model at one batch size, by a per cent at least, and surely slower at
     none."""
-    return any(time.low > _LEAST_SAVED for time in times) and not any(time.high < 0 for time in times)
+    return any(time.low > LEAST_SAVED for time in times) and not any(time.high < 0 for time in times)
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,12 @@ class Verdict:
         fallback: float,
         images: LabelledImages,
         preprocessing: Preprocessing,
+        limits: Limits,
         progress: Callable[[str, int, int], None],
     ) -> Verdict:
-        """Timed on one thread, as a request has, at the batch sizes of the default limits."""
+        """Timed on one thread, as a request has, at the batch sizes of the ``limits``."""
         times = time_beside(
-            base, {"bundle": bundle}, images, preprocessing, Limits(), lambda done, total: progress("time", done, total)
+            base, {"bundle": bundle}, images, preprocessing, limits, lambda done, total: progress("time", done, total)
         )
         return Verdict(times["bundle"], fallback)
 

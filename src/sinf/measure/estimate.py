@@ -8,7 +8,7 @@ on networks of several kinds; see ``docs/guide.md`` for how near the estimates w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,9 @@ from sinf.machine.durations import duration
 from sinf.machine.memory import near
 
 LONG = 30 * 60.0  # seconds, above which the line says what would shorten the work
+_STORED = 0.1  # of what steps were expected to take: those that took less were done before
+
+ROUTER, COMMON = "route predictor", "extractor and full tail"  # the first steps of a build
 
 # Times that of a forward pass of the same layers, as they were built.
 STATISTICS, RANK_STATISTICS = 2.7, 3.3  # a forward and a backward pass, and the sums
@@ -33,21 +36,31 @@ _MATRIX = 512
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of named steps. ``shorter`` says what would make it shorter."""
+    """Seconds of named steps. ``shorter`` says what would make it shorter, ``what`` of what it is."""
 
     steps: dict[str, float]
     shorter: str
+    what: str = "expected time"
 
     @property
     def seconds(self) -> float:
         return sum(self.steps.values())
+
+    def rest(self, done: Collection[str], seconds: float) -> Estimate | None:
+        """Of the steps that are not ``done``, of which those that are took so many seconds: as much longer or shorter.
+        None where these were stored, and say nothing."""
+        planned = sum(self.steps.get(name, 0.0) for name in done)
+        if not planned or seconds < _STORED * planned:
+            return None
+        left = {name: each * seconds / planned for name, each in self.steps.items() if name not in done}
+        return Estimate(left, self.shorter, "expected time of the rest")
 
     def line(self) -> str:
         """``expected time: about 12 min (route predictor 7 min, subgraphs 4 min)``, the longest steps first."""
         told = sorted(self.steps.items(), key=lambda step: -step[1])
         parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in told if seconds >= 0.05 * self.seconds)
         more = f"; to shorten it: {self.shorter}" if self.seconds > LONG else ""
-        return f"expected time: about {duration(self.seconds)} ({parts}){more}"
+        return f"{self.what}: about {duration(self.seconds)} ({parts}){more}"
 
 
 @dataclass(frozen=True)
@@ -106,14 +119,14 @@ def build_time(
     share = network.extractor_macs.total() / max(1, network.macs.total())
     each = STATISTICS + FIT * reconstruct
     steps = {
-        "route predictor": routing * pace.teaching * (1 + share * common),
+        ROUTER: routing * pace.teaching * (1 + share * common),
         "features": scoring * pace.forward * share * (1 + common),
         "subgraphs": scoring * pace.forward * (1 - share) * each
         + clusters * pace.factorisations(network.coupling) * (1 - share),
         "calibration": calibration * pace.forward * 2.5,
     }
     if common:
-        steps["extractor and full tail"] = pace.factorisations(network.coupling) + pace.forward * (
+        steps[COMMON] = pace.factorisations(network.coupling) + pace.forward * (
             min(scoring, common_images) * STATISTICS + scoring * KERNEL_FIT * reconstruct
         )
     return Estimate(steps, "a smaller --route-draws, fewer --score and --calibrate images, or more --threads")
@@ -128,14 +141,17 @@ def prune_time(
     trials: int,
     trial_images: int,
     held_out: int,
+    checks: float = 0,
 ) -> Estimate:
     """Of a pruning by one or more methods, each with ``trials`` that fit weights to fewer images; then the best is
-    fitted to all of them."""
+    fitted to all of them. ``checks`` is how many forward passes of an image check what is predicted."""
     few, once = trials * min(trial_images, images), pace.factorisations(network.coupling)
     steps = {}
     for method in methods:
         looks = RANK_STATISTICS if method == "ranks" else STATISTICS
         steps[method] = pace.forward * (images * looks + few * KERNEL_FIT) + (1 + trials) * once
+    if checks:
+        steps["check of layers"] = pace.forward * checks + 2 * once
     steps["weights from all images"] = pace.forward * images * KERNEL_FIT + once
     steps["held-out images"] = pace.forward * held_out * (2 + len(methods) * trials)
     return Estimate(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
 
 from sinf.errors import ConfigError
 from sinf.option import IMAGES, POINTS, RUN, Option
+
+if TYPE_CHECKING:
+    from sinf.machine.memory import Memory
 
 
 @dataclass(frozen=True)
@@ -44,3 +47,12 @@ class Limits:
         if not self.batches or min(self.batches) < 1 or self.threads < 1 or self.pairs < 2:
             got = f"batches {self.batches}, threads {self.threads}, pairs {self.pairs}"
             raise ConfigError("batches and threads must be at least 1, pairs at least 2", got=got)
+
+    def within(self, memory: Memory, each: int, fixed: int) -> Limits:
+        """The same with batches that fit into memory, where an image takes ``each`` bytes beside ``fixed`` ones.
+
+        Raises:
+            ConfigError: not even one image fits.
+        """
+        sizes = {memory.batch("times", each, batch, fixed=fixed) for batch in self.batches}
+        return replace(self, batches=tuple(sorted(sizes)))

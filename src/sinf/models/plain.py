@@ -129,9 +129,9 @@ def fill(config: dict[str, Any], folder: str | Path) -> Plain:
             wrong = sorted(n for n in own.keys() | shapes.keys() if n not in own or shapes.get(n) != own[n].shape)
             if wrong:
                 raise _refusal(f"{path} must hold the tensors of the config", f"others, such as {wrong[0]}")
-            state = {name: tensors.get_tensor(name).to(own[name].dtype) for name in shapes}
-        model.load_state_dict(state, assign=True)
-        model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+            model.to(memory_format=torch.channels_last).to_empty(device="cpu").eval().requires_grad_(False)
+            # Copied: mapped tensors may begin at any address, which is slower to read, and change with their file.
+            model.load_state_dict({name: tensors.get_tensor(name) for name in shapes})
         model(torch.zeros(1, *config["preprocessing"]["size"]))  # meta checks less
     return model
 

@@ -7,6 +7,8 @@ seed alone, so a build that was killed and started again ends with the same bund
 from __future__ import annotations
 
 import shutil
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,12 +28,13 @@ from sinf.errors import DataError
 from sinf.graph.network import Part, PartedNetwork
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
-from sinf.machine.memory import Memory, Notice
+from sinf.machine.memory import Memory, Notice, activations, weight_bytes
 from sinf.measure.accuracy import Observation, observe_routes, run_shared
-from sinf.measure.delivery import Verdict
-from sinf.measure.estimate import Estimate, Pace, build_time
+from sinf.measure.delivery import Limits, Verdict
+from sinf.measure.estimate import COMMON, ROUTER, Estimate, Pace, build_time
 from sinf.models import BaseModel
 from sinf.pipelines.build_config import BuildConfig
+from sinf.pipelines.build_worth import IMAGES, LONG, Prospect
 from sinf.pipelines.calibration import part_images, set_thresholds, tail_costs, without_threshold
 from sinf.pipelines.prune_config import describe
 from sinf.pipelines.route_images import RouteImages
@@ -77,17 +80,20 @@ def build(
     expect: Callable[[Estimate], None] | None = None,
     key: bytes | None = None,
     notice: Notice | None = None,
+    worth: Callable[[Prospect], None] | None = None,
 ) -> Bundle:
     """Build a bundle and save it to ``folder``, signed where there is a ``key``.
 
     Results of steps are kept in ``work`` (by default ``folder`` + ``.build``, removed at the end), where other builds
     of the same base model find what they have in common. ``expect`` is told how long it will take, and ``notice`` how
-    much memory, before it begins. Before it is saved the bundle is timed beside the base model in torch, on calibration
-    images, and ``report`` is called with what it brings (without it, a bundle that is kept anyway is not timed).
+    much memory, before it begins; ``expect`` again after the first steps, where much is left. A build of a minute or
+    more that is not kept anyway begins with what it can bring at best, which ``worth`` is told. Before it is saved the
+    bundle is timed beside the base model in torch, on calibration images, and ``report`` is called with what it brings
+    (without it, a bundle that is kept anyway is not timed).
 
     Raises:
-        DoesNotPayError: it is not faster, or nearly everything falls back. Steps stay, so that the same build with
-            ``keep_anyway`` is done at once.
+        DoesNotPayError: it cannot be faster at best; or it is not, or nearly everything falls back. Steps stay, so that
+            the same build with ``keep_anyway`` is done at once.
     """
     _check(base, images, clusters)
     folder = Path(folder)
@@ -96,9 +102,22 @@ def build(
     making = _Build(base, images, clusters, config, store, progress)
     if notice is not None:
         notice(making.memory.summary())
-    if expect is not None:
-        expect(making.expected())
-    bundle = making.run(provenance or {})
+    expected = None if expect is None and config.keep_anyway else making.expected()
+    if expect is not None and expected is not None:
+        expect(expected)
+    if not config.keep_anyway and expected is not None and expected.seconds >= LONG:
+        prospect = making.prospect()
+        if worth is not None:
+            worth(prospect)
+        prospect.require()
+    start = time.perf_counter()
+
+    def after_first_steps() -> None:
+        rest = None if expected is None else expected.rest({COMMON, ROUTER}, time.perf_counter() - start)
+        if expect is not None and rest is not None and rest.seconds >= LONG:
+            expect(rest)
+
+    bundle = making.run(provenance or {}, after_first_steps)
     verdict = None if report is None and config.keep_anyway else making.verdict(bundle)
     if verdict is not None and report is not None:
         report(verdict)
@@ -155,9 +174,11 @@ class _Build:
         config: BuildConfig,
         store: StepStore,
         progress: Progress,
+        *,
+        fit: bool = True,
     ) -> None:
         self.base, self.images, self.clusters, self.config = base, images, clusters, config
-        self.store, self.progress = store, progress
+        self.store, self.progress, self.fit = store, progress, fit and config.reconstruct
         self.network = PartedNetwork(
             trace(base.module, base.spec.preprocessing),
             config.cut,
@@ -172,6 +193,8 @@ class _Build:
             self.compressor.needs, pool=self.compressor.pool, beside=self.compressor.bytes_beside,
             whole=min(config.extractor, config.fallback, config.common) < 1,
         )  # fmt: skip
+        each, fixed = 2 * activations(self.network.graph).forward, 4 * weight_bytes(base.module)
+        self.limits = Limits().within(self.memory, each, fixed)  # of what is timed
         # What every step depends on. Steps add to it what they use, and nothing else.
         self.origin = {
             "sinf": __version__,
@@ -213,16 +236,37 @@ class _Build:
             reconstruct=config.reconstruct,
         )
 
-    def run(self, provenance: dict[str, str]) -> Bundle:
-        return self._calibrate(self._parts(provenance))
+    def prospect(self) -> Prospect:
+        """What a bundle can bring at best: by parts that are made from a few images, with weights as they come."""
+        config, network, count = self.config, self.network, len(self.clusters)
+        few = self.images.scoring.sample(IMAGES, config.seed)
+        with tempfile.TemporaryDirectory(dir=self.store.folder) as folder:
+            small = _Build(
+                self.base, Images(few, few, few), self.clusters, config, StepStore(Path(folder)),
+                lambda step, done, total: None, fit=False,
+            )  # fmt: skip
+            common, fallback = small._common()
+            subgraph = small._subgraphs().first(common)
+        with torch.random.fork_rng(devices=[]):  # nobody else's draws are to change
+            router = make_predictor(network.feature_shape(common), count, config.router).eval().folded()
+        parts = network.graphs_of({"common": common, "subgraph": subgraph, "fallback": fallback})
+        return Prospect.of(
+            network.graph, None if count == 1 else router.to(memory_format=torch.channels_last), parts,
+            self.images.calibration, self.base.spec.preprocessing, self.limits,
+            lambda done, total: self.progress("is it worth it?", done, total),
+        )  # fmt: skip
+
+    def run(self, provenance: dict[str, str], after_first_steps: Callable[[], None]) -> Bundle:
+        return self._calibrate(self._parts(provenance, after_first_steps))
 
     def made(self, provenance: dict[str, str]) -> Bundle:
         """The same without a threshold."""
-        return self._fit_deferral(self._parts(provenance))
+        return self._fit_deferral(self._parts(provenance, lambda: None))
 
-    def _parts(self, provenance: dict[str, str]) -> Bundle:
+    def _parts(self, provenance: dict[str, str], after_first_steps: Callable[[], None]) -> Bundle:
         common, fallback = self._common()
         router = self._router(common)
+        after_first_steps()
         parts = {"common": common, "fallback": fallback, **self._subgraphs().of(common)}
         return Bundle(
             spec=self.base.spec,
@@ -241,7 +285,8 @@ class _Build:
     def verdict(self, bundle: Bundle) -> Verdict:
         fallback = 1.0 if bundle.threshold is None else bundle.threshold.fallback
         networks = prepare(self.network.graph), SemanticModel(bundle)
-        return Verdict.of(*networks, fallback, self.images.calibration, self.base.spec.preprocessing, self.progress)
+        feed = self.base.spec.preprocessing
+        return Verdict.of(*networks, fallback, self.images.calibration, feed, self.limits, self.progress)
 
     def _provenance(self) -> dict[str, str]:
         config = self.config
@@ -279,7 +324,7 @@ class _Build:
 
     def _run(self, passes: Passes) -> Run:
         config = self.config
-        return Run(self.store, passes, self.progress, config.reconstruct, config.reconstruct_bytes)
+        return Run(self.store, passes, self.progress, self.fit, config.reconstruct_bytes)
 
     def _router(self, common: Part) -> RoutePredictor:
         """The route predictor, before its calibration."""

@@ -15,6 +15,7 @@ from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
 from sinf.machine.memory import DEFAULT, Memory, activations, weight_bytes
 from sinf.measure.accuracy import machine
+from sinf.measure.limits import Limits
 from sinf.measure.plain import Size
 from sinf.measure.timing import Latency, interleaved
 from sinf.models import BaseModel
@@ -68,8 +69,9 @@ def compare(
     before = prepare(trace(base.module, base.spec.preprocessing))
     after = deployed(pruned, keep_batch_norm=keep_batch_norm).module
     budget = Memory(memory)
-    most = budget.batch("comparison", activations(before).forward, BATCH, fixed=4 * weight_bytes(before) + budget.cache)
-    images.limit(budget.cache, most)
+    each, fixed = activations(before).forward, 4 * weight_bytes(before) + budget.cache
+    images.limit(budget.cache, budget.batch("comparison", each, BATCH, fixed=fixed))
+    batches = Limits(batches=batches).within(budget, each, fixed).batches
     right, done = [0, 0], 0
     for x, y in images.batches(base.spec.preprocessing):
         for which, model in enumerate((before, after)):

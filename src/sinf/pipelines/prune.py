@@ -37,6 +37,7 @@ from sinf.models import BaseModel, ModelSpec, load_spec
 from sinf.models.load import PLAIN
 from sinf.models.to_plain import to_plain
 from sinf.pipelines.latency_budget import budget_within
+from sinf.pipelines.prune_check import Check, check_all, expected_checks
 from sinf.pipelines.prune_config import LatencyBudget as LatencyBudget
 from sinf.pipelines.prune_config import PruneConfig as PruneConfig
 from sinf.pipelines.prune_config import describe, require_no_labels
@@ -85,6 +86,7 @@ def prune(
     """
     making = _Pruning(base, scoring, validation, config, Path(work), progress or (lambda step, done, total: None))
     if notice is not None:
+        making.notice = notice
         notice(making.source.memory.summary())
     if expect is not None:
         expect(making.expected())
@@ -128,6 +130,7 @@ class _Pruning:
             require_no_labels(config, scoring)
         scoring.warn_of_empty_classes("scoring", "what they need may be removed, and no loss of theirs is seen")
         self.base, self.config, self.progress = base, config, progress
+        self.notice: Notice = lambda text: None
         self.held_out, self.is_own = validation, validation is not None
         if config.limits is not None and validation is None:
             scoring, self.held_out = hold_out(scoring, config.limits.held_out, config.images, config.seed)
@@ -175,6 +178,7 @@ class _Pruning:
             trials=compared,
             trial_images=_TRIAL_IMAGES,
             held_out=0 if self.held_out is None else len(self.held_out),
+            checks=expected_checks(self.methods.values(), config.rule, self.held_out),
         )
 
     def _fit(self, memory: Memory) -> int:
@@ -183,7 +187,10 @@ class _Pruning:
         sets = [self.images] if self.held_out is None else [self.images, self.held_out]
         fixed = 3 * weight_bytes(self.base.module) + sum(min(memory.cache, len(images) * size) for images in sets)
         most = min(BATCH, near(self.network.graph))
-        batch = memory.batch("evaluation", activations(self.network.graph).forward, most, fixed=fixed)
+        forward = activations(self.network.graph).forward
+        batch = memory.batch("evaluation", forward, most, fixed=fixed)
+        limits = self.config.limits
+        self.timed = Limits() if limits is None else limits.within(memory, forward, fixed)
         for images in sets:
             images.limit(memory.cache, batch)
         return fixed
@@ -193,6 +200,9 @@ class _Pruning:
     def _choose(self) -> tuple[Method, Schedule | Budget]:
         """The method, and the rule of ratios or MACs."""
         methods, rule = self.methods.values(), self.config.rule
+        if self.held_out is not None:
+            check = Check(self.network, self.held_out, self.base.spec.preprocessing, self._reporter("check of layers"))
+            check_all(self.methods.values(), rule, self.config.weight_cost, check, self._depends, self.notice)
         if rule is None:
             return fastest(each(methods, lambda m: (m, self._largest(m))), self._finished, self._by_time)
         rules = each(methods, lambda m: (m, self._rule(m, rule)))
@@ -286,6 +296,7 @@ class _Pruning:
             "weights": self._weights_hash,
             "images": self.images.fingerprint(),
             "method": method.name,
+            "corrected": getattr(method.compressor, "factors", {}),
             "rule": {"kind": type(rule).__name__, **identity(rule)},
             "options": {
                 name: getattr(config, name)
@@ -365,9 +376,8 @@ class _Pruning:
         return ExpectedLoss.of(self._base_answers, found, self._held_out.labels)
 
     def _time(self, networks: Mapping[str, nn.Module]) -> dict[str, tuple[Latency, ...]]:
-        limits = self.config.limits or Limits()
         return time_beside(
-            self._ready, networks, self._held_out, self.base.spec.preprocessing, limits, self._reporter("time")
+            self._ready, networks, self._held_out, self.base.spec.preprocessing, self.timed, self._reporter("time")
         )
 
     # ---- what is asked for more than once

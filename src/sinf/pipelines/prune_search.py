@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 from sinf.errors import ConfigError, DoesNotPayError
 
 LEAST = 0.1  # of the base model's cost: less is not tried
+MIDDLE = (1 + LEAST) / 2  # what is tried first
 TRIALS = 5  # the budget is known to three per cent then
 
 

@@ -78,6 +78,11 @@ class Subgraphs:
         self._features = None
         return parts
 
+    def first(self, common: Part) -> Part:
+        """That of the first cluster alone, within a budget of its own; not stored."""
+        quiet = replace(self.run, progress=lambda step, done, total: None)
+        return Compression(self.compressor, [self._scope(0, common)], [(self.rule, TAIL)], quiet).part(0)
+
     def _scope(self, cluster: int, common: Part) -> Scope:
         """The tail for a cluster's classes."""
         network, members, mine = self.network, list(self.clusters.members[cluster]), self._images_of(cluster)

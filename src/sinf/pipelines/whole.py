@@ -98,10 +98,8 @@ class Method:
             pool=compressor.pool, fixed=source.fixed, part=f" of {self.name}",
             beside=compressor.bytes_beside(network.graph, network.coupling),
         )  # fmt: skip
-        self._scope = whole_scope(
-            base, network, source.images, len(source.images), source.seed, lambda: source.progress
-        )
-        self._run = Run(source.store, passes, fit_bytes=source.fit_bytes)
+        self.scope = whole_scope(base, network, source.images, len(source.images), source.seed, lambda: source.progress)
+        self.run = Run(source.store, passes, fit_bytes=source.fit_bytes)
 
     def tensors(self, rule: Schedule | Budget, *, reconstruct: bool, most: int | None = None) -> Tensors:
         """All in which the smaller network differs from the base model. ``most`` limits the images that weights are
@@ -110,10 +108,21 @@ class Method:
         Raises:
             ConfigError: the rule is out of reach.
         """
-        run = replace(self._run, progress=self.source.progress, fit=reconstruct, most=most)
-        rules: list[Rule] = [(rule, WHOLE)]
-        part = compress(self.compressor, [self._scope], rules, run)[0]
+        part = self.part(rule, most, reconstruct=reconstruct)
         return part.to_tensors(self.source.network.coupling, "", torch.float32)
+
+    def part(
+        self,
+        rule: Schedule | Budget,
+        most: int | None,
+        compressor: Compressor | None = None,
+        *,
+        reconstruct: bool = True,
+    ) -> Part:
+        """The same as a part, by another compressor where there is one."""
+        run = replace(self.run, progress=self.source.progress, fit=reconstruct, most=most)
+        rules: list[Rule] = [(rule, WHOLE)]
+        return compress(compressor or self.compressor, [self.scope], rules, run)[0]
 
     def graph(self, tensors: Tensors) -> fx.GraphModule:
         """The network of these tensors."""

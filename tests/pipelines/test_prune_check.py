@@ -1,0 +1,161 @@
+"""What channels that go are predicted to lose is checked group by group on held-out images, and corrected."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sinf.compress.channels import ChannelRemoval
+from sinf.compress.select import Budget, Schedule
+from sinf.criteria import make_criterion
+from sinf.data.images import LabelledImages
+from sinf.graph.network import Network
+from sinf.graph.trace import trace
+from sinf.measure.delivery import Limits
+from sinf.measure.timing import summary
+from sinf.models import BaseModel, ModelSpec, load_model
+from sinf.pipelines import prune as pruning
+from sinf.pipelines import prune_check
+from sinf.pipelines.prune import PruneConfig, Pruned, prune
+from sinf.pipelines.prune_check import Check, far
+from sinf.pipelines.whole import Method, Source
+from sinf.storage.steps import StepStore
+from tiny import COLOUR, NETWORKS, randomise
+
+CONFIG = PruneConfig(
+    Budget(0.6), "channels", Limits(1.0, pairs=2, batches=(1,), keep_anyway=True), images=90, round_to=1
+)
+WRONG = 0.01  # of what a group is worth
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseModel:
+    torch.manual_seed(0)
+    made = load_model("vgg11", classes=6, options={"width": 0.125})
+    return BaseModel(randomise(made.module), made.spec)
+
+
+@pytest.fixture(autouse=True)
+def played(monkeypatch: pytest.MonkeyPatch) -> None:
+    latency = summary(torch.tensor([[10.0] * 9, [5.0] * 9]).double(), 1, 1)
+    monkeypatch.setattr(pruning, "time_beside", lambda base, networks, *rest: dict.fromkeys(networks, (latency,)))
+
+
+@pytest.fixture
+def wrong(monkeypatch: pytest.MonkeyPatch, base: BaseModel) -> str:
+    """The name of a group of which a hundredth is predicted of what its channels are worth."""
+    groups = Network(trace(base.module, base.spec.preprocessing)).groups_free()
+    name, original = groups[2].name, ChannelRemoval.observe
+
+    def observe(self: ChannelRemoval, scope: Any, statistics: Any) -> dict[str, Tensor]:
+        found = original(self, scope, statistics)
+        return found | {name: WRONG * found[name]}
+
+    monkeypatch.setattr(ChannelRemoval, "observe", observe)
+    return name
+
+
+def divergence(base: BaseModel, pruned: Pruned, images: LabelledImages) -> float:
+    with torch.no_grad():
+        x = images.inputs(base.spec.preprocessing)[:]
+        before, after = (model.module(x).log_softmax(1) for model in (base, pruned))
+    return float((before.exp() * (before - after)).sum(1).mean())
+
+
+def test_a_group_that_loses_more_than_predicted_keeps_more(
+    base: BaseModel, wrong: str, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the same budget, on images that neither fitted nor checked anything; and it is said."""
+    new = tiny_images.select(list(range(90, 120)))
+    scoring, said = tiny_images.select(list(range(90))), list[str]()
+    checked = prune(base, scoring, CONFIG, tmp_path / "checked", notice=said.append)
+    monkeypatch.setattr(prune_check, "far", lambda lost, predicted: {})
+    plain = prune(base, scoring, CONFIG, tmp_path / "plain")
+    assert divergence(base, checked, new) < 0.8 * divergence(base, plain, new)
+    (line,) = [each for each in said if each.startswith("checked on 18 held-out images")]
+    times = re.search(rf"{re.escape(wrong)} loses (\S+) times", line)
+    assert times is not None
+    assert float(times[1]) > 2
+
+
+def test_what_is_no_better_on_held_out_images_is_not_taken(
+    base: BaseModel, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Corrections that are nonsense change nothing."""
+    groups = [group.name for group in Network(trace(base.module, base.spec.preprocessing)).groups_free()]
+    plain = prune(base, tiny_images, replace(CONFIG, limits=None), tmp_path / "none")
+    with monkeypatch.context() as patched:
+        patched.setattr(prune_check, "far", lambda lost, predicted: dict(zip(groups, [0.01, 100.0] * 9, strict=False)))
+        patched.setattr(Check, "divergence", lambda self, part: 1.0)
+        same = prune(base, tiny_images, CONFIG, tmp_path / "checked", validation=tiny_images)
+    for name, value in plain.module.state_dict().items():
+        assert torch.equal(value, same.module.state_dict()[name])
+
+
+def test_it_is_checked_once_a_folder(
+    base: BaseModel, wrong: str, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prune(base, tiny_images, CONFIG, tmp_path)
+    monkeypatch.setattr(Check, "divergence", lambda self, part: pytest.fail("it was checked again"))
+    said: list[str] = []
+    again = prune(base, tiny_images, CONFIG, tmp_path, notice=said.append)
+    assert all(torch.equal(value, again.module.state_dict()[name]) for name, value in first.module.state_dict().items())
+    assert [line.startswith("checked on") for line in said].count(True) == 1
+
+
+@pytest.mark.parametrize("change", [
+    {"method": "ranks", "rule": Budget(0.8)}, {"rule": Schedule(0.2, 0.2)}, {"limits": None},
+])  # fmt: skip
+def test_what_is_not_checked(
+    base: BaseModel,
+    tiny_images: LabelledImages,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+) -> None:
+    """Ranks, which are predicted well; ratios, which no prediction spends; and what has no held-out images."""
+    monkeypatch.setattr(Check, "divergence", lambda self, part: pytest.fail("it was checked"))
+    prune(base, tiny_images, replace(CONFIG, **change), tmp_path)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_group_of_every_network_can_go_alone(name: str, tiny_images: LabelledImages, tmp_path: Path) -> None:
+    """What it loses is a number, little where little goes, and nothing where nothing does."""
+    module = randomise(NETWORKS[name]())
+    base = BaseModel(module, ModelSpec("own:network", 6, COLOUR))
+    network, images = Network(trace(module, COLOUR)), tiny_images.select(list(range(40)))
+    check = Check(network, images, COLOUR, lambda done, total: None)
+    source = Source(base, network, images, 0, 1 << 30, StepStore(tmp_path), lambda step, done, total: None)
+    method = Method(source, ChannelRemoval(make_criterion("l1"), 1))
+    sums = check._sums(method, images)
+    for group in network.groups_free():
+        keep = network.coupling.keep_all()
+        assert check.divergence(check._alone(group, keep, sums)) == pytest.approx(0, abs=1e-5)
+        if group.size > 1:
+            keep[group.units[0]] = False
+            lost = check.divergence(check._alone(group, keep, sums))
+            assert 0 <= lost + 1e-5 < 10
+
+
+@given(st.lists(st.floats(1e-3, 1.0), min_size=2, max_size=12), st.floats(0.01, 100))
+def test_what_is_predicted_in_proportion_is_not_far(predicted: list[float], scale: float) -> None:
+    """The unit of a criterion is its own."""
+    named = {str(number): value for number, value in enumerate(predicted)}
+    assert far({name: scale * value for name, value in named.items()}, named) == {}
+
+
+@given(st.integers(4, 16), st.floats(6.0, 50.0))
+def test_what_is_far_is_corrected_by_as_much_up_to_four_times(count: int, times: float) -> None:
+    predicted = {str(number): 1.0 for number in range(count)}
+    found = far(predicted | {"0": times}, predicted)
+    assert 2 < found["0"] <= 4
+    assert all(0.25 <= found[name] < 1 for name in predicted if name != "0")
+    assert far(predicted | {"0": -1.0}, predicted)["0"] == pytest.approx(0.25)
