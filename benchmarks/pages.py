@@ -212,10 +212,10 @@ def compact_losses() -> str:
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
         ours = {row["macs"]: row for row in rows if row["method"] == method}
-        cells = [f"{points_of(ours[m]['loss'])} ({bounds(ours[m], 'loss', points_of)})" if m in ours else "out of reach"
-                 for m in budgets]  # fmt: skip
+        cells = [f"{points_of(ours[m]['loss'])} ({bounds(ours[m], 'loss', points_of)}), {percent(ours[m]['differ'])}"
+                 if m in ours else "out of reach" for m in budgets]  # fmt: skip
         lines.append([method, *cells])
-    head = ("points lost by", *(f"{100 * float(macs):.0f} % of the MACs" for macs in budgets))
+    head = ("points lost, answers that differ, by", *(f"{100 * float(macs):.0f} % of the MACs" for macs in budgets))
     return markdown(head, lines) if lines else MISSING
 
 
