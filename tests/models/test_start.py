@@ -60,7 +60,7 @@ def test_other_networks_go_by_name() -> None:
     given = weights_of("resnet32", width=0.5)
     fewer = {key: value for key, value in given.items() if "layer1.1" not in key}
     start = start_from(made("resnet32", width=0.5), fewer, 0)
-    assert start.random == ("layer1.1.bn1", "layer1.1.bn2", "layer1.1.conv1", "layer1.1.conv2")
+    assert start.random == ("layer1.1.conv1", "layer1.1.bn1", "layer1.1.conv2", "layer1.1.bn2")
     assert torch.equal(start.state["layer1.2.conv1.weight"], given["layer1.2.conv1.weight"])
 
 
