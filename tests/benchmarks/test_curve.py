@@ -74,7 +74,7 @@ def test_rows_are_written_at_the_end(
     until: str,
 ) -> None:  # fmt: skip
     """Those of networks within reach; before, nothing is timed but layers."""
-    chains = [(curve.Step("ranks", 0.7, round_to=2),), (curve.Step("depth", 0.1),), (curve.Step("depth", 0.85),)]
+    chains = [(curve.Step("ranks", 0.7, round_to=2),), (curve.Step("depth", 0.01),), (curve.Step("depth", 0.85),)]
     halves = [
         curve.Answers(torch.arange(30) % 2 == 0, torch.arange(30) % 3 != 0),
         curve.Answers(*torch.ones(2, 30).bool()),
