@@ -7,6 +7,7 @@ import ast
 import inspect
 import json
 import os
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -184,12 +185,20 @@ def test_what_json_writes_makes_the_same_run(run: Callable[..., Options], tmp_pa
         ('{"json": "x"}', "'json'"),
         ("[1]", "by name"),
         ("{", "JSON file"),
+        ("[" * 10**5, "levels"),
+        ('{"data": NaN}', "NaN"),
+        ('{"data": "x", "data": "y"}', "twice"),
+        ('{"' + "x" * 10**5 + '": 1}', "options of this verb"),
+        ('{"cascades": [true]}', "what the option takes"),
+        ('{"max_loss": {"a": 1}}', "what the option takes"),
     ],
+    ids=lambda value: value[:20],
 )
 def test_a_run_file_that_is_none(run: Callable[..., Options], tmp_path: Path, content: str, says: str) -> None:
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=says) as caught:
         run("--config", tmp_path / "run.json", "--data", "x")
+    assert len(str(caught.value)) < 1000
     with pytest.raises(ConfigError, match="nowhere"):
         run("--config", tmp_path / "nowhere.json", "--data", "x")
 
@@ -199,6 +208,20 @@ def test_a_value_of_another_type_is_refused(sinf: Program, tmp_path: Path) -> No
     code, _, err = sinf.call("prune", "--config", path)
     assert code == 2
     assert "--max-loss" in err
+
+
+def test_any_value_of_any_option_is_taken_or_refused(sinf: Program, tmp_path: Path) -> None:
+    """Never a traceback; there is no such data, so nothing is done."""
+    values: list[object] = [None, True, -1, 10**30, 1e308, 0.5, "", "x", [], [[]], {}, ["x"], [1]]
+    options = {"model": "vgg11", "data": str(tmp_path / "none"), "out": str(tmp_path / "out"), "macs": 0.5}
+    draw = random.Random(0)
+    for each in command("prune").params:
+        for value in [] if each.name in ("config", "json", "help_all") else draw.sample(values, 2):
+            path = write(tmp_path / "run.json", options | {each.name: value})
+            code, _, err = sinf.call("prune", "--config", path)
+            assert code == 2, (each.name, value)
+            assert "Traceback" not in err
+            assert not (tmp_path / "out").exists()
 
 
 def test_build_takes_a_run_file(

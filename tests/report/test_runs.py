@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 
+from sealed import EDITS, edited, places
 from sinf.errors import ConfigError, StorageError
 from sinf.report import tables
 from sinf.report.runs import add_run, read_runs
@@ -50,6 +52,10 @@ def test_one_table_a_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ("[]", "got list"),
         ('{"sinf_bench": 7}', "format 1"),
         (json.dumps({"sinf_bench": 1, "date": "2026"}), "no bundle, engine, latency, processor"),
+        ("[" * 10**5, "levels"),
+        ('{"sinf_bench": NaN}', "NaN"),
+        ('{"sinf_bench": 1, "sinf_bench": 1}', "twice"),
+        ("[" + "[]," * 400_000 + "1]", "items"),
     ],
 )
 def test_what_is_no_run_is_named(tmp_path: Path, content: str, says: str) -> None:
@@ -57,6 +63,25 @@ def test_what_is_no_run_is_named(tmp_path: Path, content: str, says: str) -> Non
     (tmp_path / "other.json").write_text(content)
     with pytest.raises(ConfigError, match=says):
         read_runs(tmp_path)
+
+
+def test_a_run_that_was_changed_is_shown_or_refused(tmp_path: Path) -> None:
+    """Every value in many ways: a table, or one line of ours."""
+    row = {"batch": 2, "threads": 1, "median": 3.0}
+    path = add_run(tmp_path, record(threshold=0.5, latency=[ROW, row], energy=[{"batch": 1, "saved": 0.1}]))
+    whole, shown = json.loads(path.read_text()), 0
+    changes = [(place, edit) for place in places(whole) for edit in EDITS]
+    for place, edit in random.Random(0).sample(changes, 150):
+        path.write_text(json.dumps(edited(whole, place, edit)))
+        line = ""
+        try:
+            tables.show_runs(read_runs(tmp_path), None)
+            shown += 1
+        except ConfigError as error:
+            line = str(error)
+        assert "\n" not in line
+        assert len(line) < 1000
+    assert 0 < shown < 60
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:

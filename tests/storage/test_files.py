@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sinf.errors import StorageError
+from sinf.errors import ConfigError, StorageError
 from sinf.storage import files
 from sinf.storage.files import replacing, sha256, write_json, write_tensors
+from sinf.storage.schema import parse_file
 
 
 def test_what_is_written_is_there_and_nothing_else(tmp_path: Path) -> None:
@@ -57,3 +58,12 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Monk
 def test_sha256_is_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert sha256(tmp_path / "file").startswith("ba7816bf8f01cfea")
+
+
+def test_a_record_is_json_whatever_its_numbers(tmp_path: Path) -> None:
+    """Programs in other languages, and --config and --results of ours, read no NaN."""
+    nothing = float("nan")
+    write_json({"loss": nothing, "rows": [{"low": -float("inf"), "high": 0.5}, (1, nothing)]}, tmp_path / "r.json")
+    assert parse_file(tmp_path / "r.json", ConfigError) == {
+        "loss": None, "rows": [{"low": None, "high": 0.5}, [1, None]]
+    }  # fmt: skip

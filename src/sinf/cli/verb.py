@@ -8,7 +8,6 @@ units, so that both need such a file as well; and both draw boxes around help an
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
@@ -150,24 +149,37 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _word(value: Any) -> Any:
+    """A number as the command line has it, which says itself what is no number of its kind."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
 def _read_config(context: typer.Context, path: Path | None) -> None:
     """Take what the file says where nothing else is given."""
     if path is None:
         return
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError("--config must name a JSON file", got=f"{path}: {error}") from error
+    from sinf.storage.schema import parse_file, shortened  # help needs no pydantic
+
+    record = parse_file(path, ConfigError, remedy="name a JSON file of options, or what --json wrote")
     if isinstance(record, dict) and isinstance(record.get("config"), dict):
         record = record["config"]  # what --json wrote
     if not isinstance(record, dict):
         raise ConfigError("--config must hold options by name", got=f"{path}: {type(record).__name__}")
-    names = [each.name for each in context.command.params if each.name not in _OWN]
-    for key in record:
-        if key not in names:
-            near = get_close_matches(key, names, 1)
+    params = {str(each.name): each for each in context.command.params if each.name not in _OWN}
+    for key, value in record.items():
+        if key not in params:
+            near = get_close_matches(key, params, 1)
             remedy = f"call it {near[0]}" if near else f"leave it out; {context.command_path} --help-all lists them"
-            raise ConfigError("--config must hold options of this verb", got=f"{key!r} in {path}", remedy=remedy)
+            raise ConfigError(
+                "--config must hold options of this verb", got=f"{shortened(repr(key))} in {path}", remedy=remedy
+            )
+        repeats = getattr(params[key], "multiple", False) or params[key].nargs != 1
+        several = value if repeats and isinstance(value, list) else [value]
+        if any(isinstance(each, (list, dict)) for each in several):
+            got = f"{shortened(repr(value), 80)} in {path}"
+            raise ConfigError(f"{key} of --config must be what the option takes", got=got, remedy="give one value")
+        if value is not None:
+            record[key] = [_word(each) for each in several] if repeats else _word(value)
     context.default_map = record
 
 

@@ -3,17 +3,60 @@
 from __future__ import annotations
 
 import datetime
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, model_validator
 
 from sinf.errors import ConfigError, StorageError
 from sinf.storage.files import write_json
+from sinf.storage.schema import Name, Record, Text, parse_file, shortened, validated
 
 FORMAT = 1
 KEY = "sinf_bench"
+
+
+class _Row(Record):
+    """Times of one batch size, of which a table shows these; without a base model, ours alone."""
+
+    model_config = ConfigDict(extra="allow")
+
+    batch: Annotated[int, Field(ge=1)]
+    threads: Annotated[int, Field(ge=1)]
+    median: float
+    base_median: float | None = None
+    time_saved: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> _Row:
+        if len({value is None for value in (self.base_median, self.time_saved, self.low, self.high)}) > 1:
+            raise ValueError("times beside a base model have a share saved and its interval")
+        return self
+
+
+class _Energy(Record):
+    model_config = ConfigDict(extra="allow")
+
+    batch: Annotated[int, Field(ge=1)]
+    saved: float
+
+
+class _Run(Record):
+    """What of a file a table shows; there is more in it, for programs."""
+
+    model_config = ConfigDict(extra="allow")
+
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d", max_length=40)]
+    bundle: Name
+    engine: Name
+    processor: Text
+    threshold: float | None = None
+    latency: Annotated[tuple[_Row, ...], Field(fail_fast=True, max_length=1000)]
+    energy: Annotated[tuple[_Energy, ...], Field(fail_fast=True, max_length=1000)] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,14 +108,12 @@ def read_runs(folder: Path) -> list[Run]:
 
 def _record(path: Path) -> dict[str, Any]:
     remedy = "remove it from the folder"
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path.name} must be a result of sinf bench", got=error, remedy=remedy) from error
+    record = parse_file(path, ConfigError, remedy=remedy)
     if not isinstance(record, dict) or record.get(KEY) != FORMAT:
-        got = f"{KEY} {record.get(KEY)}" if isinstance(record, dict) else type(record).__name__
+        got = f"{KEY} {shortened(record.get(KEY), 80)}" if isinstance(record, dict) else type(record).__name__
         raise ConfigError(f"{path.name} must be a result of sinf bench, format {FORMAT}", got=got, remedy=remedy)
     missing = {"date", "bundle", "engine", "processor", "latency"} - record.keys()
     if missing:
         raise ConfigError(f"{path.name} is incomplete", got=f"no {', '.join(sorted(missing))}", remedy=remedy)
+    validated(record, _Run, ConfigError, path.name, remedy=remedy)
     return record

@@ -6,6 +6,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -155,9 +156,17 @@ def remove_partials(folder: Path, name: str | None = None, older: float = 0.0) -
 
 
 def write_json(record: dict[str, Any], path: Path) -> None:
-    """Write a record for programs."""
+    """Write a record for programs; JSON has no NaN and no infinity, which are null there."""
     with replacing(path) as file:
-        file.write_text(json.dumps(record, indent=2) + "\n")
+        file.write_text(json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_tensors(tensors: dict[str, Any], path: Path, metadata: dict[str, str] | None = None) -> None:
