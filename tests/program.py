@@ -25,6 +25,12 @@ def build_words(data: Path, weights: Path, out: Path) -> list[object]:
     ]  # fmt: skip
 
 
+#: What it says of a step, of these lines.
+STEP = re.compile(r".+ (\.\.\.|\d+ % \(\d+ of \d+\)(, .+ left)?|done, .+)")
+#: Verbs that take seconds, however large the model: they need not say where they are.
+QUICK = ("profile", "results")
+
+
 class Program:
     """Runs ``sinf`` in this process."""
 
@@ -32,9 +38,13 @@ class Program:
         self.monkeypatch, self.capsys = monkeypatch, capsys
 
     def __call__(self, *words: object) -> str:
-        """What a call prints; it must succeed."""
+        """What a call prints; it must succeed, and say where it is if it may take long."""
         code, out, err = self.call(*words)
         assert code == 0, err
+        long = (
+            str(words[0]).isalpha() and words[0] not in QUICK and not any(str(each)[:6] == "--help" for each in words)
+        )
+        assert not long or any(map(STEP.fullmatch, err.splitlines())), err
         return out
 
     def refused(self, *words: object) -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from program import PROGRESS
+import program
+from program import PROGRESS, QUICK, Program
 from sinf.cli import options
+from sinf.cli.app import app
 from sinf.cli.progress import Lines
 
 
@@ -75,3 +80,14 @@ def test_lines_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
         steps("training", 2, 2)
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "training ...\n")
+
+
+def test_every_verb_that_may_take_long_says_where_it_is(sinf: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever test it runs: the program of the tests takes no long verb that is silent."""
+    assert set(QUICK) < set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    monkeypatch.setattr(program, "main", lambda: print("memory: 1 GB", file=sys.stderr))
+    sinf("results", "runs")
+    with pytest.raises(AssertionError, match="memory: 1 GB"):
+        sinf("eval", "bundle")
+    monkeypatch.setattr(program, "main", lambda: options.Steps()("evaluating", 0, 3))
+    sinf("eval", "bundle")

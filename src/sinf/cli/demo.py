@@ -74,8 +74,9 @@ def _run(out: Path, machine: options.Machine) -> None:
     from sinf.bundle.plain import PlainModel
     from sinf.cli.room import Need, fit
     from sinf.data.images import load_images
+    from sinf.engine.torch_engine import SemanticModel
     from sinf.load import from_pretrained
-    from sinf.pipelines.confirm import confirm
+    from sinf.pipelines.confirm import PARTS, confirm, parts_alone
     from sinf.pipelines.optimize import optimize
     from sinf.pipelines.optimize_config import OptimizeConfig
     from sinf.pipelines.optimize_search import place_of
@@ -100,11 +101,12 @@ def _run(out: Path, machine: options.Machine) -> None:
     with options.Steps() as steps:
         place = place_of(config, scoring, base.spec.preprocessing)
         found = optimize(base, scoring, calibration, config, fast, progress=steps, place=place)
-        confirmed = confirm(base, {CHOSEN: fast}, test, place, progress=steps)
+        model = from_pretrained(fast)
+        alone = {PARTS: parts_alone(model, place, found.chosen.precision)} if isinstance(model, SemanticModel) else {}
+        confirmed = confirm(base, {CHOSEN: fast}, test, place, instead=alone, progress=steps)
     show_optimized(found, config, fast)
     console.print(_confirmed(confirmed, len(test)))
     files.write_json({"folder": str(fast), **found.to_json()}, out / "found.json")
-    model = from_pretrained(fast)
     write_report(
         model, test, out / "report.html", source=fast, base=base if isinstance(model, PlainModel) else None,
         results=out / "found.json", command="sinf demo",
@@ -114,15 +116,19 @@ def _run(out: Path, machine: options.Machine) -> None:
 
 def _confirmed(found: Confirmed, images: int) -> str:
     """One sentence of what the test images say."""
-    from sinf.pipelines.confirm import INT8
+    from sinf.pipelines.confirm import INT8, PARTS
     from sinf.pipelines.optimize_search import OWN
 
     loss, ours = found.losses[CHOSEN], found.times[CHOSEN]
+    parts = ""
+    if PARTS in found.times:  # of one network there are none
+        less, lost = 100 * (1 - ours.mean / found.times[PARTS].mean), found.losses[PARTS].points
+        parts = f", {less:.1f} % less than {PARTS} alone ({lost:.2f} points lost)"
     return (
         f"On {images} test images, which chose nothing: {loss.points:.2f} points lost ({loss.low:.1f} .. "
         f"{loss.high:.1f}), {found.times[OWN].mean / ours.mean:.1f} times less time than the model as loaded "
         f"({found.times[OWN].mean:.2f} -> {ours.mean:.2f} ms), {100 * ours.time_saved:.1f} % less than the base model "
-        f"in the same engine, {100 * (1 - ours.mean / found.times[INT8].mean):.1f} % less than that in int8."
+        f"in the same engine, {100 * (1 - ours.mean / found.times[INT8].mean):.1f} % less than that in int8{parts}."
     )
 
 

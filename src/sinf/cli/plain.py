@@ -97,15 +97,18 @@ class Plain(Kind):
         if asked.file_format == "web":
             rule, remedy = "a page shows a bundle beside its base model", "export onnx"
             raise ConfigError(rule, got="a plain model", remedy=remedy)
-        if asked.layout == "split" or asked.precision != "f32":
-            export_network(
-                model, asked.out, asked.file_format, precision=asked.precision,
-                ranges=asked.ranges(model.preprocessing), key=options.key(),
-            )  # fmt: skip
-            tables.show_export(asked.out, folder_bytes(asked.out))
-            return
-        files = export_plain(model, asked.out, asked.file_format)
-        tables.show_export(asked.out, sum(Path(each).stat().st_size for each in files))
+        with options.Steps() as steps:
+            steps("exporting", 0, 1)
+            if asked.layout == "split" or asked.precision != "f32":
+                export_network(
+                    model, asked.out, asked.file_format, precision=asked.precision,
+                    ranges=asked.ranges(model.preprocessing), key=options.key(),
+                )  # fmt: skip
+                size = folder_bytes(asked.out)
+            else:
+                size = sum(Path(each).stat().st_size for each in export_plain(model, asked.out, asked.file_format))
+            steps("exporting", 1, 1)
+        tables.show_export(asked.out, size)
 
     def show_predictions(self, records: list[dict[str, Any]]) -> None:
         from sinf.report import artefacts

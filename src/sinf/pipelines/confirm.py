@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sinf import edge
 from sinf.data.images import LabelledImages
 from sinf.engine.engines import native, open_engine, runtime_of
 from sinf.engine.network_engine import open_network
+from sinf.engine.parts import bare
 from sinf.engine.torch_engine import SemanticModel
 from sinf.load import from_pretrained
 from sinf.measure.delivery import ExpectedLoss, answers_of
@@ -22,10 +23,12 @@ from sinf.measure.timing import Latency, interleaved
 from sinf.models import BaseModel
 from sinf.pipelines.candidates import FORMATS, Place, Run, Static
 from sinf.pipelines.optimize_search import BASE, OWN
+from sinf.routing.router import FALLBACK, FRONT
 
 Progress = Callable[[str, int, int], None]
 
 INT8 = f"{BASE}, int8"
+PARTS = "its own extractor and full tail"
 _TIMED = 1000  # images that batches are made of
 
 
@@ -76,6 +79,13 @@ def confirm(
         warmup=max(2, pairs // 10), progress=lambda done, total: told("time", done, total),
     )  # fmt: skip
     return Confirmed(float((expected == images.labels).double().mean()), losses, times)
+
+
+def parts_alone(model: SemanticModel, place: Place, precision: str) -> Run:
+    """The extractor and the full tail of a bundle as one network, without a router or a small tail: it must be slower
+    than the bundle, or these are worth nothing."""
+    whole = nn.Sequential(model.engine.module(bare(FRONT)), model.engine.module(FALLBACK))
+    return Static(BaseModel(whole, model.bundle.spec), PARTS).run_in(place, precision)[0]
 
 
 def open_delivered(folder: Path, engine: str, threads: int) -> Run:
