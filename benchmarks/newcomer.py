@@ -19,13 +19,13 @@ from typing import Annotated
 
 import typer
 from PIL import Image
-from table import Table
+from table import Beside, Table
 
 from sinf import Preprocessing, load_images
 
 HERE = Path(__file__).parent
 ASSETS = HERE.parent / "src" / "sinf" / "assets"
-COLUMNS = ("number", "command", "seconds", "says", "device", "date", "versions")
+COLUMNS = ("number", "command", "seconds", "says", "load", "device", "date", "versions")
 LONGEST = 300  # characters of what a command says
 NETWORK = """
 import torch
@@ -64,15 +64,17 @@ COMMANDS = (
 
 def main(
     work: Annotated[Path, typer.Option(help="Folder for all of it; what was there is removed.")],
+    loaded: Annotated[bool, typer.Option(help="Write rows even if other processes ran meanwhile.")] = False,
 ) -> None:
     shutil.rmtree(work, ignore_errors=True)
     prepare(work)
     subprocess.run([sys.executable, "-m", "venv", work / "env"], check=True)
-    table = Table("newcomer_cpu.csv", COLUMNS, ("number",))
+    table = Table("newcomer_cpu.csv", COLUMNS, ("number",), loaded=loaded)
     for number, command in enumerate(COMMANDS, 1):
-        start = time.perf_counter()
+        beside, start = Beside(), time.perf_counter()
         said = run(command, work)
-        row = {"number": number, "command": command, "seconds": time.perf_counter() - start, "says": said[-LONGEST:]}
+        seconds, load = time.perf_counter() - start, beside.load()
+        row = {"number": number, "command": command, "seconds": seconds, "says": said[-LONGEST:], "load": load}
         print(table.add(**row), flush=True)
 
 

@@ -116,11 +116,14 @@ def optimized() -> str:
             lost = f"{points_of(row['loss'])} ({bounds(row, 'loss', points_of)})"
             what = OTHERWISE.get(row["what"]) or f"**{asked_of(row)}**: {row['chosen']}, {row['precision']}"
             beside = percent(str(1 - float(row["ms"]) / in_int8)) if in_int8 and row["precision"] == "int8" else ""
-            saved = "" if row["what"].startswith("torch") else percent(row["time_saved"])
+            saved = f"{percent(row['time_saved'])} ({bounds(row, 'time_saved')})"
+            saved = "" if row["what"].startswith("torch") else saved
             lines.append([what, lost, f"{float(row['ms']):.2f}", times_less(own, row["ms"]), saved, beside])
         head = (f"{model}, {rows[0]['engine']}, batch 1, one thread", "points lost", "ms", "times less than as loaded",
                 "less than f32 there", "less than int8 there")  # fmt: skip
-        parts.append(markdown(head, lines))
+        load = max((float(row["load"]) for row in rows if row["load"]), default=None)
+        said = "" if load is None else f"\n\n(95 % intervals. Other processes took {load:.2f} of a core at most.)"
+        parts.append(markdown(head, lines) + said)
     return "\n\n".join(parts) if parts else MISSING
 
 
@@ -153,8 +156,10 @@ def budgets() -> str:
 
 def newcomer() -> str:
     """From an empty environment to a faster network, three commands."""
-    lines = [[f"`{row['command']}`", f"{float(row['seconds']):.0f}"] for row in read("newcomer_cpu.csv")]
-    return markdown(("command", "seconds"), lines) if lines else MISSING
+    lines = [
+        [f"`{row['command']}`", f"{float(row['seconds']):.0f}", machine_of(row)[1]] for row in read("newcomer_cpu.csv")
+    ]
+    return markdown(("command", "seconds", "load, cores"), lines) if lines else MISSING
 
 
 def elsewhere() -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from table import Table
+from table import Beside, Table
 
 NAME = "resources_vgg16_cpu.csv"
 COLUMNS = ("what", "seconds", "bytes", "of_base", "count", "load", "device", "date", "versions")
@@ -100,14 +100,14 @@ def build(weights: Path, data: Path, out: Path) -> dict[str, object]:
         "--route", "train", "--calibrate", "test[:50%]", "--cut", "features.23", "--common", "0.75", "--macs", "0.12",
         "--weight-cost", "32", "--max-loss", "1", "--threads", "2", "--work", out.with_name("steps"), "--out", out,
     ]  # fmt: skip
-    start = time.perf_counter()
+    beside, start = Beside(), time.perf_counter()
     program = "from sinf.cli import main; main()"
     process = subprocess.Popen([sys.executable, "-c", program, *map(str, command)])
     peak = _watch(process)
     if process.wait() != 0:
         raise SystemExit("the build failed")
-    elapsed = time.perf_counter() - start
-    return {"what": "build from 10,000 scoring images, two threads", "seconds": elapsed, "bytes": peak}
+    elapsed, load = time.perf_counter() - start, beside.load()
+    return {"what": "build from 10,000 scoring images, two threads", "seconds": elapsed, "bytes": peak, "load": load}
 
 
 def _watch(process: subprocess.Popen) -> int:

@@ -6,6 +6,8 @@ import csv
 import datetime
 import fcntl
 import os
+import resource
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any, TypeVar
 
 from sinf.measure.accuracy import machine
 from sinf.measure.layer_table import IDLE
+from sinf.measure.timing import OtherProcesses
 from sinf.storage.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
@@ -21,6 +24,25 @@ T = TypeVar("T")
 
 class LoadError(RuntimeError):
     """Something was timed while other processes took more than IDLE of a core."""
+
+
+class Beside:
+    """What all processes but this one and its children took since this was made; of children, those that ended."""
+
+    def __init__(self) -> None:
+        self._others, self._start, self._used = OtherProcesses(), time.perf_counter(), self._of_children()
+
+    def load(self) -> float | None:
+        """In cores; None where the system does not tell."""
+        load = self._others.load()
+        if load is None:
+            return None
+        return max(0.0, load - (self._of_children() - self._used) / (time.perf_counter() - self._start))
+
+    @staticmethod
+    def _of_children() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
 
 
 class Table:

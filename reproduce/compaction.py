@@ -7,7 +7,7 @@ from common import Row, Section, networks, published, read, table
 
 def line(row: Row) -> list[str]:
     by = "sinf" if row["method"] == "static" else "torch-pruning"
-    saved = f"{100 * float(row['time_saved']):.1f} %"
+    saved = f"{100 * float(row['time_saved']):.1f} %" if row.get("load") else ""
     return [
         row["model"], f"{by}, {row['criterion']}", f"{float(row['ratio']):.2f}", row["epochs"],
         f"{float(row['loss']):.2f}", saved, f"{float(row['minutes']):.1f}",
@@ -19,7 +19,8 @@ def section() -> Section:
     (known,) = published("compaction")
     head = ["network", "by", "times fewer MACs", "epochs of fine-tuning", "loss", "time saved", "minutes"]
     text = (
-        "Loss in points on `test[50%:]`; time of a batch of one, one thread; minutes are all that it took. `residual` "
+        "Loss in points on `test[50%:]`; time of a batch of one, one thread, of rows that "
+        "say what else the machine did; minutes are all that it took. `residual` "
         "removes channels by that criterion and reconstructs; `low-rank` writes convolutions as two, "
         "through fewer channels or separable, `low-rank-time` with a budget that counts loading a weight as 32 MACs. "
         "torch-pruning's pruners take the same share of every layer, as is "

@@ -153,13 +153,13 @@ def test_clusters_cut_by_cut(reproduce: dict[str, ModuleType], tmp_path: Path) -
 
 def test_one_smaller_network(reproduce: dict[str, ModuleType], tmp_path: Path) -> None:
     common = {"model": "vgg16", "ratio": 4.02, "time_saved": 0.61, "minutes": 12.34}
-    ours = common | {"method": "static", "criterion": "residual", "epochs": 0, "loss": 0.5}
-    theirs = common | {"method": "static-torch-pruning", "criterion": "l1", "epochs": 3, "loss": 2.25}
+    ours = common | {"method": "static", "criterion": "residual", "epochs": 0, "loss": 0.5, "load": 0.01}
+    theirs = common | {"method": "static-torch-pruning", "criterion": "l1", "epochs": 3, "loss": 2.25, "load": ""}
     write(tmp_path / "results" / "static_vgg16_cpu.csv", [ours, theirs])
     text = reproduce["compaction"].section().text
     assert "vgg19 loses 1.76 at 1.51 times fewer MACs" in text
     assert "| vgg16 | sinf, residual | 4.02 | 0 | 0.50 | 61.0 % | 12.3 |" in text
-    assert "| vgg16 | torch-pruning, l1 | 4.02 | 3 | 2.25 | 61.0 % | 12.3 |" in text
+    assert "| vgg16 | torch-pruning, l1 | 4.02 | 3 | 2.25 |  | 12.3 |" in text  # beside what, nobody knows
 
 
 def test_the_row_within_the_papers_loss_is_picked_on_calibration_images(
