@@ -30,7 +30,7 @@ from sinf.pipelines import confirm as confirming
 from sinf.pipelines import optimize_choice as choice
 from sinf.pipelines import optimize_search as module
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
-from sinf.pipelines.candidates import Candidate, Place, Promise, Routed, least_threshold
+from sinf.pipelines.candidates import Candidate, Place, Promise, Routed, least_thresholds
 from sinf.pipelines.optimize import OptimizeConfig, Optimized, optimize, parted
 from sinf.pipelines.optimize_choice import LOST, Row, front, likely_loss
 from sinf.pipelines.optimize_search import OWN, place_of
@@ -165,7 +165,7 @@ def test_what_was_delivered_is_confirmed_as_a_user_opens_it(
     """Its loss on new images is that of the folder as it is opened; what a user would run instead is beside it."""
     fast({quick: 4.0})
     monkeypatch.setattr(confirming, "interleaved", module.interleaved)
-    found = optimized(tmp_path / "fast", engine=engine)
+    found = optimized(tmp_path / "fast", engine=engine, cuts=(0.3,) if quick == "cascade" else ())
     (tmp_path / "new").mkdir()
     new = coloured_images(tmp_path / "new", 40, seed=7)
     confirmed = confirming.confirm(base, {"ours": tmp_path / "fast"}, new, optimized.place(engine))
@@ -243,7 +243,7 @@ def test_int8_is_a_candidate_too(
     optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path
 ) -> None:
     fast({"base model, int8": 2.0})
-    found = optimized(tmp_path / "fast", engine="onnxruntime", precisions=("f32", "int8"))
+    found = optimized(tmp_path / "fast", engine="onnxruntime", precisions=("f32", "int8"), cuts=())
     assert (found.chosen.name, found.chosen.precision) == ("base model", "int8")
     assert {each.precision for each in found.rows} == {"f32", "int8"}
     assert ("base model", "f32") not in {(each.name, each.precision) for each in found.rows}
@@ -348,18 +348,19 @@ def test_what_is_kept_at_a_limit_is_between_networks_that_were_made(limit: float
 
 def test_the_least_threshold_differs_in_no_more_than_asked() -> None:
     found = answers([0.9, 0.8, 0.7, 0.6], [True, True, False, True])
-    none = least_threshold(found, 0.0)
+    none, quarter = least_thresholds(found, [0.0, 0.25])
     assert 0.7 < none <= 0.8
     assert (found.at(none) == found.full).all()
-    assert least_threshold(found, 0.25) == 0.0
-    assert least_threshold(answers([0.9], [False]), 0.5) == NEVER
+    assert quarter == 0.0
+    assert least_thresholds(answers([0.9], [False]), [0.5]) == [NEVER]
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 1), st.booleans()), min_size=1, max_size=30), st.floats(0, 1))
 def test_no_lower_threshold_would_do(rows: list[tuple[float, bool]], differing: float) -> None:
     found = answers(*map(list, zip(*rows, strict=True)))  # type: ignore[arg-type]
-    value = least_threshold(found, differing)
+    (value,) = least_thresholds(found, [differing])
     assert float((found.at(value) != found.full).double().mean()) <= differing
+    assert least_thresholds(found, [0.5 * differing, differing, 1.0])[1] == value
 
 
 @pytest.fixture(scope="module")

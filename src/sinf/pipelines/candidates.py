@@ -7,7 +7,7 @@ when it was timed and tested, for :mod:`sinf.edge`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -241,18 +241,20 @@ def once_a_set(
 
 def few_thresholds(found: TailAnswers, max_loss: float, early: float = 0.0) -> list[float]:
     """Those that may be worth a test where ``max_loss`` (a fraction) is allowed, the safest first."""
-    values = dict.fromkeys(least_threshold(found, share * max_loss, early) for share in _DIFFERING)
+    values = dict.fromkeys(least_thresholds(found, [share * max_loss for share in _DIFFERING], early))
     return [value for value in values if value < NEVER]
 
 
-def least_threshold(found: TailAnswers, differing: float, early: float = 0.0) -> float:
-    """The lowest threshold with which at most a share of the answers differs from the full tail's; :data:`NEVER` where
-    none is. ``early`` is the early threshold."""
-    accepted = NEVER
+def least_thresholds(found: TailAnswers, differing: Sequence[float], early: float = 0.0) -> list[float]:
+    """The lowest thresholds, down to the first that is too low, with which at most these shares of the answers differ
+    from the full tail's; :data:`NEVER` where none is. ``early`` is the early threshold."""
+    accepted = [NEVER] * len(differing)
+    worst = 0.0  # of this threshold and all above it
     for threshold in candidate_thresholds(found.confidence):
-        if float((found.at(threshold, early) != found.full).double().mean()) > differing:
+        worst = max(worst, float((found.at(threshold, early) != found.full).double().mean()))
+        accepted = [threshold if worst <= most else old for most, old in zip(differing, accepted, strict=True)]
+        if worst > max(differing):
             break
-        accepted = threshold
     return accepted
 
 
