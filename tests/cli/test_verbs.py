@@ -120,6 +120,7 @@ def test_build_then_eval_predict_and_bench(
     ):
         assert word in text
     assert json.loads((tmp_path / "eval.json").read_text())["images"] == 60
+    assert "No promise for new images: on the 45 images that set the threshold" in " ".join(text.split())
     text = sinf("predict", out, image, image, "--json", tmp_path / "predict.json")
     assert text.count("image.png") == 2
     first = json.loads((tmp_path / "predict.json").read_text())["predictions"][0]

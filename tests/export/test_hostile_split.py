@@ -12,8 +12,10 @@ import pytest
 
 from sealed import EDITS, edited, forge, places, rewrite, rewrite_digests
 from sinf import edge
+from sinf.bundle.plain import PlainModel
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import BundleError, SinfError
+from sinf.export.plain import export_network
 from sinf.export.split import export_split
 
 KEY = bytes(range(16))
@@ -27,17 +29,29 @@ def exported(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def network(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of one network, as ``sinf optimize`` writes it too."""
+    folder = tmp_path_factory.mktemp("exports") / "network"
+    export_network(PlainModel.from_pretrained(places["static"]), folder, promise="nothing")
+    return folder
+
+
+@pytest.fixture(params=["exported", "network"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(request.getfixturevalue(request.param), tmp_path / "split"))
+
+
 @pytest.fixture
 def copy(exported: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / "split"))
 
 
-def answers(folder: Path, threshold: float | None = None) -> list[np.ndarray]:
-    model = edge.load(folder)
-    if threshold is not None:
-        model.threshold = threshold
-    x = np.random.default_rng(0).normal(size=(6, *model.size)).astype(np.float32)
-    return list(model.route(x))
+def answers(folder: Path) -> list[np.ndarray]:
+    model, draw = edge.load(folder), np.random.default_rng(0)
+    if isinstance(model, edge.EdgeNetwork):
+        return [model(draw.normal(size=(6, 3, 32, 32)).astype(np.float32))]
+    return list(model.route(draw.normal(size=(6, *model.size)).astype(np.float32)))
 
 
 def outcome(folder: Path) -> list[np.ndarray] | None:
@@ -81,15 +95,15 @@ def flip_bytes(folder: Path, count: int) -> None:
         assert said is None or same(said, expected), path
 
 
-def test_some_damage_is_refused_or_harmless(copy: Path) -> None:
-    flip_bytes(copy, 60)
-    try_edits(copy, 50)
+def test_some_damage_is_refused_or_harmless(either: Path) -> None:
+    flip_bytes(either, 40)
+    try_edits(either, 40)
 
 
 @pytest.mark.slow
-def test_all_damage_is_refused_or_harmless(copy: Path) -> None:
-    flip_bytes(copy, 4000)
-    try_edits(copy, None)
+def test_all_damage_is_refused_or_harmless(either: Path) -> None:
+    flip_bytes(either, 4000)
+    try_edits(either, None)
 
 
 def run_all(model: edge.EdgeModel) -> None:
@@ -126,8 +140,10 @@ def test_an_edited_threshold_is_refused(copy: Path) -> None:
 
 def test_files_elsewhere_are_not_read(copy: Path) -> None:
     manifest = json.loads((copy / edge.MANIFEST).read_text())
-    for name in ("../front.onnx", "/etc/passwd", "front.onnx/../../front.onnx"):
-        digests = {name if each == "front.onnx" else each: digest for each, digest in manifest["sha256"].items()}
+    whole = manifest["sha256"]
+    for name in ("../front.onnx", "/etc/passwd", "front.onnx/../../front.onnx", None, "nothing"):
+        digests = {name if each == "front.onnx" else each: digest for each, digest in whole.items()}
+        digests = {} if name == "nothing" else {each: digest for each, digest in digests.items() if each is not None}
         rewrite(copy / edge.MANIFEST, {"sha256": digests})
         with pytest.raises(BundleError, match="all parts"):
             edge.load(copy)

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from safetensors.torch import save_file
 
 from program import Program
+from sinf.cli.app import app
 from sinf.errors import StorageError
 from sinf.models import load_model
 from sinf.storage import files
@@ -121,21 +123,32 @@ def test_one_command_at_a_time_and_a_killed_one_leaves_no_lock(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["build", "vgg11", "--data", "none", "--out", "OUT"],
-        ["prune", "vgg11", "--data", "none", "--macs", "0.5", "--out", "OUT"],
-        ["train", "vgg11", "--data", "none", "--out", "OUT"],
-        ["dynamic", "train", "vgg11", "--data", "none", "--out", "OUT"],
-        ["tune", "OUT"],
-        ["export", "none", "OUT"],
-        ["export", "none", "OUT/model.onnx", "--layout", "single"],
-        ["dynamic", "export", "none", "OUT/model.onnx"],
-        ["demo", "--out", "OUT"],
-    ],
-    ids=" ".join,
-)
+WRITERS = [
+    ["optimize", "vgg11", "--data", "none", "--out", "OUT"],
+    ["clusters", "vgg11", "--data", "none", "--out", "OUT/clusters.json"],
+    ["build", "vgg11", "--data", "none", "--out", "OUT"],
+    ["prune", "vgg11", "--data", "none", "--macs", "0.5", "--out", "OUT"],
+    ["train", "vgg11", "--data", "none", "--out", "OUT"],
+    ["dynamic", "train", "vgg11", "--data", "none", "--out", "OUT"],
+    ["tune", "OUT"],
+    ["report", "none", "--data", "none", "--out", "OUT/page.html"],
+    ["export", "none", "OUT"],
+    ["export", "none", "OUT/model.onnx", "--layout", "single"],
+    ["dynamic", "export", "none", "OUT/model.onnx"],
+    ["demo", "--out", "OUT"],
+]
+
+
+def test_no_verb_that_writes_is_missing_here() -> None:
+    """``predict`` writes beside its file and renames, whatever another does; ``tune`` writes into a bundle."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    inner = {f"dynamic {name}": each for name, each in commands["dynamic"].commands.items()}
+    writing = {name for name, each in (commands | inner).items() if "out" in {param.name for param in each.params}}
+    named = {" ".join(words[: 2 if words[0] == "dynamic" else 1]) for words in WRITERS}
+    assert named == writing - {"predict"} | {"tune"}
+
+
+@pytest.mark.parametrize("words", WRITERS, ids=" ".join)
 def test_every_verb_that_writes_is_refused_at_once(sinf: Program, tmp_path: Path, words: list[str]) -> None:
     """Before anything is read: there is no such data, nor such a bundle."""
     out = tmp_path / "out"
