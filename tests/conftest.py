@@ -31,6 +31,7 @@ from program import Program
 from sinf.compress.select import Budget, Schedule
 from sinf.data.clusters import Clusters, from_column, one_cluster
 from sinf.data.images import LabelledImages, load_images
+from sinf.measure import layer_times, timing
 from sinf.models import load_model
 from sinf.pipelines.build import BuildConfig, Images, build
 from sinf.routing.predictor import RouterConfig
@@ -85,6 +86,17 @@ def once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def _remembered_exports(once: Once) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         remember_exports(monkeypatch, once.root / "exports")
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _unsettled() -> Iterator[None]:
+    """Models are timed without the runs before those that count, nine tenths of the work, and layers a few times: no
+    test depends on a time. tests/measure/test_timing.py has these runs."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(timing, "SETTLED", 0)
+        for name, value in (("RUNS", 4), ("LEAST_RUNS", 2), ("LEAST_SECONDS", 0.0)):
+            monkeypatch.setattr(layer_times, name, value)
         yield
 
 

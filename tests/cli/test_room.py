@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,28 +72,35 @@ def said(sinf: Program, *words: object) -> str:
     return lines[0]
 
 
-def refuses_until_enough(sinf: Program, *words: object) -> None:
-    """What an error names is enough."""
+def fits(sinf: Program, *words: object) -> str:
+    """What a call says of memory that is let in, and ends before it works."""
+
+    def stop() -> None:
+        raise ConfigError("stopped")
+
+    with sinf.monkeypatch.context() as patch:
+        patch.setattr("sinf.cli.options.Steps", stop)
+        code, _, err = sinf.call(*words)
+    *lines, last = err.splitlines()
+    assert (code, last) == (2, "error: stopped")
+    said = [line for line in lines if line.startswith("memory: ")]
+    assert len(said) == 1, err
+    return said[0]
+
+
+def refuses_until_enough(sinf: Program, *words: object, run: Callable[..., str] = fits) -> str:
+    """What an error names is enough; the error is returned."""
     line = sinf.refused(*words, "--memory", TOO_SMALL)
     assert "must fit into memory" in line
     enough = re.search(r"--memory (\S+GB)", line)
     assert enough is not None
-    said(sinf, *words, "--memory", enough[1])
+    run(sinf, *words, "--memory", enough[1])
+    return line
 
 
-@pytest.mark.parametrize(
-    ("verb", "kind"), [*((("eval",), kind) for kind in sorted(MODELS)), (("dynamic", "eval"), "dynamic")]
-)
-def test_eval(
-    sinf: Program,
-    verb: tuple[str, ...],
-    kind: str,
-    places: dict[str, Path],
-    data: Path,
-    tmp_path: Path,
-    seen: list[int],
-) -> None:
-    words = (*verb, places[kind], "--data", data, "--split", "test")
+@pytest.mark.parametrize("kind", sorted(MODELS))
+def test_eval(sinf: Program, kind: str, places: dict[str, Path], data: Path, tmp_path: Path, seen: list[int]) -> None:
+    words = ("eval", places[kind], "--data", data, "--split", "test")
     assert "batches of 50" in said(sinf, *words, "--json", tmp_path / "whole.json")
     assert max(seen) == 50
     seen.clear()
@@ -103,6 +110,14 @@ def test_eval(
     assert whole.keys() == small.keys()
     assert small["top1"] == whole["top1"]
     assert small["macs"] == pytest.approx(whole["macs"])
+    refuses_until_enough(sinf, *words)
+
+
+@pytest.mark.parametrize(("verb", "step"), [("eval", "evaluation"), ("bench", "timing")])
+def test_the_verbs_of_dynamic(sinf: Program, verb: str, step: str, places: dict[str, Path], data: Path) -> None:
+    """They are those without ``dynamic``, for bundles of one kind."""
+    words = ("dynamic", verb, places["dynamic"], "--data", data, "--split", "test")
+    assert f"6 in {step}" in fits(sinf, *words, "--memory", SMALL)
     refuses_until_enough(sinf, *words)
 
 
@@ -133,45 +148,27 @@ def test_predict(sinf: Program, place: Path, pictures: Path, tmp_path: Path, see
         assert [c["name"] for c in one["classes"]] == [c["name"] for c in other["classes"]]
         for a, b in zip(one["classes"], other["classes"], strict=True):
             assert a["probability"] == pytest.approx(b["probability"], abs=1e-5)
-    assert "batches of 2" in said(sinf, *words, "--batch", 2, "--memory", SMALL)
+    assert "batches of 2" in fits(sinf, *words, "--batch", 2, "--memory", SMALL)
     refuses_until_enough(sinf, *words)
 
 
-BENCH = ("bench", "--no-stages", "--no-energy")
-
-
-@pytest.mark.parametrize(
-    ("verb", "kind"), [*((BENCH, kind) for kind in sorted(MODELS)), (("dynamic", "bench"), "dynamic")]
-)
-def test_bench(
-    sinf: Program,
-    verb: tuple[str, ...],
-    kind: str,
-    places: dict[str, Path],
-    data: Path,
-    tmp_path: Path,
-    seen: list[int],
-) -> None:
+def test_bench(sinf: Program, place: Path, data: Path, tmp_path: Path, seen: list[int]) -> None:
     """Sizes that nobody named are made smaller, those that somebody did are not."""
-    words = (*verb, places[kind], "--data", data, "--split", "test", "--pairs", 2)
+    words = ("bench", "--no-stages", "--no-energy", place, "--data", data, "--split", "test", "--pairs", 2)
     assert "6 in timing" in said(sinf, *words, "--memory", SMALL, "--json", tmp_path / "bench.json")
     assert max(seen) == FITS
     assert [row["batch"] for row in json.loads((tmp_path / "bench.json").read_text())["latency"]] == [1, FITS]
     line = sinf.refused(*words, "--batch", 1, "--batch", 8, "--memory", SMALL)
     assert "timing in batches of 8 must fit into memory" in line
     assert f"--batch {FITS}" in line
-    said(sinf, *words, "--batch", FITS, "--memory", SMALL)
+    fits(sinf, *words, "--batch", FITS, "--memory", SMALL)
     refuses_until_enough(sinf, *words, "--batch", 1)
 
 
 def test_bench_in_int8_runs_all_of_it_in_small_batches(
-    sinf: Program,
-    places: dict[str, Path],
-    data: Path,
-    tmp_path: Path,
-    seen: list[int],
+    sinf: Program, built_cascade: Path, data: Path, tmp_path: Path, seen: list[int]
 ) -> None:
-    words = ("bench", places["semantic"], "--data", data, "--split", "test", "--calibrate", "test", "--pairs", 2)
+    words = ("bench", built_cascade, "--data", data, "--split", "test", "--calibrate", "test", "--pairs", 2)
     words += ("--precision", "int8", "--engine", "onnxruntime", "--no-stages", "--no-energy")
     assert "calibration must fit" in sinf.refused(*words, "--memory", SMALL)
     said(sinf, *words, "--json", tmp_path / "bench.json", "--memory", "2.7GB")
@@ -216,7 +213,7 @@ def test_clusters(sinf: Program, weights: Path, data: Path, tmp_path: Path, seen
     assert "6 in classes" in said(sinf, *words, "--json", tmp_path / "small.json", "--memory", SMALL)
     records = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "small")]
     assert records[0]["clusters"] == records[1]["clusters"]
-    refuses_until_enough(sinf, *words)
+    refuses_until_enough(sinf, *words, run=said)  # it is known after the first step
 
 
 def test_train_refuses_a_batch_that_does_not_fit(sinf: Program, data: Path, tmp_path: Path, seen: list[int]) -> None:
@@ -281,7 +278,7 @@ def test_export(sinf: Program, kind: str, places: dict[str, Path], tmp_path: Pat
     words = ("export", places[kind], tmp_path / "out.onnx", "--layout", "single")
     assert "export must fit into memory" in sinf.refused(*words, "--memory", "1GB")
     assert not (tmp_path / "out.onnx").exists()
-    refuses_until_enough(sinf, *words)
+    refuses_until_enough(sinf, *words, run=said)
     assert (tmp_path / "out.onnx").exists()
 
 

@@ -71,7 +71,7 @@ def test_one_channel_stays_where_none_would() -> None:
 
 
 def test_base_and_ours_are_in_the_same_engine() -> None:
-    model = DynamicModel(bundle_of("resnet20"))
+    model = DynamicModel(bundle_of("vgg11"))
     x = torch.randn(1, *model.bundle.spec.preprocessing.size)
     for engine in ("torch", "onnxruntime"):
         base, ours = open_engine(model, engine, 1)
@@ -94,7 +94,7 @@ class Graphs(OnnxRuntime):
 @pytest.mark.parametrize(("runtime", "batch"), [(Mine(), 3), (Graphs(), 1)])
 def test_engines_from_outside_run_it(runtime: Runtime, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RUNTIMES, runtime.name, runtime)
-    model = DynamicModel(bundle_of("resnet20"))
+    model = DynamicModel(bundle_of("vgg11"))
     assert largest_batch(runtime.name) == (None if batch > 1 else 1)
     base, ours = open_engine(model, runtime.name, 1)
     x = torch.randn(batch, *model.bundle.spec.preprocessing.size)
@@ -116,7 +116,7 @@ def test_an_engine_that_cannot_says_so_before_anything_is_exported(
 
 
 def test_an_export_that_differs_is_refused(tmp_path: Path) -> None:
-    model = DynamicModel(bundle_of("resnet20"))
+    model = DynamicModel(bundle_of("vgg11"))
     for gate in model.network.gates:
         gate.threshold.fill_(0.0)  # what is exported is no longer what runs in torch
     with pytest.raises(VerificationError):

@@ -13,6 +13,7 @@ import torch
 
 from program import Program
 from sinf.engine.torch_engine import SemanticModel
+from sinf.errors import ConfigError
 from sinf.measure.timing import Latency, summary
 from sinf.pipelines import optimize as pipeline
 from sinf.pipelines import optimize_search as searching
@@ -46,13 +47,22 @@ def words(weights: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]  # fmt: skip
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[set[tuple[int, ...]] | None]:
+    """The clusters that optimize() was asked for, which then does nothing."""
+    seen: list[set[tuple[int, ...]] | None] = []
+
+    def stop(base: Any, scoring: Any, calibration: Any, config: OptimizeConfig, folder: Path, **options: Any) -> Any:
+        seen.append(None if config.clusters is None else set(config.clusters.members))
+        raise ConfigError("stopped")
+
+    monkeypatch.setattr(pipeline, "optimize", stop)
+    return seen
+
+
 def kinds(folder: Path) -> dict[str, int]:
     rows = json.loads((folder / "found.json").read_text())["rows"]
     return {kind: sum(row["kind"] == kind for row in rows) for kind in {row["kind"] for row in rows}}
-
-
-def groups(folder: Path) -> set[tuple[int, ...]]:
-    return set(SemanticModel.from_pretrained(folder / "fast").bundle.clusters.members)
 
 
 def test_a_file_of_clusters(sinf: Program, words: list[object], tmp_path: Path) -> None:
@@ -61,20 +71,23 @@ def test_a_file_of_clusters(sinf: Program, words: list[object], tmp_path: Path) 
     said = sinf(*words, "--clusters", tmp_path / "clusters.json")
     assert "2 clusters at" in " ".join(said.split())
     assert kinds(tmp_path).keys() == {"static", "semantic"}
-    assert groups(tmp_path) == {(0, 2, 4), (1, 3, 5)}
-    threshold = SemanticModel.from_pretrained(tmp_path / "fast").bundle.threshold
+    bundle = SemanticModel.from_pretrained(tmp_path / "fast").bundle
+    assert set(bundle.clusters.members) == {(0, 2, 4), (1, 3, 5)}
+    threshold = bundle.threshold
     assert threshold is not None
     assert threshold.value < NEVER
 
 
 @pytest.mark.parametrize("option", [("--clusters", "column"), ("--cluster-column", "cluster")])
-def test_a_column_of_clusters(sinf: Program, words: list[object], tmp_path: Path, option: tuple[str, ...]) -> None:
-    sinf(*words, *option)
-    assert groups(tmp_path) == {(0, 1), (2, 3), (4, 5)}
+def test_a_column_of_clusters(
+    sinf: Program, words: list[object], asked: list[set[tuple[int, ...]] | None], option: tuple[str, ...]
+) -> None:
+    assert sinf.call(*words, *option)[0] == 2
+    assert asked == [{(0, 1), (2, 3), (4, 5)}]
 
 
 def test_clusters_that_the_model_itself_shows(
-    sinf: Program, words: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sinf: Program, words: list[object], asked: list[set[tuple[int, ...]] | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are those of find_clusters, with the limit of the loss that was asked for, and it is said how many."""
     made: list[clustering.FoundClusters] = []
@@ -87,9 +100,9 @@ def test_clusters_that_the_model_itself_shows(
     original = clustering.find_clusters
     monkeypatch.setattr(clustering, "find_clusters", found)
     code, _, err = sinf.call(*words, "--clusters", "found")
-    assert code == 0, err
+    assert code == 2
     assert f"clusters: {len(made[0].clusters)} found" in err
-    assert groups(tmp_path) == set(made[0].clusters.members)
+    assert asked == [set(made[0].clusters.members)]
 
 
 def test_none_unless_asked_for(sinf: Program, words: list[object], tmp_path: Path) -> None:
