@@ -114,11 +114,10 @@ def _layers(model: onnx.ModelProto, kept: Collection[str]) -> list[_Layer]:
             found.append(_Layer(reads, weight))
         if node.op_type == "Conv" and len(sizes.get(weight, ())) == 4 and said.get("auto_pad", b"NOTSET") == b"NOTSET":
             top, left, bottom, right = said.get("pads", (0, 0, 0, 0))
-            pairs = (said.get(name, (1, 1)) for name in ("strides", "dilations"))
-            found.append(
-                _Layer(reads, weight, said.get("group", 1), sizes[weight][2:], *map(tuple, pairs),
-                       (left, right, top, bottom))
-            )  # fmt: skip
+            down, across = said.get("strides", (1, 1))
+            apart = tuple(said.get("dilations", (1, 1)))
+            kernel, pads = sizes[weight][2:], (left, right, top, bottom)
+            found.append(_Layer(reads, weight, said.get("group", 1), kernel, (down, across), apart, pads))
     return found
 
 
