@@ -52,7 +52,7 @@ class Program:
         code, _, err = self.call(*words)
         assert code == 2, err
         lines = [line for line in err.splitlines() if line.strip() and not PROGRESS.fullmatch(line)]
-        assert len(lines) == 1
+        assert len(lines) == 1, err
         assert lines[0].startswith("error: ")
         return lines[0]
 

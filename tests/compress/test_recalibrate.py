@@ -12,7 +12,11 @@ from tiny import Chain, Residual, randomise
 
 def test_statistics_are_those_of_the_images() -> None:
     network = randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3)))
-    batches = [3 * torch.randn(6, 3, 8, 8) + 1 for _ in range(4)]
+    batches = [3 * torch.randn(6, 3, 8, 8) + mean for mean in range(4)]
+    assert recalibrate(network, [batches[0], torch.cat(batches[1:])]) == 1
+    with torch.no_grad():
+        whole = network[0](torch.cat(batches)).mean((0, 2, 3))
+    torch.testing.assert_close(network[1].running_mean, whole)  # however they come in batches
     assert recalibrate(network, batches) == 1
     with torch.no_grad():
         seen = [network[0](x) for x in batches]

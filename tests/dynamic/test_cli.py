@@ -78,7 +78,8 @@ def test_predict(sinf: Program, trained: Path, tmp_path: Path) -> None:
 def test_the_same_command_resumes(sinf: Program, weights: Path, data: Path, trained: Path) -> None:
     before = json.loads((trained / "config.json").read_text())
     (trained / "README.md").unlink()
-    sinf("dynamic", "train", "resnet20", "--weights", weights, "--data", data, "--out", trained, *OPTIONS)
+    words = ("dynamic", "train", "resnet20", "--weights", weights, "--data", data, "--out", trained, *OPTIONS)
+    assert sinf.call(*words)[0] == 0  # nothing is left to do
     assert json.loads((trained / "config.json").read_text()) == before
 
 

@@ -99,10 +99,10 @@ def train(
     if checked is not None:
         checked.warn_of_empty_classes("the validation")
     further = read_plain(Path(name)) if Path(name).is_dir() and name not in REFERENCE_NAMES else None
+    began = _started(base, start, config.seed, pruned=further is not None)
     if further is not None and not has_batch_norms(base.module):
         text = f"{name} has no batch norms, and trains badly without: sinf prune --keep-batch-norm writes them"
         warnings.warn(text, DataWarning, stacklevel=2)
-    began = _started(base, start, config.seed, pruned=further is not None)
     fit_training(machine.memory, base, images, checked, batch=config.batch, on_cpu=config.device == "cpu")
     console = Console()
 

@@ -15,18 +15,21 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
     """Replace the running mean and variance of every batch norm by those over ``batches`` (B, C, H, W), all layers at
     once, and return how many norms there are.
 
-    ``network`` is changed in place and must not share its norms with another one. Batches count the same; those
-    of a single image have no variance and are left out.
+    ``network`` is changed in place and must not share its norms with another one. Images count the same, however they
+    come in batches; a batch of a single image has no variance and is left out.
     """
     norms = [m for m in network.modules() if isinstance(m, _Norm) and m.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over batches
         norm.train()
+    seen = 0
     try:
         for x in batches if norms else ():
             if len(x) > 1:
+                seen += len(x)
+                for norm in norms:
+                    norm.momentum = len(x) / seen  # a mean over images
                 network(x)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
