@@ -144,7 +144,7 @@ def run(words: list[object], record: Path) -> dict[str, Any]:
         "expected_loss": expected.get("points"),
         "loss": found.get("loss"),
         "time_saved": times[0].get("time_saved"),
-        "macs_saved": found.get("macs_saved"),
+        "macs_saved": 1 - found["pruned"]["macs"] / found["base"]["macs"] if {"base", "pruned"} <= found.keys() else None,
         "says": last[0][:300],
     }
 
