@@ -133,7 +133,7 @@ def run(words: list[object], record: Path) -> dict[str, Any]:
     said = log.read_text()
     last = [each for each in said.splitlines() if each.strip()][-1:] or [""]
     found = json.loads(record.read_text()) if record.exists() else {}
-    expected = found.get("expected_loss") or {}
+    expected, base = found.get("expected_loss") or {}, found.get("base") if "pruned" in found else None
     times = found.get("times") or found.get("latency") or [{}]
     return {
         "code": process.returncode,
@@ -144,7 +144,7 @@ def run(words: list[object], record: Path) -> dict[str, Any]:
         "expected_loss": expected.get("points"),
         "loss": found.get("loss"),
         "time_saved": times[0].get("time_saved"),
-        "macs_saved": 1 - found["pruned"]["macs"] / found["base"]["macs"] if {"base", "pruned"} <= found.keys() else None,
+        "macs_saved": None if base is None else 1 - found["pruned"]["macs"] / base["macs"],
         "says": last[0][:300],
     }
 
