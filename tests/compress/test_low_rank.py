@@ -129,13 +129,13 @@ def test_what_separable_layers_lose_is_what_was_said() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("alike", [0.0, 0.99])
-def test_what_rounding_between_separable_layers_costs_is_what_was_said(alike: float) -> None:
-    """Also where rows are alike: then a kernel that tells differences hears the noise and not the image."""
+@pytest.mark.parametrize("similar", [0.0, 0.99])
+def test_what_rounding_between_separable_layers_costs_is_what_was_said(similar: float) -> None:
+    """Also where rows are similar: then a kernel that tells differences hears the noise and not the image."""
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 7, 3, padding=(0, 1))
     layer.weight -= layer.weight.mean(2, keepdim=True)  # differences between rows
-    x = alike * torch.randn(3000, 3, 1, 5) + (1 - alike**2) ** 0.5 * torch.randn(3000, 3, 3, 5)
+    x = similar * torch.randn(3000, 3, 1, 5) + (1 - similar**2) ** 0.5 * torch.randn(3000, 3, 3, 5)
     found = separable_site(layer, x)
     metric, share = low_rank.metrics(found)["layer"], 1e-3
     two = separated(layer, found, 8)
@@ -144,7 +144,7 @@ def test_what_rounding_between_separable_layers_costs_is_what_was_said(alike: fl
     heard = float((two[1](passes + noise) - two[1](passes)).square().sum(1).mean())
     assert heard * RAISED == pytest.approx(share * float(metric.kernel_row_noise[:8].sum()), rel=0.1)
     many = float(metric.kernel_row_noise.sum() / metric.kernel_rows.sum())
-    assert many == pytest.approx(1, rel=0.1) if alike == 0 else many > 20
+    assert many == pytest.approx(1, rel=0.1) if similar == 0 else many > 20
 
 
 @torch.no_grad()

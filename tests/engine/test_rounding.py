@@ -22,7 +22,7 @@ STEPS = 127
 
 
 def correlated(groups: int, inputs: int, rows: int = 400) -> Tensor:
-    """``(groups, rows, inputs)`` of which neighbours are alike, and the last hardly vary."""
+    """``(groups, rows, inputs)`` of which neighbours are similar, and the last hardly vary."""
     x = torch.randn(groups, rows, inputs, generator=torch.Generator().manual_seed(1)).cumsum(2)
     return x * torch.logspace(0, -2, inputs)
 

@@ -13,7 +13,7 @@ cent of the cost by the covariance of whole patches.
 In 8-bit integers what passes between the two layers is rounded as well. It is mixed
 (:mod:`sinf.compress.low_rank.solve`) so that all of its channels vary equally; then rounding adds a share of that
 variance to each (:attr:`sinf.graph.price.LayerTimes.rounding`). Through channels this costs that share of all that is
-kept. Separable it costs more: neighbouring rows of an image are alike and what is rounded off them is not, so that a
+kept. Separable it costs more: neighbouring rows of an image are similar and what is rounded off them is not, so that a
 kernel which tells differences between rows hears the rounding far better than the image; the first layers do.
 """
 
@@ -96,7 +96,7 @@ def _kernel_row_effects(
     weight: Tensor, root: Tensor, half: Tensor, correlation: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(C kw,), (C kw,), (C kw, C kw)``: squared singular values of A, falling, what they would be if no two rows of
-    an image were alike (T = 1), and A's right singular vectors as columns."""
+    an image were similar (T = 1), and A's right singular vectors as columns."""
     values, vectors = torch.linalg.eigh(correlation.double())
     across = vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T  # T^1/2
     sensitivity = torch.einsum("po,ocil->ipcl", root, weight.double()).flatten(2)  # (kh, O, C kw)
