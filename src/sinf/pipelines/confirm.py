@@ -19,6 +19,7 @@ from sinf.engine.parts import bare
 from sinf.engine.torch_engine import SemanticModel
 from sinf.load import from_pretrained
 from sinf.measure.delivery import ExpectedLoss, answers_of
+from sinf.measure.timed_images import timed_images
 from sinf.measure.timing import Latency, interleaved
 from sinf.models import BaseModel
 from sinf.pipelines.candidates import FORMATS, Place, Run, Static
@@ -29,7 +30,6 @@ Progress = Callable[[str, int, int], None]
 
 INT8 = f"{BASE}, int8"
 PARTS = "its own extractor and full tail"
-_TIMED = 1000  # images that batches are made of
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,9 @@ def confirm(
 
     expected = answers(BASE, reference)
     losses = {name: ExpectedLoss.of(expected, answers(name, run), images.labels) for name, run in runs.items()}
+    x = timed_images(images, base.module, fed, batch * pairs, 0)
     times = interleaved(
-        reference, runs, images.sample(_TIMED, 0).inputs(fed)[:], batch=batch, pairs=pairs, threads=place.threads,
+        reference, runs, x, batch=batch, pairs=pairs, threads=place.threads,
         warmup=max(2, pairs // 10), progress=lambda done, total: told("time", done, total),
     )  # fmt: skip
     return Confirmed(float((expected == images.labels).double().mean()), losses, times)

@@ -24,6 +24,7 @@ from sinf.measure.accuracy import machine
 from sinf.measure.delivery import ExpectedLoss, answers_of
 from sinf.measure.layer_table import LayerTable
 from sinf.measure.layer_times import FORMAT, from_tensors, layer_times, to_tensors
+from sinf.measure.timed_images import timed_images
 from sinf.measure.timing import Latency, interleaved
 from sinf.models import BaseModel
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
@@ -44,7 +45,6 @@ _WELL = 0.6  # of the cost: a method that keeps no more within the limit needs n
 _LEAST = 0.05  # of the cost of its tail: no subgraph is smaller
 _SAFER = 0.5  # of the limit: what extractor and full tail of a bundle may lose, so that the small tail has the rest
 _RANGES = 200  # images that set the ranges of int8
-_TIMED = 256  # images that batches are made of
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,10 @@ class Search:
             ExpectedLoss.of(expected, self._answers(candidate, self.selection), self.selection.labels)
             for candidate in candidates
         ]
-        x = self.selection.sample(_TIMED, config.seed).inputs(self.preprocessing)[:]
+        x = timed_images(
+            self.selection, self.base.module, self.preprocessing, config.batch * config.pairs, config.seed,
+            self._reporter("images to time"),
+        )  # fmt: skip
         runs = {candidate.full_name: candidate.run for candidate in candidates}
         times = interleaved(
             self.reference.run, {OWN: self.base.module, **runs}, x, batch=config.batch, pairs=config.pairs,

@@ -1,0 +1,48 @@
+"""Images on which times are taken: where what an input costs depends on how hard it is, as many of them must be hard as
+of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sinf.data.images import LabelledImages
+from sinf.data.preprocessing import Preprocessing
+
+
+@torch.no_grad()
+def timed_images(
+    images: LabelledImages,
+    base: Callable[[Tensor], Any],
+    preprocessing: Preprocessing,
+    count: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """``(N, C, H, W)`` normalised, ``count`` of the ``images`` or all, in an order that the ``seed`` draws.
+
+    They are a systematic sample by the margin of the ``base`` model, (B, C, H, W) -> logits (B, classes). Of a hundred
+    images drawn at random, 47 fell back where 40 % of all did, and a cascade seemed a tenth slower than it was.
+    """
+    margins: list[Tensor] = []
+    done = 0
+    for x, _ in images.batches(preprocessing):
+        first, second = torch.as_tensor(base(x)).float().topk(2, 1).values.unbind(1)
+        margins.append(first - second)
+        done += len(x)
+        if progress is not None:
+            progress(done, len(images))
+    rows = spread(torch.cat(margins), count, seed)
+    return images.select(rows).inputs(preprocessing)[:]
+
+
+def spread(values: Tensor, count: int, seed: int) -> Tensor:
+    """``(count,)`` rows of ``values`` (N,), or all: equally many from each part of their range, in random order."""
+    count = min(count, len(values))
+    generator = torch.Generator().manual_seed(seed)
+    steps = (torch.arange(count, dtype=torch.float64) + torch.rand(1, generator=generator, dtype=torch.float64)) / count
+    rows = values.argsort(stable=True)[(steps * len(values)).long().clamp(max=len(values) - 1)]
+    return rows[torch.randperm(count, generator=generator)]
