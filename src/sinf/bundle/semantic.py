@@ -39,7 +39,7 @@ from sinf.bundle.records import ClusterList, ThresholdValue, TimesList, Weight, 
 from sinf.bundle.writing import Payload, bundle_card, write_folder
 from sinf.data.clusters import Clusters
 from sinf.errors import BundleError
-from sinf.graph.delta import LayerDelta
+from sinf.graph.delta import LayerDelta, groups_of
 from sinf.graph.network import Part, PartedNetwork
 from sinf.graph.trace import trace
 from sinf.models import ModelSpec, fit_state, load_spec
@@ -285,9 +285,9 @@ def _read_part(name: str, tensors: dict[str, Tensor], network: PartedNetwork) ->
         if not key.startswith("kept."):
             require_tensor(tensor, torch.float16, tuple(tensor.shape), f"{name}.{key}")
     part = Part.from_tensors(tensors, network.coupling, "")
-    mixers = set(network.coupling.mixers.values())
+    sites = set(network.coupling.with_grouped().mixers.values())
     for target, layer in part.layers.items():
-        if target not in mixers or not _fits(layer, target, part, network):
+        if target not in sites or not _fits(layer, target, part, network):
             got = f"{name}: {layer.kind} of {target}"[:200]
             raise BundleError("a layer must be one of the network's, in its shape", got=got, remedy="build it again")
     return part
@@ -296,8 +296,10 @@ def _read_part(name: str, tensors: dict[str, Tensor], network: PartedNetwork) ->
 def _fits(layer: LayerDelta, target: str, part: Part, network: PartedNetwork) -> bool:
     base, read = network.graph.get_submodule(target), network.coupling.reads[target]
     written = network.coupling.writes[target]
-    shape = (len(written.index(part.keep)), len(read.index(part.keep)), *base.weight.shape[2:])
-    return layer.fits(base, shape, read)
+    out, into = len(written.index(part.keep)), len(read.index(part.keep))
+    if groups_of(base) > 1:
+        into = base.weight.shape[1]  # whole groups go, or none
+    return layer.fits(base, (out, into, *base.weight.shape[2:]), read)
 
 
 def _read_router(folder: Path, shape: tuple[int, ...], clusters: int, config: RouterConfig) -> RoutePredictor:

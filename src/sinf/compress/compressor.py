@@ -215,6 +215,9 @@ class Compression:
         if not (compressor.small or scope.lasting):
             return compute()
         depends = {**scope.origin, **compressor.identity(), "compressor": compressor.name, "seed": scope.seed}
+        more = set(compressor.view(scope)[1].mixers.values()) - set(scope.coupling.mixers.values())
+        if more:
+            depends["also"] = sorted(more)  # sites that other versions did not have
         self._last = scope, run.store.get(f"observed-{scope.name}", depends, compute)
         return self._last[1]
 

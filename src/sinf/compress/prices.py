@@ -8,6 +8,7 @@ from torch import nn
 
 from sinf.compress.budget import Budget
 from sinf.graph.cost import MacCount
+from sinf.graph.delta import groups_of
 from sinf.graph.price import Line, Price, Widths
 
 
@@ -69,9 +70,10 @@ class Prices:
     def _counted(module: nn.Module, places: float, weights: float, kernel_row_positions: float) -> Ways:
         """For ``places`` outputs; loading all weights counts as ``weights`` more of them."""
         (out, into), kernel = module.weight.shape[:2], module.weight[0, 0].numel()
+        groups = groups_of(module)
         places += weights
         separable = None
-        if module.weight.ndim == 4:
+        if module.weight.ndim == 4 and groups == 1:
             rows, columns = module.weight.shape[2:]
             separable = Line(0.0, (kernel_row_positions + weights) * into * columns + places * out * rows)
-        return Ways(places * kernel * out * into, Line(0.0, places * (into * kernel + out)), separable)
+        return Ways(places * kernel * out * into, Line(0.0, places * (into * kernel + out // groups)), separable)

@@ -67,6 +67,7 @@ class Propagation:
 
     ``values`` is by node, ``reads`` and ``writes`` by target; ``blocked`` are atoms that must stay, with the reason;
     a value of None has no channels that can go. :meth:`root` tells the set of united atoms that an atom is in.
+    ``mixers`` and ``grouped`` are those of :class:`sinf.graph.coupling.Coupling`.
     """
 
     def __init__(self, graph: fx.GraphModule) -> None:
@@ -77,6 +78,7 @@ class Propagation:
         self.reads: dict[str, Channels] = {}
         self.writes: dict[str, Channels] = {}
         self.mixers: dict[str, str] = {}
+        self.grouped: dict[str, str] = {}
         self.source: Channels | None = None
         self.sink: Channels | None = None
         self._pinned: dict[str, str] = {}
@@ -196,6 +198,8 @@ class Propagation:
             for atom in members[1:]:
                 self.unite(members[0], atom)
         self.remember(self.reads, target, x)
+        if per_out > 1:
+            self.grouped[node.name] = target
         return self.write(target, Channels(1, out))
 
     def mixed_input(self, node: fx.Node, dim: int) -> Channels:

@@ -8,7 +8,7 @@ united at the end is a *unit*, the smallest thing that can be removed, and units
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
 import torch
@@ -49,7 +49,8 @@ class CoupledGroup:
 @dataclass
 class Coupling:
     """The result. ``reads`` and ``writes`` hold, by target, what layers read and write; ``mixers`` are the nodes of
-    convolutions (not depthwise) and linear layers in graph order, where channels meet."""
+    full convolutions and linear layers in graph order, where all channels meet, ``grouped`` those of convolutions in
+    groups of several outputs, of which whole groups go or none."""
 
     units: int
     groups: dict[str, CoupledGroup]
@@ -57,8 +58,13 @@ class Coupling:
     writes: dict[str, Slot]
     values: dict[str, Slot]
     mixers: dict[str, str] = field(default_factory=dict)
+    grouped: dict[str, str] = field(default_factory=dict)
     input: Slot | None = None
     output: Slot | None = None
+
+    def with_grouped(self) -> Coupling:
+        """The same, where convolutions in groups are sites as well."""
+        return replace(self, mixers=self.mixers | self.grouped) if self.grouped else self
 
     def keep_all(self) -> Tensor:
         return torch.ones(self.units, dtype=torch.bool)
@@ -112,6 +118,7 @@ def _coupling(found: Propagation) -> Coupling:
         writes=writes,
         values={node.name: slot(value) for node, value in found.values.items() if value is not None},
         mixers=found.mixers,
+        grouped=found.grouped,
         input=None if found.source is None else slot(found.source),
         output=None if found.sink is None else slot(found.sink),
     )

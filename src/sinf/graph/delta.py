@@ -70,7 +70,7 @@ class Mix(LayerDelta):
         return {"matrix": self.matrix}
 
     def fits(self, base: nn.Module, shape: tuple[int, ...], read: Slot) -> bool:
-        return self.matrix.shape == (len(read.units), shape[1] // read.repeat)
+        return groups_of(base) == 1 and self.matrix.shape == (len(read.units), shape[1] // read.repeat)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ class Factors(LayerDelta):
     """Two layers: ``reduce`` to r channels without a bias, then ``expand`` with one.
 
     Through channels ``reduce`` is ``(r, C', kh, kw)`` and ``expand`` ``(O', r, 1, 1)``; separable, they are
-    ``(r, C', 1, kw)`` and ``(O', r, kh, 1)``; of a linear layer ``(r, C')`` and ``(O', r)``.
+    ``(r, C', 1, kw)`` and ``(O', r, kh, 1)``; of a linear layer ``(r, C')`` and ``(O', r)``. Those of a convolution in
+    G groups are in the same groups: ``(r, C'/G, kh, kw)`` and ``(O', r/G, 1, 1)``.
     """
 
     reduce: Tensor
@@ -120,10 +121,11 @@ class Factors(LayerDelta):
         if not can_factor(base):
             return False
         out, into, *kernel = shape
-        rank, ones = len(self.reduce), [1] * len(kernel)
-        forms = [(kernel, ones)] + ([([1, kernel[1]], [kernel[0], 1])] if len(kernel) == 2 else [])
-        shapes = [((rank, into, *one), (out, rank, *two)) for one, two in forms]
-        return rank > 0 and self.bias.shape == (out,) and (self.reduce.shape, self.expand.shape) in shapes
+        rank, ones, groups = len(self.reduce), [1] * len(kernel), groups_of(base) * out // len(base.weight)
+        forms = [(kernel, ones)] + ([([1, kernel[1]], [kernel[0], 1])] if len(kernel) == 2 and groups == 1 else [])
+        shapes = [((rank, into, *one), (out, rank // groups, *two)) for one, two in forms]
+        whole = rank > 0 and rank % groups == 0  # as many of every group
+        return whole and self.bias.shape == (out,) and (self.reduce.shape, self.expand.shape) in shapes
 
     def _linear(self) -> tuple[nn.Module, nn.Module]:
         rank, into = self.reduce.shape
@@ -131,7 +133,8 @@ class Factors(LayerDelta):
             return nn.Linear(into, rank, bias=False), nn.Linear(rank, len(self.expand))
 
     def _convolutions(self, sliced: nn.Module) -> tuple[nn.Module, nn.Module]:
-        """Each walks in the directions in which it has a kernel; the first, where neither has one."""
+        """Each walks in the directions in which it has a kernel; the first, where neither has one. Both have the
+        groups of ``sliced``."""
         own = cast(nn.Conv2d, sliced)
         second = [size > 1 for size in self.expand.shape[2:]]
 
@@ -142,7 +145,7 @@ class Factors(LayerDelta):
             }
             out, into, *kernel = weight.shape
             with torch.device("meta"):
-                return nn.Conv2d(into, out, tuple(kernel), **options, bias=bias)
+                return nn.Conv2d(into * own.groups, out, tuple(kernel), groups=own.groups, **options, bias=bias)
 
         return convolution(self.reduce, [not here for here in second], False), convolution(self.expand, second, True)
 
@@ -185,10 +188,14 @@ LayerDeltas = dict[str, LayerDelta]
 
 
 def can_factor(module: nn.Module) -> bool:
-    """Whether a layer can be written as two: a full convolution in two dimensions, or a linear layer."""
-    if isinstance(module, nn.Linear):
-        return True
-    return unfolds(module) and module.groups == 1
+    """Whether a layer can be written as two: a convolution in two dimensions, in groups of several outputs where it is
+    in groups, or a linear layer."""
+    return isinstance(module, nn.Linear) or (unfolds(module) and module.groups < max(2, module.out_channels))
+
+
+def groups_of(module: nn.Module) -> int:
+    """Of a convolution; every other layer is one."""
+    return int(getattr(module, "groups", 1))
 
 
 def mixed(weight: Tensor, mix: Tensor, read: Slot) -> Tensor:

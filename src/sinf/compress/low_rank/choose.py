@@ -22,7 +22,7 @@ _PARTS = 1 << 14  # of what a budget has above the least that must stay
 
 
 class Rank(NamedTuple):
-    """How many channels are between two layers, and whether they are separable."""
+    """How many channels are between two layers, of all groups together, and whether they are separable."""
 
     channels: int
     separable: bool = False
@@ -124,9 +124,11 @@ def _options(target: str, prices: Prices, known: dict[str, Metric], round_to: in
         if line is None:
             return
         effects = values.sum() - values.cumsum(0) + prices.rounding * noise.cumsum(0)  # of what goes, and of rounding
-        for rank in range(round_to, most + 1, round_to):
+        step = math.lcm(round_to, metric.groups)
+        for rank in range(step, most + 1, step):
             if (cost := line.at(rank)) < ways.whole:
-                choices.append(_Choice(Rank(rank, separable), 0.5 * float(effects[rank - 1]), cost))
+                lost = effects[rank // metric.groups - 1]
+                choices.append(_Choice(Rank(rank, separable), 0.5 * float(lost), cost))
 
     out, into = module.weight.shape[:2]
     offer(metric.values, metric.values, ways.channels, out, separable=False)

@@ -13,7 +13,7 @@ from sinf.compress.low_rank.metric import Metric, metrics
 from sinf.compress.low_rank.solve import factor, reconstruct_ranks
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import Coupling, couple
-from sinf.graph.delta import apply
+from sinf.graph.delta import apply, groups_of
 from sinf.graph.network import Part
 from sinf.graph.trace import note_shapes
 from sinf.statistics import Fisher, KernelRows, OutputMoments, Statistics, weights_of
@@ -53,7 +53,7 @@ class LowRank(Compressor):
                     keep[scope.slot.units] = True  # sums are over what the base extractor makes
                 graph = note_shapes(apply(graph, coupling, keep, start.layers))
                 coupling = couple(graph, free_input=scope.slot is not None, free_output=True)
-            self._viewed = scope, graph, coupling
+            self._viewed = scope, graph, coupling.with_grouped()
         return self._viewed[1], self._viewed[2], None
 
     def observe(self, scope: Scope, statistics: Statistics) -> Tensors:
@@ -62,8 +62,10 @@ class LowRank(Compressor):
     def known(self, scope: Scope, observed: Observed) -> tuple[Statistics, dict[str, Metric]]:
         """Sums over the scope's images, and what a rank of every layer loses."""
         if self._last is None or self._last[0] is not scope:
-            statistics = from_tensors(observed(scope), weights_of(*self.view(scope)[:2]), self.needs)
-            self._last = scope, statistics, metrics(statistics)
+            graph, coupling, _ = self.view(scope)
+            statistics = from_tensors(observed(scope), weights_of(graph, coupling), self.needs)
+            groups = {target: groups_of(graph.get_submodule(target)) for target in statistics}
+            self._last = scope, statistics, metrics(statistics, groups)
         return self._last[1:]
 
     def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[dict[str, Rank]]:
