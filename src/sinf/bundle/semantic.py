@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from sinf.bundle.folder import (
@@ -66,11 +66,18 @@ _THRESHOLD = record_of(
     max_loss=Share,
     loss=Annotated[float, Field(ge=-1, le=1)],
     fallback=Share,
-    tried=Share,
+    subgraph_ran=Share,
     confidence=Share | None,
     images=Annotated[int, Field(ge=1, le=1 << 40)],
     choices=Annotated[int, Field(ge=1, le=1 << 40)],
 )
+
+
+def _with_present_names(threshold: Any) -> Any:
+    """``subgraph_ran`` was called ``tried`` at first, and is in bundles of that time."""
+    if not isinstance(threshold, dict) or "subgraph_ran" in threshold:
+        return threshold
+    return {"subgraph_ran" if name == "tried" else name: value for name, value in threshold.items()}
 
 
 class _Config(ConfigRecord):
@@ -78,7 +85,7 @@ class _Config(ConfigRecord):
     clusters: ClusterList
     cut: Name
     deferral: _DEFERRAL  # type: ignore[valid-type]
-    threshold: _THRESHOLD | None  # type: ignore[valid-type]
+    threshold: Annotated[_THRESHOLD | None, BeforeValidator(_with_present_names)]  # type: ignore[valid-type]
     router: record_of(RouterConfig)  # type: ignore[valid-type]
 
 
@@ -172,7 +179,7 @@ class Bundle:
                 "| on the calibration images | |",
                 "|---|---|",
                 f"| loss against the base model | {100 * t.loss:.2f} points (limit {100 * t.max_loss:g}) |",
-                f"| a subgraph runs | {100 * t.tried:.1f} % |",
+                f"| a subgraph runs | {100 * t.subgraph_ran:.1f} % |",
                 f"| fallback to the full tail | {100 * t.fallback:.1f} % |",
                 "",
                 t.promise(),

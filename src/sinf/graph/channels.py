@@ -140,9 +140,9 @@ class Propagation:
             return None
         dim = 1 if len(shape) in (2, 4) else len(shape) - 1
         for source in node.all_input_nodes:
-            known = self.values.get(source)
-            if known is not None and 0 < known.dim < len(shape) == len(source.meta["shape"]):
-                dim = known.dim
+            value = self.values.get(source)
+            if value is not None and 0 < value.dim < len(shape) == len(source.meta["shape"]):
+                dim = value.dim
                 break
         return self.staying(dim, shape[dim], _operation(node, self.graph))
 
@@ -262,11 +262,11 @@ class Propagation:
         operands = list(node.all_input_nodes)
         if any(operand.meta.get("shape") is None for operand in operands):
             raise _Unknown  # a number that was read from a tensor
-        known = [(value, len(o.meta["shape"])) for o in operands if (value := self.values.get(o)) is not None]
-        if not known:  # of parameters alone
+        ranked = [(value, len(o.meta["shape"])) for o in operands if (value := self.values.get(o)) is not None]
+        if not ranked:  # of parameters alone
             self.block_inputs(node, _operation(node, self.graph))
             return None
-        main, main_rank = max(known, key=lambda pair: pair[0].size)
+        main, main_rank = max(ranked, key=lambda pair: pair[0].size)
         dim = main.dim + rank - main_rank
         if shape[dim] != main.size:
             raise _Unknown

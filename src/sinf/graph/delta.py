@@ -190,7 +190,18 @@ LayerDeltas = dict[str, LayerDelta]
 def can_factor(module: nn.Module) -> bool:
     """Whether a layer can be written as two: a convolution in two dimensions, in groups of several outputs where it is
     in groups, or a linear layer."""
-    return isinstance(module, nn.Linear) or (unfolds(module) and module.groups < max(2, module.out_channels))
+    return why_one(module) is None
+
+
+def why_one(module: nn.Module) -> str | None:
+    """Why a layer cannot be written as two; None where it can."""
+    if isinstance(module, nn.Linear):
+        return None
+    if not isinstance(module, nn.Conv2d):
+        return "no convolution in two dimensions"
+    if module.groups > 1 and module.groups == module.out_channels:
+        return "one output a group"
+    return None if unfolds(module) else "padded otherwise than by zeros"
 
 
 def groups_of(module: nn.Module) -> int:
@@ -237,8 +248,8 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> LayerDeltas:
     fields: dict[str, tuple[str, dict[str, Tensor]]] = {}
     for name, tensor in tensors.items():
         kind, field, target = [*name.split(".", 2), "", ""][:3]
-        known, mine = fields.setdefault(target, (kind, {}))
-        if kind not in KINDS or known != kind or not target:
+        first, mine = fields.setdefault(target, (kind, {}))
+        if kind not in KINDS or first != kind or not target:
             raise ValueError(f"no part of a layer: {name[:100]}")
         mine[field] = tensor
     try:

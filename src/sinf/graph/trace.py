@@ -121,10 +121,10 @@ class ShapeTracer(Tracer):
         if kind == "placeholder":
             proxy.value, self.example = self.example, None
         elif kind != "output":
-            known = [fx.node.map_aggregate(a, _value_of) for a in (args, kwargs)]
+            values = [fx.node.map_aggregate(a, _value_of) for a in (args, kwargs)]
             self._running = True
             try:
-                proxy.value = self._run(kind, target, *known)
+                proxy.value = self._run(kind, target, *values)
             finally:
                 self._running = False
         return proxy
