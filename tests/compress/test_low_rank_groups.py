@@ -19,9 +19,10 @@ from sinf.data.clusters import from_column
 from sinf.data.images import LabelledImages, load_images
 from sinf.engine.engines import native, open_engine
 from sinf.engine.torch_engine import SemanticModel
+from sinf.graph.apply import apply
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import Slot, couple
-from sinf.graph.delta import Factors, Mix, Weights, apply, from_tensors, to_tensors
+from sinf.graph.delta import Factors, Mix, Weights, from_tensors, to_tensors
 from sinf.models import BaseModel, load_model
 from sinf.models.to_plain import make_plain, to_plain
 from sinf.pipelines.build import BuildConfig, Images, build

@@ -26,7 +26,6 @@ from sinf.bundle.folder import (
     BUNDLE,
     FORMAT,
     ConfigRecord,
-    config_digest,
     consistent,
     map_tensors,
     read_config,
@@ -35,7 +34,8 @@ from sinf.bundle.folder import (
     require_tensor,
     spec_of,
 )
-from sinf.bundle.records import ClusterList, ThresholdValue, TimesList, Weight, cluster_list
+from sinf.bundle.records import ClusterList, ThresholdValue, Weight, cluster_list
+from sinf.bundle.times import read_times, write_times
 from sinf.bundle.writing import Payload, bundle_card, write_folder
 from sinf.data.clusters import Clusters
 from sinf.errors import BundleError
@@ -48,12 +48,9 @@ from sinf.routing.grouping import TailTimes
 from sinf.routing.predictor import RoutePredictor, RouterConfig, make_predictor
 from sinf.routing.router import part_name
 from sinf.routing.threshold import Threshold
-from sinf.storage.files import write_json
-from sinf.storage.schema import Digest, Name, Record, Share, parse_file, record_of, validated
-from sinf.storage.seal import sealed, unsealed
+from sinf.storage.schema import Name, Share, record_of
 
 _FILES = ("model.safetensors", "subgraphs.safetensors", "router.safetensors", "README.md")
-_TIMES = "times.json"
 _MOST_ROOM = 1 << 30  # bytes
 _NOTHING = "common.kept.none"  # a file of tensors must hold one
 
@@ -87,11 +84,6 @@ class _Config(ConfigRecord):
     deferral: _DEFERRAL  # type: ignore[valid-type]
     threshold: Annotated[_THRESHOLD | None, BeforeValidator(_with_present_names)]  # type: ignore[valid-type]
     router: record_of(RouterConfig)  # type: ignore[valid-type]
-
-
-class _Times(Record):
-    bundle: Digest
-    tails: TimesList
 
 
 @dataclass(frozen=True)
@@ -320,34 +312,3 @@ def _read_router(folder: Path, shape: tuple[int, ...], clusters: int, config: Ro
         )
     router.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
     return router.eval().requires_grad_(False)
-
-
-def read_times(folder: Path, key: bytes | None = None) -> tuple[TailTimes, ...]:
-    """What ``sinf tune`` has measured of a bundle; nothing where it has not.
-
-    Raises:
-        BundleError: the file is damaged, was changed or is that of another bundle; see :meth:`Bundle.load` for keys.
-    """
-    path, remedy = folder / _TIMES, "remove it, or tune again"
-    if not path.exists():
-        return ()
-    record = parse_file(path, BundleError, remedy=remedy)
-    if not isinstance(record, dict):
-        raise BundleError(f"{path} must be as sinf tune writes it", got=type(record).__name__, remedy=remedy)
-    content, _ = unsealed(record, BundleError, str(path), key)
-    times = validated(content, _Times, BundleError, str(path), remedy=remedy)
-    if times.bundle != config_digest(folder, key):
-        raise BundleError("times must be those of their bundle", got=f"{path} of another one", remedy=remedy)
-    return times.tails
-
-
-def replace_times(folder: Path, new: TailTimes, key: bytes | None = None) -> None:
-    """Store what was measured in a bundle, in the place of earlier times of the same setting."""
-    kept = (each for each in read_times(folder, key) if each.setting != new.setting)
-    write_times((*kept, new), folder, key)
-
-
-def write_times(times: tuple[TailTimes, ...], folder: Path, key: bytes | None = None) -> None:
-    """Put what was measured beside the rest of a bundle."""
-    record = {"bundle": config_digest(folder, key), "tails": [asdict(each) for each in times]}
-    write_json(sealed(record, key), folder / _TIMES)

@@ -18,13 +18,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from sinf.compress.passes import Passes, least
+from sinf.compress.passes import Passes, smaller_limit
 from sinf.compress.select import Budget, Schedule
 from sinf.compress.side_by_side import Rows
 from sinf.errors import ConfigError, VerificationError
+from sinf.graph.apply import apply
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import CoupledGroup, Coupling, Slot
-from sinf.graph.delta import apply
 from sinf.graph.network import Part
 from sinf.machine.memory import Notice
 from sinf.statistics import Statistic, Statistics, collect
@@ -105,7 +105,7 @@ class Run:
     @property
     def activations(self) -> int | None:
         """Bytes that activations may take while weights are fitted."""
-        return least(self.fit_bytes, self.passes.activations)
+        return smaller_limit(self.fit_bytes, self.passes.activations)
 
     def say(self, text: str) -> None:
         """Tell it, once."""
@@ -151,7 +151,7 @@ class Compressor(ABC):
         """Bytes that it takes beside the sums."""
         return 0
 
-    def summed(self, scope: Scope) -> tuple[fx.GraphModule, Coupling, list[int] | None]:
+    def observed_network(self, scope: Scope) -> tuple[fx.GraphModule, Coupling, list[int] | None]:
         """The network that is run for the sums, its coupling, and the classes whose logits count."""
         return scope.graph, scope.coupling, scope.answer
 
@@ -226,7 +226,7 @@ class Compression:
         compressor, run = self.compressor, self.run
 
         def compute() -> Tensors:
-            graph, coupling, answer = compressor.summed(scope)
+            graph, coupling, answer = compressor.observed_network(scope)
             sums = collect(
                 graph, coupling, scope.batches(), classes=scope.classes, answer=answer, needs=compressor.needs,
                 pool=compressor.pool, seed=scope.seed, at_once=run.passes.at_once,
@@ -236,7 +236,7 @@ class Compression:
         if not (compressor.small or scope.lasting):
             return compute()
         depends = {**scope.origin, **compressor.identity(), "compressor": compressor.name, "seed": scope.seed}
-        more = set(compressor.summed(scope)[1].mixers.values()) - set(scope.coupling.mixers.values())
+        more = set(compressor.observed_network(scope)[1].mixers.values()) - set(scope.coupling.mixers.values())
         if more:
             depends["also"] = sorted(more)  # sites that other versions did not have
         self._last = scope, run.store.get(f"observed-{scope.name}", depends, compute)

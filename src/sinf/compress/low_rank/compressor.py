@@ -11,9 +11,10 @@ from sinf.compress.compressor import Compressor, Observed, Rule, Run, Scope
 from sinf.compress.low_rank.choose import Rank, choose_ranks_together, left_whole
 from sinf.compress.low_rank.metric import Metric, metrics
 from sinf.compress.low_rank.solve import factor, reconstruct_ranks
+from sinf.graph.apply import apply
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import Coupling, couple
-from sinf.graph.delta import apply, groups_of
+from sinf.graph.delta import groups_of
 from sinf.graph.network import Part
 from sinf.graph.trace import note_shapes
 from sinf.statistics import Fisher, KernelRows, OutputMoments, Statistics, weights_of
@@ -43,7 +44,7 @@ class LowRank(Compressor):
     def bytes_beside(self, graph: fx.GraphModule, coupling: Coupling) -> int:
         return metric_bytes(graph, coupling)
 
-    def summed(self, scope: Scope) -> tuple[fx.GraphModule, Coupling, None]:
+    def observed_network(self, scope: Scope) -> tuple[fx.GraphModule, Coupling, None]:
         """What the scope starts from, limited to its classes: these outputs alone are the head's."""
         if self._viewed is None or self._viewed[0] is not scope:
             start, graph, coupling = scope.start, scope.graph, scope.coupling
@@ -62,7 +63,7 @@ class LowRank(Compressor):
     def measured(self, scope: Scope, observed: Observed) -> tuple[Statistics, dict[str, Metric]]:
         """Sums over the scope's images, and what a rank of every layer loses."""
         if self._last is None or self._last[0] is not scope:
-            graph, coupling, _ = self.summed(scope)
+            graph, coupling, _ = self.observed_network(scope)
             statistics = from_tensors(observed(scope), weights_of(graph, coupling), self.needs)
             groups = {target: groups_of(graph.get_submodule(target)) for target in statistics}
             self._last = scope, statistics, metrics(statistics, groups)
@@ -86,7 +87,7 @@ class LowRank(Compressor):
         return layers
 
     def make(self, scope: Scope, plan: dict[str, Rank], observed: Observed, run: Run) -> Part:
-        graph, coupling, _ = self.summed(scope)
+        graph, coupling, _ = self.observed_network(scope)
         statistics, by_target = self.measured(scope, observed)
         layers: dict[str, Any] = factor(graph, plan, statistics, by_target)
         if run.fit:
@@ -100,7 +101,7 @@ class LowRank(Compressor):
 
     def _count(self, scope: Scope, region: str) -> MacCount:
         """MACs of a region's layers, as they are to begin with."""
-        graph, coupling, _ = self.summed(scope)
+        graph, coupling, _ = self.observed_network(scope)
         if graph is scope.graph:
             return scope.regions[region].macs
         return MacCount(graph, coupling).of({target for target, _, _ in scope.regions[region].macs.nodes})

@@ -18,8 +18,9 @@ from sinf.compress.low_rank.choose import Rank
 from sinf.compress.low_rank.metric import Metric
 from sinf.compress.reconstruct import fits, kernel_equations
 from sinf.compress.side_by_side import Rows, SideBySide
+from sinf.graph.apply import replaced
 from sinf.graph.coupling import Coupling
-from sinf.graph.delta import Factors, LayerDelta, LayerDeltas, Weights, can_factor, groups_of, replaced, with_weights
+from sinf.graph.delta import Factors, LayerDelta, LayerDeltas, Weights, can_factor, groups_of, with_weights
 from sinf.statistics import KernelRows, OutputMoments, Statistics
 
 
