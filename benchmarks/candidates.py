@@ -239,7 +239,7 @@ class Choice:
     macs_saved: float
     params_active: float
     fallback: float = 0.0
-    tried: float = 0.0
+    subgraph_ran: float = 0.0
     deferral: Deferral = field(default_factory=Deferral)
     threshold: Threshold | None = None
 

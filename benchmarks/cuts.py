@@ -29,7 +29,7 @@ from sinf.compress.low_rank import LowRank, choose_ranks, factor, metrics, recon
 from sinf.compress.select import Budget
 from sinf.data.clusters import from_column
 from sinf.engine.torch_engine import SemanticModel
-from sinf.graph.delta import apply
+from sinf.graph.apply import apply
 from sinf.graph.network import PartedNetwork
 from sinf.graph.slice import parameters_of
 from sinf.graph.trace import trace

@@ -137,8 +137,8 @@ def measure(
             calibration_loss=choice.calibration_loss, base_top1=choice.base_top1, loss=choice.loss, loss_low=low,
             loss_high=high, images=len(choice.losses), cost=choice.cost, macs_saved=choice.macs_saved,
             time_saved=taken.time_saved, time_saved_low=taken.low, time_saved_high=taken.high,
-            params_active=choice.params_active, fallback=choice.fallback, tried=choice.tried, base_ms=taken.base_mean,
-            ms=taken.mean, load=taken.load, **thresholds(choice),
+            params_active=choice.params_active, fallback=choice.fallback, tried=choice.subgraph_ran,
+            base_ms=taken.base_mean, ms=taken.mean, load=taken.load, **thresholds(choice),
         )  # fmt: skip
         print(
             f"{engine:11} {method:20} asked {asked:g}: loss {choice.loss:.2f} [{low:.2f}, {high:.2f}], "

@@ -85,8 +85,8 @@ def main(
             top1=choice.base_top1 - choice.loss / 100, loss=choice.loss, loss_low=low, loss_high=high,
             calibration_loss=choice.calibration_loss, cost=choice.cost, macs_saved=choice.macs_saved,
             time_saved=taken.time_saved, time_saved_low=taken.low, time_saved_high=taken.high,
-            params_active=choice.params_active, fallback=choice.fallback, tried=choice.tried, base_ms=taken.base_mean,
-            ms=taken.mean, load=taken.load,
+            params_active=choice.params_active, fallback=choice.fallback, tried=choice.subgraph_ran,
+            base_ms=taken.base_mean, ms=taken.mean, load=taken.load,
         )  # fmt: skip
         print(
             f"{choice.plan.method:24} {choice.plan.label:32} asked {known.get('limit', '')!s:5} "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sinf.compress.compressor import Compressor, Observed, Rule, Run, Scope
 from sinf.compress.methods import register
+from sinf.compress.prices import Prices
 from sinf.errors import ConfigError
 from sinf.graph.delta import LayerDelta, Weights
 from sinf.graph.network import Part
@@ -38,14 +39,16 @@ class TwoOfFour(Compressor):
     def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[set[str]]:
         plans: list[set[str]] = [set() for _ in scopes]
         for rule, region in self.budgets(rules):
-            costs, prices = {}, {}
+            costs, prices, rest = dict[tuple[int, str], float](), dict[tuple[int, str], float](), 0.0
             for number, scope in enumerate(scopes):
-                squares = observed(scope)
-                for target, macs in scope.regions[region].macs.by_layer(weight_cost=rule.weight_cost).items():
-                    costs[number, target] = scope.share * macs
-                    if target in squares and can_be_sparse(scope.graph.get_submodule(target)):
-                        prices[number, target] = lost(scope, target, squares[target]) / max(1, macs)
-            total = spent = sum(costs.values())
+                squares, counted = observed(scope), Prices(rule, scope.regions[region].macs)
+                rest += scope.share * counted.rest
+                for target, layer, price in counted.by_widths():  # MACs or time, as the budget counts
+                    cost = scope.share * price.at(*layer.weight.shape[:2])
+                    costs[number, target] = costs.get((number, target), 0.0) + cost
+                    if target in squares and cost and can_be_sparse(layer):
+                        prices[number, target] = scope.share * lost(scope, target, squares[target]) / cost
+            total = spent = rest + sum(costs.values())
             for number, target in sorted(prices, key=lambda key: prices[key]):
                 if spent > rule.macs * total:
                     plans[number].add(target)

@@ -28,7 +28,15 @@ from sinf.storage.seal import DIGEST, sealed
 from tiny import CLASSES, COLOUR, Chain, traced
 
 TIMES = TailTimes("torch", "f32", 1, "a processor", (1, 4), (0.1, 0.2), (0.3, 0.9), 0.25)
-THRESHOLD = {"value": 0.25, "early": 0.4, "max_loss": 0.01, "loss": 0.0, "fallback": 0.5, "tried": 0.75, "images": 100}
+THRESHOLD = {
+    "value": 0.25,
+    "early": 0.4,
+    "max_loss": 0.01,
+    "loss": 0.0,
+    "fallback": 0.5,
+    "subgraph_ran": 0.75,
+    "images": 100,
+}
 
 
 def tiny_bundle(

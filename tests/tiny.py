@@ -106,6 +106,20 @@ class Grouped(nn.Module):
         return self.head(self.grouped(self.stem(x)).mean((2, 3)))
 
 
+class WideGroups(nn.Module):
+    """As in a ResNeXt: between two 1x1 convolutions one in groups of eight channels, and a sum around them."""
+
+    def __init__(self, groups: int = 2) -> None:
+        super().__init__()
+        self.stem, self.reduce = conv(3, 8), conv(8, 16, 1)
+        self.grouped, self.expand = conv(16, 16, groups=groups), conv(16, 8, 1)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head((x + self.expand(self.grouped(self.reduce(x)))).mean((2, 3)))
+
+
 class Scaled(nn.Module):
     """Parameters of a channel each, and a PReLU; ``(C, 1, 1)`` and ``(1, C, 1, 1)``."""
 

@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 
 from program import Program
 from sealed import EDITS, TIMES, Place, answers, edited, forge, places, rewrite, rewrite_digests, same, tiny_bundle
-from sinf.bundle.semantic import Bundle, read_times, replace_times
+from sinf.bundle.semantic import Bundle
+from sinf.bundle.times import read_times, replace_times
 from sinf.data.clusters import Clusters
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.model import DynamicModel

@@ -369,6 +369,19 @@ def test_the_card_of_a_bundle_that_is_not_calibrated_has_no_losses(tmp_path: Pat
     assert Bundle.load(tmp_path / "bundle").threshold is None
 
 
+def test_a_threshold_with_the_name_of_earlier_bundles_is_read(tmp_path: Path) -> None:
+    bundle, folder = replace(tiny_bundle(), times=()), tmp_path / "bundle"
+    bundle.save(folder)
+    record = json.loads((folder / "config.json").read_text())["threshold"]
+    earlier = {"tried" if name == "subgraph_ran" else name: value for name, value in record.items()}
+    rewrite(folder / "config.json", {"threshold": earlier})
+    assert Bundle.load(folder).threshold == bundle.threshold
+    for wrong in (earlier | record, {name: value for name, value in record.items() if name != "subgraph_ran"}):
+        rewrite(folder / "config.json", {"threshold": wrong})
+        with pytest.raises(BundleError, match=r"tried|subgraph_ran"):
+            Bundle.load(folder)
+
+
 @pytest.mark.parametrize(
     ("field", "within", "outside"),
     [
@@ -377,7 +390,7 @@ def test_the_card_of_a_bundle_that_is_not_calibrated_has_no_losses(tmp_path: Pat
         ("max_loss", [0.0, 1.0], [-0.01, 1.01]),
         ("loss", [-1.0, 1.0], [-1.01, 1.01]),
         ("fallback", [0.0, 1.0], [-0.01, 1.01]),
-        ("tried", [0.0, 1.0], [-0.01, 1.01]),
+        ("subgraph_ran", [0.0, 1.0], [-0.01, 1.01]),
         ("images", [1, 1 << 40], [0, (1 << 40) + 1]),
         ("choices", [1, 1 << 40], [0, (1 << 40) + 1]),
     ],

@@ -22,8 +22,9 @@ from sinf.compress.select import Budget, Schedule
 from sinf.criteria import DCS, make_criterion
 from sinf.data.images import LabelledImages
 from sinf.errors import ConfigError, VerificationError
+from sinf.graph.apply import apply
 from sinf.graph.cost import MacCount
-from sinf.graph.delta import Weights, apply
+from sinf.graph.delta import Weights
 from sinf.graph.network import Part
 from sinf.models import load_model
 from sinf.pipelines.prune import PruneConfig, prune

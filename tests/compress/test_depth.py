@@ -16,8 +16,9 @@ from sinf.compress.select import Budget
 from sinf.data.images import LabelledImages
 from sinf.engine.onnx_parts import graph_to_onnx
 from sinf.errors import ConfigError
+from sinf.graph.apply import apply
 from sinf.graph.branches import alone_for, to_sum
-from sinf.graph.delta import Constant, ConstantMap, apply
+from sinf.graph.delta import Constant, ConstantMap
 from sinf.models import load_model
 from sinf.pipelines.prune import PruneConfig, prune
 from tiny import Chain, Mixed, Residual, traced

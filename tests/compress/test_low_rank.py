@@ -20,7 +20,7 @@ from sinf.compress.select import Budget, Schedule
 from sinf.data.images import LabelledImages
 from sinf.errors import ConfigError
 from sinf.graph.coupling import Slot
-from sinf.graph.delta import Factors, LayerDeltas, can_factor
+from sinf.graph.delta import Factors, LayerDeltas, can_factor, groups_of
 from sinf.graph.network import Part, PartedNetwork
 from sinf.models import BaseModel, load_model
 from sinf.pipelines.comparison import Size
@@ -28,7 +28,7 @@ from sinf.pipelines.prune import LatencyBudget, PruneConfig, prune
 from sinf.statistics import Fisher, OutputMoments, SiteStatistics, Statistics, collect
 from sinf.statistics.kernel_rows import has_kernel_rows, kernel_rows_of
 from times import like_macs
-from tiny import CLASSES, COLOUR, Chain, Depthwise, Mixed, randomise, traced
+from tiny import CLASSES, COLOUR, Chain, Depthwise, Grouped, Mixed, randomise, traced
 
 
 def seen(make: Callable[[], nn.Module], images: int = 40) -> tuple[PartedNetwork, Statistics, Tensor]:
@@ -36,13 +36,19 @@ def seen(make: Callable[[], nn.Module], images: int = 40) -> tuple[PartedNetwork
     network = PartedNetwork(traced(make()))
     x = torch.randn(images, *COLOUR.size)
     y = torch.arange(images) % CLASSES
-    found = collect(network.graph, network.coupling, [(x, y)], classes=CLASSES, needs=low_rank.LowRank.needs)
+    sites = network.coupling.with_grouped()
+    found = collect(network.graph, sites, [(x, y)], classes=CLASSES, needs=low_rank.LowRank.needs)
     return network, found, x
+
+
+def metrics_of(network: PartedNetwork, found: Statistics) -> dict[str, low_rank.Metric]:
+    return low_rank.metrics(found, {target: groups_of(network.graph.get_submodule(target)) for target in found})
 
 
 def full_ranks(network: PartedNetwork, separable: bool) -> dict[str, Rank]:
     """Of all layers that can be of the form."""
-    modules = {target: network.graph.get_submodule(target) for target in network.coupling.mixers.values()}
+    sites = network.coupling.with_grouped().mixers.values()
+    modules = {target: network.graph.get_submodule(target) for target in sites}
     if separable:
         return {t: Rank(m.in_channels * m.kernel_size[1], True) for t, m in modules.items() if has_kernel_rows(m)}
     return {target: Rank(len(m.weight)) for target, m in modules.items() if can_factor(m)}
@@ -61,7 +67,10 @@ class Strided(nn.Module):
         return self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
 
 
-NETWORKS = {"Chain": Chain, "Depthwise": Depthwise, "Mixed": lambda: Mixed(["plain", "residual"]), "Strided": Strided}
+NETWORKS = {
+    "Chain": Chain, "Depthwise": Depthwise, "Grouped": Grouped, "Mixed": lambda: Mixed(["plain", "residual"]),
+    "Strided": Strided,
+}  # fmt: skip
 # Where both forms are to be there; what a budget buys depends on the draw of the network.
 MIXED_FORMS = {
     "Chain": {"first.0": Rank(4), "second.0": Rank(4, True)},
@@ -81,10 +90,11 @@ def test_at_full_rank_nothing_changes(name: str, separable: bool) -> None:
     """Each layer alone, and then one after the other."""
     network, found, x = seen(NETWORKS[name])
     ranks = full_ranks(network, separable)
-    solved = low_rank.factor(network.graph, ranks, found, low_rank.metrics(found))
+    solved = low_rank.factor(network.graph, ranks, found, metrics_of(network, found))
     two = with_layers(network, solved)
     torch.testing.assert_close(two(x.clone()), network.graph(x.clone()), rtol=1e-3, atol=1e-3)
-    again = low_rank.reconstruct_ranks(network.graph, network.coupling, solved, ranks, low_rank.metrics(found), x)
+    sites = network.coupling.with_grouped()
+    again = low_rank.reconstruct_ranks(network.graph, sites, solved, ranks, metrics_of(network, found), x)
     solved_again = with_layers(network, again)
     torch.testing.assert_close(solved_again(x.clone()), network.graph(x.clone()), rtol=1e-3, atol=1e-3)
     called = {str(node.target) for node in two.graph.nodes if node.op == "call_module"}
@@ -195,7 +205,7 @@ def test_ranks_are_multiples() -> None:
             low_rank.choose_ranks(wrong[0], network.macs, low_rank.metrics(found), wrong[1])
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding="same"), nn.ReLU()])
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3, padding="same"), nn.ReLU()])
 def test_layers_that_cannot_be_two(layer: nn.Module) -> None:
     assert not can_factor(layer)
 
@@ -204,10 +214,10 @@ def test_layers_that_cannot_be_two(layer: nn.Module) -> None:
 @torch.no_grad()
 def test_solving_in_sequence_comes_nearer(name: str) -> None:
     network, found, x = seen(NETWORKS[name], 200)
-    known = low_rank.metrics(found)
+    known = metrics_of(network, found)
     ranks = MIXED_FORMS.get(name) or low_rank.choose_ranks(Budget(0.75), network.macs, known, 1)
     start = low_rank.factor(network.graph, ranks, found, known)
-    solved = low_rank.reconstruct_ranks(network.graph, network.coupling, start, ranks, known, x)
+    solved = low_rank.reconstruct_ranks(network.graph, network.coupling.with_grouped(), start, ranks, known, x)
     assert {target for target, layer in solved.items() if isinstance(layer, Factors)} == set(ranks)
     wanted = network.graph(x.clone())
     gaps = [(with_layers(network, s)(x.clone()) - wanted).square().mean() for s in (start, solved)]

@@ -13,9 +13,10 @@ from torch import Tensor, fx, nn
 
 from sinf.compress.least_squares import NormalEquations
 from sinf.compress.reconstruct import _mix, _patches, _patches_at, kernel_equations, reconstruct
+from sinf.graph.apply import apply
 from sinf.graph.coupling import Coupling, Slot, couple
 from sinf.graph.cut import find_cut, partition
-from sinf.graph.delta import Mix, apply, mixed
+from sinf.graph.delta import Mix, mixed
 from sinf.graph.network import Part
 from sinf.graph.slice import slice_graph
 from tiny import CLASSES, COLOUR, NETWORKS, Chain, Mixed, Residual, conv, random_keep, traced

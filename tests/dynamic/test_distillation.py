@@ -14,11 +14,12 @@ from torch import Tensor
 from gated import cut, gated
 from sinf.data.images import LabelledImages
 from sinf.dynamic import losses, trainer
+from sinf.dynamic.gating import Gating
 from sinf.dynamic.memory import plan_training
 from sinf.dynamic.methods import METHODS
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach
 from sinf.dynamic.targets import Target
-from sinf.dynamic.trainer import TrainConfig, _fingerprint, _Gating, train
+from sinf.dynamic.trainer import TrainConfig, train
 from sinf.errors import ConfigError
 from sinf.machine.memory import OVERHEAD, Memory, weight_bytes
 from sinf.measure.estimate import Estimate
@@ -54,8 +55,8 @@ def trained_alike(one: GatedNetwork, other: GatedNetwork) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def gating(config: TrainConfig, network: GatedNetwork) -> _Gating:
-    return _Gating(network, config, Group(), 4, Teacher(Chain(), config.distillation).ready("cpu"))
+def gating(config: TrainConfig, network: GatedNetwork) -> Gating:
+    return Gating(network, config, Group(), 4, Teacher(Chain(), config.distillation).ready("cpu"))
 
 
 def test_the_loss_is_that_of_labels_teacher_and_saliencies() -> None:
@@ -129,7 +130,7 @@ def test_a_weight_of_nothing_is_no_teacher(tmp_path: Path, images: LabelledImage
         train(small(), images, tmp_path / "parts", CONFIG, progress=interrupt_at(5))
     nothing = replace(CONFIG, distillation=Distillation(0.0, 2.0))
     assert same(whole, train(small(), images, tmp_path / "parts", nothing))
-    assert "distillation" not in _fingerprint(small(), nothing, images)  # as before there was any
+    assert "distillation" not in nothing.identity()  # as before there was any
 
 
 @pytest.mark.parametrize("change", [Distillation(0.0), Distillation(0.6, 2.0), Distillation(0.7, 3.0)], ids=str)
@@ -160,10 +161,10 @@ def test_what_a_teacher_costs_is_said_before(
 ) -> None:
     """In time, and in memory: its weights are there besides."""
     told: list[Estimate] = []
-    besides: list[int] = []
+    teachers: list[Teacher | None] = []
 
     def planned(*words: Any) -> tuple[int, int]:
-        besides.append(words[-1])
+        teachers.append(words[-1])
         return plan_training(*words)
 
     monkeypatch.setattr(trainer, "plan_training", planned)
@@ -172,8 +173,10 @@ def test_what_a_teacher_costs_is_said_before(
     (extra,) = set(told[1].steps) - set(told[0].steps)
     assert "base model" in extra
     assert 0 < told[1].steps[extra] < told[1].steps["training"]
-    nothing, beside = besides
-    assert nothing == 0 < beside <= weight_bytes(small().module)
+    nobody, teacher = teachers
+    assert nobody is None
+    assert teacher is not None
+    assert 0 < weight_bytes(teacher.model) <= weight_bytes(small().module)
     network = attach(small())
     least, most = OVERHEAD, 10 * OVERHEAD
     while most - least > 1000:  # the least memory in which it fits without a teacher
@@ -185,4 +188,4 @@ def test_what_a_teacher_costs_is_said_before(
             least = middle
     plan_training(network, images, None, COLOUR, Memory(most), CONFIG)
     with pytest.raises(ConfigError, match="must fit"):
-        plan_training(network, images, None, COLOUR, Memory(most), CONFIG, 1, beside)
+        plan_training(network, images, None, COLOUR, Memory(most), CONFIG, 1, teacher)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from gated import DEEP, cut, gated
+from sinf.dynamic.gating import Gating
 from sinf.dynamic.memory import plan_training
 from sinf.dynamic.network import GatedNetwork, attach
 from sinf.dynamic.targets import Target
-from sinf.dynamic.trainer import TrainConfig, _Gating, train
+from sinf.dynamic.trainer import TrainConfig, train
 from sinf.errors import ConfigError
 from sinf.machine.memory import OVERHEAD, Memory, activations, weight_bytes
 from sinf.models import BaseModel, ModelSpec, load_model
@@ -116,7 +117,7 @@ def test_a_layer_that_fails_leaves_nothing_behind() -> None:
 
 
 def loop_of(network: GatedNetwork, config: TrainConfig, part: int) -> Loop:
-    return Loop(_Gating(network, config, Group(), 4), config, 4, part=part)
+    return Loop(Gating(network, config, Group(), 4), config, 4, part=part)
 
 
 @pytest.mark.parametrize("part", [2, 5, 16])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from sinf.graph import delta
+from sinf.graph.apply import apply, replaced
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import Coupling, Slot, couple
 from sinf.graph.delta import Factors, LayerDelta, Mix, Weights, can_factor
@@ -68,9 +69,9 @@ def test_tensors_and_back_is_the_same_network(name: str, draw: list[str], seed: 
     assert torch.equal(again.keep, keep)
     assert list(again.layers) == list(layers)
     x = torch.randn(2, *COLOUR.size)
-    expected = delta.apply(graph, coupling, keep, layers)(x.clone())
-    assert torch.equal(delta.apply(graph, coupling, again.keep, again.layers)(x.clone()), expected)
-    called_as_one = delta.replaced(graph, coupling, keep, layers)
+    expected = apply(graph, coupling, keep, layers)(x.clone())
+    assert torch.equal(apply(graph, coupling, again.keep, again.layers)(x.clone()), expected)
+    called_as_one = replaced(graph, coupling, keep, layers)
     torch.testing.assert_close(called_as_one(x.clone()), expected)
     for target, layer in layers.items():
         base, read = graph.get_submodule(target), coupling.reads[target]
@@ -134,7 +135,7 @@ def test_the_base_network_stays_as_it_was() -> None:
     coupling = couple(graph)
     keep = random_keep(coupling)
     before = {name: value.clone() for name, value in graph.state_dict().items()}
-    made = delta.apply(graph, coupling, keep, deltas(graph, coupling, keep, KINDS))
+    made = apply(graph, coupling, keep, deltas(graph, coupling, keep, KINDS))
     for parameter in made.get_submodule("head").parameters():
         parameter.data.zero_()
     assert all(torch.equal(before[name], value) for name, value in graph.state_dict().items())
@@ -197,7 +198,7 @@ def test_factors_of_other_shapes_do_not_fit() -> None:
 def test_a_network_that_keeps_all_is_shared() -> None:
     graph = traced(Chain())
     coupling = couple(graph)
-    same = delta.apply(graph, coupling, coupling.keep_all(), {})
+    same = apply(graph, coupling, coupling.keep_all(), {})
     before, after = graph.state_dict(), same.state_dict()
     assert {name: tensor.data_ptr() for name, tensor in before.items()} == {
         name: tensor.data_ptr() for name, tensor in after.items()

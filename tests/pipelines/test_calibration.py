@@ -131,7 +131,7 @@ def test_what_a_threshold_says_it_does_it_does_to_the_rest(seed: int, max_loss: 
     assert threshold.loss == pytest.approx(float(calibration.losses(threshold.value).mean()))
     assert threshold.loss <= max_loss + 1e-6
     assert threshold.fallback == pytest.approx(1 - float(calibration.routed(threshold.value).float().mean()))
-    assert threshold.tried == pytest.approx(float(calibration.subgraph_ran(threshold.value).float().mean()))
+    assert threshold.subgraph_ran == pytest.approx(float(calibration.subgraph_ran(threshold.value).float().mean()))
 
 
 def test_deferral_and_early_threshold_do_not_see_the_rest() -> None:
@@ -204,7 +204,7 @@ def test_dear_subgraphs_are_run_less() -> None:
     fitting, rest = observation(0, 400), observation(1, 400)
     cheap, dear = (set_thresholds(fitting, rest, 0.02, None, costs)[1] for costs in ((0.0, 1.0), (5.0, 1.0)))
     assert dear.early > cheap.early
-    assert dear.tried < cheap.tried
+    assert dear.subgraph_ran < cheap.subgraph_ran
 
 
 # ---- a build

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sinf import edge
-from sinf.bundle.semantic import Bundle, read_times, replace_times
+from sinf.bundle.semantic import Bundle
+from sinf.bundle.times import read_times, replace_times
 from sinf.engine.engines import open_engine
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import BundleError, ConfigError

@@ -416,9 +416,9 @@ def test_the_chosen_threshold_says_how_often_a_subgraph_runs() -> None:
     looks = two_looks(early_threshold=0.4)
     chosen = choose_threshold(looks, 0.05)
     assert chosen.early == 0.4
-    assert chosen.tried == pytest.approx(float(looks.subgraph_ran(chosen.value).float().mean()))
+    assert chosen.subgraph_ran == pytest.approx(float(looks.subgraph_ran(chosen.value).float().mean()))
     assert chosen.fallback == pytest.approx(1 - float(looks.routed(chosen.value).float().mean()))
-    assert 1 - chosen.fallback < chosen.tried < 1
+    assert 1 - chosen.fallback < chosen.subgraph_ran < 1
 
 
 @pytest.mark.parametrize("subgraph", [0.0, 0.3, 5.0])
@@ -427,7 +427,7 @@ def test_the_early_threshold_costs_least_of_all_tried(subgraph: float) -> None:
 
     def cost(early: float) -> float:
         chosen = choose_threshold(replace(looks, early_threshold=early), 0.05)
-        return chosen.tried * subgraph + chosen.fallback
+        return chosen.subgraph_ran * subgraph + chosen.fallback
 
     found = choose_early_threshold(looks, 0.05, subgraph, 1.0)
     assert cost(found) == pytest.approx(min(cost(float(e)) for e in looks.early.quantile(torch.linspace(0, 1, 21))))

@@ -171,7 +171,7 @@ def test_the_early_threshold_is_the_cheapest_of_its_grid(subgraph: float, fallba
     costs = []
     for early in grid:
         chosen = choose_threshold(replace(calibration, early_threshold=early), candidates, max_loss)
-        costs.append(chosen.tried * subgraph + chosen.fallback * fallback)
+        costs.append(chosen.subgraph_ran * subgraph + chosen.fallback * fallback)
     found = choose_early_threshold(calibration, max_loss, subgraph, fallback)
     assert found == grid[min(range(21), key=costs.__getitem__)]
 

@@ -138,8 +138,8 @@ def deployed(model: BaseModel, *, keep_batch_norm: bool = False) -> BaseModel:
     module.to(memory_format=torch.channels_last)
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(_SAMPLES, *spec.preprocessing.size, generator=draw)
-    expected, found = model.module(x.clone()), module(x.clone())
-    difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    expected, answers = model.module(x.clone()), module(x.clone())
+    difference = float((answers - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
     if not difference <= _CLOSE:
         raise VerificationError(
             "what is saved must answer as the network does",

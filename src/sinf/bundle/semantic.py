@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from sinf.bundle.folder import (
     BUNDLE,
     FORMAT,
     ConfigRecord,
-    config_digest,
     consistent,
     map_tensors,
     read_config,
@@ -35,11 +34,12 @@ from sinf.bundle.folder import (
     require_tensor,
     spec_of,
 )
-from sinf.bundle.records import ClusterList, ThresholdValue, TimesList, Weight, cluster_list
+from sinf.bundle.records import ClusterList, ThresholdValue, Weight, cluster_list
+from sinf.bundle.times import read_times, write_times
 from sinf.bundle.writing import Payload, bundle_card, write_folder
 from sinf.data.clusters import Clusters
 from sinf.errors import BundleError
-from sinf.graph.delta import LayerDelta
+from sinf.graph.delta import LayerDelta, groups_of
 from sinf.graph.network import Part, PartedNetwork
 from sinf.graph.trace import trace
 from sinf.models import ModelSpec, fit_state, load_spec
@@ -48,12 +48,9 @@ from sinf.routing.grouping import TailTimes
 from sinf.routing.predictor import RoutePredictor, RouterConfig, make_predictor
 from sinf.routing.router import part_name
 from sinf.routing.threshold import Threshold
-from sinf.storage.files import write_json
-from sinf.storage.schema import Digest, Name, Record, Share, parse_file, record_of, validated
-from sinf.storage.seal import sealed, unsealed
+from sinf.storage.schema import Name, Share, record_of
 
 _FILES = ("model.safetensors", "subgraphs.safetensors", "router.safetensors", "README.md")
-_TIMES = "times.json"
 _MOST_ROOM = 1 << 30  # bytes
 _NOTHING = "common.kept.none"  # a file of tensors must hold one
 
@@ -66,11 +63,18 @@ _THRESHOLD = record_of(
     max_loss=Share,
     loss=Annotated[float, Field(ge=-1, le=1)],
     fallback=Share,
-    tried=Share,
+    subgraph_ran=Share,
     confidence=Share | None,
     images=Annotated[int, Field(ge=1, le=1 << 40)],
     choices=Annotated[int, Field(ge=1, le=1 << 40)],
 )
+
+
+def _with_present_names(threshold: Any) -> Any:
+    """``subgraph_ran`` was called ``tried`` at first, and is in bundles of that time."""
+    if not isinstance(threshold, dict) or "subgraph_ran" in threshold:
+        return threshold
+    return {"subgraph_ran" if name == "tried" else name: value for name, value in threshold.items()}
 
 
 class _Config(ConfigRecord):
@@ -78,13 +82,8 @@ class _Config(ConfigRecord):
     clusters: ClusterList
     cut: Name
     deferral: _DEFERRAL  # type: ignore[valid-type]
-    threshold: _THRESHOLD | None  # type: ignore[valid-type]
+    threshold: Annotated[_THRESHOLD | None, BeforeValidator(_with_present_names)]  # type: ignore[valid-type]
     router: record_of(RouterConfig)  # type: ignore[valid-type]
-
-
-class _Times(Record):
-    bundle: Digest
-    tails: TimesList
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ class Bundle:
                 "| on the calibration images | |",
                 "|---|---|",
                 f"| loss against the base model | {100 * t.loss:.2f} points (limit {100 * t.max_loss:g}) |",
-                f"| a subgraph runs | {100 * t.tried:.1f} % |",
+                f"| a subgraph runs | {100 * t.subgraph_ran:.1f} % |",
                 f"| fallback to the full tail | {100 * t.fallback:.1f} % |",
                 "",
                 t.promise(),
@@ -285,9 +284,9 @@ def _read_part(name: str, tensors: dict[str, Tensor], network: PartedNetwork) ->
         if not key.startswith("kept."):
             require_tensor(tensor, torch.float16, tuple(tensor.shape), f"{name}.{key}")
     part = Part.from_tensors(tensors, network.coupling, "")
-    mixers = set(network.coupling.mixers.values())
+    sites = set(network.coupling.with_grouped().mixers.values())
     for target, layer in part.layers.items():
-        if target not in mixers or not _fits(layer, target, part, network):
+        if target not in sites or not _fits(layer, target, part, network):
             got = f"{name}: {layer.kind} of {target}"[:200]
             raise BundleError("a layer must be one of the network's, in its shape", got=got, remedy="build it again")
     return part
@@ -296,8 +295,10 @@ def _read_part(name: str, tensors: dict[str, Tensor], network: PartedNetwork) ->
 def _fits(layer: LayerDelta, target: str, part: Part, network: PartedNetwork) -> bool:
     base, read = network.graph.get_submodule(target), network.coupling.reads[target]
     written = network.coupling.writes[target]
-    shape = (len(written.index(part.keep)), len(read.index(part.keep)), *base.weight.shape[2:])
-    return layer.fits(base, shape, read)
+    out, into = len(written.index(part.keep)), len(read.index(part.keep))
+    if groups_of(base) > 1:
+        into = base.weight.shape[1]  # whole groups go, or none
+    return layer.fits(base, (out, into, *base.weight.shape[2:]), read)
 
 
 def _read_router(folder: Path, shape: tuple[int, ...], clusters: int, config: RouterConfig) -> RoutePredictor:
@@ -311,34 +312,3 @@ def _read_router(folder: Path, shape: tuple[int, ...], clusters: int, config: Ro
         )
     router.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
     return router.eval().requires_grad_(False)
-
-
-def read_times(folder: Path, key: bytes | None = None) -> tuple[TailTimes, ...]:
-    """What ``sinf tune`` has measured of a bundle; nothing where it has not.
-
-    Raises:
-        BundleError: the file is damaged, was changed or is that of another bundle; see :meth:`Bundle.load` for keys.
-    """
-    path, remedy = folder / _TIMES, "remove it, or tune again"
-    if not path.exists():
-        return ()
-    record = parse_file(path, BundleError, remedy=remedy)
-    if not isinstance(record, dict):
-        raise BundleError(f"{path} must be as sinf tune writes it", got=type(record).__name__, remedy=remedy)
-    content, _ = unsealed(record, BundleError, str(path), key)
-    times = validated(content, _Times, BundleError, str(path), remedy=remedy)
-    if times.bundle != config_digest(folder, key):
-        raise BundleError("times must be those of their bundle", got=f"{path} of another one", remedy=remedy)
-    return times.tails
-
-
-def replace_times(folder: Path, new: TailTimes, key: bytes | None = None) -> None:
-    """Store what was measured in a bundle, in the place of earlier times of the same setting."""
-    kept = (each for each in read_times(folder, key) if each.setting != new.setting)
-    write_times((*kept, new), folder, key)
-
-
-def write_times(times: tuple[TailTimes, ...], folder: Path, key: bytes | None = None) -> None:
-    """Put what was measured beside the rest of a bundle."""
-    record = {"bundle": config_digest(folder, key), "tails": [asdict(each) for each in times]}
-    write_json(sealed(record, key), folder / _TIMES)

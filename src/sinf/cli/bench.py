@@ -87,7 +87,7 @@ def tune(
 ) -> None:
     """Measure what the tails cost here, batch by batch, and store it in the bundle: small groups of a batch then go to
     the full tail where that is faster."""
-    from sinf.bundle.semantic import replace_times
+    from sinf.bundle.times import replace_times
     from sinf.cli.room import Room
     from sinf.engine.engines import open_engine, require_precision
     from sinf.load import method_of

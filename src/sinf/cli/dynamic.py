@@ -245,10 +245,8 @@ class Dynamic(Kind):
             raise ConfigError("a dynamic bundle is one part", got="--layout split", remedy="leave it out")
         if asked.precision != "f32":
             raise ConfigError("a dynamic bundle computes in f32", got=asked.precision, remedy="leave out --precision")
-        with options.Steps() as steps:
-            steps("exporting", 0, 1)
+        with options.Steps() as steps, steps.once("exporting"):
             export(model, asked.out)
-            steps("exporting", 1, 1)
         tables.show_export(asked.out, asked.out.stat().st_size)
 
     def show_predictions(self, records: list[dict[str, Any]]) -> None:

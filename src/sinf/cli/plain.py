@@ -97,8 +97,7 @@ class Plain(Kind):
         if asked.file_format == "web":
             rule, remedy = "a page shows a bundle beside its base model", "export onnx"
             raise ConfigError(rule, got="a plain model", remedy=remedy)
-        with options.Steps() as steps:
-            steps("exporting", 0, 1)
+        with options.Steps() as steps, steps.once("exporting"):
             if asked.layout == "split" or asked.precision != "f32":
                 export_network(
                     model, asked.out, asked.file_format, precision=asked.precision,
@@ -107,7 +106,6 @@ class Plain(Kind):
                 size = folder_bytes(asked.out)
             else:
                 size = sum(Path(each).stat().st_size for each in export_plain(model, asked.out, asked.file_format))
-            steps("exporting", 1, 1)
         tables.show_export(asked.out, size)
 
     def show_predictions(self, records: list[dict[str, Any]]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,13 @@ class Steps:
         if step not in self._tasks:
             self._tasks[step] = self._progress.add_task(step, total=total or None)
         self._progress.update(self._tasks[step], completed=done, total=total or None)
+
+    @contextmanager
+    def once(self, step: str) -> Iterator[None]:
+        """A step that says nothing of how far it is."""
+        self(step, 0, 1)
+        yield
+        self(step, 1, 1)
 
 
 @dataclass

@@ -58,6 +58,7 @@ def prune(
     """Make a model smaller for all its classes, and save it as a plain one: safetensors and a config, no pickle."""
     from rich.console import Console
 
+    from sinf.compress.methods import kind_of
     from sinf.measure.delivery import describe_times
     from sinf.pipelines import comparison as saved
     from sinf.pipelines.prune import prune as run
@@ -118,7 +119,7 @@ def prune(
         )
     made_by = {
         "method": smaller.method,
-        **({"criterion": config.criterion_name} if smaller.method == "channels" else {}),
+        **({"criterion": config.criterion_name} if kind_of(smaller.method).by_criterion else {}),
         "asked for": describe(config.rule) + f", at most {100 * limits.max_loss:g} points",
         "made": describe(smaller.rule),
         "expected loss": str(smaller.expected),

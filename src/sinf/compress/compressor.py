@@ -18,18 +18,21 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from sinf.compress.passes import Passes, least
+from sinf.compress.passes import Passes, smaller_limit
 from sinf.compress.select import Budget, Schedule
 from sinf.compress.side_by_side import Rows
 from sinf.errors import ConfigError, VerificationError
+from sinf.graph.apply import apply
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import CoupledGroup, Coupling, Slot
-from sinf.graph.delta import apply
 from sinf.graph.network import Part
+from sinf.machine.memory import Notice
 from sinf.statistics import Statistic, Statistics, collect
 from sinf.storage.steps import StepStore, Tensors
 
 Progress = Callable[[str, int, int], None]
+
+_NAMED = 4  # layers, where a text names some
 
 
 class Region(NamedTuple):
@@ -84,7 +87,8 @@ class Scope:
 
 @dataclass(frozen=True)
 class Run:
-    """How compression runs: where steps are kept, how many images its passes run at once, and who is told.
+    """How compression runs: where steps are kept, how many images its passes run at once, and who is told: ``progress``
+    how far it is, ``notice`` what it leaves as it is, each text once.
 
     ``fit`` says whether weights make up for what went, from at most ``most`` images (None: all), in ``fit_bytes`` of
     activations."""
@@ -95,11 +99,19 @@ class Run:
     fit: bool = True
     fit_bytes: int | None = None
     most: int | None = None
+    notice: Notice | None = None
+    _said: set[str] = field(default_factory=set, repr=False)
 
     @property
     def activations(self) -> int | None:
         """Bytes that activations may take while weights are fitted."""
-        return least(self.fit_bytes, self.passes.activations)
+        return smaller_limit(self.fit_bytes, self.passes.activations)
+
+    def say(self, text: str) -> None:
+        """Tell it, once."""
+        if self.notice is not None and text not in self._said:
+            self._said.add(text)
+            self.notice(text)
 
     def solved(self, total: int) -> Callable[[str], None]:
         """Reports one more of ``total`` layers at every call."""
@@ -139,7 +151,7 @@ class Compressor(ABC):
         """Bytes that it takes beside the sums."""
         return 0
 
-    def view(self, scope: Scope) -> tuple[fx.GraphModule, Coupling, list[int] | None]:
+    def observed_network(self, scope: Scope) -> tuple[fx.GraphModule, Coupling, list[int] | None]:
         """The network that is run for the sums, its coupling, and the classes whose logits count."""
         return scope.graph, scope.coupling, scope.answer
 
@@ -169,6 +181,10 @@ class Compressor(ABC):
             ConfigError: a rule is out of reach.
         """
 
+    def leaves(self, rules: Sequence[Rule], scope: Scope, observed: Observed) -> dict[str, list[str]]:
+        """Layers of a scope that it makes smaller within no budget, by the reason."""
+        return {}
+
     @abstractmethod
     def make(self, scope: Scope, plan: Any, observed: Observed, run: Run) -> Part:
         """What stands for a plan, with weights that are fitted where ``run`` says so."""
@@ -183,8 +199,13 @@ class Compression:
 
     @cached_property
     def plans(self) -> list[Any]:
-        """One for every scope."""
-        return self.compressor.plan(self.rules, self.scopes, self.observed)
+        """One for every scope. What no budget makes smaller is said."""
+        plans = self.compressor.plan(self.rules, self.scopes, self.observed)
+        if self.run.notice is not None:
+            for reason, targets in self.compressor.leaves(self.rules, self.scopes[-1], self.observed).items():
+                more = f" and {len(targets) - _NAMED} more" if len(targets) > _NAMED else ""
+                self.run.say(f"{self.compressor.name}: as they are, {reason}: {', '.join(targets[:_NAMED])}{more}")
+        return plans
 
     def part(self, index: int) -> Part:
         """What is left of a scope.
@@ -205,7 +226,7 @@ class Compression:
         compressor, run = self.compressor, self.run
 
         def compute() -> Tensors:
-            graph, coupling, answer = compressor.view(scope)
+            graph, coupling, answer = compressor.observed_network(scope)
             sums = collect(
                 graph, coupling, scope.batches(), classes=scope.classes, answer=answer, needs=compressor.needs,
                 pool=compressor.pool, seed=scope.seed, at_once=run.passes.at_once,
@@ -215,6 +236,9 @@ class Compression:
         if not (compressor.small or scope.lasting):
             return compute()
         depends = {**scope.origin, **compressor.identity(), "compressor": compressor.name, "seed": scope.seed}
+        more = set(compressor.observed_network(scope)[1].mixers.values()) - set(scope.coupling.mixers.values())
+        if more:
+            depends["also"] = sorted(more)  # sites that other versions did not have
         self._last = scope, run.store.get(f"observed-{scope.name}", depends, compute)
         return self._last[1]
 

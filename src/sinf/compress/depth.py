@@ -40,13 +40,13 @@ class BlockRemoval(Compressor):
 
     def observe(self, scope: Scope, statistics: Statistics) -> Tensors:
         """By branch, the mean (O,) of its last layer's output, and the nats that are lost without it."""
-        found: Tensors = {}
+        tensors: Tensors = {}
         for end in (branch.end for branch in branches(scope)):
             site = statistics[end]
             outputs, fisher = site[OutputMoments], site[Fisher].total.double()
-            found[f"mean.{end}"] = outputs.mean
-            found[f"loss.{end}"] = 0.5 * (fisher * outputs.covariance().double()).sum() / site.images
-        return found
+            tensors[f"mean.{end}"] = outputs.mean
+            tensors[f"loss.{end}"] = 0.5 * (fisher * outputs.covariance().double()).sum() / site.images
+        return tensors
 
     def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[set[str]]:
         plans: list[set[str]] = [set() for _ in scopes]
@@ -79,9 +79,10 @@ class BlockRemoval(Compressor):
         return plans
 
     def make(self, scope: Scope, plan: set[str], observed: Observed, run: Run) -> Part:
-        seen, keep = observed(scope), scope.start.keep
+        tensors, keep = observed(scope), scope.start.keep
         layers: LayerDeltas = {
-            end: Constant(seen[f"mean.{end}"].float()[scope.coupling.writes[end].index(keep)]) for end in sorted(plan)
+            end: Constant(tensors[f"mean.{end}"].float()[scope.coupling.writes[end].index(keep)])
+            for end in sorted(plan)
         }
         if run.fit and layers:
             whole, small = scope.inputs(run.most)
@@ -96,7 +97,7 @@ class BlockRemoval(Compressor):
 
 def branches(scope: Scope) -> list[_Branch]:
     """Residual branches that may go: each ends in a full convolution with a norm or none, and is called once."""
-    found, sites = [], set(scope.coupling.mixers.values())
+    ends, sites = [], set(scope.coupling.mixers.values())
     calls = Counter(str(node.target) for node in scope.graph.graph.nodes if node.op == "call_module")
     for node in scope.graph.graph.nodes:
         target = str(node.target)
@@ -108,5 +109,5 @@ def branches(scope: Scope) -> list[_Branch]:
         (total,) = chain[-1].users
         if all(may_go(total, other) for other in total.all_input_nodes if other is not chain[-1]):
             alone = {str(each.target) for each in alone_for(node) if each.op == "call_module"}
-            found.append(_Branch(target, frozenset(alone & sites)))
-    return [branch for branch in found if all(calls[target] == 1 for target in branch.layers)]
+            ends.append(_Branch(target, frozenset(alone & sites)))
+    return [branch for branch in ends if all(calls[target] == 1 for target in branch.layers)]

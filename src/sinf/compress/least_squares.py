@@ -82,8 +82,8 @@ class NormalEquations:
         best, least = _FIRST, error(_FIRST)
         for factor in (_STEP, 1 / _STEP):
             damping = best * factor
-            while _LEAST <= damping <= _MOST and (found := error(damping)) < least:
-                best, least = damping, found
+            while _LEAST <= damping <= _MOST and (reached := error(damping)) < least:
+                best, least = damping, reached
                 damping *= factor
             if best != _FIRST:
                 break

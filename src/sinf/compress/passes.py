@@ -113,6 +113,6 @@ def input_shape(graph: fx.GraphModule) -> tuple[int, ...]:
     return tuple(first.meta["shape"][1:])
 
 
-def least(first: int | None, second: int | None) -> int | None:
+def smaller_limit(first: int | None, second: int | None) -> int | None:
     """The smaller of two limits, of which None is none."""
     return second if first is None else first if second is None else min(first, second)

@@ -8,6 +8,7 @@ from torch import nn
 
 from sinf.compress.budget import Budget
 from sinf.graph.cost import MacCount
+from sinf.graph.delta import groups_of
 from sinf.graph.price import Line, Price, Widths
 
 
@@ -28,19 +29,21 @@ class Prices:
         self._weight_cost, self._count, self._times = budget.weight_cost, count, budget.times
         self.rounding = 0.0 if budget.times is None else budget.times.rounding
         self._calls: dict[str, list[tuple[nn.Module, int]]] = {}
-        for target, module, places in count.nodes:
-            self._calls.setdefault(target, []).append((module, places))
+        for target, module, positions in count.nodes:
+            self._calls.setdefault(target, []).append((module, positions))
         self._measured = {} if budget.times is None else dict(budget.times.layers)
         if self._times is None:
             self.rest = float(count.products)
         else:  # of a part, as much of the rest as it has of the layers
-            ours = sum(price.at(*module.weight.shape[:2]) for _, module, price in self.by_widths())
+            layers = sum(price.at(*module.weight.shape[:2]) for _, module, price in self.by_widths())
             rest = max(0.0, self._times.total - self._times.in_layers)
-            self.rest = rest * ours / (self._times.in_layers or 1.0)
+            self.rest = rest * layers / (self._times.in_layers or 1.0)
 
     def by_widths(self) -> list[tuple[str, nn.Module, Widths]]:
         """Every call of a layer, and what it costs by its widths."""
-        return [(target, module, self._widths(target, module, places)) for target, module, places in self._count.nodes]
+        return [
+            (target, module, self._widths(target, module, positions)) for target, module, positions in self._count.nodes
+        ]
 
     def targets(self) -> list[str]:
         return list(self._calls)
@@ -52,8 +55,8 @@ class Prices:
         """``kernel_row_positions`` is how many rows of a separable kernel read an image."""
         calls, module = self._calls[target], self.module(target)
         if self._times is None:
-            places = sum(positions // module.weight[0, 0].numel() for _, positions in calls)
-            return self._counted(module, places, len(calls) * self._weight_cost, kernel_row_positions)
+            outputs = sum(positions // module.weight[0, 0].numel() for _, positions in calls)
+            return self._counted(module, outputs, len(calls) * self._weight_cost, kernel_row_positions)
         price = self._measured.get(target, Price(Widths()))
         channels, separable = (
             line and Line(len(calls) * line.fixed, len(calls) * line.each) for line in (price.channels, price.separable)
@@ -66,12 +69,13 @@ class Prices:
         return self._measured.get(target, Price(Widths())).widths
 
     @staticmethod
-    def _counted(module: nn.Module, places: float, weights: float, kernel_row_positions: float) -> Ways:
-        """For ``places`` outputs; loading all weights counts as ``weights`` more of them."""
+    def _counted(module: nn.Module, positions: float, weights: float, kernel_row_positions: float) -> Ways:
+        """Of outputs at so many ``positions``; loading all weights counts as ``weights`` more of them."""
         (out, into), kernel = module.weight.shape[:2], module.weight[0, 0].numel()
-        places += weights
+        groups = groups_of(module)
+        positions += weights
         separable = None
-        if module.weight.ndim == 4:
+        if module.weight.ndim == 4 and groups == 1:
             rows, columns = module.weight.shape[2:]
-            separable = Line(0.0, (kernel_row_positions + weights) * into * columns + places * out * rows)
-        return Ways(places * kernel * out * into, Line(0.0, places * (into * kernel + out)), separable)
+            separable = Line(0.0, (kernel_row_positions + weights) * into * columns + positions * out * rows)
+        return Ways(positions * kernel * out * into, Line(0.0, positions * (into * kernel + out // groups)), separable)

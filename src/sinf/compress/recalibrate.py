@@ -23,13 +23,13 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
     for norm in norms:
         norm.reset_running_stats()
         norm.train()
-    seen = 0
+    images = 0
     try:
         for x in batches if norms else ():
             if len(x) > 1:
-                seen += len(x)
+                images += len(x)
                 for norm in norms:
-                    norm.momentum = len(x) / seen  # a mean over images
+                    norm.momentum = len(x) / images  # a mean over images
                 network(x)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

@@ -17,7 +17,7 @@ from sinf.compress.prices import Prices
 from sinf.errors import ConfigError
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import CoupledGroup
-from sinf.graph.widths import Positions
+from sinf.graph.widths import WidthTable
 
 
 def select(
@@ -142,10 +142,10 @@ class _Descent:
         self._part, self._round_to, self._rest = part, round_to, prices.rest
         self.widths = {group.name: group.size for group in part.groups}
         self._keep = part.keep.clone()
-        self._places = Positions(part.macs.coupling, prices.by_widths())
-        self._channels = self._places.count(torch.nonzero(self._keep).flatten())  # of every slot, that stay
-        self.cost = prices.rest + self._places.cost(self._channels)
-        self._layers = {g.name: self._places.layers_at(self._places.count(g.units)) for g in part.groups}
+        self._table = WidthTable(part.macs.coupling, prices.by_widths())
+        self._channels = self._table.count(torch.nonzero(self._keep).flatten())  # of every slot, that stay
+        self.cost = prices.rest + self._table.cost(self._channels)
+        self._layers = {g.name: self._table.layers_at(self._table.count(g.units)) for g in part.groups}
         self._order = {
             g.name: torch.argsort(part.importance[g.name], descending=True, stable=True) for g in part.groups
         }
@@ -171,10 +171,10 @@ class _Descent:
         self.widths[step.group.name] = step.width
         if step.back is None:
             self._keep[step.going] = False
-            self._channels = self._channels - self._places.count(step.going)
+            self._channels = self._channels - self._table.count(step.going)
         else:
             self._keep = step.back
-            self._channels = self._places.count(torch.nonzero(self._keep).flatten())
+            self._channels = self._table.count(torch.nonzero(self._keep).flatten())
         self.cost -= step.saved
         changed = self._layers[step.group.name]
         for group in self._part.groups:
@@ -192,13 +192,13 @@ class _Descent:
         while width >= 1:
             least = group.units[self._order[group.name][width:]]
             going, back = least[self._keep[least]], None
-            channels = self._channels - self._places.count(going)
+            channels = self._channels - self._table.count(going)
             if bool(((channels == 0) & (self._channels > 0)).any()):
                 trial = self._keep.clone()
                 trial[going] = False
                 back = _never_empty(trial, self._part)
-                channels = self._places.count(torch.nonzero(back).flatten())
-            saved = self.cost - self._rest - self._places.cost(channels)
+                channels = self._table.count(torch.nonzero(back).flatten())
+            saved = self.cost - self._rest - self._table.cost(channels)
             if saved > 0:
                 curve = self._lost[group.name]
                 lost = float(curve[group.size - width] - curve[group.size - self.widths[group.name]])

@@ -39,7 +39,7 @@ class Chosen:
         return self.whole[self.rows[rows]]
 
 
-class Run:
+class ChunkRun:
     """One graph over one chunk, up to some node; values that nobody will read again are forgotten."""
 
     def __init__(self, interpreter: fx.Interpreter, inputs: Tensor) -> None:
@@ -80,7 +80,7 @@ class SideBySide:
         self.interpreters = (fx.Interpreter(base), fx.Interpreter(smaller))
         self.memory = memory
         self.inputs, self.smaller_inputs = inputs, smaller_inputs
-        self.running: list[tuple[Run, Run]] = []
+        self.running: list[tuple[ChunkRun, ChunkRun]] = []
         self.nodes = list(zip(base.graph.nodes, smaller.graph.nodes, strict=True))
         self.ends = (_last_uses(base), _last_uses(smaller))
         self.done = 0
@@ -117,7 +117,7 @@ class SideBySide:
         """Most bytes that one image will hold in both networks from each node on."""
         held = [0] * len(self.nodes)
         for side, x in enumerate(inputs):
-            run = Run(self.interpreters[side], x)
+            run = ChunkRun(self.interpreters[side], x)
             for position, pair in enumerate(self.nodes):
                 before = run.bytes()
                 run.step(pair[side])
@@ -134,8 +134,8 @@ class SideBySide:
             rows = slice(first, first + self.chunk)
             x = self.inputs[rows]
             same = self.smaller_inputs is self.inputs
-            left = Run(self.interpreters[0], x)
-            right = Run(self.interpreters[1], x if same else self.smaller_inputs[rows])
+            left = ChunkRun(self.interpreters[0], x)
+            right = ChunkRun(self.interpreters[1], x if same else self.smaller_inputs[rows])
             for pair in self.nodes[: self.done]:
                 for run, node, ends in zip((left, right), pair, self.ends, strict=True):
                     run.step(node)

@@ -77,11 +77,11 @@ class _Importance:
             raise CutError("torch-pruning asks for a layer that is not followed", got=dependency.target.name)
         units = table[name].units[torch.tensor([int(c) for c in channels])]
         importance = torch.zeros(len(units), dtype=torch.float64)
-        for found in self._coupling.groups.values():
-            mine = torch.isin(units, found.units)
+        for group in self._coupling.groups.values():
+            mine = torch.isin(units, group.units)
             if bool(mine.any()):
-                place = (units[mine][:, None] == found.units).int().argmax(1)
-                importance[mine] = self._scores(found)[place]
+                place = (units[mine][:, None] == group.units).int().argmax(1)
+                importance[mine] = self._scores(group)[place]
         return importance
 
     def _scores(self, group: CoupledGroup) -> Tensor:

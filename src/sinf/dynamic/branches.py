@@ -27,12 +27,12 @@ def separate(graph: fx.GraphModule, coupling: Coupling, sites: list[Site]) -> tu
     convolutions, called once, that read what one of ``sites`` decides and whose output goes into a sum alone."""
     calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
     decided = set(torch.cat([site.units for site in sites]).tolist()) if sites else set()
-    known = {site.name for site in sites}
+    inner = {site.name for site in sites}
     reads, writes, values = dict(coupling.reads), dict(coupling.writes), dict(coupling.values)
-    units, found = coupling.units, []
+    units, outer = coupling.units, []
     for node in graph.graph.nodes:
         conv = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(conv, nn.Conv2d) or conv.groups > 1 or str(node.target) in known:
+        if not isinstance(conv, nn.Conv2d) or conv.groups > 1 or str(node.target) in inner:
             continue
         chain = to_sum(graph, node)
         if chain is None or any(calls[str(n.target)] > 1 for n in chain) or conv.out_channels < 2:
@@ -47,5 +47,5 @@ def separate(graph: fx.GraphModule, coupling: Coupling, sites: list[Site]) -> tu
                 if key in slots:
                     slots[key] = Slot(slots[key].dim, own)
         names = tuple(str(part.target) for part in chain)
-        found.append(Site(names[0], conv.in_channels, own, (), names))
-    return replace(coupling, units=units, reads=reads, writes=writes, values=values), found
+        outer.append(Site(names[0], conv.in_channels, own, (), names))
+    return replace(coupling, units=units, reads=reads, writes=writes, values=values), outer

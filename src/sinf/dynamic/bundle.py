@@ -76,9 +76,9 @@ class DynamicBundle:
         """The trained network with its gates, in eval mode; its tensors are a copy."""
         with consistent(f"of {self.spec.name}"):
             network = attach(BaseModel(load_spec(self.spec, self.base_state), self.spec), self.gates)
-            found = tuple(site.name for site in network.sites)
-            if found != self.sites:
-                got = f"{len(found)} sites instead of {len(self.sites)}"
+            gated = tuple(site.name for site in network.sites)
+            if gated != self.sites:
+                got = f"{len(gated)} sites instead of {len(self.sites)}"
                 raise BundleError(
                     "gates must stand where they were trained", got=got, remedy="install the same versions"
                 )

@@ -131,12 +131,12 @@ def calibrate(
 
 class _Setting(NamedTuple):
     """Gates as they were when they cost this: ``spent`` in the unit of the target, ``macs`` a share of the base's;
-    ``seen`` are the saliencies of the first images, (n, U) by site."""
+    ``saliencies`` are those of the first images, (n, U) by site."""
 
     spent: float
     macs: float
     gates: list[dict[str, Tensor]]
-    seen: list[Tensor]
+    saliencies: list[Tensor]
 
 
 class _Search:
@@ -172,13 +172,13 @@ class _Search:
             self._timed = torch.cat([x for x, _ in images.sample(_TIMED, seed).batches(preprocessing)])
 
     def meets_goal(self) -> bool:
-        seen = self._measure()
+        saliencies = self._measure()
         spent = self.macs if self._timed is None else time_share(self.network, self._timed)
-        self._last = found = _Setting(spent, self.macs, self._states(), seen)
+        self._last = setting = _Setting(spent, self.macs, self._states(), saliencies)
         if spent <= self._goal:
-            self._below = found if self._below is None or spent > self._below.spent else self._below
+            self._below = setting if self._below is None or spent > self._below.spent else self._below
             return True
-        self._above = found if self._above is None or spent < self._above.spent else self._above
+        self._above = setting if self._above is None or spent < self._above.spent else self._above
         return False
 
     def close_in(self, set_to: Callable[[float], None], low: float, high: float) -> None:
@@ -237,11 +237,11 @@ class _Search:
         last = self._last
         if last is None:
             return (low + high) / 2
-        known = self._cost(self._kept(last))
+        before = self._cost(self._kept(last))
         while high - low > _WIDTH / 2:
             middle = (low + high) / 2
             set_to(middle)
-            spent = last.spent * self._cost(self._keep(last.seen)) / known
+            spent = last.spent * self._cost(self._keep(last.saliencies)) / before
             low, high = (middle, high) if spent <= self._goal else (low, middle)
         return low
 
@@ -249,12 +249,12 @@ class _Search:
         """``(n, units)`` what its first images keep."""
         before = self._states()
         self._set(setting.gates)
-        keep = self._keep(setting.seen)
+        keep = self._keep(setting.saliencies)
         self._set(before)
         return keep
 
-    def _keep(self, seen: list[Tensor]) -> Tensor:
-        return self.network.keep(Observed(saliencies=seen, masks=seen))
+    def _keep(self, saliencies: list[Tensor]) -> Tensor:
+        return self.network.keep(Observed(saliencies=saliencies, masks=saliencies))
 
     def _cost(self, keep: Tensor) -> float:
         return float(self.network.macs_of(keep).mean())
@@ -272,10 +272,10 @@ class _Search:
         sums: list[Tensor] = []
         first: list[Tensor] = []
         for x, _ in self.images.batches(self.preprocessing, self._at_once):
-            _, seen = self.network.observe(x)
-            macs += float(self.network.macs_of(self.network.keep(seen)).sum())
-            first = first or seen.saliencies
-            parts = [s.double().sum(0) for s in seen.saliencies]
+            _, observed = self.network.observe(x)
+            macs += float(self.network.macs_of(self.network.keep(observed)).sum())
+            first = first or observed.saliencies
+            parts = [s.double().sum(0) for s in observed.saliencies]
             sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
             self._watch(len(x))
         self.macs = macs / len(self.images) / self.network.base_macs

@@ -3,9 +3,6 @@ this machine, one image at a time, in torch, with as many threads as torch has n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -23,10 +20,10 @@ _RATES = (1.0, 0.8, 0.6, 0.45, 0.3, 0.2, 0.1)
 
 def time_share(network: GatedNetwork, images: Tensor, pairs: int = _PAIRS) -> float:
     """Mean time of ``images`` (N, C, H, W) with the gates as they are now, over the base model's."""
-    with _switched_off(network):
-        base, ours = prepare(network.graph), SparseNetwork(network)
+    with network.switched_off():
+        base, sparse = prepare(network.graph), SparseNetwork(network)
         threads = torch.get_num_threads()
-        return 1 - latency(base, ours, images, pairs=pairs, threads=threads).time_saved
+        return 1 - latency(base, sparse, images, pairs=pairs, threads=threads).time_saved
 
 
 @torch.no_grad()
@@ -71,13 +68,3 @@ def choose_by_chance(network: GatedNetwork, seed: int = 0) -> None:
         gate = network.gate(index)
         if isinstance(gate, SaliencyGate):
             gate.excite.weight.copy_(_SPREAD * torch.randn(gate.excite.weight.shape, generator=generator))
-
-
-@contextmanager
-def _switched_off(network: GatedNetwork) -> Iterator[None]:
-    """Layers that the prepared base model shares with the network run without their hooks."""
-    enabled, network.enabled = network.enabled, False
-    try:
-        yield
-    finally:
-        network.enabled = enabled

@@ -98,9 +98,9 @@ def _similarity(
     kept: list[list[Tensor]] = [[] for _ in network.sites]
     wanted, network.wants_features = network.wants_features, True
     for x, _ in images.batches(model.bundle.spec.preprocessing):
-        _, seen = network.observe(x)
-        for index, saliency in enumerate(seen.saliencies):
-            features[index].append(seen.features[index])
+        _, observed = network.observe(x)
+        for index, saliency in enumerate(observed.saliencies):
+            features[index].append(observed.features[index])
             kept[index].append(network.gate(index).keep(saliency).float())
     network.wants_features = wanted
 

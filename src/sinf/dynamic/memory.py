@@ -8,6 +8,7 @@ from typing import Protocol
 from sinf.data.images import LabelledImages, Preprocessing
 from sinf.dynamic.network import GatedNetwork
 from sinf.machine.memory import Memory, activations, weight_bytes
+from sinf.training.teacher import Teacher
 
 TESTED = 500  # images at once without gradients, where memory allows it
 _STATE = 5  # weights, their copy to compare with, gradients, momenta, and what a checkpoint is written from
@@ -26,17 +27,18 @@ def plan_training(
     memory: Memory,
     config: _Recipe,
     processes: int = 1,
-    beside: int = 0,
+    teacher: Teacher | None = None,
 ) -> tuple[int, int]:
     """Images of a process's share of a batch that run at once with gradients, all or nearly equal parts of it, and
-    images at once without. Decoded images are kept where they fit; ``beside`` bytes are there besides.
+    images at once without. Decoded images are kept where they fit, beside the ``teacher``.
 
     Raises:
         ConfigError: two images do not fit: a batch norm needs as many.
     """
     sets = [part for part in (images, validation) if part is not None]
     size = math.prod(preprocessing.size)
-    fixed = beside + _STATE * weight_bytes(network) + sum(min(memory.cache, len(part) * size) for part in sets)
+    fixed = _STATE * weight_bytes(network) + sum(min(memory.cache, len(part) * size) for part in sets)
+    fixed += 0 if teacher is None else weight_bytes(teacher.model)
     for part in sets:
         part.limit(memory.cache, part.batch)
     values = activations(network.graph)

@@ -84,8 +84,8 @@ class ManiDP(Method):
     def loss(self, batch: Trained, weights: Weights) -> Tensor:
         loss, group = super().loss(batch, weights), batch.group
         if weights.complexity > 0:
-            known = batch.cross_entropy.detach() if weights.detach_weights else batch.cross_entropy
-            each = losses.instance_weights(known, batch.mean_before, weights.hardness)
+            cross_entropy = batch.cross_entropy.detach() if weights.detach_weights else batch.cross_entropy
+            each = losses.instance_weights(cross_entropy, batch.mean_before, weights.hardness)
             loss = loss + weights.complexity * losses.complexity(batch.saliencies, each, batch.total)
         if weights.similarity > 0:
             features = [group.rows(f) for f in batch.features]

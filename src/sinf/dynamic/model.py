@@ -94,8 +94,8 @@ class DynamicModel(Classifier, ConstantModule):
     def choose(self, images: Tensor) -> Chosen:
         """Logits, and what every input costs."""
         with self._observing, RUNNING:
-            logits, seen = self.network.observe(images)
-        keep = self.network.keep(seen)
+            logits, observed = self.network.observe(images)
+        keep = self.network.keep(observed)
         remaining = torch.stack([keep[:, site.units].double().mean(1) for site in self.network.sites], 1)
         return Chosen(logits, self.network.macs_of(keep), remaining)
 
@@ -122,7 +122,7 @@ def _reopened(kind: type[DynamicModel], bundle: DynamicBundle, batches: str) -> 
 
 @dataclass(frozen=True)
 class DynamicEvaluation:
-    """Base beside ours on labelled images. ``loss`` is in percentage points, shares are fractions of 1.
+    """The base model beside the bundle on labelled images. ``loss`` is in percentage points, shares are fractions of 1.
 
     ``macs`` is how the MACs of an input are spread; ``macs_by_difficulty`` their mean over the quarters of the images
     from the easiest to the hardest for the base model (by its cross entropy); ``remaining`` the mean share of channels
@@ -160,38 +160,38 @@ def evaluate(
     rows: dict[str, list[Tensor]] = {}
     done = 0
     for x, y in images.batches(model.bundle.spec.preprocessing, batch):
-        base, ours = model.base(x), model.choose(x)
+        base, chosen = model.base(x), model.choose(x)
         new = {
             "base": base.argmax(1) == y,
-            "ours": ours.logits.argmax(1) == y,
+            "dynamic": chosen.logits.argmax(1) == y,
             "base5": _in_top5(base, y),
-            "ours5": _in_top5(ours.logits, y),
+            "dynamic5": _in_top5(chosen.logits, y),
             "hard": F.cross_entropy(base, y, reduction="none"),
-            "macs": ours.macs,
-            "remaining": ours.remaining,
+            "macs": chosen.macs,
+            "remaining": chosen.remaining,
         }
         for name, value in new.items():
             rows.setdefault(name, []).append(value)
         done += len(y)
         if progress is not None:
             progress(done, len(images))
-    seen = {name: torch.cat(parts) for name, parts in rows.items()}
-    mean = {name: float(value.double().mean()) for name, value in seen.items()}
-    quarters = seen["macs"][seen["hard"].argsort(stable=True)].chunk(4)
+    columns = {name: torch.cat(parts) for name, parts in rows.items()}
+    mean = {name: float(value.double().mean()) for name, value in columns.items()}
+    quarters = columns["macs"][columns["hard"].argsort(stable=True)].chunk(4)
     network = model.network
     return DynamicEvaluation(
         images=done,
         base_top1=mean["base"],
-        top1=mean["ours"],
-        loss=100 * (mean["base"] - mean["ours"]),
+        top1=mean["dynamic"],
+        loss=100 * (mean["base"] - mean["dynamic"]),
         base_top5=mean["base5"],
-        top5=mean["ours5"],
+        top5=mean["dynamic5"],
         base_macs=network.base_macs,
         gate_macs=network.gate_macs(),
-        macs=Spread.of(seen["macs"]),
+        macs=Spread.of(columns["macs"]),
         macs_saved=1 - mean["macs"] / network.base_macs,
         macs_by_difficulty=[float(part.mean()) for part in quarters],
-        remaining={s.name: float(seen["remaining"][:, i].mean()) for i, s in enumerate(network.sites)},
+        remaining={s.name: float(columns["remaining"][:, i].mean()) for i, s in enumerate(network.sites)},
         empty_classes=empty,
     )
 

@@ -8,7 +8,8 @@ with gates attached:  x -> conv -> norm, activation, ... -> (mask * .) -> next c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +67,7 @@ class GatedNetwork(nn.Module):
         )
         self._count = MacCount(graph, coupling)
         self.base_macs = self._count.total()
-        self._seen = Observed()
+        self._observed = Observed()
         self._masks: dict[int, Tensor] = {}  # of the batch that is running
         self._remaking: dict[str, saved_tensors_hooks] = {}  # by layer, while it runs
         self._handles = self._hook()
@@ -82,10 +83,10 @@ class GatedNetwork(nn.Module):
     def observe(self, images: Tensor) -> tuple[Tensor, Observed]:
         """Logits, and what the gates did."""
         count = len(self.sites)
-        self._seen = Observed([torch.empty(0)] * count, [torch.empty(0)] * count, [torch.empty(0)] * count)
+        self._observed = Observed([torch.empty(0)] * count, [torch.empty(0)] * count, [torch.empty(0)] * count)
         logits = self(images)
-        seen, self._seen = self._seen, Observed()
-        return logits, seen
+        observed, self._observed = self._observed, Observed()
+        return logits, observed
 
     @property
     def graph(self) -> fx.GraphModule:
@@ -103,11 +104,11 @@ class GatedNetwork(nn.Module):
         sums = torch.zeros(int(blocks.max()) + 1).index_add(0, place, norms.cpu())
         return sums / torch.bincount(place, minlength=len(sums))
 
-    def keep(self, seen: Observed) -> Tensor:
+    def keep(self, observed: Observed) -> Tensor:
         """``(B, units)`` bool: what stays of the whole network for every input, in the coupling's units."""
-        keep = self.coupling.keep_all().repeat(len(seen.masks[0]), 1)
+        keep = self.coupling.keep_all().repeat(len(observed.masks[0]), 1)
         for index, site in enumerate(self.sites):
-            kept = self.gate(index).keep(seen.saliencies[index].detach())
+            kept = self.gate(index).keep(observed.saliencies[index].detach())
             keep[:, site.units] = kept[:, self.blocks[index]].cpu()
         return keep
 
@@ -128,6 +129,18 @@ class GatedNetwork(nn.Module):
             handle.remove()
         self._handles = []
         return self.model
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """While inside, it is the base model in eval mode, and so is what shares its layers."""
+        enabled, training = self.enabled, self.training
+        self.enabled = False
+        self.eval()
+        try:
+            yield
+        finally:
+            self.enabled = enabled
+            self.train(training)
 
     # ---- hooks
 
@@ -161,8 +174,8 @@ class GatedNetwork(nn.Module):
         def hook(module: nn.Module, args: tuple, made: Tensor) -> Tensor | None:
             if not self.enabled:
                 return None
-            if self.wants_features and self._seen.features:
-                self._seen.features[index] = _pooled(module, made, None, 1, self.detach_features)
+            if self.wants_features and self._observed.features:
+                self._observed.features[index] = _pooled(module, made, None, 1, self.detach_features)
             return made * self._masks[index][:, entries, None, None].to(made.dtype)
 
         return hook
@@ -179,8 +192,8 @@ class GatedNetwork(nn.Module):
                 return None
             x, factor = args[0], None
             for index, (where, unit) in zip(read, positions, strict=True):
-                if index in observed and self.wants_features and self._seen.features:
-                    self._seen.features[index] = _pooled(module, x, where, slot.repeat, self.detach_features)
+                if index in observed and self.wants_features and self._observed.features:
+                    self._observed.features[index] = _pooled(module, x, where, slot.repeat, self.detach_features)
                 mask = self._masks[index]
                 own_factor = (
                     mask[:, unit]
@@ -199,8 +212,8 @@ class GatedNetwork(nn.Module):
                 with torch.autocast(x.device.type, enabled=False):  # thresholds want all digits of a saliency
                     saliency = gate(x)
                 self._masks[own] = mask = gate.mask(saliency)
-                if self._seen.saliencies:
-                    self._seen.saliencies[own], self._seen.masks[own] = saliency, mask
+                if self._observed.saliencies:
+                    self._observed.saliencies[own], self._observed.masks[own] = saliency, mask
             return (x, *args[1:])
 
         return hook
@@ -222,10 +235,10 @@ def attach(base: BaseModel, config: GateConfig | None = None) -> GatedNetwork:
     """
     config = config or GateConfig()
     graph = trace(base.module, base.spec.preprocessing)
-    coupling, found = all_sites(graph)
+    coupling, possible = all_sites(graph)
     if not config.method.around_sums:
-        found = Sites([site for site in found.free if not site.branch], found.blocked)
-    sites = choose(found, None if config.sites is None else list(config.sites))
+        possible = Sites([site for site in possible.free if not site.branch], possible.blocked)
+    sites = choose(possible, None if config.sites is None else list(config.sites))
     return GatedNetwork(base.module, graph, coupling, sites, config)
 
 
@@ -244,10 +257,10 @@ def made_again(x: Tensor, factor: Tensor, product: Tensor) -> saved_tensors_hook
     """While inside, ``product`` is not kept for the backward pass, but multiplied again from ``x``, which is kept
     anyway, and ``factor``: a map less for every layer that reads masked channels."""
 
-    known = product.data_ptr(), product.numel(), product.dtype  # not the product itself, which is to be forgotten
+    mark = product.data_ptr(), product.numel(), product.dtype  # not the product itself, which is to be forgotten
 
     def keep(tensor: Tensor) -> Tensor | torch.Size:
-        return tensor.shape if (tensor.data_ptr(), tensor.numel(), tensor.dtype) == known else tensor
+        return tensor.shape if (tensor.data_ptr(), tensor.numel(), tensor.dtype) == mark else tensor
 
     def give(kept: Tensor | torch.Size) -> Tensor:
         return kept if isinstance(kept, Tensor) else (x * factor).reshape(kept)

@@ -33,7 +33,7 @@ _SAMPLES, _TOLERANCE = 8, 1e-3
 
 
 def open_engine(model: DynamicModel, engine: str, threads: int) -> tuple[Network, Network]:
-    """Base and ours as functions of normalised images, both in the same engine; of one image each, but in those that
+    """Base model and bundle as functions of normalised images, in the same engine; of one image each, but in those that
     run networks as they are written (:func:`largest_batch`).
 
     Raises:
@@ -195,8 +195,8 @@ class _Rewriter:
         """The layer that a node computes, if it is at one end of a site."""
         for name in node.input[1:2]:
             target = name.removesuffix(".weight")
-            known = target in self.produced or target in self.read or target in self.followers
-            if name in self.names and target != name and known:
+            at_site = target in self.produced or target in self.read or target in self.followers
+            if name in self.names and target != name and at_site:
                 return target
         return None
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
 
 from sinf.errors import ConfigError
 from sinf.machine.sizes import DEFAULT
@@ -102,6 +102,14 @@ class TrainConfig:
     seed: Seed = 0
     device: Device = "cpu"
     memory: int = DEFAULT
+
+    def identity(self) -> dict[str, Any]:
+        """What tells a run from others: a run may go on with more memory, and who teaches nothing is not in it."""
+        recipe = asdict(self)
+        del recipe["memory"]
+        if not self.distillation.weight:
+            del recipe["distillation"]
+        return recipe
 
     def __post_init__(self) -> None:
         from sinf.machine.memory import Memory

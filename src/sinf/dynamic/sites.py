@@ -82,10 +82,10 @@ def choose(sites: Sites, names: list[str] | None = None) -> list[Site]:
         raise CutError("no convolution of this network can be gated", got=got, remedy="take another network")
     if names is None:
         return sites.free
-    known = {site.name for site in sites.free}
-    more = f" and {len(known) - 6} more" if len(known) > 6 else ""
+    free = {site.name for site in sites.free}
+    more = f" and {len(free) - 6} more" if len(free) > 6 else ""
     for name in names:
-        if name not in known:
+        if name not in free:
             raise ConfigError(
                 f"{name} cannot be gated",
                 got=sites.blocked.get(name, "no convolution of that name"),
@@ -139,7 +139,7 @@ def _disjoint(a: Tensor, b: Tensor) -> bool:
 
 def _sums(graph: fx.GraphModule, coupling: Coupling) -> dict[str, set[int]]:
     """Units of every sum of two tensors (residual connections), by the name of its place."""
-    found: dict[str, set[int]] = {}
+    units: dict[str, set[int]] = {}
     for node in graph.graph.nodes:
         if node.op not in ("call_function", "call_method") or node.name not in coupling.values:
             continue
@@ -150,5 +150,5 @@ def _sums(graph: fx.GraphModule, coupling: Coupling) -> dict[str, set[int]]:
         if len(tensors) > 1:
             path = node.meta.get("module_path")
             place = f"{name} ({node.name})" + (f" in {path}" if path else "")
-            found[place] = set(coupling.values[node.name].units.tolist())
-    return found
+            units[place] = set(coupling.values[node.name].units.tolist())
+    return units

@@ -138,10 +138,10 @@ class _Builder:
         (total,) = node.users
         (shortcut,) = (source for source in total.all_input_nodes if source is not node)
         with graph.inserting_after(total):
-            ours = graph.call_module(name, (node, shortcut, self.selections[index]))
-        total.replace_all_uses_with(ours)
+            kept_sum = graph.call_module(name, (node, shortcut, self.selections[index]))
+        total.replace_all_uses_with(kept_sum)
         if total.target in (operator.iadd, "add_") and total.args[0] is shortcut:  # it holds the sum from there on
-            shortcut.replace_all_uses_with(ours, delete_user_cb=lambda user: user > ours)
+            shortcut.replace_all_uses_with(kept_sum, delete_user_cb=lambda user: user > kept_sum)
         graph.erase_node(total)
 
     def _touching(self, slot: Slot) -> list[int]:

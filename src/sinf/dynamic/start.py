@@ -38,8 +38,8 @@ def start_by_importance(network: GatedNetwork) -> None:
             if made is None or any(owners[id(tensor)] > 1 for tensor, _, _ in made):
                 continue
             for tensor, dim, entries in made:
-                known = entries >= 0
-                factor = torch.where(known, 1 / levels[entries.clamp(min=0)], 1.0).to(tensor)
+                masked = entries >= 0
+                factor = torch.where(masked, 1 / levels[entries.clamp(min=0)], 1.0).to(tensor)
                 tensor.mul_(factor.view(-1, *([1] * (tensor.ndim - dim - 1))))
         gate.excite.bias.copy_(levels)
 
@@ -57,15 +57,15 @@ Scaled = tuple[Tensor, int, Tensor]
 
 
 def _readers(network: GatedNetwork, index: int) -> list[Scaled] | None:
-    found: list[Scaled] = []
+    scaled: list[Scaled] = []
     for target in network.sites[index].consumers:
         reader, slot = network.model.get_submodule(target), network.coupling.reads[target]
         if not isinstance(reader, (nn.Conv2d, nn.Linear)) or getattr(reader, "groups", 1) > 1:
             return None
         where, entries = positions_of(slot.units, network.sites[index], network.blocks[index])
         whole = entries if where is None else torch.full((len(slot.units),), -1).index_copy(0, where, entries)
-        found.append((reader.weight, 1, whole.repeat_interleave(slot.repeat)))
-    return found
+        scaled.append((reader.weight, 1, whole.repeat_interleave(slot.repeat)))
+    return scaled
 
 
 def _branch_end(network: GatedNetwork, index: int) -> list[Scaled] | None:

@@ -38,15 +38,15 @@ def samples(model: SemanticModel, count: int) -> Tensor:
     return torch.randn(count, *size, generator=torch.Generator().manual_seed(0))
 
 
-def require_same(what: str, ours: tuple[Any, ...], expected: tuple[Tensor, ...]) -> None:
+def require_same(what: str, answers: tuple[Any, ...], expected: tuple[Tensor, ...]) -> None:
     """Outputs of an export beside those of the bundle.
 
     Raises:
         VerificationError: they differ by more than rounding.
     """
-    for found, wanted in zip(ours, expected, strict=True):
-        found = np.asarray(found, dtype=np.float64)
-        gap = np.abs(found - wanted.double().numpy())
+    for answer, wanted in zip(answers, expected, strict=True):
+        answer = np.asarray(answer, dtype=np.float64)
+        gap = np.abs(answer - wanted.double().numpy())
         worst = float((gap / (1 + wanted.double().abs().numpy())).max())
         if not worst <= _TOLERANCE:
             raise VerificationError(

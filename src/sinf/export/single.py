@@ -1,6 +1,6 @@
 """One ONNX file with the whole of a bundle: route predictor, deferral, and ``If``s around subgraphs and full tail.
 
-    images (1, C, H, W) -> logits (1, classes), route (1,), confidence (1,), fell_back (1,), tried (1,)
+    images (1, C, H, W) -> logits (1, classes), route (1,), confidence (1,), fell_back (1,), subgraph_ran (1,)
 
 Plain operators, so that no code of sinf is needed, in any language. The batch is one image, because the condition of
 ``If`` is one for the whole batch. Base weights are stored once (see :mod:`sinf.export.weights`); thresholds are the
@@ -28,8 +28,8 @@ from sinf.measure.accuracy import Progress
 from sinf.routing.router import BASE, FALLBACK, FRONT, early_floor, part_name
 from sinf.storage.files import replacing
 
-#: Names in the file, in the order of ``Routed``; ``tried`` says whether the subgraph ran.
-OUTPUTS = ("logits", "route", "confidence", "fell_back", "tried")
+#: Names in the file, in the order of ``Routed``.
+OUTPUTS = ("logits", "route", "confidence", "fell_back", "subgraph_ran")
 _SAMPLES = 8
 
 
@@ -90,11 +90,13 @@ def single_graph(model: SemanticModel, progress: Progress | None = None) -> onnx
         _values(["stop/logits", "stop/confidence"]),
     )
     full = part(FALLBACK, FALLBACK, ["fallback/logits"])
-    stands = helper.make_graph([_same("tried/logits", "stands/logits")], "stands", [], _values(["stands/logits"]))
+    stands = helper.make_graph(
+        [_same("subgraph_ran/logits", "stands/logits")], "stands", [], _values(["stands/logits"])
+    )
     nodes = [
         *front.node,
-        helper.make_node("GreaterOrEqual", ["early", "early_floor"], ["tried"]),
-        _if("tried", _tree(0, clusters, leaf, constants), stop, ["tried/logits", "confidence"]),
+        helper.make_node("GreaterOrEqual", ["early", "early_floor"], ["subgraph_ran"]),
+        _if("subgraph_ran", _tree(0, clusters, leaf, constants), stop, ["subgraph_ran/logits", "confidence"]),
         helper.make_node("Less", ["confidence", "threshold"], ["fell_back"]),
         _if("fell_back", full, stands, ["logits"]),
     ]

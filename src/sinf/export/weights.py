@@ -95,8 +95,8 @@ class Weights:
         return getattr(module, "groups", 1) != 1
 
 
-def _close(ours: np.ndarray, wanted: np.ndarray) -> bool:
-    return bool(np.abs(ours - wanted).max() <= _CLOSE * max(np.abs(wanted).max(), 1e-12))
+def _close(value: np.ndarray, wanted: np.ndarray) -> bool:
+    return bool(np.abs(value - wanted).max() <= _CLOSE * max(np.abs(wanted).max(), 1e-12))
 
 
 def _gather(recipe: Recipe, index: np.ndarray, axis: int) -> None:

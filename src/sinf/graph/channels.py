@@ -67,6 +67,7 @@ class Propagation:
 
     ``values`` is by node, ``reads`` and ``writes`` by target; ``blocked`` are atoms that must stay, with the reason;
     a value of None has no channels that can go. :meth:`root` tells the set of united atoms that an atom is in.
+    ``mixers`` and ``grouped`` are those of :class:`sinf.graph.coupling.Coupling`.
     """
 
     def __init__(self, graph: fx.GraphModule) -> None:
@@ -77,6 +78,7 @@ class Propagation:
         self.reads: dict[str, Channels] = {}
         self.writes: dict[str, Channels] = {}
         self.mixers: dict[str, str] = {}
+        self.grouped: dict[str, str] = {}
         self.source: Channels | None = None
         self.sink: Channels | None = None
         self._pinned: dict[str, str] = {}
@@ -138,9 +140,9 @@ class Propagation:
             return None
         dim = 1 if len(shape) in (2, 4) else len(shape) - 1
         for source in node.all_input_nodes:
-            known = self.values.get(source)
-            if known is not None and 0 < known.dim < len(shape) == len(source.meta["shape"]):
-                dim = known.dim
+            value = self.values.get(source)
+            if value is not None and 0 < value.dim < len(shape) == len(source.meta["shape"]):
+                dim = value.dim
                 break
         return self.staying(dim, shape[dim], _operation(node, self.graph))
 
@@ -196,6 +198,8 @@ class Propagation:
             for atom in members[1:]:
                 self.unite(members[0], atom)
         self.remember(self.reads, target, x)
+        if per_out > 1:
+            self.grouped[node.name] = target
         return self.write(target, Channels(1, out))
 
     def mixed_input(self, node: fx.Node, dim: int) -> Channels:
@@ -258,11 +262,11 @@ class Propagation:
         operands = list(node.all_input_nodes)
         if any(operand.meta.get("shape") is None for operand in operands):
             raise _Unknown  # a number that was read from a tensor
-        known = [(value, len(o.meta["shape"])) for o in operands if (value := self.values.get(o)) is not None]
-        if not known:  # of parameters alone
+        ranked = [(value, len(o.meta["shape"])) for o in operands if (value := self.values.get(o)) is not None]
+        if not ranked:  # of parameters alone
             self.block_inputs(node, _operation(node, self.graph))
             return None
-        main, main_rank = max(known, key=lambda pair: pair[0].size)
+        main, main_rank = max(ranked, key=lambda pair: pair[0].size)
         dim = main.dim + rank - main_rank
         if shape[dim] != main.size:
             raise _Unknown

@@ -8,7 +8,7 @@ united at the end is a *unit*, the smallest thing that can be removed, and units
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
 import torch
@@ -49,7 +49,8 @@ class CoupledGroup:
 @dataclass
 class Coupling:
     """The result. ``reads`` and ``writes`` hold, by target, what layers read and write; ``mixers`` are the nodes of
-    convolutions (not depthwise) and linear layers in graph order, where channels meet."""
+    full convolutions and linear layers in graph order, where all channels meet, ``grouped`` those of convolutions in
+    groups of several outputs, of which whole groups go or none."""
 
     units: int
     groups: dict[str, CoupledGroup]
@@ -57,8 +58,13 @@ class Coupling:
     writes: dict[str, Slot]
     values: dict[str, Slot]
     mixers: dict[str, str] = field(default_factory=dict)
+    grouped: dict[str, str] = field(default_factory=dict)
     input: Slot | None = None
     output: Slot | None = None
+
+    def with_grouped(self) -> Coupling:
+        """The same, where convolutions in groups are sites as well."""
+        return replace(self, mixers=self.mixers | self.grouped) if self.grouped else self
 
     def keep_all(self) -> Tensor:
         return torch.ones(self.units, dtype=torch.bool)
@@ -91,9 +97,9 @@ def couple(graph: fx.GraphModule, *, free_input: bool = False, free_output: bool
     return _coupling(Propagation(graph).run(free_input, free_output))
 
 
-def _coupling(found: Propagation) -> Coupling:
+def _coupling(propagation: Propagation) -> Coupling:
     """Number the sets of united atoms, and join those that meet in a produced tensor."""
-    roots = [found.root(atom) for atom in range(len(found.parent))]
+    roots = [propagation.root(atom) for atom in range(len(propagation.parent))]
     numbers = {root: number for number, root in enumerate(dict.fromkeys(roots))}
     unit_of = torch.tensor([numbers[root] for root in roots], dtype=torch.int64)
 
@@ -101,19 +107,20 @@ def _coupling(found: Propagation) -> Coupling:
         return Slot(value.dim, unit_of[value.atoms], value.repeat)
 
     reasons: dict[int, str] = {}
-    for atom, reason in found.blocked.items():
+    for atom, reason in propagation.blocked.items():
         reasons.setdefault(int(unit_of[atom]), reason)
-    reads = {target: slot(value) for target, value in found.reads.items()}
-    writes = {target: slot(value) for target, value in found.writes.items()}
+    reads = {target: slot(value) for target, value in propagation.reads.items()}
+    writes = {target: slot(value) for target, value in propagation.writes.items()}
     coupling = Coupling(
         units=len(numbers),
         groups={},
         reads=reads,
         writes=writes,
-        values={node.name: slot(value) for node, value in found.values.items() if value is not None},
-        mixers=found.mixers,
-        input=None if found.source is None else slot(found.source),
-        output=None if found.sink is None else slot(found.sink),
+        values={node.name: slot(value) for node, value in propagation.values.items() if value is not None},
+        mixers=propagation.mixers,
+        grouped=propagation.grouped,
+        input=None if propagation.source is None else slot(propagation.source),
+        output=None if propagation.sink is None else slot(propagation.sink),
     )
     producers = {t: s for t, s in writes.items() if t in reads}
     for name, units in _join(len(numbers), _named(coupling.input, producers)):
@@ -122,7 +129,7 @@ def _coupling(found: Propagation) -> Coupling:
             name=name,
             units=units,
             producers=tuple(t for t, s in producers.items() if not members.isdisjoint(s.units.tolist())),
-            consumers=tuple(t for t in found.mixers.values() if not members.isdisjoint(reads[t].units.tolist())),
+            consumers=tuple(t for t in propagation.mixers.values() if not members.isdisjoint(reads[t].units.tolist())),
             blocked=next((reasons[u] for u in units.tolist() if u in reasons), None),
         )
     return coupling

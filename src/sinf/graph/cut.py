@@ -72,8 +72,8 @@ def find_cut(graph: fx.GraphModule, name: str) -> CutPoint:
     for point in points:
         if name in (point.name, point.node):
             return point
-    known = ", ".join(point.name for point in points) or "none"
-    raise CutError(f"no cut point {name!r}", got=f"cut points {known}", remedy="take one of them (see sinf profile)")
+    names = ", ".join(point.name for point in points) or "none"
+    raise CutError(f"no cut point {name!r}", got=f"cut points {names}", remedy="take one of them (see sinf profile)")
 
 
 def partition(graph: fx.GraphModule, cut: CutPoint) -> Partition:

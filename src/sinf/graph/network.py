@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from sinf.errors import CutError
 from sinf.graph import delta
+from sinf.graph.apply import apply
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import CoupledGroup, Coupling, Slot, couple
 from sinf.graph.cut import CutPoint, cut_points, find_cut, partition
@@ -94,7 +95,7 @@ class Network:
     def _sliced(self, graph: fx.GraphModule, part: Part) -> fx.GraphModule:
         if not part.changes:
             return graph
-        return delta.apply(graph, self.coupling, part.keep, part.layers)
+        return apply(graph, self.coupling, part.keep, part.layers)
 
     def cost_of(self, graph: fx.GraphModule, weight_cost: float = 0) -> int:
         """MACs of one input in a smaller version of the network or of a part, with ``weight_cost`` more for every

@@ -121,10 +121,10 @@ class ShapeTracer(Tracer):
         if kind == "placeholder":
             proxy.value, self.example = self.example, None
         elif kind != "output":
-            known = [fx.node.map_aggregate(a, _value_of) for a in (args, kwargs)]
+            values = [fx.node.map_aggregate(a, _value_of) for a in (args, kwargs)]
             self._running = True
             try:
-                proxy.value = self._run(kind, target, *known)
+                proxy.value = self._run(kind, target, *values)
             finally:
                 self._running = False
         return proxy
@@ -173,7 +173,7 @@ def _trace(module: nn.Module, preprocessing: Preprocessing, device: str) -> fx.G
             graph = tracer.trace(module)
         except Exception:  # tracing runs the model's own Python, which may raise anything, and may ask for shapes
             tracer = ShapeTracer(torch.zeros(EXAMPLES, *preprocessing.size, device=device))
-            graph = forget_looks(tracer.trace(module))
+            graph = without_unused_reads(tracer.trace(module))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CutError(
@@ -199,7 +199,7 @@ def _trace(module: nn.Module, preprocessing: Preprocessing, device: str) -> fx.G
     return traced
 
 
-def forget_looks(graph: fx.Graph) -> fx.Graph:
+def without_unused_reads(graph: fx.Graph) -> fx.Graph:
     """Without what was looked at only to decide while it was traced."""
     for node in reversed(graph.nodes):
         if not node.users and (node.op == "get_attr" or node.target == "size"):

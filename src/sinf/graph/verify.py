@@ -19,21 +19,21 @@ TOLERANCE = 1e-4
 class _Recorder(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
-        self.seen: dict[str, Tensor] = {}
+        self.values: dict[str, Tensor] = {}
         self.now: fx.Node | None = None
 
     def run_node(self, n: fx.Node) -> object:
         self.now = n
         value = super().run_node(n)
         if isinstance(value, Tensor):
-            self.seen[n.name] = value.clone()  # a later layer may work in place
+            self.values[n.name] = value.clone()  # a later layer may work in place
         return value
 
 
 class _MaskedRecorder(Masked, _Recorder):
     def __init__(self, graph: fx.GraphModule, coupling: Coupling, keep: Tensor) -> None:
         Masked.__init__(self, graph, coupling, keep)
-        self.seen = {}
+        self.values = {}
         self.now = None
 
 
@@ -57,13 +57,13 @@ def verify(
     narrow = inputs if slot is None else _kept(inputs, Slot(1, slot.units, slot.repeat), keep)
     try:
         return _compare(base, coupling, keep, smaller, inputs, narrow)
-    except VerificationError as found:  # rounding adds up in deep networks: decide such a case in double precision
+    except VerificationError as error:  # rounding adds up in deep networks: decide such a case in double precision
         try:
             return _compare(_double(base), coupling, keep, _double(smaller), inputs.double(), narrow.double())
         except VerificationError:
             raise
         except Exception:  # a network that names a precision does not run in another one
-            raise found from None
+            raise error from None
 
 
 def _compare(
@@ -82,19 +82,19 @@ def _compare(
         ) from error
     final = 0.0
     for node in base.graph.nodes:
-        if node.op in ("get_attr", "placeholder") or node.name not in masked.seen or node.name not in sliced.seen:
+        if node.op in ("get_attr", "placeholder") or node.name not in masked.values or node.name not in sliced.values:
             continue
         slot = coupling.output if node.op == "output" else coupling.values.get(node.name)
-        expected, found = masked.seen[node.name], sliced.seen[node.name]
+        expected, actual = masked.values[node.name], sliced.values[node.name]
         if slot is not None:
             expected = _kept(expected, slot, keep)
-        if found.shape != expected.shape:
+        if actual.shape != expected.shape:
             raise VerificationError(
                 f"the sliced network differs from the masked base model at {_where(node)}",
-                got=f"shape {tuple(found.shape)} instead of {tuple(expected.shape)}",
+                got=f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}",
                 remedy="exclude this layer from cutting and report it",
             )
-        final = _difference(found, expected)
+        final = _difference(actual, expected)
         if not final <= TOLERANCE:
             raise VerificationError(
                 f"the sliced network differs from the masked base model at {_where(node)}",
@@ -109,13 +109,13 @@ def _kept(value: Tensor, slot: Slot, keep: Tensor) -> Tensor:
     return value if bool(keep[slot.units].all()) else value.index_select(slot.dim, slot.index(keep))
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
+def _difference(actual: Tensor, expected: Tensor) -> float:
     """The largest difference relative to the largest value; of masks and numbers of rows too, and of nothing at all."""
-    if found.numel() == 0:
+    if actual.numel() == 0:
         return 0.0
-    if not found.is_floating_point():
-        found, expected = found.double(), expected.double()
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+    if not actual.is_floating_point():
+        actual, expected = actual.double(), expected.double()
+    return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
 
 
 def _where(node: fx.Node | None) -> str:

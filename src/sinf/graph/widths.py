@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _NONE = -1  # instead of a slot
 
 
-class Positions:
-    """Where every unit is: ``slots`` S are all that layers and parameters read and write.
+class WidthTable:
+    """Where every unit is, as a table: ``slots`` S are all that layers and parameters read and write.
 
     ``layers`` are (target, layer, what it costs by its widths), one for every call.
     """

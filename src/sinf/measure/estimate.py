@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from sinf.compress.methods import kind_of
 from sinf.data.images import BATCH
 from sinf.graph.coupling import Coupling
 from sinf.graph.network import Network, PartedNetwork
 from sinf.graph.prepare import prepare_teacher
 from sinf.machine.durations import duration
 from sinf.machine.memory import near
+from sinf.statistics import Fisher
 
 LONG = 30 * 60.0  # seconds, above which the line says what would shorten the work
 _STORED = 0.1  # of what steps were expected to take: those that took less were done before
@@ -27,7 +29,7 @@ _STORED = 0.1  # of what steps were expected to take: those that took less were 
 ROUTER, COMMON = "route predictor", "extractor and full tail"  # the first steps of a build
 
 # Times that of a forward pass of the same layers, as they were built.
-STATISTICS, RANK_STATISTICS = 2.7, 3.3  # a forward and a backward pass, and the sums
+STATISTICS, RANK_STATISTICS = 2.7, 3.3  # a forward and a backward pass, and sums, of pairs of outputs as well
 FIT, KERNEL_FIT = 2.2, 2.4  # both networks, and normal equations of mixes, or of whole kernels
 GATED_STEP, GATED = 4.5, 1.5  # a training step with gates, and a forward pass
 _CUBES = 8.0  # of a layer's inputs: factorisations in float64 while it is scored and solved
@@ -148,8 +150,8 @@ def prune_time(
     few, once = trials * min(trial_images, images), pace.factorisations(network.coupling)
     steps = {}
     for method in methods:
-        looks = RANK_STATISTICS if method == "ranks" else STATISTICS
-        steps[method] = pace.forward * (images * looks + few * KERNEL_FIT) + (1 + trials) * once
+        sums = RANK_STATISTICS if Fisher in kind_of(method).needs else STATISTICS
+        steps[method] = pace.forward * (images * sums + few * KERNEL_FIT) + (1 + trials) * once
     if checks:
         steps["check of layers"] = pace.forward * checks + 2 * once
     steps["weights from all images"] = pace.forward * images * KERNEL_FIT + once

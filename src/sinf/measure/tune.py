@@ -76,6 +76,6 @@ def measure_tails(
 def _returning(model: SemanticModel) -> float:
     """Share of the calibration images whose subgraph ran that fell back after all."""
     calibrated = model.bundle.threshold
-    if calibrated is None or not calibrated.tried:
+    if calibrated is None or not calibrated.subgraph_ran:
         return 0.0
-    return min(1.0, max(0.0, (calibrated.fallback - (1 - calibrated.tried)) / calibrated.tried))
+    return min(1.0, max(0.0, (calibrated.fallback - (1 - calibrated.subgraph_ran)) / calibrated.subgraph_ran))

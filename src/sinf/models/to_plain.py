@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sinf.errors import ModelError
-from sinf.graph.trace import EXAMPLES, ShapeTracer, Tracer, attribute, forget_looks
+from sinf.graph.trace import EXAMPLES, ShapeTracer, Tracer, attribute, without_unused_reads
 from sinf.models.plain import FUNCTIONS, LAYERS, METHODS, Plain, checked
 
 _PLACEMENT = ("self", "device", "dtype")
@@ -114,7 +114,7 @@ def _opened(graph: fx.GraphModule, shape: tuple[int, ...]) -> fx.GraphModule:
             return fx.GraphModule(graph, _Opener().trace(graph))
         except Exception:  # as below
             example = torch.zeros(EXAMPLES, *shape[1:])
-            return fx.GraphModule(graph, forget_looks(_ShapeOpener(example).trace(graph)))
+            return fx.GraphModule(graph, without_unused_reads(_ShapeOpener(example).trace(graph)))
     except Exception as error:  # a layer's own Python may raise anything when it is traced
         raise ModelError(
             "a plain model consists of layers of torch.nn, and what can be traced into them",

@@ -102,6 +102,7 @@ def build(
     making = _Build(base, images, clusters, config, store, progress)
     if notice is not None:
         notice(making.memory.summary())
+        making.notice = notice
     expected = None if expect is None and config.keep_anyway else making.expected()
     if expect is not None and expected is not None:
         expect(expected)
@@ -179,6 +180,7 @@ class _Build:
     ) -> None:
         self.base, self.images, self.clusters, self.config = base, images, clusters, config
         self.store, self.progress, self.fit = store, progress, fit and config.reconstruct
+        self.notice: Notice | None = None
         self.network = PartedNetwork(
             trace(base.module, base.spec.preprocessing),
             config.cut,
@@ -324,7 +326,7 @@ class _Build:
 
     def _run(self, passes: Passes) -> Run:
         config = self.config
-        return Run(self.store, passes, self.progress, self.fit, config.reconstruct_bytes)
+        return Run(self.store, passes, self.progress, self.fit, config.reconstruct_bytes, notice=self.notice)
 
     def _router(self, common: Part) -> RoutePredictor:
         """The route predictor, before its calibration."""

@@ -86,7 +86,7 @@ def prune(
     """
     making = _Pruning(base, scoring, validation, config, Path(work), progress or (lambda step, done, total: None))
     if notice is not None:
-        making.notice = notice
+        making.notice = making.source.notice = notice
         notice(making.source.memory.summary())
     if expect is not None:
         expect(making.expected())

@@ -14,7 +14,7 @@ from sinf.compress.select import Budget, Schedule
 from sinf.compress.side_by_side import Rows
 from sinf.data.images import BATCH, LabelledImages
 from sinf.graph.network import Network, Part, PartedNetwork
-from sinf.machine.memory import Memory
+from sinf.machine.memory import Memory, Notice
 from sinf.models import BaseModel
 from sinf.storage.files import hash_tensors
 from sinf.storage.steps import StepStore, Tensors
@@ -74,7 +74,8 @@ def batches(images: LabelledImages, base: BaseModel, step: str, progress: Progre
 @dataclass
 class Source:
     """What every compressor of a network starts from: ``progress`` may be replaced between two networks; ``memory`` is
-    what they may take, beside ``fixed`` bytes, ``fit_bytes`` what activations may while weights are fitted."""
+    what they may take, beside ``fixed`` bytes, ``fit_bytes`` what activations may while weights are fitted; ``notice``
+    is told what a compressor leaves as it is."""
 
     base: BaseModel
     network: Network
@@ -85,6 +86,7 @@ class Source:
     progress: Progress
     memory: Memory = field(default_factory=Memory)
     fixed: int = 0
+    notice: Notice = lambda text: None
 
 
 class Method:
@@ -99,7 +101,7 @@ class Method:
             beside=compressor.bytes_beside(network.graph, network.coupling),
         )  # fmt: skip
         self.scope = whole_scope(base, network, source.images, len(source.images), source.seed, lambda: source.progress)
-        self.run = Run(source.store, passes, fit_bytes=source.fit_bytes)
+        self.run = Run(source.store, passes, fit_bytes=source.fit_bytes, notice=lambda text: source.notice(text))
 
     def tensors(self, rule: Schedule | Budget, *, reconstruct: bool, most: int | None = None) -> Tensors:
         """All in which the smaller network differs from the base model. ``most`` limits the images that weights are

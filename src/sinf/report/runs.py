@@ -112,8 +112,5 @@ def _record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get(KEY) != FORMAT:
         got = f"{KEY} {shortened(record.get(KEY), 80)}" if isinstance(record, dict) else type(record).__name__
         raise ConfigError(f"{path.name} must be a result of sinf bench, format {FORMAT}", got=got, remedy=remedy)
-    missing = {"date", "bundle", "engine", "processor", "latency"} - record.keys()
-    if missing:
-        raise ConfigError(f"{path.name} is incomplete", got=f"no {', '.join(sorted(missing))}", remedy=remedy)
     validated(record, _Run, ConfigError, path.name, remedy=remedy)
     return record

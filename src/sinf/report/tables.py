@@ -95,7 +95,7 @@ def show_build(bundle: Bundle, folder: Path, seconds: float, kept: tuple[float, 
     shown = "every input falls back" if t.value > 1 else f"threshold {t.value:.3f}"
     console.print(
         f"{shown}: loss {100 * t.loss:.2f} points on the calibration images "
-        f"(limit {100 * t.max_loss:g}), {_share(t.tried)} run a subgraph, {_share(t.fallback)} fall back"
+        f"(limit {100 * t.max_loss:g}), {_share(t.subgraph_ran)} run a subgraph, {_share(t.fallback)} fall back"
     )
     show_promise(t.promise())
 

@@ -78,7 +78,7 @@ class Threshold:
     max_loss: float
     loss: float
     fallback: float
-    tried: float
+    subgraph_ran: float
     confidence: float | None
     images: int
     choices: int = 1
@@ -233,7 +233,7 @@ def choose_early_threshold(
         stopped = replace(calibration, early_threshold=early)
         limit = max(max_loss, float(stopped.losses(NEVER).double().mean()))
         chosen = choose_threshold(stopped, candidates, min(limit, 1 - 1e-9))
-        cost = chosen.tried * subgraph_cost + chosen.fallback * fallback_cost
+        cost = chosen.subgraph_ran * subgraph_cost + chosen.fallback * fallback_cost
         if cost < best_cost:
             best, best_cost = early, cost
     return best

@@ -25,7 +25,7 @@ def need_of(
     graph: fx.GraphModule, coupling: Coupling, needs: Iterable[type[Statistic]], classes: int, pool: int = 1
 ) -> Need:
     """What :func:`sinf.statistics.collect` takes for the statistics ``needs``."""
-    kinds, mixers = set(needs), set(coupling.mixers.values())
+    kinds, sites = set(needs), set(coupling.with_grouped().mixers.values())  # some read those in groups as well
     counted = activations(graph)
 
     def some(*families: type[Statistic]) -> bool:
@@ -37,7 +37,7 @@ def need_of(
     known: set[str] = set()
     for node in graph.graph.nodes:
         target = str(node.target)
-        if node.op != "call_module" or target not in mixers:
+        if node.op != "call_module" or target not in sites:
             continue
         read, written = value_bytes(node.all_input_nodes[0]), value_bytes(node)
         # a copy of what is kept, and its gradient; all gradients come at once
@@ -59,7 +59,8 @@ def need_of(
 
 def metric_bytes(graph: fx.GraphModule, coupling: Coupling) -> int:
     """Bytes of :mod:`sinf.compress.low_rank.metric`: two roots of every site, and work on one."""
-    widths = [len(graph.get_submodule(t).weight) for t in set(coupling.mixers.values()) if _is_there(graph, t)]
+    sites = set(coupling.with_grouped().mixers.values())
+    widths = [len(graph.get_submodule(target).weight) for target in sites if _is_there(graph, target)]
     return 16 * sum(width**2 for width in widths) + 40 * max(widths, default=0) ** 2
 
 

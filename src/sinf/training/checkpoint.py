@@ -49,12 +49,12 @@ def fingerprint(spec: ModelSpec, recipe: dict[str, Any], images: LabelledImages,
 
 def momenta(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The momentum of every parameter that has one, as ``momentum.NAME``."""
-    found = {}
+    tensors = {}
     for name, parameter in model.named_parameters():
         buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
         if buffer is not None:
-            found[f"momentum.{name}"] = buffer
-    return found
+            tensors[f"momentum.{name}"] = buffer
+    return tensors
 
 
 def load_momenta(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

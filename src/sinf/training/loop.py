@@ -250,10 +250,10 @@ class Loop:
             ConfigError: the folder cannot be written, or its checkpoint is damaged or that of another run.
         """
         self._place = open_folder(folder), fingerprint
-        found = read_checkpoint(*self._place)
-        if found is None:
+        checkpoint = read_checkpoint(*self._place)
+        if checkpoint is None:
             return False
-        self.load(*found)
+        self.load(*checkpoint)
         return True
 
     def save(self) -> None:

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sinf.graph.prepare import prepare
+from sinf.graph.trace import trace
+from sinf.models import BaseModel
 from sinf.storage.files import hash_tensors
 from sinf.training.recipe import Distillation
 
@@ -25,6 +28,13 @@ class Teacher:
 
     model: nn.Module
     how: Distillation = field(default_factory=Distillation)
+
+    @staticmethod
+    def of(base: BaseModel, how: Distillation, device: str) -> Teacher | None:
+        """A base model as it is now, folded; none where its answers have no weight."""
+        if not how.weight:
+            return None
+        return Teacher(prepare(trace(base.module, base.spec.preprocessing)), how).ready(device)
 
     def ready(self, device: str) -> Teacher:
         """One with a copy of the model, in eval mode, where the training is."""

@@ -13,7 +13,7 @@ layers and forms compare, and a budget buys the forms and ranks that lose least 
     solve.py       the two layers: each on its own, or one after the other from what the network so far makes
     compressor.py  all of it, for a network or a part of one
 
-No gradient training. The network is put together by :mod:`sinf.graph.delta`.
+No gradient training. The network is put together by :mod:`sinf.graph.apply`.
 
 Response reconstruction by principal components is Zhang et al., Accelerating Very Deep
 Convolutional Networks for Classification and Detection (arXiv 1505.06798), which takes F = 1 and a rank by layer from

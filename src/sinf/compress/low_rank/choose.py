@@ -15,14 +15,14 @@ from sinf.compress.prices import Prices
 from sinf.compress.select import Budget
 from sinf.errors import ConfigError
 from sinf.graph.cost import MacCount
-from sinf.graph.delta import can_factor
+from sinf.graph.delta import can_factor, why_one
 from sinf.graph.price import Line
 
 _PARTS = 1 << 14  # of what a budget has above the least that must stay
 
 
 class Rank(NamedTuple):
-    """How many channels are between two layers, and whether they are separable."""
+    """How many channels are between two layers, of all groups together, and whether they are separable."""
 
     channels: int
     separable: bool = False
@@ -37,13 +37,13 @@ class _Choice:
     cost: float
 
 
-def choose_ranks(budget: Budget, count: MacCount, known: dict[str, Metric], round_to: int = 8) -> dict[str, Rank]:
+def choose_ranks(budget: Budget, count: MacCount, metrics: dict[str, Metric], round_to: int = 8) -> dict[str, Rank]:
     """Ranks by target, of the layers that become two, within a budget of MACs.
 
     Raises:
         ConfigError: no ranks are within the budget.
     """
-    return choose_ranks_together(budget, [(count, known)], [1.0], round_to)[0]
+    return choose_ranks_together(budget, [(count, metrics)], [1.0], round_to)[0]
 
 
 def choose_ranks_together(
@@ -61,11 +61,11 @@ def choose_ranks_together(
     options: dict[tuple[int, str], list[_Choice]] = {}
     step = budget.step(round_to)
     fixed = 0.0
-    for part, ((count, known), share) in enumerate(zip(parts, shares, strict=True)):
+    for part, ((count, metrics), share) in enumerate(zip(parts, shares, strict=True)):
         prices = Prices(budget, count)
         fixed += share * prices.rest
         for target in prices.targets():
-            choices = _options(target, prices, known, step)
+            choices = _options(target, prices, metrics, step)
             options[part, target] = [_Choice(c.rank, share * c.loss, share * c.cost) for c in choices]
     whole = fixed + sum(choices[0].cost for choices in options.values())
     least = fixed + sum(min(choice.cost for choice in choices) for choices in options.values())
@@ -74,13 +74,13 @@ def choose_ranks_together(
     if least > budget.macs * whole:
         got = f"{budget.macs:g}; at least {least / whole:.3f} must stay"
         raise ConfigError("the MAC budget must be within reach of ranks", got=got, remedy="raise the budget")
-    found: list[dict[str, Rank]] = [{} for _ in parts]
+    ranks: list[dict[str, Rank]] = [{} for _ in parts]
     for (part, target), choice in zip(
         options, _cheapest(list(options.values()), budget.macs * whole - fixed), strict=True
     ):
         if choice.rank:
-            found[part][target] = choice.rank
-    return found
+            ranks[part][target] = choice.rank
+    return ranks
 
 
 def _cheapest(options: list[list[_Choice]], most: float) -> list[_Choice]:
@@ -100,9 +100,9 @@ def _cheapest(options: list[list[_Choice]], most: float) -> list[_Choice]:
         for index, (choice, spent) in enumerate(zip(choices, parts, strict=True)):
             if spent > _PARTS:
                 continue
-            found = loss[: len(loss) - spent] + choice.loss
-            better = found < best[spent:]
-            best[spent:][better], which[spent:][better] = found[better], index
+            total = loss[: len(loss) - spent] + choice.loss
+            better = total < best[spent:]
+            best[spent:][better], which[spent:][better] = total[better], index
         loss = best
         taken.append(which)
     left, chosen = _PARTS, []
@@ -113,8 +113,22 @@ def _cheapest(options: list[list[_Choice]], most: float) -> list[_Choice]:
     return chosen[::-1]
 
 
-def _options(target: str, prices: Prices, known: dict[str, Metric], round_to: int) -> list[_Choice]:
-    metric, module = known.get(target), prices.module(target)
+def left_whole(budget: Budget, count: MacCount, metrics: dict[str, Metric], round_to: int) -> dict[str, list[str]]:
+    """Layers for which no rank is offered, by the reason."""
+    prices, layers = Prices(budget, count), dict[str, list[str]]()
+    for target in prices.targets():
+        reason = why_one(prices.module(target))
+        if reason is None and prices.ways(target, 0.0).channels is None:
+            reason = "none of these was timed as two"
+        if reason is None and len(_options(target, prices, metrics, budget.step(round_to))) == 1:
+            reason = "two cost more"
+        if reason is not None:
+            layers.setdefault(reason, []).append(target)
+    return layers
+
+
+def _options(target: str, prices: Prices, metrics: dict[str, Metric], round_to: int) -> list[_Choice]:
+    metric, module = metrics.get(target), prices.module(target)
     ways = prices.ways(target, 0.0 if metric is None else metric.kernel_row_positions)
     choices = [_Choice(None, 0.0, ways.whole)]
     if metric is None or not can_factor(module):
@@ -124,9 +138,11 @@ def _options(target: str, prices: Prices, known: dict[str, Metric], round_to: in
         if line is None:
             return
         effects = values.sum() - values.cumsum(0) + prices.rounding * noise.cumsum(0)  # of what goes, and of rounding
-        for rank in range(round_to, most + 1, round_to):
+        step = math.lcm(round_to, metric.groups)
+        for rank in range(step, most + 1, step):
             if (cost := line.at(rank)) < ways.whole:
-                choices.append(_Choice(Rank(rank, separable), 0.5 * float(effects[rank - 1]), cost))
+                lost = effects[rank // metric.groups - 1]
+                choices.append(_Choice(Rank(rank, separable), 0.5 * float(lost), cost))
 
     out, into = module.weight.shape[:2]
     offer(metric.values, metric.values, ways.channels, out, separable=False)

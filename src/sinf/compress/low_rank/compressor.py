@@ -8,12 +8,13 @@ from typing import Any
 from torch import fx
 
 from sinf.compress.compressor import Compressor, Observed, Rule, Run, Scope
-from sinf.compress.low_rank.choose import Rank, choose_ranks_together
+from sinf.compress.low_rank.choose import Rank, choose_ranks_together, left_whole
 from sinf.compress.low_rank.metric import Metric, metrics
 from sinf.compress.low_rank.solve import factor, reconstruct_ranks
+from sinf.graph.apply import apply
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import Coupling, couple
-from sinf.graph.delta import apply
+from sinf.graph.delta import groups_of
 from sinf.graph.network import Part
 from sinf.graph.trace import note_shapes
 from sinf.statistics import Fisher, KernelRows, OutputMoments, Statistics, weights_of
@@ -43,7 +44,7 @@ class LowRank(Compressor):
     def bytes_beside(self, graph: fx.GraphModule, coupling: Coupling) -> int:
         return metric_bytes(graph, coupling)
 
-    def view(self, scope: Scope) -> tuple[fx.GraphModule, Coupling, None]:
+    def observed_network(self, scope: Scope) -> tuple[fx.GraphModule, Coupling, None]:
         """What the scope starts from, limited to its classes: these outputs alone are the head's."""
         if self._viewed is None or self._viewed[0] is not scope:
             start, graph, coupling = scope.start, scope.graph, scope.coupling
@@ -53,36 +54,46 @@ class LowRank(Compressor):
                     keep[scope.slot.units] = True  # sums are over what the base extractor makes
                 graph = note_shapes(apply(graph, coupling, keep, start.layers))
                 coupling = couple(graph, free_input=scope.slot is not None, free_output=True)
-            self._viewed = scope, graph, coupling
+            self._viewed = scope, graph, coupling.with_grouped()
         return self._viewed[1], self._viewed[2], None
 
     def observe(self, scope: Scope, statistics: Statistics) -> Tensors:
         return to_tensors(statistics)
 
-    def known(self, scope: Scope, observed: Observed) -> tuple[Statistics, dict[str, Metric]]:
+    def measured(self, scope: Scope, observed: Observed) -> tuple[Statistics, dict[str, Metric]]:
         """Sums over the scope's images, and what a rank of every layer loses."""
         if self._last is None or self._last[0] is not scope:
-            statistics = from_tensors(observed(scope), weights_of(*self.view(scope)[:2]), self.needs)
-            self._last = scope, statistics, metrics(statistics)
+            graph, coupling, _ = self.observed_network(scope)
+            statistics = from_tensors(observed(scope), weights_of(graph, coupling), self.needs)
+            groups = {target: groups_of(graph.get_submodule(target)) for target in statistics}
+            self._last = scope, statistics, metrics(statistics, groups)
         return self._last[1:]
 
     def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[dict[str, Rank]]:
         budgets, plans = self.budgets(rules), [dict[str, Rank]() for _ in scopes]
-        losses = [self.known(scope, observed)[1] for scope in scopes]
+        losses = [self.measured(scope, observed)[1] for scope in scopes]
         for budget, region in budgets:
-            parts = [(self._count(scope, region), known) for scope, known in zip(scopes, losses, strict=True)]
+            parts = [(self._count(scope, region), mine) for scope, mine in zip(scopes, losses, strict=True)]
             chosen = choose_ranks_together(budget, parts, [scope.share for scope in scopes], self.round_to)
             plans = [plan | more for plan, more in zip(plans, chosen, strict=True)]
         return plans
 
+    def leaves(self, rules: Sequence[Rule], scope: Scope, observed: Observed) -> dict[str, list[str]]:
+        layers: dict[str, list[str]] = {}
+        for budget, region in self.budgets(rules):
+            metrics_by_target = self.measured(scope, observed)[1]
+            more = left_whole(budget, self._count(scope, region), metrics_by_target, self.round_to)
+            layers |= {reason: layers.get(reason, []) + targets for reason, targets in more.items()}
+        return layers
+
     def make(self, scope: Scope, plan: dict[str, Rank], observed: Observed, run: Run) -> Part:
-        graph, coupling, _ = self.view(scope)
-        statistics, known = self.known(scope, observed)
-        layers: dict[str, Any] = factor(graph, plan, statistics, known)
+        graph, coupling, _ = self.observed_network(scope)
+        statistics, by_target = self.measured(scope, observed)
+        layers: dict[str, Any] = factor(graph, plan, statistics, by_target)
         if run.fit:
             whole, small = scope.inputs(run.most)
             layers = reconstruct_ranks(
-                graph, coupling, layers, plan, known, whole, None if small is whole else small,
+                graph, coupling, layers, plan, by_target, whole, None if small is whole else small,
                 memory=run.activations, equations=run.passes.equations,
                 progress=run.solved(len(coupling.mixers)),
             )  # fmt: skip
@@ -90,7 +101,7 @@ class LowRank(Compressor):
 
     def _count(self, scope: Scope, region: str) -> MacCount:
         """MACs of a region's layers, as they are to begin with."""
-        graph, coupling, _ = self.view(scope)
+        graph, coupling, _ = self.observed_network(scope)
         if graph is scope.graph:
             return scope.regions[region].macs
         return MacCount(graph, coupling).of({target for target, _, _ in scope.regions[region].macs.nodes})

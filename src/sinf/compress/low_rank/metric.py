@@ -3,6 +3,10 @@
 Through **channels**: with C the covariance of what the layer writes, dropping all but the r largest eigenvectors of
 F^1/2 C F^1/2 costs half of the sum of the other eigenvalues.
 
+**In groups** every group g of a convolution keeps the r largest eigenvectors V of F_g^1/2 C_g F_g^1/2, of its own block
+of both matrices, and writes ``sum_k d_k z_k`` with ``d_k = F_g^-1/2 v_k`` and ``z_k = v_k' F_g^1/2 y_g``. What groups
+lose together is half of the sum of ``(d_k' F d_l) Cov(z_k, z_l)`` over all that went, of whatever group.
+
 **Separable**: what the layer writes is a sum over the rows i of its kernel, ``y = sum_i W_i u_i``, where row i reads
 ``u_i`` (C kw). What rows read has one covariance S for all of them; their correlation T (kh, kh) depends on their
 distance alone, so the covariance of all rows together is taken as the Kronecker product of T and S. Then with ``A``
@@ -19,6 +23,7 @@ kernel which tells differences between rows hears the rounding far better than t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,11 +40,13 @@ class Metric:
     """How the answer feels what a layer writes.
 
     Attributes:
-        root: ``(O, O)`` F^1/2, and ``inverse`` F^-1/2.
-        values: ``(O,)``, falling: the effects of channels, in twice the nats of an image.
+        root: ``(O, O)`` F^1/2, and ``inverse`` F^-1/2; of a convolution in groups, of the blocks of F.
+        values: ``(O / groups,)``, falling: the effects of channels, in twice the nats of an image; in groups, of the
+            first of every group, the second of every group and so on (which may rise here and there).
         kernel_rows: ``(C kw,)``, falling: those of reduced rows; empty where a layer cannot be separable.
         kernel_row_noise: ``(C kw,)``, in the same order: those of noise as strong as what passes, in every row its own.
         kernel_row_positions: how many rows of the kernel read an image.
+        groups: of the convolution.
     """
 
     root: Tensor
@@ -48,12 +55,15 @@ class Metric:
     kernel_rows: Tensor
     kernel_row_noise: Tensor
     kernel_row_positions: float
+    groups: int = 1
 
-    def channels(self, covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-        """``(O, r), (r, O)`` from the covariance of what is written: their product keeps the ``rank`` directions of
-        most effect on the answer."""
-        vectors = torch.linalg.eigh(self.root @ covariance.double() @ self.root).eigenvectors.flip(1)[:, :rank]
-        return self.inverse @ vectors, vectors.T @ self.root
+    def channels(self, covariance: Tensor, rank: int, group: int = 0) -> tuple[Tensor, Tensor]:
+        """``(o, r), (r, o)`` from the covariance (o, o) of what one ``group`` writes, all where there are none: their
+        product keeps the ``rank`` directions of most effect on the answer."""
+        rows = self.rows_of(group)
+        root, inverse = self.root[rows, rows], self.inverse[rows, rows]
+        vectors = torch.linalg.eigh(root @ covariance.double() @ root).eigenvectors.flip(1)[:, :rank]
+        return inverse @ vectors, vectors.T @ root
 
     def separable(self, weight: Tensor, covariance: Tensor, correlation: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """``(O, r, kh), (r, C kw)`` for a weight ``(O, C, kh, kw)``, S and T: two layers that keep the ``rank``
@@ -63,26 +73,62 @@ class Metric:
         rows = weight.double().permute(0, 2, 1, 3).flatten(2)  # (O, kh, C kw)
         return (rows @ (half @ vectors)).transpose(1, 2), vectors.T @ whiten
 
+    def rows_of(self, group: int) -> slice:
+        """The outputs of a group."""
+        size = len(self.root) // self.groups
+        return slice(group * size, (group + 1) * size)
 
-def metrics(found: Statistics) -> dict[str, Metric]:
-    """By target, from sums over images (:class:`sinf.compress.low_rank.LowRank`)."""
-    return {target: _metric(site) for target, site in found.items()}
+
+def metrics(statistics: Statistics, groups: Mapping[str, int] | None = None) -> dict[str, Metric]:
+    """By target, from sums over images (:class:`sinf.compress.low_rank.LowRank`); ``groups`` are those of convolutions
+    that have some."""
+    return {target: _metric(site, (groups or {}).get(target, 1)) for target, site in statistics.items()}
 
 
-def _metric(site: SiteStatistics) -> Metric:
+def _metric(site: SiteStatistics, groups: int) -> Metric:
     fisher = site[Fisher].total.double() / max(1, site.images)  # of an image, all positions together
     level = torch.diagonal(fisher).mean().clamp(min=1e-30)
-    values, vectors = torch.linalg.eigh(fisher + _FLOOR * level * torch.eye(len(fisher), dtype=torch.float64))
-    values = values.clamp(min=1e-3 * _FLOOR * level)
-    root = vectors @ torch.diag(values.sqrt()) @ vectors.T
-    inverse = vectors @ torch.diag(values.rsqrt()) @ vectors.T
-    effect = torch.linalg.eigvalsh(root @ site[OutputMoments].covariance() @ root).flip(0).clamp(min=0)
+    fisher = fisher + _FLOOR * level * torch.eye(len(fisher), dtype=torch.float64)
+    covariance = site[OutputMoments].covariance()
+    if groups > 1:
+        return _metric_of_groups(fisher, covariance, groups)
+    root, inverse = _roots_of_fisher(fisher, level)
+    effect = torch.linalg.eigvalsh(root @ covariance @ root).flip(0).clamp(min=0)
     rows_read = site[KernelRows]
     if not rows_read.present:
         return Metric(root, inverse, effect, torch.zeros(0), torch.zeros(0), 0.0)
     half, _ = _roots(rows_read.covariance())
     effects, noise, _ = _kernel_row_effects(rows_read.as_kernel(site.weight), root, half, rows_read.row_correlation())
     return Metric(root, inverse, effect, effects, noise, rows_read.count / max(1, site.images))
+
+
+def _metric_of_groups(fisher: Tensor, covariance: Tensor, groups: int) -> Metric:
+    """From F and C of all groups."""
+    size = len(fisher) // groups
+    roots, inverses, vectors = [], [], []
+    for first in range(0, len(fisher), size):
+        rows = slice(first, first + size)
+        block = fisher[rows, rows]
+        root, inverse = _roots_of_fisher(block, torch.diagonal(block).mean())
+        roots.append(root)
+        inverses.append(inverse)
+        vectors.append(torch.linalg.eigh(root @ covariance[rows, rows] @ root).eigenvectors.flip(1))
+    root, inverse, basis = (torch.block_diag(*each) for each in (roots, inverses, vectors))
+    written, read = inverse @ basis, root @ basis  # columns d_k, and what z_k reads
+    both = (written.T @ fisher @ written) * (read.T @ covariance @ read)
+    both = both.unflatten(0, (groups, size)).unflatten(2, (groups, size)).sum((0, 2))  # of the k-th of all groups
+    lost = both.flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0)  # what goes with all from the k-th on
+    lost = lost.clamp(min=0).flip(0).cummax(0).values.flip(0)
+    values = lost - torch.cat([lost[1:], lost.new_zeros(1)])
+    none = torch.zeros(0)
+    return Metric(root, inverse, values, none, none, 0.0, groups)
+
+
+def _roots_of_fisher(fisher: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """F^1/2 and F^-1/2."""
+    values, vectors = torch.linalg.eigh(fisher)
+    values = values.clamp(min=1e-3 * _FLOOR * level)
+    return vectors @ torch.diag(values.sqrt()) @ vectors.T, vectors @ torch.diag(values.rsqrt()) @ vectors.T
 
 
 def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:

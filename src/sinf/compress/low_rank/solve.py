@@ -2,7 +2,7 @@
 
 In sequence, every layer is fitted by least squares to what the base network's layer answers, from what the network so
 far makes: a layer that becomes two through channels is fitted whole, and reduced in rank in the metric that chose it;
-the second of two separable layers is fitted to what the first makes, a third of a kernel's unknowns at most, so that
+the second of two separable layers is fitted to what the first makes, a third of a kernel's unmetricss at most, so that
 the equations are a tenth of the work.
 """
 
@@ -18,17 +18,20 @@ from sinf.compress.low_rank.choose import Rank
 from sinf.compress.low_rank.metric import Metric
 from sinf.compress.reconstruct import fits, kernel_equations
 from sinf.compress.side_by_side import Rows, SideBySide
+from sinf.graph.apply import replaced
 from sinf.graph.coupling import Coupling
-from sinf.graph.delta import Factors, LayerDelta, LayerDeltas, Weights, can_factor, replaced
+from sinf.graph.delta import Factors, LayerDelta, LayerDeltas, Weights, can_factor, groups_of, with_weights
 from sinf.statistics import KernelRows, OutputMoments, Statistics
 
 
 @torch.no_grad()
-def factor(graph: fx.GraphModule, ranks: dict[str, Rank], found: Statistics, known: dict[str, Metric]) -> LayerDeltas:
+def factor(
+    graph: fx.GraphModule, ranks: dict[str, Rank], statistics: Statistics, metrics: dict[str, Metric]
+) -> LayerDeltas:
     """Every layer on its own, from what the network reads and writes as it is."""
     solved: LayerDeltas = {}
     for target, rank in ranks.items():
-        own, site, metric = graph.get_submodule(target), found[target], known[target]
+        own, site, metric = graph.get_submodule(target), statistics[target], metrics[target]
         weight = own.weight.double()
         bias = weight.new_zeros(len(weight)) if own.bias is None else own.bias.double()
         if rank.separable:
@@ -40,11 +43,24 @@ def factor(graph: fx.GraphModule, ranks: dict[str, Rank], found: Statistics, kno
             lost = weight.sum(2).flatten(1) @ mean - expand.sum(2) @ (reduce @ mean)
             solved[target] = _separable(own, expand, reduce, bias + lost)
         else:
-            expand, reduce = metric.channels(site[OutputMoments].covariance(), rank.channels)
-            mean = site[OutputMoments].mean
-            bias = mean - expand @ (reduce @ (mean - bias))
-            solved[target] = _channels(own, expand, reduce @ weight.flatten(1), bias)
+            solved[target] = _together(
+                [
+                    _of_group(own, group, weight, bias, site[OutputMoments], rank, metric)
+                    for group in range(metric.groups)
+                ]
+            )
     return solved
+
+
+def _of_group(
+    own: nn.Module, group: int, weight: Tensor, bias: Tensor, written: OutputMoments, rank: Rank, metric: Metric
+) -> Factors:
+    """Of one group, through its share of the channels; all of a layer that has no groups."""
+    rows = metric.rows_of(group)
+    weight, bias, mean = weight[rows], bias[rows], written.mean[rows]
+    expand, reduce = metric.channels(written.covariance()[rows, rows], rank.channels // metric.groups, group)
+    bias = mean - expand @ (reduce @ (mean - bias))
+    return _channels(own, expand, reduce @ weight.flatten(1), bias)
 
 
 @torch.no_grad()
@@ -53,7 +69,7 @@ def reconstruct_ranks(
     coupling: Coupling,
     start: LayerDeltas,
     ranks: dict[str, Rank],
-    known: dict[str, Metric],
+    metrics: dict[str, Metric],
     inputs: Rows,
     smaller_inputs: Rows | None = None,
     *,
@@ -70,43 +86,90 @@ def reconstruct_ranks(
     """
     keep, solved = coupling.keep_all(), LayerDeltas()
     smaller = replaced(graph, coupling, keep, start)
-    targets, seen = set(coupling.mixers.values()), set[str]()
+    targets, visited = set(coupling.mixers.values()), set[str]()
     changed = smaller_inputs is not None
     pair = SideBySide(graph, smaller, inputs, inputs if smaller_inputs is None else smaller_inputs, memory)
     for node, twin in pair:
         target = str(node.target)
         changed = changed or target in start
-        if node.op != "call_module" or target not in targets or target in seen or not changed:
+        if node.op != "call_module" or target not in targets or target in visited or not changed:
             continue
-        seen.add(target)
+        visited.add(target)
         if target in skip:
             solved |= {target: start[target]} if target in start else {}
             continue
         own, rank = graph.get_submodule(target), ranks.get(target)
         answers = pair.answers_of(node, twin)
         if rank is not None and rank.separable:
-            found: LayerDelta | None = _fit_second(smaller.get_submodule(target), answers)
+            delta: LayerDelta | None = _fit_second(smaller.get_submodule(target), answers)
         elif can_factor(own) and not fits(own, len(own.weight), equations):
-            found = start.get(target)
+            delta = start.get(target)
         elif can_factor(own):
             constant = own.bias is not None or rank is not None
-            sums = kernel_equations(own, torch.arange(len(own.weight)), list(answers), constant)
-            found = _fit(target, own, sums, constant, rank, known)
+            delta = _fit(target, own, list(answers), constant, rank, metrics)
         else:
-            found = None
-        if found is not None:
+            delta = None
+        if delta is not None:
             rows, read = coupling.writes[target].index(keep), coupling.reads[target]
-            smaller.set_submodule(target, found.apply(own, own, rows, read))
-            solved[target] = found
+            smaller.set_submodule(target, delta.apply(own, own, rows, read))
+            solved[target] = delta
         if progress is not None:
             progress(target)
     return solved
 
 
 def _fit(
-    target: str, own: nn.Module, sums: NormalEquations, constant: bool, rank: Rank | None, known: dict[str, Metric]
+    target: str,
+    own: nn.Module,
+    answers: list[tuple[Tensor, Tensor]],
+    constant: bool,
+    rank: Rank | None,
+    metrics: dict[str, Metric],
 ) -> LayerDelta:
-    """What stands in the place of ``own``, at full rank or less, from the sums of its kernel."""
+    """What stands in the place of ``own``, at full rank or less, from what it should answer and what it reads."""
+    groups = groups_of(own)
+    if groups == 1:
+        sums = kernel_equations(own, torch.arange(len(own.weight)), answers, constant)
+        return _fit_sums(target, own, sums, constant, rank, metrics)
+    parts = []
+    for group in range(groups):
+        one, out, into = _one_group(own, group)
+        mine = [(whole[:, out], small[:, into]) for whole, small in answers]
+        sums = kernel_equations(one, torch.arange(len(one.weight)), mine, constant)
+        share = None if rank is None else Rank(rank.channels // groups)
+        parts.append(_fit_sums(target, one, sums, constant, share, metrics, group))
+    return _together(parts)
+
+
+def _one_group(own: nn.Module, group: int) -> tuple[nn.Module, slice, slice]:
+    """One group of a convolution as a layer, and the channels that it writes and reads."""
+    out, into = len(own.weight) // groups_of(own), own.weight.shape[1]
+    rows = slice(group * out, (group + 1) * out)
+    bias = {} if own.bias is None else {"bias": own.bias[rows]}
+    one = with_weights(own, weight=own.weight[rows], **bias)
+    one.groups, one.in_channels, one.out_channels = 1, into, out  # type: ignore[assignment]
+    return one, rows, slice(group * into, (group + 1) * into)
+
+
+def _together(parts: list[LayerDelta]) -> LayerDelta:
+    """One layer of all groups from what stands for each."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    each = [part.tensors() for part in parts]
+    return type(first)(**{name: torch.cat([tensors[name] for tensors in each]) for name in each[0]})
+
+
+def _fit_sums(
+    target: str,
+    own: nn.Module,
+    sums: NormalEquations,
+    constant: bool,
+    rank: Rank | None,
+    metrics: dict[str, Metric],
+    group: int = 0,
+) -> LayerDelta:
+    """The same from the sums of the kernel, of one ``group``."""
     prior = own.weight.detach().flatten(1)
     if constant:
         bias = prior.new_zeros(len(prior)) if own.bias is None else own.bias.detach()
@@ -118,7 +181,7 @@ def _fit(
     moments = sums.moments()
     mean = moments[-1, :-1]
     covariance = moments[:-1, :-1] - torch.outer(mean, mean)
-    expand, reduce = known[target].channels(weight @ covariance @ weight.T, rank.channels)
+    expand, reduce = metrics[target].channels(weight @ covariance @ weight.T, rank.channels, group)
     before = weight @ mean
     return _channels(own, expand, reduce @ weight, before + fit[:, -1] - expand @ (reduce @ before))
 

@@ -39,7 +39,7 @@ export class Model {
       logits: Array.from(out.logits.data),
       route: Number(out.route.data[0]),
       confidence: out.confidence.data[0],
-      subgraphRan: Boolean(out.tried.data[0]),
+      subgraphRan: Boolean(out.subgraph_ran.data[0]),
       fellBack: Boolean(out.fell_back.data[0]),
     };
   }
