@@ -31,9 +31,9 @@ class OnnxRuntimeEngine(SessionEngine):
     def _open(self, model: Path | bytes) -> Session:
         content = model if isinstance(model, bytes) else str(model)
         session = self._runtime.InferenceSession(content, self._options, providers=["CPUExecutionProvider"])
-        names = [value.name for value in session.get_inputs()]
+        names, outputs = ([value.name for value in each] for each in (session.get_inputs(), session.get_outputs()))
 
         def run(inputs: list[np.ndarray]) -> tuple[np.ndarray, ...]:
-            return tuple(session.run(None, dict(zip(names, inputs, strict=True))))
+            return tuple(session.run(outputs, dict(zip(names, inputs, strict=True))))
 
         return run

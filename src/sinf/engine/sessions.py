@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,26 +49,26 @@ class SessionEngine(ABC):
         if os.getpid() != self._process:
             self._refuse("one that was opened before a fork")
         session = self._sessions[part]
-        with self._one_line("run", part):
+        try:
             return session([np.ascontiguousarray(x, dtype=np.float32) for x in inputs])
+        except Exception as error:  # runtimes have types of their own
+            raise self._one_line("run", part, error) from error
 
     def _opened(self, part: str) -> Session:
         """A session of a part."""
         source = self._source(part)
-        with self._one_line("open", part):
-            return self._open(source)
-
-    @contextmanager
-    def _one_line(self, what: str, part: str) -> Iterator[None]:
-        """What the runtime says of a part that it cannot open or run becomes one line."""
         try:
-            yield
+            return self._open(source)
         except SinfError:
             raise
         except Exception as error:  # runtimes have types of their own
-            got = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            remedy = "export it again, or take another engine"
-            raise BundleError(f"{self.name} cannot {what} the part {part}", got=got, remedy=remedy) from error
+            raise self._one_line("open", part, error) from error
+
+    def _one_line(self, what: str, part: str, error: Exception) -> BundleError:
+        """What the runtime says of a part that it cannot open or run."""
+        got = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        remedy = "export it again, or take another engine"
+        return BundleError(f"{self.name} cannot {what} the part {part}", got=got, remedy=remedy)
 
     def array(self, values: list[float] | list[bool] | list[int]) -> np.ndarray:
         return np.array(values, _TYPES[type(values[0])])

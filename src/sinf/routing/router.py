@@ -161,6 +161,12 @@ class FeatureRouter:
 
     def _run_cascade(self, images: Array, threshold: float) -> tuple[Array, None, list[float], list[int], set[int]]:
         features, logits, after = self.engine.run(FIRST, images)
+        if len(images) == 1:  # as below, in as few steps as can be
+            value = after.item()
+            if value >= threshold:
+                return logits, None, [value], [], {0}
+            (logits,) = self.engine.run(FALLBACK, features)
+            return logits, None, [value], [0], {0}
         confidence = after.tolist()
         falling = [row for row, value in enumerate(confidence) if value < threshold]
         if falling:
