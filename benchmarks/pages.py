@@ -180,7 +180,9 @@ def outcome(row: Row) -> str:
         return "nothing is written: " + row["says"].split("(got ", 1)[-1].rsplit("): ", 1)[0]
     if row["code"] != "0":
         return f"exit code {row['code']}"
-    return "written" + (f", {percent(row['time_saved'])} of the time saved" if row["time_saved"] and row["load"] else "")
+    return "written" + (
+        f", {percent(row['time_saved'])} of the time saved" if row["time_saved"] and row["load"] else ""
+    )
 
 
 def compact() -> str:

@@ -169,6 +169,12 @@ def test_torchvision_and_timm_are_never_imported_by_name() -> None:
             assert "torch_pruning" not in names or name == "sinf.criteria.torch_pruning"
 
 
+def test_names_of_strangers_reach_no_console_of_richs_own() -> None:
+    """Its brackets are styles there; a bar has names of ours alone."""
+    users = [name for name in modules() if "rich.console" in modules()[name].read_text()]
+    assert users == ["sinf.cli.progress", "sinf.report.terminal"]
+
+
 def run_python(code: str) -> str:
     """Output of a fresh interpreter that sees the package."""
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}

@@ -215,7 +215,9 @@ def test_as_many_channels_stay_as_were_asked_for(tmp_path: Path, images: Labelle
     network = train(small(), images, tmp_path, replace(CONFIG, gates=GateConfig("static")))
     with torch.no_grad():
         _, seen = network.observe(next(images.batches(COLOUR))[0])
-    assert [float((mask > 0).float().mean()) for mask in seen.masks] == pytest.approx([0.5] * len(network.sites), abs=0.11)
+    assert [float((mask > 0).float().mean()) for mask in seen.masks] == pytest.approx(
+        [0.5] * len(network.sites), abs=0.11
+    )
 
 
 def test_counting_macs_backwards(tmp_path: Path, images: LabelledImages) -> None:
