@@ -12,14 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors import SafetensorError
 
 from sinf.errors import ConfigError
-from sinf.storage.files import hash_tensors, remove_partials, write_tensors
+from sinf.storage.files import remove_partials
+from sinf.storage.tensors import Tensors, read_checked, write_checked
 
-Tensors = dict[str, Tensor]
-_DIGEST = "sha256"  # of names, shapes and numbers, in the file's metadata
 _DAY = 24 * 3600.0  # no step takes as long to write
 
 
@@ -46,26 +44,10 @@ class StepStore:
         """The tensors of a step: read if they are there and as they were written, else computed and written."""
         path = self.folder / f"{self.name(name, depends)}.safetensors"
         if path.exists():
-            tensors = _read(path)
-            if tensors is not None:
-                return tensors
-            path.unlink(missing_ok=True)  # not one of ours, or the disk's fault: compute it again
+            try:
+                return read_checked(path)[0]
+            except (SafetensorError, OSError, ValueError):
+                path.unlink(missing_ok=True)  # not one of ours, or the disk's fault: compute it again
         tensors = compute()
-        write_tensors(tensors, path, {_DIGEST: _digest(tensors)})
+        write_checked(tensors, path)
         return tensors
-
-
-def _read(path: Path) -> Tensors | None:
-    """Nothing where the file is damaged. One without a digest is of an earlier version."""
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
-            written = (file.metadata() or {}).get(_DIGEST)
-    except (SafetensorError, OSError):
-        return None
-    return tensors if written is None or written == _digest(tensors) else None
-
-
-def _digest(tensors: Tensors) -> str:
-    shapes = sorted((name, str(tensor.dtype), *tensor.shape) for name, tensor in tensors.items())
-    return hashlib.sha256(f"{shapes} {hash_tensors(tensors)}".encode()).hexdigest()
