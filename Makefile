@@ -14,8 +14,13 @@ help:  ## list the targets
 demo: $(VENV)/demo.stamp  ## make the embedded network faster, and show it
 	$(BIN)/sinf demo
 
-test: check  ## style and types, then all fast tests
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+# Types are checked beside the tests, which leave a core idle at first; what is wrong with them is said at the end.
+test: $(VENV)/dev.stamp  ## style, types and all fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(BIN)/mypy > $(VENV)/mypy.log 2>&1 & mypy=$$!; \
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal; tests=$$?; \
+	wait $$mypy; types=$$?; cat $(VENV)/mypy.log; exit $$((tests + types))
 
 test-slow: $(VENV)/dev.stamp  ## tests that need minutes, or ../shared
 	$(BIN)/python -m pytest -q -m slow

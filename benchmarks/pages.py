@@ -167,20 +167,22 @@ def elsewhere() -> str:
     lines = [
         [row["network"] + ("" if row["trained"] == "True" else ", random"), row["command"],
          f"{float(row['seconds']):.0f}", f"{float(row['processor_seconds']):.0f}",
-         f"{float(row['peak_bytes']) / 1e9:.1f}", outcome(row)]
+         f"{float(row['peak_bytes']) / 1e9:.1f}", outcome(row), machine_of(row)[1]]
         for row in read("foreign_cpu.csv") if row["network"] != "vgg16"
     ]  # fmt: skip
-    head = ("network, weights", "command", "seconds", "of a processor", "GB at most", "what came of it")
+    head = ("network, weights", "command", "seconds", "of a processor", "GB at most", "what came of it", "load, cores")
     return markdown(head, lines) if lines else MISSING
 
 
 def outcome(row: Row) -> str:
-    """What a command delivered, or why it did not."""
+    """What a command delivered, or why it did not; no time saved whose load nobody recorded."""
     if row["code"] == "3":
         return "nothing is written: " + row["says"].split("(got ", 1)[-1].rsplit("): ", 1)[0]
     if row["code"] != "0":
         return f"exit code {row['code']}"
-    return "written" + (f", {percent(row['time_saved'])} of the time saved" if row["time_saved"] else "")
+    return "written" + (
+        f", {percent(row['time_saved'])} of the time saved" if row["time_saved"] and row["load"] else ""
+    )
 
 
 def compact() -> str:

@@ -50,6 +50,7 @@ def remember_exports(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     ``folder`` is where the processes of one run find what another has exported. The exporter's own list of operators,
     made anew for every graph, takes a third of that time.
     """
+    from sinf.dynamic import onnx as dynamic
     from sinf.engine import onnx_parts, session_runtimes
     from sinf.export import page, plain, single
 
@@ -87,10 +88,17 @@ def remember_exports(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         return exported(onnx_parts.part_to_onnx, key, engine, part)
 
     def network_to_onnx(module: nn.Module, size: tuple[int, int, int]) -> onnx.ModelProto:
-        code, state = getattr(module, "code", type(module).__qualname__), hash_tensors(dict(module.state_dict()))
-        return exported(onnx_parts.network_to_onnx, (str(module), code, state, size), module, size)
+        return exported(onnx_parts.network_to_onnx, (*written(module), size), module, size)
+
+    def graph_to_onnx(graph: nn.Module, size: tuple[int, int, int], batch: int) -> onnx.ModelProto:
+        return exported(onnx_parts.graph_to_onnx, (*written(graph), size, batch), graph, size, batch)
+
+    def written(module: nn.Module) -> tuple[object, ...]:
+        state = hash_tensors(dict(module.state_dict()))
+        return str(module), getattr(module, "code", type(module).__qualname__), state
 
     for user in (session_runtimes, page, single):
         monkeypatch.setattr(user, "part_to_onnx", part_to_onnx)
     for user in (session_runtimes, plain):
         monkeypatch.setattr(user, "network_to_onnx", network_to_onnx)
+    monkeypatch.setattr(dynamic, "graph_to_onnx", graph_to_onnx)

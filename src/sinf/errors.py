@@ -22,13 +22,18 @@ from __future__ import annotations
 from typing import Any
 
 
+def printable(text: str) -> str:
+    """A text with U+FFFD for what steers a terminal instead of being read there: names come from files of strangers."""
+    return "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
 class SinfError(Exception):
     """Base of all errors raised on purpose: ``SinfError(rule, got=value, remedy="what to do")``."""
 
     def __init__(self, rule: str, *, got: object | None = None, remedy: str | None = None) -> None:
         self.rule, self.got, self.remedy = rule, got, remedy
         message = rule if got is None else f"{rule} (got {got})"
-        super().__init__(message if remedy is None else f"{message}: {remedy}")
+        super().__init__(printable(message if remedy is None else f"{message}: {remedy}"))
 
 
 class ConfigError(SinfError):

@@ -206,7 +206,7 @@ def test_a_build_that_is_interrupted_anywhere_ends_with_the_same_bundle(
     sinf(*build_words(data, weights, whole))
     from sinf.storage import steps
 
-    write, stops = steps.write_tensors, 0
+    write, stops = steps.write_checked, 0
     for _ in range(20):
         written = []
 
@@ -216,7 +216,7 @@ def test_a_build_that_is_interrupted_anywhere_ends_with_the_same_bundle(
             written.append(path)
             write(tensors, path)
 
-        monkeypatch.setattr(steps, "write_tensors", once)
+        monkeypatch.setattr(steps, "write_checked", once)
         code, _, _ = sinf.call(*build_words(data, weights, tmp_path / "resumed"))
         if code == 0:
             break

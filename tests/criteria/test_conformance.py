@@ -101,8 +101,9 @@ def measure(
     return collect(graph, coupling, batches or [images()], **options)
 
 
+@functools.cache
 def groups_of(name: str, net: str) -> dict[str, GroupStatistics]:
-    """Statistics of every group that the criterion can score."""
+    """Statistics of every group that the criterion can score; no criterion changes what it reads."""
     graph, coupling = network(net)
     return gather(name, graph, coupling, measure(make_criterion(name), graph, coupling))
 
@@ -110,6 +111,12 @@ def groups_of(name: str, net: str) -> dict[str, GroupStatistics]:
 def gather(name: str, graph: fx.GraphModule, coupling: Coupling, found: Statistics) -> dict[str, GroupStatistics]:
     groups = {g.name: group_statistics(graph, coupling, g, found) for g in coupling.free_groups()}
     return {key: group for key, group in groups.items() if name != "bn-scale" or group.norms}
+
+
+@functools.cache
+def plain_scores(name: str, net: str) -> dict[str, Tensor]:
+    """What a criterion says of a network as it is."""
+    return scores_of(name, *network(net))
 
 
 def scores_of(name: str, graph: fx.GraphModule, coupling: Coupling, *batches: object, **options: object) -> dict:
@@ -229,8 +236,8 @@ def test_permuted_channels_have_permuted_scores(name: str, net: str) -> None:
     moved = permuted(graph, coupling, unit_of)
     with torch.no_grad():
         torch.testing.assert_close(moved(images()[0]), graph(images()[0]), rtol=1e-4, atol=1e-4)
-    plain, other = scores_of(name, graph, coupling), scores_of(name, moved, coupling)
-    for key, scores in plain.items():
+    other = scores_of(name, moved, coupling)
+    for key, scores in plain_scores(name, net).items():
         torch.testing.assert_close(other[key], scores[orders[key]], rtol=2e-3, atol=1e-6)
 
 
@@ -374,7 +381,7 @@ def test_batches_do_not_matter(name: str, net: str) -> None:
     graph, coupling = network(net)
     x, y = images()
     sizes = [1, 7, 13, IMAGES - 21]
-    whole = scores_of(name, graph, coupling, (x, y))
+    whole = plain_scores(name, net)
     split = scores_of(name, graph, coupling, *zip(x.split(sizes), y.split(sizes), strict=True))
     for key, scores in whole.items():
         torch.testing.assert_close(split[key], scores, rtol=LAWS[name].split, atol=1e-6)
@@ -387,7 +394,7 @@ def test_one_cluster_has_scores_of_its_own(name: str, net: str) -> None:
     members = [1, 4]
     x, y = images()
     mine = torch.isin(y, torch.tensor(members))
-    whole = scores_of(name, graph, coupling)
+    whole = plain_scores(name, net)
     cluster = scores_of(name, graph, coupling, (x[mine], y[mine]), answer=members)
     for key, scores in cluster.items():
         assert scores.shape == whole[key].shape

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +246,30 @@ def test_a_row_is_named_as_in_the_file_after_a_selection(tmp_path: Path) -> None
     images = load_images(write_parquet(tmp_path, broken, {"label": (LABELS, NAMES)}), "train")
     with pytest.raises(DataError, match="row 4"):
         images.select([5, 4]).pixels(COLOUR)
+
+
+def test_a_path_of_the_data_is_a_file_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parquet file may name its images instead of holding them: no device is read without an end, no pipe is waited
+    for, and nothing is fetched. An image that is there is one."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("something was fetched"))
+    (tmp_path / "there.png").write_bytes(picture())
+    os.mkfifo(tmp_path / "pipe")
+    paths = [str(tmp_path / "there.png"), "/dev/zero", str(tmp_path / "pipe"), "https://example.org/0.png", "", "."]
+    file = shards(tmp_path / "data") / "train-00000-of-00001.parquet"
+    table = pq.read_table(file)
+    named = pa.array([{"bytes": None, "path": path} for path in paths], table.schema.field("img").type)
+    pq.write_table(table.set_column(table.schema.get_field_index("img"), table.schema.field("img"), named), file)
+    images = load_images(tmp_path / "data", "train")
+    good = images.select([0])
+    assert good.pixels(COLOUR).shape[0] == len(good.digests()) == 1
+    for row in range(1, len(paths)):
+        with pytest.raises(DataError, match=f"row {row}.*image cannot be decoded.*no such file"):
+            images.select([row]).pixels(COLOUR)
+        with pytest.raises(DataError, match=r"image cannot be read.*no such file"):
+            images.select([row]).digests()
 
 
 def test_an_image_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from promise_of_optimize import LIMIT, WORLDS, broken, coverage, trial
 from sinf.pipelines.optimize_choice import Row
 from sinf.routing.threshold import p_value
 
-TRIALS, FEW = 200, ("a cliff", "just above the limit", "a cascade's cliff")
+TRIALS, FEW = 120, ("a cliff", "just above the limit", "a cascade's cliff")
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 from sinf.errors import ConfigError, StorageError
 from sinf.storage import files
-from sinf.storage.files import replacing, sha256, write_json, write_tensors
+from sinf.storage.files import exclusive, replacing, replacing_folder, sha256, write_json, write_tensors
 from sinf.storage.schema import parse_file
 
 
@@ -43,6 +44,47 @@ def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"file/record.json cannot be written.*writable place"):
         write_json({}, tmp_path / "file" / "record.json")
+
+
+def test_a_link_stays_and_what_it_names_is_written(tmp_path: Path) -> None:
+    """As where a folder lies on a larger disk."""
+    disk, here = tmp_path / "disk", tmp_path / "here"
+    (disk / "old").mkdir(parents=True)
+    (disk / "record.json").write_text("{}")
+    here.mkdir()
+    (here / "folder").symlink_to(disk / "old")
+    (here / "record.json").symlink_to(disk / "record.json")
+    (here / "new").symlink_to(disk / "not there yet")
+    write_json({"a": 1}, here / "record.json")
+    for name in ("folder", "new"):
+        with exclusive(here / name), replacing_folder(here / name) as partial:
+            assert partial.parent == disk
+            (partial / "file").write_text("new")
+    assert sorted(path.name for path in here.iterdir()) == ["folder", "new", "record.json"]
+    assert all(path.is_symlink() for path in here.iterdir())
+    assert sorted(path.name for path in disk.iterdir()) == ["not there yet", "old", "record.json"]
+    assert json.loads((disk / "record.json").read_text()) == {"a": 1}
+    assert (disk / "old" / "file").read_text() == (disk / "not there yet" / "file").read_text() == "new"
+
+
+def test_what_was_killed_behind_a_link_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
+    left = tmp_path / "disk" / f".out.{16 * '0'}.partial"
+    left.mkdir()
+    with exclusive(tmp_path / "link"):
+        assert not left.exists()
+
+
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:
+    """/dev/null is a file that the superuser can replace, and nobody wants to have replaced."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to(os.devnull)
+    for name in ("pipe", "null"):
+        with pytest.raises(StorageError, match="no file"):
+            write_json({}, tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
+    assert Path(os.devnull).is_char_device()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sinf.errors import ConfigError
 from sinf.storage.steps import StepStore, Tensors
@@ -73,6 +74,32 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
         assert path.read_bytes() == whole
     store.get("router", {}, compute)
     assert compute.times == 6
+
+
+def test_no_flipped_bit_gives_other_numbers(tmp_path: Path) -> None:
+    """Wherever it is: in the header, which may still be one, or in the numbers."""
+    store, compute = StepStore(tmp_path), Counting()
+    good = store.get("router", {}, compute)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        again = store.get("router", {}, compute)
+        assert again.keys() == good.keys()
+        for name, tensor in good.items():
+            assert again[name].dtype == tensor.dtype
+            assert torch.equal(again[name], tensor)
+    numbers = sum(tensor.nbytes for tensor in good.values())
+    assert compute.times > 1 + numbers  # each of those at least
+
+
+def test_a_step_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    compute = Counting()
+    StepStore(tmp_path).get("router", {}, compute)
+    (path,) = tmp_path.iterdir()
+    save_file({name: tensor.contiguous() for name, tensor in compute().items()}, path)
+    StepStore(tmp_path).get("router", {}, compute)
+    assert compute.times == 2
 
 
 def test_a_step_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sinf.cli import artefacts, bench, bundles, clusters, demo, dynamic, export,
 from sinf.cli.help_pages import Verb
 from sinf.cli.signals import Interrupts
 from sinf.cli.verb import verb
-from sinf.errors import DataWarning, DoesNotPayError, SinfError
+from sinf.errors import DataWarning, DoesNotPayError, SinfError, printable
 
 _INTERRUPTED = 128 + signal.SIGINT
 _DOES_NOT_PAY = 3
@@ -139,5 +139,9 @@ class _WarningsOnce:
         if key in self._shown:
             return
         self._shown.add(key)
-        text = f"warning: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, "")
+        text = (
+            f"warning: {printable(str(message))}\n"
+            if ours
+            else warnings.formatwarning(message, category, filename, lineno, "")
+        )
         print(text, file=sys.stderr, end="")

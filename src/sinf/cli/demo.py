@@ -69,7 +69,6 @@ def _serve(out: Path, machine: options.Machine, port: int, runtime: Path | None)
 def _run(out: Path, machine: options.Machine) -> None:
     """Optimise the embedded network, confirm the result on images that chose and tested nothing, and write a report of
     both."""
-    from rich.console import Console
 
     from sinf.bundle.plain import PlainModel
     from sinf.cli.room import Need, fit
@@ -82,8 +81,9 @@ def _run(out: Path, machine: options.Machine) -> None:
     from sinf.pipelines.optimize_search import place_of
     from sinf.report.optimized import show_optimized
     from sinf.report.page import write_report
+    from sinf.report.terminal import Terminal
 
-    console, start, fast = Console(), time.perf_counter(), out / "fast"
+    console, start, fast = Terminal(), time.perf_counter(), out / "fast"
     machine.pin()
     base = _base()
     scoring, calibration, test = (load_images(ASSETS / DATA, split) for split in ("scoring", "calibration", "test"))

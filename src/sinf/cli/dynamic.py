@@ -52,12 +52,12 @@ def train(
     validation: options.Validation = None,
 ) -> None:
     """Put gates on a pretrained network and train both. Resumes after a kill; torchrun makes several processes one."""
-    from rich.console import Console
 
     from sinf.bundle.folder import require_place
     from sinf.dynamic.bundle import DynamicBundle
     from sinf.dynamic.trainer import EpochReport
     from sinf.dynamic.trainer import train as run
+    from sinf.report.terminal import Terminal
 
     if not distillation.weight and distillation != LABELS_ALONE:
         rule, got = "--temperature softens the answers of the base model", "no --teacher-weight"
@@ -77,7 +77,7 @@ def train(
     if checked is not None:
         checked.warn_of_empty_classes("the validation")
     before = {key: value.detach().clone() for key, value in base.module.state_dict().items()}
-    console = Console()
+    console = Terminal()
 
     def report(r: EpochReport) -> None:
         accuracy = "" if r.top1 is None else f"  top-1 {100 * r.top1:.2f} %"

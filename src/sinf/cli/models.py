@@ -78,13 +78,13 @@ def train(
     """Train a network from random weights or --start, or a pruned one further, which is written as a folder again.
 
     SGD with Nesterov, one-cycle, label smoothing, crop, flip. Resumes after a kill; epochs.csv says how it went."""
-    from rich.console import Console
 
     from sinf.bundle.plain import has_batch_norms
     from sinf.cli.room import fit_training
     from sinf.models import REFERENCE_NAMES
     from sinf.models.load import read_plain
     from sinf.pipelines import comparison as pruned
+    from sinf.report.terminal import Terminal
     from sinf.training.train import save_half
     from sinf.training.train import train as run
 
@@ -104,7 +104,7 @@ def train(
         text = f"{name} has no batch norms, and trains badly without: sinf prune --keep-batch-norm writes them"
         warnings.warn(text, DataWarning, stacklevel=2)
     fit_training(machine.memory, base, images, checked, batch=config.batch, on_cpu=config.device == "cpu")
-    console = Console()
+    console = Terminal()
 
     def report(r: EpochReport) -> None:
         log_epoch(r, out / "epochs.csv")

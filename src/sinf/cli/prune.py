@@ -56,13 +56,13 @@ def prune(
     ] = None,
 ) -> dict[str, Any]:
     """Make a model smaller for all its classes, and save it as a plain one: safetensors and a config, no pickle."""
-    from rich.console import Console
 
     from sinf.compress.methods import kind_of
     from sinf.measure.delivery import describe_times
     from sinf.pipelines import comparison as saved
     from sinf.pipelines.prune import prune as run
     from sinf.report import tables
+    from sinf.report.terminal import Terminal
 
     pinned, train = machine.pin(), finetuning.train
     saved.check_target(out)
@@ -87,7 +87,7 @@ def prune(
     training = scoring if same else data.for_model(base, training, machine.memory)
     validation = data.for_model(base, validation, machine.memory)
     empty = tested.warn_of_empty_classes("the comparison")
-    console = Console()
+    console = Terminal()
 
     def report(epoch: EpochReport) -> None:
         console.print(f"epoch {epoch.epoch}/{epoch.epochs}  loss {epoch.loss:.3f}  {epoch.seconds:.0f} s")

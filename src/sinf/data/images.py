@@ -331,7 +331,11 @@ def _encoded(row: dict[str, Any] | None, name: str) -> bytes:
     if row is None or (row["bytes"] is None and row["path"] is None):
         return b""  # said when the image is decoded
     try:
-        return row["bytes"] if row["bytes"] is not None else Path(row["path"]).read_bytes()
+        if row["bytes"] is not None:
+            return row["bytes"]
+        if not Path(row["path"]).is_file():  # a device has no end, and a pipe would be waited for
+            raise OSError("no such file")
+        return Path(row["path"]).read_bytes()
     except OSError as error:
         raise DataError(f"{name}: the image cannot be read", got=error, remedy="repair or remove it") from error
 

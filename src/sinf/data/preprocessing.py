@@ -80,6 +80,8 @@ class Preprocessing:
             DataError: the file is no image, is damaged, is too large, or has other than 8 bits a channel.
         """
         try:
+            if not isinstance(source, bytes) and not Path(source).is_file():  # a pipe would be waited for
+                raise OSError("no such file")
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
                 return self._of_image(file, name)
         except DataError:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from sinf.report.terminal import Terminal
 
 if TYPE_CHECKING:
     from sinf.measure.timing import Latency
@@ -17,11 +19,14 @@ if TYPE_CHECKING:
 def show_optimized(found: Optimized, config: OptimizeConfig, folder: Path) -> None:
     """What was chosen and promised, then a table: what was tested and the fastest of every kind within the limit, the
     fastest last; how many others there were is said."""
-    console, chosen = Console(), found.chosen
+    console, chosen = Terminal(), found.chosen
     times = found.own.mean / chosen.time.mean
     console.print(
-        f"[bold]{times:.1f} times less time than your model as loaded[/], {100 * chosen.time.time_saved:.1f} % less "
-        f"than it in {config.engine}, by {chosen.name}, {chosen.precision}. {found.promise}"
+        Text.assemble(
+            (f"{times:.1f} times less time than your model as loaded", "bold"),
+            f", {100 * chosen.time.time_saved:.1f} % less than it in {config.engine}, by {chosen.name}, "
+            f"{chosen.precision}. {found.promise}",
+        )
     )
     table = Table(
         title=f"{config.engine}, batch {config.batch}, {config.threads} thread(s), all timed in turns in one run\n"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from sinf.report.terminal import Terminal
 
 if TYPE_CHECKING:
     from sinf.bundle.semantic import Bundle
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 _PERCENT = "{:.1f} %"
 
 
-def _console() -> Console:
-    console = Console()
+def _console() -> Terminal:
+    console = Terminal()
     # A file or a pipe has no width of its own: give tables room instead of wrapping them.
-    return console if console.is_terminal else Console(width=140)
+    return console if console.is_terminal else Terminal(width=140)
 
 
 def _table(title: str, *columns: str, left: int = 1) -> Table:
@@ -140,7 +140,7 @@ def show_clusters(found: FoundClusters, max_loss: float) -> None:
     for name, classes, (share, right, mimic, fallback) in rows:
         listed = ", ".join(found.class_names[c] for c in classes)
         cells = (_share(share), "-" if right is None else _share(right), _share(mimic), _share(fallback))
-        table.add_row(escape(name), escape(f"{len(classes)}: {listed}"), *cells)
+        table.add_row(name, f"{len(classes)}: {listed}", *cells)
     console.print(table)
     of = f"{found.found.images} images" + (" held out" if found.held_out else ", each half checked by the other")
     table = _table(

@@ -28,17 +28,20 @@ def _beside(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write to, which takes the place of ``path`` when all went well.
+    """A file to write to, which takes the place of ``path`` when all went well; of a link, that of what it names.
 
     Raises:
-        StorageError: it cannot be written; what was there stays.
+        StorageError: it cannot be written, or is a device or a pipe; what was there stays.
     """
-    partial = _beside(path)
+    target = Path(os.path.realpath(path))
+    partial = _beside(target)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_file():  # /dev/null would be gone, were it written by the superuser
+            raise OSError("it is there, and is no file")
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         partial.chmod(0o644)
-        os.replace(partial, path)
+        os.replace(partial, target)
     except OSError as error:
         raise StorageError(
             f"{path} cannot be written", got=error, remedy="free space or name a writable place"
@@ -50,19 +53,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of ``folder`` when all went well.
+    """A folder to write into, which takes the place of ``folder`` when all went well; of a link, that of what it names.
 
     Raises:
         StorageError: it cannot be written; what was there stays.
     """
+    target = Path(os.path.realpath(folder))
     partial: Path | None = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = _beside(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = _beside(target)
         partial.mkdir()
         yield partial
         partial.chmod(0o755)
-        _swap(partial, folder)
+        _swap(partial, target)
     except OSError as error:
         raise StorageError(
             f"{folder} cannot be written", got=error, remedy="free space or name a writable place"
@@ -120,10 +124,10 @@ def exclusive(target: Path, *work: Path) -> Iterator[None]:
             f"{target} cannot be written", got=error, remedy="free space or name a writable place"
         ) from error
     try:
-        _clear(target, *work)
+        _clear(real, *work)
         yield
     finally:
-        _clear(target, *work)
+        _clear(real, *work)
         with suppress(OSError):
             file.unlink()  # while it is held: who waits for it sees that it is gone, and makes another
         lock.release()
@@ -193,5 +197,6 @@ def hash_tensors(tensors: dict[str, Any]) -> str:
 
     digest = hashlib.sha256()
     for key, value in sorted(tensors.items()):
-        digest.update(key.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from sinf.errors import ConfigError
-from sinf.storage.files import remove_partials, write_tensors
+from sinf.storage.files import remove_partials
+from sinf.storage.tensors import Tensors, read_checked, write_checked
 
-Tensors = dict[str, Tensor]
 _DAY = 24 * 3600.0  # no step takes as long to write
 
 
@@ -43,13 +41,13 @@ class StepStore:
         return f"{step}-{hashlib.sha256(record.encode()).hexdigest()[:16]}"
 
     def get(self, name: str, depends: Any, compute: Callable[[], Tensors]) -> Tensors:
-        """The tensors of a step: read if they are there, else computed and written."""
+        """The tensors of a step: read if they are there and as they were written, else computed and written."""
         path = self.folder / f"{self.name(name, depends)}.safetensors"
         if path.exists():
             try:
-                return load_file(path)
-            except (SafetensorError, OSError):
+                return read_checked(path)[0]
+            except (SafetensorError, OSError, ValueError):
                 path.unlink(missing_ok=True)  # not one of ours, or the disk's fault: compute it again
         tensors = compute()
-        write_tensors(tensors, path)
+        write_checked(tensors, path)
         return tensors

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sinf.data.augmentation import augment
 from sinf.data.images import LabelledImages, Pixels, Preprocessing
 from sinf.errors import ConfigError
 from sinf.models import ModelSpec
-from sinf.storage.files import write_tensors
+from sinf.storage.tensors import read_checked, write_checked
 
 NAME = "checkpoint.safetensors"
 
@@ -70,7 +69,7 @@ def load_momenta(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: di
 
 def write_checkpoint(folder: Path, tensors: dict[str, Tensor], run: str, epochs_done: int) -> None:
     """Everything that a run must know to go on; ``run`` tells which run it is."""
-    write_tensors(tensors, folder / NAME, {"epochs_done": str(epochs_done), "run": run})
+    write_checked(tensors, folder / NAME, {"epochs_done": str(epochs_done), "run": run})
 
 
 def read_checkpoint(folder: Path, run: str) -> tuple[dict[str, Tensor], int] | None:
@@ -83,9 +82,7 @@ def read_checkpoint(folder: Path, run: str) -> tuple[dict[str, Tensor], int] | N
     if not path.exists():
         return None
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-        tensors = load_file(path)
+        tensors, metadata = read_checked(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError(f"the checkpoint {path} is damaged", got=error, remedy="remove it to start again") from error
     if metadata.get("run") != run:
