@@ -28,7 +28,7 @@ from sinf.pipelines.prune import PruneConfig, Pruned, prune
 from sinf.pipelines.prune_check import Check, far
 from sinf.pipelines.whole import Method, Source
 from sinf.storage.steps import StepStore
-from tiny import COLOUR, NETWORKS, randomise
+from tiny import COLOUR, NETWORKS, coloured_images, randomise
 
 CONFIG = PruneConfig(
     Budget(0.6), "channels", Limits(1.0, pairs=2, batches=(1,), keep_anyway=True), images=90, round_to=1
@@ -75,12 +75,12 @@ def test_a_group_that_loses_more_than_predicted_keeps_more(
 ) -> None:
     """At the same budget, on images that neither fitted nor checked anything; and it is said."""
     new = tiny_images.select(list(range(90, 120)))
-    scoring, said = tiny_images.select(list(range(90))), list[str]()
+    scoring, said = tiny_images.select(list(range(90))), list[str]()  # 18 are held out, 6 of which check
     checked = prune(base, scoring, CONFIG, tmp_path / "checked", notice=said.append)
     monkeypatch.setattr(prune_check, "far", lambda lost, predicted: {})
     plain = prune(base, scoring, CONFIG, tmp_path / "plain")
     assert divergence(base, checked, new) < 0.8 * divergence(base, plain, new)
-    (line,) = [each for each in said if each.startswith("checked on 18 held-out images")]
+    (line,) = [each for each in said if each.startswith("checked on 6 held-out images")]
     times = re.search(rf"{re.escape(wrong)} loses (\S+) times", line)
     assert times is not None
     assert float(times[1]) > 2
@@ -90,23 +90,68 @@ def test_what_is_no_better_on_held_out_images_is_not_taken(
     base: BaseModel, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Corrections that are nonsense change nothing."""
+    images = coloured_images(tmp_path, 12, seed=1)
     groups = [group.name for group in Network(trace(base.module, base.spec.preprocessing)).groups_free()]
     plain = prune(base, tiny_images, replace(CONFIG, limits=None), tmp_path / "none")
     with monkeypatch.context() as patched:
         patched.setattr(prune_check, "far", lambda lost, predicted: dict(zip(groups, [0.01, 100.0] * 9, strict=False)))
         patched.setattr(Check, "divergence", lambda self, part: 1.0)
-        same = prune(base, tiny_images, CONFIG, tmp_path / "checked", validation=tiny_images)
+        same = prune(base, tiny_images, CONFIG, tmp_path / "checked", validation=images)
     for name, value in plain.module.state_dict().items():
         assert torch.equal(value, same.module.state_dict()[name])
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_images_that_check_fit_and_report_nothing(
+    base: BaseModel, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    """Whether images are held out or given: three sets that share none, and the expected loss is of the third."""
+    checking, reporting, fitting = set[bytes](), set[bytes](), set[bytes]()
+    batches, answers = Check._answers, pruning.answers_of
+
+    def checked(self: Check, part: Any) -> Tensor:
+        checking.update(self.images.digests())
+        return batches(self, part)
+
+    def reported(network: Any, images: LabelledImages, *rest: Any) -> Tensor:
+        reporting.update(images.digests())
+        return answers(network, images, *rest)
+
+    def fitted(*words: Any, **more: Any) -> Source:
+        made = Source(*words, **more)
+        fitting.update(made.images.digests())
+        return made
+
+    monkeypatch.setattr(Check, "_answers", checked)
+    monkeypatch.setattr(pruning, "answers_of", reported)
+    monkeypatch.setattr(pruning, "Source", fitted)
+    validation = coloured_images(tmp_path / "validation", 60, seed=1) if given else None
+    made = prune(base, tiny_images, CONFIG, tmp_path, validation=validation)
+    assert made.expected is not None
+    assert made.expected.images == len(reporting) == (40 if given else 12)
+    assert len(checking) == (20 if given else 6)
+    assert len(fitting) == 90
+    assert not checking & reporting
+    assert not fitting & (checking | reporting)
+
+
+def test_too_few_held_out_images_check_nothing(
+    base: BaseModel, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them report."""
+    monkeypatch.setattr(Check, "divergence", lambda self, part: pytest.fail("it was checked"))
+    made = prune(base, tiny_images, CONFIG, tmp_path / "work", validation=coloured_images(tmp_path, 2, seed=1))
+    assert made.expected is not None
+    assert made.expected.images == 2
 
 
 def test_it_is_checked_once_a_folder(
     base: BaseModel, wrong: str, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = prune(base, tiny_images, CONFIG, tmp_path)
+    scoring, said = tiny_images.select(list(range(90))), list[str]()
+    first = prune(base, scoring, CONFIG, tmp_path)
     monkeypatch.setattr(Check, "divergence", lambda self, part: pytest.fail("it was checked again"))
-    said: list[str] = []
-    again = prune(base, tiny_images, CONFIG, tmp_path, notice=said.append)
+    again = prune(base, scoring, CONFIG, tmp_path, notice=said.append)
     assert all(torch.equal(value, again.module.state_dict()[name]) for name, value in first.module.state_dict().items())
     assert [line.startswith("checked on") for line in said].count(True) == 1
 

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from program import Program
 from sinf.compress.select import Budget, Schedule
 from sinf.data.images import LabelledImages
-from sinf.errors import ConfigError, DoesNotPayError
+from sinf.errors import ConfigError, DataError, DoesNotPayError
 from sinf.graph.trace import trace
 from sinf.measure.delivery import Limits
 from sinf.measure.timing import Latency, summary
@@ -21,7 +22,7 @@ from sinf.pipelines import prune as pruning
 from sinf.pipelines.comparison import Size
 from sinf.pipelines.prune import PruneConfig, prune
 from sinf.pipelines.prune_search import each, fastest, raised, smallest_budget
-from tiny import randomise
+from tiny import coloured_images, randomise
 
 
 @given(st.floats(0.0, 0.95), st.floats(0, 10))
@@ -117,13 +118,15 @@ def base() -> BaseModel:
 
 
 @pytest.fixture(scope="module")
-def validation(base: BaseModel, tiny_images: LabelledImages) -> LabelledImages:
-    """Images of which the base model is right everywhere, so that a network can only lose."""
-    images = tiny_images.select(list(range(0, 120, 2)))
+def validation(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
+    """Images of which the base model is right everywhere, so that a network can only lose; of some it answers another
+    class than of most."""
+    images = coloured_images(tmp_path_factory.mktemp("validation"), 360, seed=1)
     x = torch.cat([x for x, _ in images.batches(base.spec.preprocessing)])
     with torch.no_grad():
         images.labels = trace(base.module, base.spec.preprocessing)(x).argmax(1)
-    return images
+    usual = images.labels == images.labels.mode().values
+    return images.select([*(~usual).nonzero().flatten().tolist(), *usual.nonzero().flatten().tolist()][:60])
 
 
 def play_times(monkeypatch: pytest.MonkeyPatch, saved: dict[str, float]) -> None:
@@ -148,7 +151,7 @@ def test_what_loses_too_much_is_not_handed_out(
         prune(base, tiny_images, config, tmp_path, validation=validation)
     numbers = refused.value.numbers
     assert numbers["expected_loss"]["points"] > 10
-    assert numbers["expected_loss"]["images"] == 60
+    assert numbers["expected_loss"]["images"] == 40  # the others checked what was predicted
     assert "points are lost with" in str(refused.value)  # a budget that would do
     kept = prune(base, tiny_images, replace(config, limits=replace(config.limits, keep_anyway=True)), tmp_path,
                  validation=validation)  # fmt: skip
@@ -233,6 +236,30 @@ def test_without_limits_there_is_nothing_to_choose_by() -> None:
     assert replace(CONFIG, method="auto", rule=Schedule(0.1, 0.1)).methods == ("channels",)
 
 
+def test_validation_images_are_no_scoring_images(base: BaseModel, tiny_images: LabelledImages, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"validation images must not be among the scoring images.*disjoint splits"):
+        prune(base, tiny_images, CONFIG, tmp_path, validation=tiny_images.select(list(range(30))))
+
+
+def test_the_command_says_what_its_images_chose_and_what_was_seen(
+    sinf: Program, data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where method and budget are left open, the held-out images chose them; test images that decided are told."""
+    play_times(monkeypatch, {"ours": 0.3, "channels": 0.2, "ranks": 0.4})
+    words = [
+        "prune", "vgg11", "--weights", weights, "--data", data, "--score", "train", "--threads", 1, "--pairs", 2
+    ]  # fmt: skip
+    open_words = [*words, "--max-loss", "90", "--out", tmp_path / "open", "--test", "test"]
+    assert "held-out images, which chose method and budget" in " ".join(sinf(*open_words).split())
+    fixed = [*words, "--keep-anyway", "--macs", "0.9", "--method", "channels", "--out", tmp_path / "fixed"]
+    code, out, err = sinf.call(*fixed, "--test", "train[:50%]")
+    assert code == 0, err
+    assert "which chose" not in out
+    told = " ".join(err.split())
+    assert "60 of 60 test images" in told
+    assert "are among the scoring images" in told
+
+
 def test_images_that_estimate_the_loss_fit_nothing(
     base: BaseModel, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,5 +276,5 @@ def test_images_that_estimate_the_loss_fit_nothing(
     monkeypatch.setattr(pruning._Pruning, "__init__", spy)
     play_times(monkeypatch, {"ours": 0.3})
     prune(base, tiny_images, replace(CONFIG, limits=replace(LIMITS, keep_anyway=True)), tmp_path)
-    assert len(held[0]) == 18
+    assert len(held[0]) == 12  # 6 more check what is predicted
     assert not held[0] & fitted[0]

@@ -58,6 +58,7 @@ def prune(
     """Make a model smaller for all its classes, and save it as a plain one: safetensors and a config, no pickle."""
 
     from sinf.compress.methods import kind_of
+    from sinf.data.disjoint import warn_of_shared
     from sinf.measure.delivery import describe_times
     from sinf.pipelines import comparison as saved
     from sinf.pipelines.prune import prune as run
@@ -87,6 +88,9 @@ def prune(
     training = scoring if same else data.for_model(base, training, machine.memory)
     validation = data.for_model(base, validation, machine.memory)
     empty = tested.warn_of_empty_classes("the comparison")
+    warn_of_shared(tested, "test", scoring.sample(config.images, config.seed), "scoring")
+    if validation is not None:
+        warn_of_shared(tested, "test", validation, "validation")
     console = Terminal()
 
     def report(epoch: EpochReport) -> None:
@@ -105,8 +109,9 @@ def prune(
             expect=lambda expected: options.announce(expected.line()),
             notice=options.announce,
         )  # fmt: skip
-        expected = f"by {smaller.method}, {describe(smaller.rule)}: expected loss {smaller.expected}"
-        console.print(f"{expected}; {describe_times(smaller.times)}")
+        expected = str(smaller.expected) + (f", which chose {config.left_open}" if config.left_open else "")
+        made = f"by {smaller.method}, {describe(smaller.rule)}"
+        console.print(f"{made}: expected loss {expected}; {describe_times(smaller.times)}")
         compared = saved.compare(
             base,
             smaller,
@@ -122,7 +127,7 @@ def prune(
         **({"criterion": config.criterion_name} if kind_of(smaller.method).by_criterion else {}),
         "asked for": describe(config.rule) + f", at most {100 * limits.max_loss:g} points",
         "made": describe(smaller.rule),
-        "expected loss": str(smaller.expected),
+        "expected loss": expected,
         "scoring images": f"{len(scoring.sample(config.images))} of {score}",
         "reconstructed": "yes" if config.reconstruct else "no",
         "recalibrated": "yes" if config.recalibrate else "no",

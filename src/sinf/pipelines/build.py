@@ -22,6 +22,7 @@ from sinf.compress.methods import make_compressor
 from sinf.compress.passes import Passes, plan_build
 from sinf.compress.select import Budget
 from sinf.data.clusters import Clusters
+from sinf.data.disjoint import require_disjoint
 from sinf.data.images import LabelledImages
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import DataError
@@ -53,7 +54,6 @@ _COSTS = {
     "routing": "more of them may take a wrong route, and fall back",
     "calibration": "the limit of the loss does not speak of them",
 }
-_CHANCE_DUPLICATES = 0.01  # public data sets hold a few images twice
 
 
 @dataclass(frozen=True)
@@ -153,15 +153,8 @@ def _check(base: BaseModel, images: Images, clusters: Clusters) -> None:
             )
         part.require_labels(purpose)
         part.warn_of_empty_classes(purpose, _COSTS[purpose])
-    calibration = set(images.calibration.digests())
     for purpose, part in (("scoring", images.scoring), ("routing", images.routing)):
-        shared = len(calibration.intersection(part.digests()))
-        if shared > _CHANCE_DUPLICATES * len(images.calibration):
-            raise DataError(
-                f"calibration images must not be among the {purpose} images",
-                got=f"{shared} shared by {images.calibration.name} and {part.name}",
-                remedy="name disjoint splits",
-            )
+        require_disjoint(images.calibration, "calibration", part, purpose)
     if clusters.classes != base.spec.classes:
         raise DataError("clusters must cover the model's classes", got=f"{clusters.classes} classes")
 

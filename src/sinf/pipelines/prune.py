@@ -24,6 +24,7 @@ from sinf.bundle.plain import deployed
 from sinf.compress.methods import make_compressor
 from sinf.compress.recalibrate import recalibrate
 from sinf.compress.select import Budget, Schedule, identity
+from sinf.data.disjoint import require_disjoint
 from sinf.data.images import BATCH, LabelledImages
 from sinf.errors import ConfigError, DataWarning, DoesNotPayError, VerificationError
 from sinf.graph.network import Network
@@ -37,7 +38,7 @@ from sinf.models import BaseModel, ModelSpec, load_spec
 from sinf.models.load import PLAIN
 from sinf.models.to_plain import to_plain
 from sinf.pipelines.latency_budget import budget_within
-from sinf.pipelines.prune_check import Check, check_all, expected_checks
+from sinf.pipelines.prune_check import Check, check_all, expected_checks, part_to_check
 from sinf.pipelines.prune_config import LatencyBudget as LatencyBudget
 from sinf.pipelines.prune_config import PruneConfig as PruneConfig
 from sinf.pipelines.prune_config import describe, require_no_labels
@@ -74,10 +75,10 @@ def prune(
     """A smaller model with the base model's classes, whose spec describes it whole.
 
     Steps are kept in the folder ``work``, where the same call goes on after a kill. ``validation`` are images that
-    estimate the loss and decide nothing else, best some that the base model was not trained on; by default some of the
-    scoring images are held out for that. ``training`` are the images to fine-tune on; ``report`` is called after every
-    epoch; before it begins ``expect`` is called with how long it will take (but for fine-tuning), and ``notice`` with
-    how much memory.
+    estimate the loss, choose what is left open and fit nothing, best some that the base model was not trained on; by
+    default some of the scoring images are held out for that. ``training`` are the images to fine-tune on; ``report`` is
+    called after every epoch; before it begins ``expect`` is called with how long it will take (but for fine-tuning),
+    and ``notice`` with how much memory.
 
     Raises:
         ConfigError: a budget is out of reach, the memory is too small, or there are no batch norms to recalibrate.
@@ -135,6 +136,9 @@ class _Pruning:
         if config.limits is not None and validation is None:
             scoring, self.held_out = hold_out(scoring, config.limits.held_out, config.images, config.seed)
         self.images = scoring.sample(config.images, config.seed)
+        if validation is not None:
+            require_disjoint(validation, "validation", self.images, "scoring")
+        self.checking, self.held_out = part_to_check(self.held_out, config)
         self.store = StepStore(work)
         self.network = Network(trace(base.module, base.spec.preprocessing))
         memory = Memory(config.memory)
@@ -178,13 +182,13 @@ class _Pruning:
             trials=compared,
             trial_images=_TRIAL_IMAGES,
             held_out=0 if self.held_out is None else len(self.held_out),
-            checks=expected_checks(self.methods.values(), config.rule, self.held_out),
+            checks=expected_checks(self.methods.values(), self.checking),
         )
 
     def _fit(self, memory: Memory) -> int:
         """Give images in batches that fit; the bytes of what is always in memory: weights, and decoded images."""
         size = math.prod(self.base.spec.preprocessing.size)
-        sets = [self.images] if self.held_out is None else [self.images, self.held_out]
+        sets = [images for images in (self.images, self.held_out, self.checking) if images is not None]
         fixed = 3 * weight_bytes(self.base.module) + sum(min(memory.cache, len(images) * size) for images in sets)
         most = min(BATCH, near(self.network.graph))
         forward = activations(self.network.graph).forward
@@ -200,8 +204,8 @@ class _Pruning:
     def _choose(self) -> tuple[Method, Schedule | Budget]:
         """The method, and the rule of ratios or MACs."""
         methods, rule = self.methods.values(), self.config.rule
-        if self.held_out is not None:
-            check = Check(self.network, self.held_out, self.base.spec.preprocessing, self._reporter("check of layers"))
+        if self.checking is not None:
+            check = Check(self.network, self.checking, self.base.spec.preprocessing, self._reporter("check of layers"))
             check_all(self.methods.values(), rule, self.config.weight_cost, check, self._depends, self.notice)
         if rule is None:
             return fastest(each(methods, lambda m: (m, self._largest(m))), self._finished, self._by_time)
@@ -442,7 +446,5 @@ class _Pruning:
             self.progress("recalibration", total, total)
 
         if not recalibrate(pruned.module, seen()):
-            got = f"none in {self.base.spec.name}"
-            raise ConfigError(
-                "a model to recalibrate must have batch norms of torch", got=got, remedy="leave --recalibrate out"
-            )
+            rule, got = "a model to recalibrate must have batch norms of torch", f"none in {self.base.spec.name}"
+            raise ConfigError(rule, got=got, remedy="leave --recalibrate out")

@@ -6,6 +6,7 @@ that read it make up for it by sums over scoring images, nothing is fitted anew,
 answers move (the Kullback-Leibler divergence from the base model's). Groups that lose far more, or less, than their
 share of what was predicted are corrected, and the budget is spent again; of both networks the one that stays nearer
 to the base model's answers counts. Ranks are not checked: planned again by what each loses alone, they lost as much.
+The held-out images that check are not those that report the expected loss.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ from sinf.graph.network import Network, Part
 from sinf.graph.prepare import prepare
 from sinf.machine.memory import Notice
 from sinf.measure.estimate import KERNEL_FIT
-from sinf.pipelines.prune_config import LatencyBudget
+from sinf.pipelines.prune_config import LatencyBudget, PruneConfig
 from sinf.pipelines.prune_search import MIDDLE
 from sinf.pipelines.whole import WHOLE, Method
 from sinf.statistics import SecondMoments, Statistics, collect
 from sinf.storage.steps import Tensors
 
 IMAGES, SUMS, FITTED = 128, 800, 256  # that are answered, that sums are over, that weights are fitted to, at most
+SHARE = 3  # one of so many held-out images checks, at most
 GROUPS = 16  # those of which most is predicted
 _FAR = 2.0  # times what was predicted: nearer than that is as predicted
 _MOST = 4.0  # times by which a prediction is corrected at most
@@ -67,9 +69,6 @@ class Check:
     images: LabelledImages
     feed: Preprocessing
     progress: Callable[[int, int], None]
-
-    def __post_init__(self) -> None:
-        self.images = self.images.sample(IMAGES)
 
     @cached_property
     def base(self) -> Tensor:
@@ -157,6 +156,20 @@ def correct(
     return factors if losses[1] < losses[0] else {}
 
 
+def part_to_check(
+    held_out: LabelledImages | None, config: PruneConfig
+) -> tuple[LabelledImages | None, LabelledImages | None]:
+    """Held-out images that check, and those that report. All report where there are fewer than three, and where no
+    channels go within a budget."""
+    if held_out is None or "channels" not in config.methods or isinstance(config.rule, Schedule):
+        return None, held_out
+    count = min(IMAGES, len(held_out) // SHARE)
+    if not count:
+        return None, held_out
+    order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(config.seed))
+    return held_out.select(order[:count].sort().values), held_out.select(order[count:].sort().values)
+
+
 def check_all(
     methods: Iterable[Method],
     rule: Schedule | Budget | LatencyBudget | None,
@@ -181,15 +194,13 @@ def check_all(
                     notice(describe(factors, len(check.images)))
 
 
-def expected_checks(
-    methods: Iterable[Method], rule: Schedule | Budget | LatencyBudget | None, held_out: LabelledImages | None
-) -> float:
+def expected_checks(methods: Iterable[Method], checking: LabelledImages | None) -> float:
     """How many forward passes of an image that takes at most."""
-    if held_out is None or isinstance(rule, Schedule):
+    if checking is None:
         return 0
     mine = [method.source for method in methods if isinstance(method.compressor, ChannelRemoval)]
     each = [
-        min(GROUPS, len(source.network.groups_free())) * min(IMAGES, len(held_out))
+        min(GROUPS, len(source.network.groups_free())) * len(checking)
         + min(SUMS, len(source.images)) + 2 * KERNEL_FIT * min(FITTED, len(source.images))
         for source in mine
     ]  # fmt: skip

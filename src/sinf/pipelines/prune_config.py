@@ -177,6 +177,12 @@ class PruneConfig:
         return tuple(name for name in TRIED if kind_of(name).by_criterion or not self._by_criterion)
 
     @property
+    def left_open(self) -> str:
+        """What is chosen by the held-out images that report the expected loss, e.g. "method and budget"."""
+        chosen = {"method": len(self.methods) > 1, "budget": self.rule is None}
+        return " and ".join(name for name, is_open in chosen.items() if is_open)
+
+    @property
     def criterion_name(self) -> str:
         return best_criterion(self.reconstruct) if self.criterion is None else self.criterion
 
