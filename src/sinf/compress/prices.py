@@ -23,8 +23,8 @@ class LayerCost(NamedTuple):
 class Prices:
     """What layers of a network, or of a part of it, cost as a budget counts.
 
-    ``rest`` is what no compressor makes smaller: products of values by values, or the time of all that is no layer, none
-    where layers one by one take more than the network does; ``rounding`` is that of the times."""
+    ``rest`` is what no compressor makes smaller: products of values by values, or the time of all that is no layer,
+    none where layers one by one take more than the network does; ``rounding`` is that of the times."""
 
     def __init__(self, budget: Budget, count: MacCount) -> None:
         self._weight_cost, self._count, self._times = budget.weight_cost, count, budget.times
