@@ -143,8 +143,8 @@ def layers_of(base: BaseModel, images: LabelledImages) -> Iterator[Layer]:
             yield Layer(kind, macs[target])
             continue
         metric: Metric = known[target]
-        ways = prices.ways(target, metric.kernel_row_positions)
-        both = (ways.channels, metric.values), (ways.separable, metric.kernel_rows)
+        cost = prices.layer_cost(target, metric.kernel_row_positions)
+        both = (cost.channels, metric.values), (cost.separable, metric.kernel_rows)
         forms = [(line.each, values) for line, values in both if line is not None and len(values)]
         variances = torch.linalg.eigvalsh(found[target][OutputMoments].covariance()).flip(0).clamp(min=0)
         yield Layer(kind, macs[target], tuple(forms), variances)

@@ -58,8 +58,8 @@ def test_what_groups_lose_together_is_what_was_said(rank: int) -> None:
     delta = low_rank.factor(graph, {"layer": Rank(GROUPS * rank)}, found, metric)["layer"]
     two = delta.apply(layer, layer, torch.arange(12), Slot(1, torch.arange(8)))
     lost = (two(x) - layer(x)).movedim(1, -1).flatten(0, -2).double()
-    felt_with_floor = fisher + metric_module._FLOOR * torch.diagonal(fisher).mean() * torch.eye(12)
-    heard = float(torch.einsum("no,op,np->n", lost, felt_with_floor, lost).mean())
+    raised = fisher + metric_module._FLOOR * torch.diagonal(fisher).mean() * torch.eye(12)
+    heard = float(torch.einsum("no,op,np->n", lost, raised, lost).mean())
     assert heard == pytest.approx(float(metric["layer"].values[rank:].sum()), rel=1e-3)
 
 

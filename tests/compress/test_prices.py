@@ -48,9 +48,9 @@ def spent(times: LayerTimes, count: MacCount, ranks: dict[str, Rank]) -> float:
     prices = Prices(Budget(1.0, times=times), count)
     total = prices.rest
     for target in prices.targets():
-        ways, rank = prices.ways(target, 0.0), ranks.get(target)
-        line = None if rank is None else ways.separable if rank.separable else ways.channels
-        total += ways.whole if line is None or rank is None else line.at(rank.channels)
+        cost, rank = prices.layer_cost(target, 0.0), ranks.get(target)
+        line = None if rank is None else cost.separable if rank.separable else cost.channels
+        total += cost.whole if line is None or rank is None else line.at(rank.channels)
     return total
 
 
@@ -148,8 +148,8 @@ def test_a_layer_that_is_called_twice_takes_its_time_twice() -> None:
     times = times_of(count)
     prices = Prices(Budget(1.0, times=times), count)
     twice = next(t for t in prices.targets() if sum(name == t for name, _, _ in count.nodes) == 2)
-    by_macs = Prices(Budget(1.0), count).ways(twice, 16.0)
-    by_time = prices.ways(twice, 16.0)
+    by_macs = Prices(Budget(1.0), count).layer_cost(twice, 16.0)
+    by_time = prices.layer_cost(twice, 16.0)
     assert by_time.whole == pytest.approx(by_macs.whole)
     assert by_time.channels is not None
     assert by_macs.channels is not None
@@ -163,7 +163,7 @@ def test_products_of_values_count_in_macs() -> None:
 
 def test_loading_weights_counts() -> None:
     count = counted(traced(Chain()))
-    (bare, loaded) = (Prices(Budget(1.0, cost), count).ways("head", 0.0).whole for cost in (0.0, 32.0))
+    (bare, loaded) = (Prices(Budget(1.0, cost), count).layer_cost("head", 0.0).whole for cost in (0.0, 32.0))
     head = next(m for name, m, _ in count.nodes if name == "head")
     assert isinstance(head, nn.Linear)
     assert loaded - bare == 32 * head.weight.numel()

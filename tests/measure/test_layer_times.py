@@ -150,7 +150,7 @@ def test_every_call_has_a_price_or_is_part_of_the_rest(name: str, clock: list[An
     times = layer_times(graph, lambda x: x, COLOUR.size, "torch")
     count = MacCount(graph, couple(graph))
     prices = Prices(Budget(1.0, times=times), count)
-    layers = sum(prices.ways(target, 0.0).whole for target in prices.targets())
+    layers = sum(prices.layer_cost(target, 0.0).whole for target in prices.targets())
     assert layers == pytest.approx(times.in_layers)
     assert prices.rest + layers == pytest.approx(times.total)
 

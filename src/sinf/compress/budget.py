@@ -46,7 +46,7 @@ class Budget:
             raise ConfigError("weight_cost must be in 0..1,000,000", got=self.weight_cost, remedy="take 0 or about 32")
 
     def step(self, round_to: int) -> int:
-        """Of what ranks are multiples that should be of ``round_to``: others would cost time for nothing."""
+        """What ranks are multiples of: ``round_to``, and the channels computed together where time counts."""
         return round_to if self.times is None else math.lcm(round_to, self.times.together)
 
 

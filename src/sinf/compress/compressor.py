@@ -182,7 +182,7 @@ class Compressor(ABC):
         """
 
     def leaves(self, rules: Sequence[Rule], scope: Scope, observed: Observed) -> dict[str, list[str]]:
-        """Layers of a scope that it makes smaller within no budget, by the reason."""
+        """Layers of a scope that no budget makes smaller, listed by the reason."""
         return {}
 
     @abstractmethod
@@ -199,7 +199,7 @@ class Compression:
 
     @cached_property
     def plans(self) -> list[Any]:
-        """One for every scope. What no budget makes smaller is said."""
+        """The plan of every scope. Layers that no budget makes smaller are named to who is told by ``run``."""
         plans = self.compressor.plan(self.rules, self.scopes, self.observed)
         if self.run.notice is not None:
             for reason, targets in self.compressor.leaves(self.rules, self.scopes[-1], self.observed).items():

@@ -12,7 +12,7 @@ from sinf.graph.delta import groups_of
 from sinf.graph.price import Line, Price, Widths
 
 
-class Ways(NamedTuple):
+class LayerCost(NamedTuple):
     """What all calls of a layer cost: as it is, and by the channels between the two that it may become."""
 
     whole: float
@@ -21,9 +21,10 @@ class Ways(NamedTuple):
 
 
 class Prices:
-    """Of the layers of a network or of a part of it, by a budget. ``rest`` is what costs, and no compressor makes
-    smaller: products of values by values, or the time of all that is no layer, none where layers one by one take more
-    than the network does; ``rounding`` is that of the times."""
+    """What layers of a network, or of a part of it, cost as a budget counts.
+
+    ``rest`` is what no compressor makes smaller: products of values by values, or the time of all that is no layer,
+    none where layers one by one take more than the network does; ``rounding`` is that of the times."""
 
     def __init__(self, budget: Budget, count: MacCount) -> None:
         self._weight_cost, self._count, self._times = budget.weight_cost, count, budget.times
@@ -51,7 +52,7 @@ class Prices:
     def module(self, target: str) -> nn.Module:
         return self._calls[target][0][0]
 
-    def ways(self, target: str, kernel_row_positions: float) -> Ways:
+    def layer_cost(self, target: str, kernel_row_positions: float) -> LayerCost:
         """``kernel_row_positions`` is how many rows of a separable kernel read an image."""
         calls, module = self._calls[target], self.module(target)
         if self._times is None:
@@ -61,7 +62,7 @@ class Prices:
         channels, separable = (
             line and Line(len(calls) * line.fixed, len(calls) * line.each) for line in (price.channels, price.separable)
         )
-        return Ways(len(calls) * price.widths.at(*module.weight.shape[:2]), channels, separable)
+        return LayerCost(len(calls) * price.widths.at(*module.weight.shape[:2]), channels, separable)
 
     def _widths(self, target: str, module: nn.Module, positions: int) -> Widths:
         if self._times is None:
@@ -69,7 +70,7 @@ class Prices:
         return self._measured.get(target, Price(Widths())).widths
 
     @staticmethod
-    def _counted(module: nn.Module, positions: float, weights: float, kernel_row_positions: float) -> Ways:
+    def _counted(module: nn.Module, positions: float, weights: float, kernel_row_positions: float) -> LayerCost:
         """Of outputs at so many ``positions``; loading all weights counts as ``weights`` more of them."""
         (out, into), kernel = module.weight.shape[:2], module.weight[0, 0].numel()
         groups = groups_of(module)
@@ -78,4 +79,5 @@ class Prices:
         if module.weight.ndim == 4 and groups == 1:
             rows, columns = module.weight.shape[2:]
             separable = Line(0.0, (kernel_row_positions + weights) * into * columns + positions * out * rows)
-        return Ways(positions * kernel * out * into, Line(0.0, positions * (into * kernel + out // groups)), separable)
+        channels = Line(0.0, positions * (into * kernel + out // groups))
+        return LayerCost(positions * kernel * out * into, channels, separable)

@@ -118,7 +118,7 @@ def left_whole(budget: Budget, count: MacCount, metrics: dict[str, Metric], roun
     prices, layers = Prices(budget, count), dict[str, list[str]]()
     for target in prices.targets():
         reason = why_one(prices.module(target))
-        if reason is None and prices.ways(target, 0.0).channels is None:
+        if reason is None and prices.layer_cost(target, 0.0).channels is None:
             reason = "none of these was timed as two"
         if reason is None and len(_options(target, prices, metrics, budget.step(round_to))) == 1:
             reason = "two cost more"
@@ -129,8 +129,8 @@ def left_whole(budget: Budget, count: MacCount, metrics: dict[str, Metric], roun
 
 def _options(target: str, prices: Prices, metrics: dict[str, Metric], round_to: int) -> list[_Choice]:
     metric, module = metrics.get(target), prices.module(target)
-    ways = prices.ways(target, 0.0 if metric is None else metric.kernel_row_positions)
-    choices = [_Choice(None, 0.0, ways.whole)]
+    costs = prices.layer_cost(target, 0.0 if metric is None else metric.kernel_row_positions)
+    choices = [_Choice(None, 0.0, costs.whole)]
     if metric is None or not can_factor(module):
         return choices
 
@@ -140,14 +140,14 @@ def _options(target: str, prices: Prices, metrics: dict[str, Metric], round_to: 
         effects = values.sum() - values.cumsum(0) + prices.rounding * noise.cumsum(0)  # of what goes, and of rounding
         step = math.lcm(round_to, metric.groups)
         for rank in range(step, most + 1, step):
-            if (cost := line.at(rank)) < ways.whole:
+            if (cost := line.at(rank)) < costs.whole:
                 lost = effects[rank // metric.groups - 1]
                 choices.append(_Choice(Rank(rank, separable), 0.5 * float(lost), cost))
 
     out, into = module.weight.shape[:2]
-    offer(metric.values, metric.values, ways.channels, out, separable=False)
+    offer(metric.values, metric.values, costs.channels, out, separable=False)
     if len(metric.kernel_rows):
         rows, columns = module.weight.shape[2:]
         most = min(into * columns, out * rows)
-        offer(metric.kernel_rows, metric.kernel_row_noise, ways.separable, most, separable=True)
+        offer(metric.kernel_rows, metric.kernel_row_noise, costs.separable, most, separable=True)
     return choices

@@ -106,7 +106,7 @@ def reconstruct_ranks(
             delta = start.get(target)
         elif can_factor(own):
             constant = own.bias is not None or rank is not None
-            delta = _fit(target, own, list(answers), constant, rank, metrics)
+            delta = _fit(own, list(answers), constant, rank, metrics.get(target))
         else:
             delta = None
         if delta is not None:
@@ -119,69 +119,55 @@ def reconstruct_ranks(
 
 
 def _fit(
-    target: str,
-    own: nn.Module,
-    answers: list[tuple[Tensor, Tensor]],
-    constant: bool,
-    rank: Rank | None,
-    metrics: dict[str, Metric],
+    own: nn.Module, answers: list[tuple[Tensor, Tensor]], constant: bool, rank: Rank | None, metric: Metric | None
 ) -> LayerDelta:
-    """What stands in the place of ``own``, at full rank or less, from what it should answer and what it reads."""
-    groups = groups_of(own)
-    if groups == 1:
-        sums = kernel_equations(own, torch.arange(len(own.weight)), answers, constant)
-        return _fit_sums(target, own, sums, constant, rank, metrics)
-    parts = []
+    """What stands in the place of ``own``, at full rank or less, from what it should answer and what it reads; group by
+    group where it has some."""
+    groups, parts = groups_of(own), []
+    between = None if rank is None else rank.channels // groups
     for group in range(groups):
-        one, out, into = _one_group(own, group)
-        mine = [(whole[:, out], small[:, into]) for whole, small in answers]
+        one, mine = (own, answers) if groups == 1 else _one_group(own, answers, group)
         sums = kernel_equations(one, torch.arange(len(one.weight)), mine, constant)
-        share = None if rank is None else Rank(rank.channels // groups)
-        parts.append(_fit_sums(target, one, sums, constant, share, metrics, group))
+        parts.append(_fit_group(one, sums, constant, between, metric, group))
     return _together(parts)
 
 
-def _one_group(own: nn.Module, group: int) -> tuple[nn.Module, slice, slice]:
-    """One group of a convolution as a layer, and the channels that it writes and reads."""
+def _one_group(
+    own: nn.Module, answers: list[tuple[Tensor, Tensor]], group: int
+) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """One group of a convolution as a layer, and what of the answers and of what is read is the group's."""
     out, into = len(own.weight) // groups_of(own), own.weight.shape[1]
-    rows = slice(group * out, (group + 1) * out)
+    rows, reads = slice(group * out, (group + 1) * out), slice(group * into, (group + 1) * into)
     bias = {} if own.bias is None else {"bias": own.bias[rows]}
     one = with_weights(own, weight=own.weight[rows], **bias)
-    one.groups, one.in_channels, one.out_channels = 1, into, out  # type: ignore[assignment]
-    return one, rows, slice(group * into, (group + 1) * into)
+    vars(one).update(groups=1, in_channels=into, out_channels=out)
+    return one, [(whole[:, rows], small[:, reads]) for whole, small in answers]
 
 
 def _together(parts: list[LayerDelta]) -> LayerDelta:
     """One layer of all groups from what stands for each."""
-    first = parts[0]
+    first, tensors = parts[0], [part.tensors() for part in parts]
     if len(parts) == 1:
         return first
-    each = [part.tensors() for part in parts]
-    return type(first)(**{name: torch.cat([tensors[name] for tensors in each]) for name in each[0]})
+    return type(first)(**{name: torch.cat([each[name] for each in tensors]) for name in tensors[0]})
 
 
-def _fit_sums(
-    target: str,
-    own: nn.Module,
-    sums: NormalEquations,
-    constant: bool,
-    rank: Rank | None,
-    metrics: dict[str, Metric],
-    group: int = 0,
+def _fit_group(
+    own: nn.Module, sums: NormalEquations, constant: bool, between: int | None, metric: Metric | None, group: int
 ) -> LayerDelta:
-    """The same from the sums of the kernel, of one ``group``."""
+    """The same of a layer without groups, from the sums of its kernel, with so many channels ``between`` two."""
     prior = own.weight.detach().flatten(1)
     if constant:
         bias = prior.new_zeros(len(prior)) if own.bias is None else own.bias.detach()
         prior = torch.cat([prior, bias[:, None]], 1)
     fit = sums.solve(prior).double()
     weight = fit[:, : own.weight[0].numel()]
-    if rank is None:
+    if between is None or metric is None:
         return Weights(weight.reshape(own.weight.shape).float(), fit[:, -1].float() if constant else None)
     moments = sums.moments()
     mean = moments[-1, :-1]
     covariance = moments[:-1, :-1] - torch.outer(mean, mean)
-    expand, reduce = metrics[target].channels(weight @ covariance @ weight.T, rank.channels, group)
+    expand, reduce = metric.channels(weight @ covariance @ weight.T, between, group)
     before = weight @ mean
     return _channels(own, expand, reduce @ weight, before + fit[:, -1] - expand @ (reduce @ before))
 
