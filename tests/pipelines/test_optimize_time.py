@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from program import Program
 from sinf.data.clusters import one_cluster
 from sinf.data.images import LabelledImages
-from sinf.errors import ConfigError
+from sinf.errors import ConfigError, DoesNotPayError
 from sinf.load import from_pretrained
+from sinf.measure.delivery import ExpectedLoss
 from sinf.measure.estimate import Estimate, Pace
 from sinf.measure.timing import Latency, summary
 from sinf.models import BaseModel, load_model
@@ -100,7 +101,29 @@ def test_a_first_network_out_of_reach_is_not_the_last(
 
     monkeypatch.setattr(searching, "pruner", pruner)
     found = run(replace(SMALL, minutes=1e-9))
-    assert [row.name for row in found.rows] == ["ranks, 89.4 %"]
+    assert [row.name for row in found.rows] == ["ranks, 92.8 %"]
+
+
+@pytest.mark.parametrize(
+    ("max_loss", "made"),
+    [
+        (0.3, ["80", "60", "72.7", "66"]),
+        (0.25, ["80", "60", "72.7"]),
+        (0.1, ["80", "92.8", "86.2"]),
+        (0.5, ["80", "60"]),
+    ],
+)
+def test_a_few_networks_are_made_near_the_limit(
+    run: Callable[..., Optimized], monkeypatch: pytest.MonkeyPatch, max_loss: float, made: list[str]
+) -> None:
+    """Networks likely lose all that they do not keep: those between the last within the limit and the first beyond."""
+    monkeypatch.setattr(searching._Rung, "likely", property(lambda rung: 100 * (1 - rung.kept)))
+    lost = ExpectedLoss(99.0, 99.0, 99.0, 0.0, 80)
+    monkeypatch.setattr(searching.ExpectedLoss, "of", lambda *_: lost)
+    with pytest.raises(DoesNotPayError) as refused:
+        run(replace(SMALL, methods=("ranks",), cuts=(), max_loss=max_loss))
+    names = [row["name"] for row in refused.value.numbers["rows"]]
+    assert names == [f"ranks, {kept} %" for kept in made]
 
 
 def test_a_limit_that_is_not_reached_changes_nothing(run: Callable[..., Optimized]) -> None:

@@ -42,6 +42,7 @@ Progress = Callable[[str, int, int], None]
 BASE = "base model"
 OWN = "your model, as loaded (torch)"
 _WELL = 0.6  # of the cost: a method that keeps no more within the limit needs no other beside it
+_BETWEEN = (1 / 3, 2 / 3)  # of the way, in factors, from the last network within the limit to the first beyond
 _LEAST = 0.05  # of the cost of its tail: no subgraph is smaller
 _SAFER = 0.5  # of the limit: what extractor and full tail of a bundle may lose, so that the small tail has the rest
 _RANGES = 200  # images that set the ranges of int8
@@ -154,8 +155,8 @@ class Search:
 
     def _ladder(self, method: str) -> Iterator[_Rung]:
         """Smaller and smaller networks, to the first that loses more than the limit by both its own loss and what is
-        likely, and one between the last two; the first whatever the time."""
-        config, whole = self.config, 1.0
+        likely, and a few between the last two; the first whatever the time."""
+        config = self.config
         asked = PruneConfig(
             self._budget(config.budgets[0]),
             method,
@@ -181,21 +182,32 @@ class Search:
             answers = answers_of(network.module, self.selection, self.preprocessing, self._reporter(method))
             return _Rung(network, kept, ExpectedLoss.of(base, answers, self.selection.labels))
 
+        def loses_too_much(made: _Rung) -> bool:
+            return min(made.loss.points, made.likely) > 100 * config.max_loss
+
+        last = 1.0  # that loses little enough
         for kept in config.budgets:
-            if whole < 1 and self._too_late(f"{method}, {100 * kept:.3g} % and less"):
+            if last < 1 and self._too_late(f"{method}, {100 * kept:.3g} % and less"):
                 return
             made = rung(kept)
             if made is not None:
                 yield made
-            if made is None or min(made.loss.points, made.likely) > 100 * config.max_loss:
-                none_yet = made is None and whole == 1
-                between = (kept * whole) ** 0.5
-                if none_yet or not self._too_late(f"{method}, {100 * between:.3g} %"):
-                    middle = rung(between)
-                    if middle is not None:
-                        yield middle
+            if made is None or loses_too_much(made):
+                break
+            last = kept
+        else:
+            return
+        some = made is not None or last < 1
+        for share in _BETWEEN:
+            between = last * (kept / last) ** share
+            if some and self._too_late(f"{method}, {100 * between:.3g} %"):
                 return
-            whole = kept
+            made = rung(between)
+            if made is not None:
+                some = True
+                yield made
+                if loses_too_much(made):
+                    return
 
     def _least(self, rungs: list[_Rung], share: float) -> float:
         """What a network keeps that likely loses a share of the limit."""

@@ -20,7 +20,7 @@ Progress = Callable[[str, int, int], None]
 
 LIMIT = "time limit"
 FASTEST = ("int8", "bf16", "f32")
-_RUNGS = 6  # of a ladder: how many are made shows only when one loses too much
+_RUNGS = 7  # of a ladder: how many are made shows only when one loses too much
 _SECOND = 0.5  # as much again: methods after the first are tried only where it does not do well
 _THRESHOLDS = 5  # with which a bundle is a candidate, in the mean
 _TESTED = 3  # candidates, in the mean
@@ -115,4 +115,4 @@ def estimate(
 
 
 def _rungs(config: OptimizeConfig) -> int:
-    return min(_RUNGS, len(config.budgets) + 1)
+    return min(_RUNGS, len(config.budgets) + 2)
