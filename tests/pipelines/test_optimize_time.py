@@ -118,7 +118,7 @@ def test_a_few_networks_are_made_near_the_limit(
 ) -> None:
     """Networks likely lose all that they do not keep: those between the last within the limit and the first beyond."""
     monkeypatch.setattr(searching._Rung, "likely", property(lambda rung: 100 * (1 - rung.kept)))
-    lost = ExpectedLoss(99.0, 99.0, 99.0, 0.0, 80)
+    lost = ExpectedLoss(99.0, 99.0, 99.0, 1.0, None, 80)
     monkeypatch.setattr(searching.ExpectedLoss, "of", lambda *_: lost)
     with pytest.raises(DoesNotPayError) as refused:
         run(replace(SMALL, methods=("ranks",), cuts=(), max_loss=max_loss))
