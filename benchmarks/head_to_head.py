@@ -142,7 +142,7 @@ def report(
         key: ExpectedLoss.of(expected, each.answers(images, lambda done, total: None), images.labels)
         for key, each in made.items()
     }
-    x = timed_images(images, base.module, base.spec.preprocessing, table.common["pairs"], 0)
+    x = timed_images(images, base.module, base.spec.preprocessing, batch=1, pairs=table.common["pairs"])
     runs = {key: each.run for key, each in made.items()}
     times = when_idle(
         lambda: interleaved(reference, runs, x, batch=1, pairs=table.common["pairs"], threads=place.threads),

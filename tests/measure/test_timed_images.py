@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sinf.data.images import LabelledImages
 from sinf.data.preprocessing import Preprocessing
+from sinf.measure import timed_images as module
 from sinf.measure.timed_images import spread, timed_images
 
 
@@ -40,7 +41,7 @@ def test_images_are_spread_by_the_margin_of_the_model(tiny_images: LabelledImage
         """Logits whose margin is the mean of an image."""
         return torch.stack([torch.zeros(len(x)), x.mean((1, 2, 3)) + 10], 1)
 
-    found = timed_images(tiny_images, brightness, fed, 6, 0, progress=lambda *done: told.append(done))
+    found = timed_images(tiny_images, brightness, fed, batch=2, pairs=3, progress=lambda *done: told.append(done))
     assert found.shape == (6, 3, 8, 8)
     means = tiny_images.inputs(fed)[:].mean((1, 2, 3)).sort().values
     parts = torch.bucketize(found.mean((1, 2, 3)), means) * 6 // len(means)
@@ -48,8 +49,13 @@ def test_images_are_spread_by_the_margin_of_the_model(tiny_images: LabelledImage
     assert told[-1] == (len(tiny_images), len(tiny_images))
 
 
-@pytest.mark.parametrize("count", [1, 10_000])
-def test_no_more_than_there_are(tiny_images: LabelledImages, count: int) -> None:
+@pytest.mark.parametrize(
+    ("batch", "pairs", "most", "found"), [(1, 1, 9, 1), (4, 5, 9, 9), (12, 5, 9, 12), (9, 999, 9999, 0)]
+)
+def test_no_more_than_there_are_and_memory_holds(
+    tiny_images: LabelledImages, monkeypatch: pytest.MonkeyPatch, batch: int, pairs: int, most: int, found: int
+) -> None:
+    monkeypatch.setattr(module, "_MOST", most)
     fed = Preprocessing((3, 8, 8), (0.5,) * 3, (0.25,) * 3)
-    found = timed_images(tiny_images, lambda x: x.flatten(1), fed, count, 0)
-    assert len(found) == min(count, len(tiny_images))
+    timed = timed_images(tiny_images, lambda x: x.flatten(1), fed, batch=batch, pairs=pairs)
+    assert len(timed) == (found or len(tiny_images))

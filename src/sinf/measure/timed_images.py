@@ -12,17 +12,22 @@ from torch import Tensor
 from sinf.data.images import LabelledImages
 from sinf.data.preprocessing import Preprocessing
 
+_MOST = 512  # which are in memory
+
 
 @torch.no_grad()
 def timed_images(
     images: LabelledImages,
     base: Callable[[Tensor], Any],
     preprocessing: Preprocessing,
-    count: int,
-    seed: int,
+    *,
+    batch: int,
+    pairs: int,
+    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """``(N, C, H, W)`` normalised, ``count`` of the ``images`` or all, in an order that the ``seed`` draws.
+    """``(N, C, H, W)`` normalised, for as many ``pairs`` of a ``batch``, in an order that the ``seed`` draws; fewer
+    than there are in these where memory would not hold them.
 
     They are a systematic sample by the margin of the ``base`` model, (B, C, H, W) -> logits (B, classes). Of a hundred
     images drawn at random, 47 fell back where 40 % of all did, and a cascade seemed a tenth slower than it was.
@@ -35,7 +40,7 @@ def timed_images(
         done += len(x)
         if progress is not None:
             progress(done, len(images))
-    rows = spread(torch.cat(margins), count, seed)
+    rows = spread(torch.cat(margins), min(batch * pairs, max(batch, _MOST)), seed)
     return images.select(rows).inputs(preprocessing)[:]
 
 

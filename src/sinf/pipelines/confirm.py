@@ -74,7 +74,7 @@ def confirm(
 
     expected = answers(BASE, reference)
     losses = {name: ExpectedLoss.of(expected, answers(name, run), images.labels) for name, run in runs.items()}
-    x = timed_images(images, base.module, fed, batch * pairs, 0)
+    x = timed_images(images, base.module, fed, batch=batch, pairs=pairs)
     times = interleaved(
         reference, runs, x, batch=batch, pairs=pairs, threads=place.threads,
         warmup=max(2, pairs // 10), progress=lambda done, total: told("time", done, total),

@@ -281,8 +281,8 @@ class Search:
             for candidate in candidates
         ]
         x = timed_images(
-            self.selection, self.base.module, self.preprocessing, config.batch * config.pairs, config.seed,
-            self._reporter("images to time"),
+            self.selection, self.base.module, self.preprocessing, batch=config.batch, pairs=config.pairs,
+            seed=config.seed, progress=self._reporter("images to time"),
         )  # fmt: skip
         runs = {candidate.full_name: candidate.run for candidate in candidates}
         times = interleaved(
