@@ -12,9 +12,10 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from sinf.engine.onnx_parts import graph_to_onnx
+from sinf.engine import rounding
+from sinf.engine.onnx_parts import network_to_onnx
 from sinf.engine.quantise import quantise_graph
-from sinf.engine.rounding import _layers, round_weights, rounded_to_steps
+from sinf.engine.rounding import _layers, _second_moments, _together, round_weights, rounded_to_steps, rounding_bytes
 from sinf.graph.trace import trace
 from tiny import CLASSES, COLOUR
 
@@ -70,7 +71,7 @@ class Convolutions(nn.Module):
 def exported() -> tuple[onnx.ModelProto, list[dict[str, Any]]]:
     torch.manual_seed(0)
     x = torch.randn(32, 3, 8, 8).cumsum(3)
-    model = graph_to_onnx(trace(Convolutions(), COLOUR), (3, 8, 8), 8)
+    model = network_to_onnx(trace(Convolutions(), COLOUR), (3, 8, 8))
     for number, node in enumerate(model.graph.node):
         node.name = node.name or f"node{number}"
     return model, [{model.graph.input[0].name: each.numpy()} for each in x.split(8)]
@@ -84,19 +85,56 @@ def test_patches_are_what_a_convolution_reads() -> None:
     model, _ = exported()
     first = next(each for each in _layers(model, ()) if each.reads == model.graph.input[0].name)
     x, module = torch.randn(2, 3, 8, 8), Convolutions().uneven
-    written = first.patches(x)[0] @ module.weight.flatten(1).T + module.bias
-    expected = module(x)
-    torch.testing.assert_close(written, expected.flatten(2).transpose(1, 2).flatten(0, 1), rtol=1e-4, atol=1e-4)
+    positions, step = first.positions(x), 3  # over two images
+    rows = torch.cat([first.rows(each[None], number * positions, step) for number, each in enumerate(x)], 1)
+    written = rows[0] @ module.weight.flatten(1).T + module.bias
+    expected = module(x).flatten(2).transpose(1, 2).flatten(0, 1)
+    assert len(expected) == 2 * positions
+    torch.testing.assert_close(written, expected[::step], rtol=1e-4, atol=1e-4)
 
 
 def test_layers_of_all_forms_are_rounded_but_those_that_are_kept() -> None:
     model, feeds = exported()
     found = _layers(model, ())
-    assert sorted((each.groups, each.kernel) for each in found) == [(1, (1, 1)), (1, (1, 1)), (1, (3, 2)), (4, (3, 3))]
+    assert sorted((each.groups, each.window.kernel, each.inputs) for each in found) == [
+        (1, (1, 1), 12), (1, (1, 1), 16), (1, (3, 2), 18), (4, (3, 3), 18)
+    ]  # fmt: skip
     kept = [node.name for node in model.graph.node if node.op_type == "Gemm"]
     before, after = weights(model), weights(round_weights(model, feeds, kept, STEPS))
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
-    assert changed == {each.weight for each in found if each.groups == 4 or each.kernel == (3, 2)}
+    assert changed == {each.weight for each in found if each.window.kernel != (1, 1)}
+
+
+@pytest.mark.parametrize("rows", [50, 30_000])
+def test_second_moments_are_of_every_few_rows_of_all_images(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same sums as those of all patches at once, of which every n-th is taken, feed by feed."""
+    monkeypatch.setattr(rounding, "_ROWS", rows)
+    model, feeds = exported()
+    layers = _layers(model, ())
+    first = next(each for each in layers if each.window.kernel == (3, 2))
+    found, expected = _second_moments(model, layers, feeds)[first.weight][0], torch.zeros(18, 18)
+    for feed in feeds:
+        x = nn.functional.pad(torch.as_tensor(next(iter(feed.values()))), (2, 2, 1, 1))
+        patches = nn.functional.unfold(x, (3, 2), (1, 2), 0, (2, 1)).transpose(1, 2).flatten(0, 1)
+        taken = patches[:: max(1, len(patches) * len(feeds) // rows)]
+        expected += taken.T @ taken
+    torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-2)
+
+
+def test_layers_are_looked_at_in_groups_and_the_largest_keep_the_nearest_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups are rounded as all together are; what a network takes is known without looking at an image."""
+    model, feeds = exported()
+    layers = _layers(model, ())
+    whole = weights(round_weights(model, feeds, (), STEPS))
+    monkeypatch.setattr(rounding, "_SUMS", 8 * 18**2)
+    assert [len(each) for each in _together(layers)] == [1, 1, 1, 1]
+    for name, value in weights(round_weights(model, feeds, (), STEPS)).items():
+        np.testing.assert_array_equal(value, whole[name])
+    network = Convolutions()
+    assert rounding_bytes(network) == 8 * 18**2 + 4 * 56 * 18**2
+    monkeypatch.setattr(rounding, "_EQUATIONS", 56 * 17**2)
+    assert [each.inputs for each in _layers(model, ())] == [12, 16]
+    assert rounding_bytes(network) == 8 * 18**2 + 56 * 16**2
 
 
 def test_the_quantiser_finds_weights_on_its_steps() -> None:
@@ -104,7 +142,7 @@ def test_the_quantiser_finds_weights_on_its_steps() -> None:
     model, feeds = exported()
     rounded = weights(round_weights(model, feeds, [model.graph.node[-1].name], STEPS))
     quantised = weights(quantise_graph(model, iter(feeds), "network"))
-    layers = [each for each in _layers(model, ()) if each.groups == 4 or each.kernel == (3, 2)]
+    layers = [each for each in _layers(model, ()) if each.window.kernel != (1, 1)]
     for layer in layers:
         stored = quantised[f"{layer.weight}_quantized"].astype(np.float64)
         scale = quantised[f"{layer.weight}_scale"].reshape(-1, *[1] * (stored.ndim - 1))

@@ -10,32 +10,19 @@ import torch
 
 from sinf.compress.select import Budget
 from sinf.data.clusters import from_column
-from sinf.data.images import LabelledImages
 from sinf.errors import DoesNotPayError
 from sinf.measure import delivery
 from sinf.measure.delivery import Verdict
 from sinf.measure.timing import Latency, summary
-from sinf.models import BaseModel, load_model
+from sinf.models import BaseModel
 from sinf.pipelines import build as pipeline
 from sinf.pipelines.build import BuildConfig, Images, build
 from sinf.routing.predictor import RouterConfig
-from tiny import coloured_images
 
 CONFIG = BuildConfig(
     cut_at=0.5, max_loss=0.9, route_draws=240, subgraph=Budget(0.4), criterion="l1",
     router=RouterConfig(epochs=1, hidden=16),
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def base() -> BaseModel:
-    torch.manual_seed(0)
-    return load_model("vgg11", classes=6, options={"width": 0.125})
-
-
-@pytest.fixture(scope="module")
-def images(tiny_images: LabelledImages, tmp_path_factory: pytest.TempPathFactory) -> Images:
-    return Images(tiny_images, tiny_images, coloured_images(tmp_path_factory.mktemp("calibration"), 60, seed=1))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -11,6 +11,7 @@ from sinf.cli.progress import announce
 from sinf.data.images import BATCH, LabelledImages
 from sinf.data.preprocessing import Preprocessing
 from sinf.engine.quantise import AT_ONCE
+from sinf.engine.rounding import rounding_bytes
 from sinf.errors import CutError
 from sinf.graph.trace import trace
 from sinf.machine.memory import Memory, activations, weight_bytes
@@ -24,17 +25,19 @@ _STATE = 7  # weights, gradients, momenta, their average, what they are loaded f
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes: of the values that one image makes, and of weights with their copies."""
+    """Bytes: of the values that one image makes, of weights with their copies, and of rounding these to int8."""
 
     each: int
     weights: int
+    rounding: int = 0
 
     @staticmethod
     def of(graph: fx.GraphModule, *, copies: int = 3, largest: int = 0, tails: int = 0) -> Need:
         """Of a pass without gradients, in which ``largest`` values as large as the largest are kept besides; ``tails``
         are bytes of weights that the graph does not have."""
         values = activations(graph)
-        return Need(values.forward + largest * values.largest, copies * weight_bytes(graph) + tails)
+        each, rounding = values.forward + largest * values.largest, values.total + rounding_bytes(graph)
+        return Need(each, copies * weight_bytes(graph) + tails, rounding)
 
     @staticmethod
     def of_model(model: BaseModel) -> Need:
@@ -49,11 +52,12 @@ class Need:
     def exported(self) -> Need:
         """While it is written for another engine: the exporter, its checks, the file and a session each have weights of
         their own."""
-        return Need(self.each, _WRITTEN * self.weights)
+        return replace(self, weights=_WRITTEN * self.weights)
 
     def beside(self, other: Need) -> Need:
         """Of two models in turns."""
-        return Need(max(self.each, other.each), self.weights + other.weights)
+        rounding = max(self.rounding, other.rounding)
+        return Need(max(self.each, other.each), self.weights + other.weights, rounding)
 
 
 class Room:
@@ -63,7 +67,7 @@ class Room:
         size = math.prod(feed.size)
         self.memory, self.parts = Memory(memory), [part for part in parts if part is not None]
         self.input = _INPUTS * _FLOAT * size
-        self.each = need.each + self.input
+        self.each, self.rounding = need.each + self.input, need.rounding
         self.fixed = need.weights + sum(min(self.memory.cache, len(part) * size) for part in self.parts)
 
     def limit(self, name: str, most: int = BATCH, least: int = 1) -> int:
@@ -74,9 +78,11 @@ class Room:
         return batch
 
     def calibrate(self, count: int) -> None:
-        """Keep ``count`` normalised images that set the ranges of int8, of which a fixed number runs at once."""
+        """Keep ``count`` normalised images that set the ranges of int8, of which a fixed number runs at once, and round
+        weights by what layers read of them."""
         self.fixed += count * self.input
         self.memory.batch("calibration", self.each, AT_ONCE, fixed=self.fixed, least=AT_ONCE)
+        self.memory.whole("rounding", self.rounding, 1, fixed=self.fixed)
 
     def sizes(self, sizes: list[int], named: bool) -> list[int]:
         """Sizes of batches that are timed: ``named`` ones are as they are, or refused."""

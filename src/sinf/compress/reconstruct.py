@@ -27,6 +27,7 @@ from sinf.compress.side_by_side import Rows, SideBySide
 from sinf.graph.coupling import Coupling, positions_of, unfolds
 from sinf.graph.delta import LayerDelta, LayerDeltas, Mix, Weights
 from sinf.machine.memory import equation_bytes
+from sinf.statistics.patches import Window
 
 HELD_OUT = 0.25  # share of a chunk's images that choose the damping
 _ENOUGH_ROWS = 32  # for each unknown of a kernel
@@ -189,25 +190,19 @@ def _patch_bands(layer: nn.Module, x: Tensor, unknowns: int) -> Iterator[tuple[s
         patches = _patches(layer, x)
         yield slice(0, patches.shape[1]), patches
         return
-    rows, columns = (_outputs(layer, dim, x.shape[2 + dim]) for dim in (0, 1))
+    window = Window.of(layer)
+    rows, columns = window.outputs(*x.shape[2:])
     step = max(1, _PATCH_FLOATS // (len(x) * unknowns * columns))
     if step >= rows:
         yield slice(0, rows * columns), _patches(layer, x)
         return
-    down, across = (int(p) for p in layer.padding)
-    padded = F.pad(x, (across, across, down, down))
-    reach = layer.dilation[0] * (layer.kernel_size[0] - 1) + 1
+    top, bottom, left, right = window.zeros
+    padded = F.pad(x, (left, right, top, bottom))
     for first in range(0, rows, step):
         last = min(first + step, rows)
-        band = padded[:, :, first * layer.stride[0] : (last - 1) * layer.stride[0] + reach]
+        band = padded[:, :, first * layer.stride[0] : (last - 1) * layer.stride[0] + window.reach[0]]
         patches = F.unfold(band, layer.kernel_size, layer.dilation, 0, layer.stride).transpose(1, 2)
         yield slice(first * columns, last * columns), patches
-
-
-def _outputs(layer: nn.Conv2d, dim: int, size: int) -> int:
-    """How many outputs a convolution makes of ``size`` inputs along a dimension."""
-    reach = layer.dilation[dim] * (layer.kernel_size[dim] - 1) + 1
-    return (size + 2 * int(layer.padding[dim]) - reach) // layer.stride[dim] + 1
 
 
 def _positions(layer: nn.Module, y: Tensor) -> Tensor:
@@ -225,20 +220,4 @@ def _patches(layer: nn.Module, x: Tensor) -> Tensor:
 
 def _patches_at(layer: nn.Module, x: Tensor, chosen: Tensor) -> Tensor:
     """:func:`_patches` of the ``chosen`` outputs alone, ``(N, chosen, inputs of one output)``."""
-    if not isinstance(layer, nn.Conv2d):
-        return _patches(layer, x)[:, chosen]
-    columns = _outputs(layer, 1, x.shape[3])
-    (down, here_down), (across, here_across) = (
-        _reached(layer, dim, at, x.shape[2 + dim]) for dim, at in ((0, chosen // columns), (1, chosen % columns))
-    )
-    at = down[:, :, None] * x.shape[3] + across[:, None, :]  # (chosen, kh, kw)
-    padding = ~(here_down[:, :, None] & here_across[:, None, :])
-    values = x.flatten(2)[:, :, at.flatten()].unflatten(2, (len(chosen), -1))
-    return values.masked_fill_(padding.flatten(1), 0.0).transpose(1, 2).flatten(2)
-
-
-def _reached(layer: nn.Conv2d, dim: int, outputs: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """``(outputs, k)`` inputs along a dimension that outputs read, and whether they are there or in the padding."""
-    first = outputs * layer.stride[dim] - int(layer.padding[dim])
-    reached = first[:, None] + layer.dilation[dim] * torch.arange(layer.kernel_size[dim])
-    return reached.clamp(0, size - 1), (reached >= 0) & (reached < size)
+    return Window.of(layer).patches_at(x, chosen) if isinstance(layer, nn.Conv2d) else _patches(layer, x)[:, chosen]

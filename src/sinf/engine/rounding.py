@@ -4,17 +4,23 @@ Rounded to the nearest step, each by itself, weights of inputs that vary much ar
 rounding adds to what a layer writes the next may add again. Here the inputs of a layer are rounded one after another,
 and those that follow take over what that changed, in closed form, by the second moments of what the layer reads in
 calibration images (GPTQ: Frantar et al., arXiv 2210.17323). The engine's quantiser then finds every weight on a step.
+
+Images pass one by one, and of what a layer reads only the rows that count are taken. Layers are looked at in groups
+whose sums fit into a quarter of a gigabyte; one whose equations alone take more than two keeps the nearest steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from sinf.machine.memory import equation_bytes
+from sinf.statistics.patches import Window
 
 if TYPE_CHECKING:
     import onnx
@@ -22,51 +28,62 @@ if TYPE_CHECKING:
 _DAMPING = 0.01  # of the mean second moment
 _BLOCK = 128  # inputs; what follows a block takes over its changes at once
 _ROWS = 30_000  # that the second moments of a layer are of
+_SUMS, _EQUATIONS = 1 << 28, 1 << 31  # bytes of the sums of a group of layers, and of solving for one layer, at most
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A convolution or product: what it reads, its weight, and how patches are read."""
+    """A convolution or product: what it reads, its weight, how many inputs an output has, and how patches are read."""
 
     reads: str
     weight: str
+    inputs: int
     groups: int = 1
-    kernel: tuple[int, int] = (1, 1)
-    strides: tuple[int, int] = (1, 1)
-    dilations: tuple[int, int] = (1, 1)
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0)  # left, right, top, bottom
+    window: Window = field(default_factory=Window)
 
-    def patches(self, x: Tensor) -> Tensor:
-        """``(groups, rows, inputs)`` of what it reads: (N, C, H, W), or (N, C) of a product."""
+    def rows(self, x: Tensor, first: int, step: int) -> Tensor:
+        """``(groups, rows, inputs)`` of what it reads of one image: (1, C, H, W), or (1, C) of a product. Every
+        ``step``-th of the rows of all images is taken, ``first`` of which were of others."""
         if x.ndim == 2:
-            return x[None]
-        x = F.unfold(F.pad(x, self.pads), self.kernel, self.dilations, 0, self.strides)  # (N, C kh kw, positions)
-        return x.unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+            return x[None] if first % step == 0 else x[None, :0]
+        chosen = torch.arange(-first % step, self.positions(x), step)
+        return self.window.patches_at(x, chosen).unflatten(2, (self.groups, -1)).permute(2, 0, 1, 3).flatten(1, 2)
+
+    def positions(self, x: Tensor) -> int:
+        """How many rows an image has."""
+        return 1 if x.ndim == 2 else math.prod(self.window.outputs(*x.shape[2:]))
+
+
+def rounding_bytes(module: nn.Module) -> int:
+    """What rounding the weights of a network takes at most, beside the values of one image."""
+    layers = (each for each in module.modules() if isinstance(each, nn.Conv2d | nn.Linear))
+    sizes = [(each.weight[0].numel(), getattr(each, "groups", 1)) for each in layers]
+    sizes = [size for size in sizes if _equations(*size) <= _EQUATIONS]
+    return min(_SUMS, sum(_sums(*size) for size in sizes)) + max((_equations(*size) for size in sizes), default=0)
 
 
 def round_weights(
     model: onnx.ModelProto, feeds: Sequence[dict[str, Any]], kept: Collection[str], steps: int
 ) -> onnx.ModelProto:
-    """The same graph with its convolutions' and products' weights on ``steps`` steps each way, a scale for each output.
+    """The same graph, for batches of any size, with its convolutions' and products' weights on ``steps`` steps each
+    way, a scale for each output.
 
-    ``feeds`` are its inputs by name. Nodes of ``kept``, weights that several nodes read, and convolutions over one or
-    three dimensions stay as they are.
+    ``feeds`` are its inputs by name. Nodes of ``kept``, weights that several nodes read, convolutions over one or three
+    dimensions, and layers of more inputs than can be solved for in two gigabytes stay as they are.
     """
     import onnx
     from onnx import numpy_helper
 
-    layers = _layers(model, kept)
-    if not layers:
-        return model
-    moments = _second_moments(model, layers, feeds)
     rounded = onnx.ModelProto()
     rounded.CopyFrom(model)
     stored = {each.name: each for each in rounded.graph.initializer}
-    for layer in layers:
-        weight = torch.from_numpy(numpy_helper.to_array(stored[layer.weight]).copy())
-        by_group = weight.unflatten(0, (layer.groups, -1)).flatten(2)
-        found = rounded_to_steps(by_group, moments[layer.weight], steps).view_as(weight)
-        stored[layer.weight].CopyFrom(numpy_helper.from_array(found.numpy(), layer.weight))
+    for layers in _together(_layers(model, kept)):
+        moments = _second_moments(model, layers, feeds)
+        for layer in layers:
+            weight = torch.from_numpy(numpy_helper.to_array(stored[layer.weight]).copy())
+            by_group = weight.unflatten(0, (layer.groups, -1)).flatten(2)
+            found = rounded_to_steps(by_group, moments.pop(layer.weight), steps).view_as(weight)
+            stored[layer.weight].CopyFrom(numpy_helper.from_array(found.numpy(), layer.weight))
     return rounded
 
 
@@ -96,6 +113,29 @@ def rounded_to_steps(weight: Tensor, moments: Tensor, steps: int) -> Tensor:
     return found.float()
 
 
+def _sums(inputs: int, groups: int) -> int:
+    return 8 * groups * inputs**2
+
+
+def _equations(inputs: int, groups: int) -> int:
+    return groups * equation_bytes(inputs, 0)
+
+
+def _together(layers: list[_Layer]) -> Iterator[list[_Layer]]:
+    """Groups of layers whose sums fit, in order."""
+    group: list[_Layer] = []
+    taken = 0
+    for layer in layers:
+        size = _sums(layer.inputs, layer.groups)
+        if group and taken + size > _SUMS:
+            yield group
+            group, taken = [], 0
+        group.append(layer)
+        taken += size
+    if group:
+        yield group
+
+
 def _layers(model: onnx.ModelProto, kept: Collection[str]) -> list[_Layer]:
     """Those whose weight is rounded: nobody else reads it."""
     from onnx import helper
@@ -111,14 +151,14 @@ def _layers(model: onnx.ModelProto, kept: Collection[str]) -> list[_Layer]:
         reads, weight = node.input[:2]
         said = {each.name: helper.get_attribute_value(each) for each in node.attribute}
         if node.op_type == "Gemm" and weight in sizes and said.get("transB") and not said.get("transA"):
-            found.append(_Layer(reads, weight))
+            found.append(_Layer(reads, weight, sizes[weight][1]))
         if node.op_type == "Conv" and len(sizes.get(weight, ())) == 4 and said.get("auto_pad", b"NOTSET") == b"NOTSET":
             top, left, bottom, right = said.get("pads", (0, 0, 0, 0))
+            zeros = (top, bottom, left, right)
             down, across = said.get("strides", (1, 1))
-            apart = tuple(said.get("dilations", (1, 1)))
-            kernel, pads = sizes[weight][2:], (left, right, top, bottom)
-            found.append(_Layer(reads, weight, said.get("group", 1), kernel, (down, across), apart, pads))
-    return found
+            window = Window(sizes[weight][2:], (down, across), tuple(said.get("dilations", (1, 1))), zeros)
+            found.append(_Layer(reads, weight, math.prod(sizes[weight][1:]), said.get("group", 1), window))
+    return [layer for layer in found if _equations(layer.inputs, layer.groups) <= _EQUATIONS]
 
 
 def _second_moments(model: onnx.ModelProto, layers: list[_Layer], feeds: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -136,10 +176,18 @@ def _second_moments(model: onnx.ModelProto, layers: list[_Layer], feeds: Sequenc
     session = InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
     sums: dict[str, Tensor] = {}
     for feed in feeds:
-        values = feed | (dict(zip(inner, session.run(inner, feed), strict=True)) if inner else {})
-        for layer in layers:
-            rows = layer.patches(torch.as_tensor(values[layer.reads]))
-            rows = rows[:, :: max(1, rows.shape[1] * len(feeds) // _ROWS)]
-            found = (rows.transpose(1, 2) @ rows).double()
-            sums[layer.weight] = sums[layer.weight] + found if layer.weight in sums else found
+        rows: dict[str, list[Tensor]] = {layer.weight: [] for layer in layers}
+        count = len(next(iter(feed.values())))
+        for number in range(count):
+            image = {name: value[number : number + 1] for name, value in feed.items()}
+            values = image | (dict(zip(inner, session.run(inner, image), strict=True)) if inner else {})
+            for layer in layers:
+                x = torch.as_tensor(values[layer.reads])
+                positions = layer.positions(x)
+                step = max(1, count * positions * len(feeds) // _ROWS)
+                rows[layer.weight].append(layer.rows(x, number * positions, step))
+        for name, parts in rows.items():
+            taken = torch.cat(parts, 1)
+            found = (taken.transpose(1, 2) @ taken).double()
+            sums[name] = sums[name] + found if name in sums else found
     return sums

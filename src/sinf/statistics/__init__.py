@@ -6,8 +6,8 @@ computed from such sums, so the cost is linear in images, memory does not grow w
 often they are used. ``site[SecondMoments]`` is what was added up of that type.
 
 :mod:`~sinf.statistics.statistic` says what a statistic is; another one is a class of :class:`Statistic`'s families.
-:mod:`~sinf.statistics.site` holds what was added up, :mod:`~sinf.statistics.maps` finds the feature maps of a site, and
-:mod:`~sinf.statistics.one_pass` runs the images.
+:mod:`~sinf.statistics.site` holds what was added up, :mod:`~sinf.statistics.maps` finds feature maps of a site,
+:mod:`~sinf.statistics.patches` what outputs of a convolution read, :mod:`~sinf.statistics.one_pass` runs the images.
 """
 
 from __future__ import annotations
