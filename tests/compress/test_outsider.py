@@ -25,7 +25,7 @@ from sinf.pipelines.candidates import Static
 from sinf.pipelines.optimize import OptimizeConfig
 from sinf.pipelines.optimize_search import Search
 from times import times_of
-from tiny import Mixed
+from tiny import Mixed, coloured_images
 
 LINES = 120
 
@@ -38,16 +38,17 @@ def test_it_is_a_candidate(tiny_images: LabelledImages, tmp_path: Path, monkeypa
     monkeypatch.setattr(Search, "_least", lambda *rungs_and_share: 0.9)  # half of every layer is as little as can stay
     torch.manual_seed(0)
     base = load_model("vgg11", classes=6, options={"width": 0.125})
+    other = coloured_images(tmp_path, 30, seed=1)
     with outsider() as name:
         config = OptimizeConfig(
             engine="torch", methods=(name,), budgets=(0.7,), cuts=(0.3,), tails=(0.95,), images=24, max_loss=0.5,
             by_time=False,
         )  # fmt: skip
-        search = Search(base, tiny_images, tiny_images, tiny_images, config, tmp_path, lambda step, done, total: None)
+        search = Search(base, tiny_images, other, other, config, tmp_path / "work", lambda step, done, total: None)
         designs = list(search.designs())
     methods = [design.method for design in designs if isinstance(design, Static)]
     assert name in methods
-    assert len(designs) > len(methods)  # and a cascade of it
+    assert len(designs) > len(methods), search.left_out  # and a cascade of it
 
 
 def test_it_is_exported(built_sparse: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_one_table_a_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ("{", "other.json"),
         ("[]", "got list"),
         ('{"sinf_bench": 7}', "format 1"),
-        (json.dumps({"sinf_bench": 1, "date": "2026"}), "bundle: Field required"),
+        (json.dumps({"sinf_bench": 1, "date": "2026-11-30T00:00"}), "bundle: Field required"),
         ("[" * 10**5, "levels"),
         ('{"sinf_bench": NaN}', "NaN"),
         ('{"sinf_bench": 1, "sinf_bench": 1}', "twice"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -71,7 +72,6 @@ def finish(
         if progress is not None:
             progress(min(done, most - 1), most)
 
-    calibrate(network, preprocessing, images, target, seed, watch, at_once)
     pixels, batch = Pixels(sample, preprocessing), min(_NORM_BATCH, len(sample), max(2, at_once))
 
     def drawn() -> Iterator[Tensor]:
@@ -79,8 +79,10 @@ def finish(
             yield x
             watch(len(x))
 
-    if recalibrate(network, drawn()) and target.macs is not None:
-        calibrate(network, preprocessing, images, target, seed, watch, at_once)  # what new statistics made dearer
+    for first in (True, False):  # again, where new statistics made it dearer
+        calibrate(network, preprocessing, images, target, seed, watch, at_once)
+        if not (first and recalibrate(network, drawn()) and target.macs is not None):
+            break
     if progress is not None:
         progress(most, most)
 
@@ -105,7 +107,13 @@ def calibrate(
         ConfigError: no threshold reaches the target.
     """
     network.eval()
-    search = _Search(network, preprocessing, images.sample(_IMAGES, seed), target, seed, watch, at_once)
+    sample = images.sample(_IMAGES, seed)
+    time = None
+    if target.latency is not None:
+        timed = torch.cat([x for x, _ in sample.sample(_TIMED, seed).batches(preprocessing)])
+        time = partial(time_share, network, timed)
+    goal = target.macs or target.latency or 1.0
+    search = _Search(network, preprocessing, sample, goal, time, watch, at_once)
     met = search.meets_goal()  # as training left them
     if target.channels is not None:
         return search.macs
@@ -141,7 +149,8 @@ class _Setting(NamedTuple):
 
 class _Search:
     """Tries the gates as they are set, and remembers the dearest setting that meets the goal and the cheapest that does
-    not. ``macs`` and ``saliencies``, the mean of every site (U,), are those of the last one tried.
+    not. What counts is the share of MACs, or what ``time`` measures. ``macs`` and ``saliencies``, the mean of every
+    site (U,), are those of the last one tried.
 
     A try runs all images. What another setting will cost is predicted from the saliencies of the last try first, so
     that few tries are needed: the prediction is wrong only by what masks do to the saliencies of later layers.
@@ -152,28 +161,24 @@ class _Search:
         network: GatedNetwork,
         preprocessing: Preprocessing,
         images: LabelledImages,
-        target: Target,
-        seed: int,
+        goal: float,
+        time: Callable[[], float] | None,
         watch: Watch | None,
         at_once: int,
     ) -> None:
-        self._at_once = min(_BATCH, at_once)
-        self.network, self.preprocessing, self.images, self.target = network, preprocessing, images, target
+        self._at_once, self._goal, self._time = min(_BATCH, at_once), goal, time
+        self.network, self.preprocessing, self.images = network, preprocessing, images
         self.gates = [network.gate(index) for index in range(len(network.sites))]
         self.macs = 1.0
         self.saliencies: list[Tensor] = []
         self._watch = watch or (lambda count: None)
-        self._goal = target.macs or target.latency or 1.0
         self._below: _Setting | None = None
         self._above: _Setting | None = None
         self._last: _Setting | None = None
-        self._timed: Tensor | None = None
-        if target.latency is not None:
-            self._timed = torch.cat([x for x, _ in images.sample(_TIMED, seed).batches(preprocessing)])
 
     def meets_goal(self) -> bool:
         saliencies = self._measure()
-        spent = self.macs if self._timed is None else time_share(self.network, self._timed)
+        spent = self.macs if self._time is None else self._time()
         self._last = setting = _Setting(spent, self.macs, self._states(), saliencies)
         if spent <= self._goal:
             self._below = setting if self._below is None or spent > self._below.spent else self._below
@@ -224,7 +229,7 @@ class _Search:
     def settle(self) -> float:
         """Take the dearest setting that meets the goal; its MACs."""
         if self._below is None:
-            got = f"{self._above.spent if self._above else 1:.3f}, instead of {self.target}"
+            got = f"{self._above.spent if self._above else 1:.3f}, instead of {self._goal:g}"
             raise ConfigError("thresholds must reach the target", got=got, remedy="train longer, or aim at more")
         self._set(self._below.gates)
         return self._below.macs

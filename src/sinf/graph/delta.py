@@ -117,7 +117,8 @@ class Factors(LayerDelta):
         if not can_factor(base):
             return False
         out, into, *kernel = shape
-        rank, ones, groups = len(self.reduce), [1] * len(kernel), groups_of(base) * out // len(base.weight)
+        rank, ones = len(self.reduce), [1] * len(kernel)
+        groups = max(1, groups_of(base) * out // len(base.weight))  # whole groups go, or none
         forms = [(kernel, ones)] + ([([1, kernel[1]], [kernel[0], 1])] if len(kernel) == 2 and groups == 1 else [])
         shapes = [((rank, into, *one), (out, rank // groups, *two)) for one, two in forms]
         whole = rank > 0 and rank % groups == 0  # as many of every group

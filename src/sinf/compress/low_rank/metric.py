@@ -118,7 +118,6 @@ def _metric_of_groups(fisher: Tensor, covariance: Tensor, groups: int) -> Metric
     both = (written.T @ fisher @ written) * (read.T @ covariance @ read)
     both = both.unflatten(0, (groups, size)).unflatten(2, (groups, size)).sum((0, 2))  # of the k-th of all groups
     lost = both.flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0)  # what goes with all from the k-th on
-    lost = lost.clamp(min=0).flip(0).cummax(0).values.flip(0)
     values = lost - torch.cat([lost[1:], lost.new_zeros(1)])
     none = torch.zeros(0)
     return Metric(root, inverse, values, none, none, 0.0, groups)
