@@ -113,7 +113,7 @@ CONFIG = PruneConfig(Budget(0.7), "channels", LIMITS, images=90, round_to=1)
 @pytest.fixture(scope="module")
 def base() -> BaseModel:
     torch.manual_seed(0)
-    made = load_model("vgg11", classes=6, options={"width": 0.125})
+    made = load_model("resnet20", classes=6, options={"width": 0.5})
     return BaseModel(randomise(made.module), made.spec)
 
 

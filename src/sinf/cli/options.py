@@ -12,7 +12,7 @@ import typer
 
 from sinf.cli.progress import Steps as Steps  # verbs find all that they share here
 from sinf.cli.progress import announce as announce
-from sinf.errors import ConfigError
+from sinf.errors import ConfigError, printable
 from sinf.machine.sizes import BYTES, DEFAULT
 from sinf.option import DATA, IMAGES, MODEL, RUN, Option, numbers
 from sinf.storage import files
@@ -102,7 +102,7 @@ class Network:
             options={} if self.width is None else {"width": self.width}, pretrained=pretrained, images=images,
         )  # fmt: skip
         for note in base.notes:
-            print(note, file=sys.stderr)
+            print(printable(note), file=sys.stderr)
         return base
 
 
@@ -241,7 +241,7 @@ def labelled_as(model: Classifier, part: LabelledImages, labels: str | None) -> 
 
 def _said(matched: Matched) -> LabelledImages:
     if matched.said is not None:
-        print(matched.said, file=sys.stderr)
+        print(printable(matched.said), file=sys.stderr)
     return matched.images
 
 
