@@ -338,6 +338,17 @@ def of_branches(model: str) -> str:
     return markdown(("MACs saved", *ways), lines) if lines else MISSING
 
 
+def forms(model: str) -> str:
+    """Nats that all layers lose together, each on its own, at the same share of its MACs."""
+    lines = [
+        [percent(row["macs"]), *(f"{float(row[form]):.3f}" for form in ("channels", "separable", "between")),
+         f"{row['won']} of {row['layers']}"]
+        for row in read(f"forms_{model}.csv")
+    ]  # fmt: skip
+    head = ("of a layer's MACs", "through channels", "separable", "between channels", "loses least there")
+    return markdown(head, lines) if lines else MISSING
+
+
 def points(model: str) -> str:
     budgets = "common, extractor, fallback, subgraph"
     head = ("method", "criterion", budgets, "asked", "loss, `test[:50%]`", "loss", "95 %", "MACs saved", "time saved",
@@ -582,6 +593,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "curve vgg16": lambda: curve("vgg16"),
     "curve resnet56": lambda: curve("resnet56"),
     "branches resnet56": lambda: of_branches("resnet56"),
+    "forms vgg16": lambda: forms("vgg16"),
     "compared vgg16": lambda: compared("vgg16"),
     "compared resnet56": lambda: compared("resnet56"),
     "points vgg16": lambda: points("vgg16"),
