@@ -4,7 +4,9 @@
 
 Losses: MobileNetV3-small of benchmarks/weights, by rank (multiples of 8, the default, and any) and by channels, without
 a limit, at three budgets of MACs; fitted to 4,000 train images or to 600, reported on test[50%:]. Checked: as `sinf
-prune` does, what channels are predicted to lose is checked layer by layer, on images of test[:50%].
+prune` does, what channels are predicted to lose is checked layer by layer, on images of test[:50%]. Not held: solutions
+are hardly damped; not held but pooled: those are that have fewer rows than unknowns, of layers that read one value a
+channel of an image.
 
 Spectra, beside VGG16's: a layer in low rank that keeps a share of its MACs (``kept``) keeps so many ``directions`` of
 those that its outputs can have, and loses a share of the ``energy`` of its outputs (their variance) and of their
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +30,7 @@ from torch import Tensor, nn
 
 from sinf import load_images, load_model
 from sinf.compress.budget import Budget
+from sinf.compress.least_squares import NormalEquations
 from sinf.compress.low_rank import LowRank, Metric, metrics
 from sinf.compress.prices import Prices
 from sinf.data.images import LabelledImages
@@ -46,7 +50,9 @@ METHODS = {
     "ranks": ("ranks", 8, SCORED), "ranks, any": ("ranks", 1, SCORED), "channels": ("channels", 8, SCORED),
     "channels, checked": ("channels", 8, SCORED), f"ranks, {FEW} images": ("ranks", 8, FEW),
     f"channels, {FEW} images": ("channels", 8, FEW), f"channels, checked, {FEW} images": ("channels", 8, FEW),
+    f"ranks, {FEW} images, not held": ("ranks", 8, FEW), f"ranks, {FEW} images, not held but pooled": ("ranks", 8, FEW),
 }  # fmt: skip
+NOT_HELD = 1e-9  # times the mean second moment
 ANYWAY = Limits(1.0, pairs=2, batches=(1,), keep_anyway=True)  # nothing is refused, and times do not count here
 LOSSES = (
     "network", "method", "macs", "loss", "loss_low", "loss_high", "differ", "images", "device", "date", "versions",
@@ -61,14 +67,17 @@ def main(
     shared: Path,
     work: Annotated[Path, typer.Option(help="Folder for statistics, removed at the end.")],
     keep: Annotated[bool, typer.Option(help="Leave out what is in the files.")] = False,
+    only: Annotated[str, typer.Option(help="Losses of the methods whose name holds this, and nothing else.")] = "",
 ) -> None:
     data = shared / "data" / "cifar100"
     scoring, test = load_images(data, f"train[:{SCORED}]"), load_images(data, "test[50%:]")
     weights = HERE / "weights" / "mobilenetv3_small_cifar100.safetensors"
     feed = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)}
     compact = load_model("timm:mobilenetv3_small_100", weights=weights, size=(3, 64, 64), **feed)  # type: ignore[arg-type]
-    losses("mobilenetv3-small", compact, scoring, load_images(data, "test[:50%]"), test, work, keep)
+    losses("mobilenetv3-small", compact, scoring, load_images(data, "test[:50%]"), test, work, keep, only)
     shutil.rmtree(work, ignore_errors=True)
+    if only:
+        return
     spectra("mobilenetv3-small", compact, scoring, keep)
     usual = load_model("vgg16", weights=shared / "weights" / "vgg16_cifar100.safetensors")
     spectra("vgg16", usual, scoring.select(list(range(FEW))), keep)  # its many positions make up for few images
@@ -76,13 +85,15 @@ def main(
 
 def losses(
     name: str, base: BaseModel, scoring: LabelledImages, held_out: LabelledImages, test: LabelledImages, work: Path,
-    keep: bool,
+    keep: bool, only: str,
 ) -> None:  # fmt: skip
     table = Table(
         "compact_losses.csv", LOSSES, ("network", "method", "macs"), keep=keep, network=name, images=len(test)
     )
     before = answers_of(base.module, test, base.spec.preprocessing)
     for way, (method, step, count) in METHODS.items():
+        if only not in way:
+            continue
         config = PruneConfig(Budget(BUDGETS[0]), method, None, images=count, round_to=step)
         make: Any = pruner(base, scoring, config, work / way)
         if "checked" in way:
@@ -92,13 +103,31 @@ def losses(
             if table.has(network=name, method=way, macs=macs):
                 continue
             try:
-                after = answers_of(make(Budget(macs)).module, test, base.spec.preprocessing)
+                with held(way):
+                    made = make(Budget(macs))
+                after = answers_of(made.module, test, base.spec.preprocessing)
             except ConfigError as error:
                 print(way, macs, error, flush=True)
                 continue
             lost = ExpectedLoss.of(before, after, test.labels)
             row = {"loss": lost.points, "loss_low": lost.low, "loss_high": lost.high, "differ": lost.disagreement}
             print(table.add(method=way, macs=macs, **row), flush=True)
+
+
+@contextmanager
+def held(way: str) -> Iterator[None]:
+    """Solutions near the base weights, as validation says, but where ``way`` says otherwise."""
+    solve = NormalEquations.solve
+
+    def loose(self: NormalEquations, prior: Tensor, damping: float | None = None) -> Tensor:
+        pooled = sum(self.rows) < prior.shape[1]
+        return solve(self, prior, damping if pooled and "but pooled" in way else NOT_HELD)
+
+    NormalEquations.solve = loose if "not held" in way else solve  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        NormalEquations.solve = solve  # type: ignore[method-assign]
 
 
 def prune_within(

@@ -133,13 +133,17 @@ def _prepared(
     if whose not in ("given", "its library's"):
         shown = "x".join(map(str, found))
         notes.append(f"{name}: images of {shown}, a size that is {whose} (--size changes it)")
-    if mean is None and std is None and not certain:
+    said_nothing = mean is None and std is None and not certain
+    if said_nothing:
         notes.append(f"{name}: mean and deviation of pixels are ImageNet's (--mean and --std change them)")
     same = certain and found == wanted.size
+    mean, std = mean or wanted.mean or IMAGENET_MEAN, std or wanted.std or IMAGENET_STD
+    if said_nothing and len(mean) != found[0]:  # gray images, or more channels than colours
+        mean, std = ((sum(each) / len(each),) * found[0] for each in (IMAGENET_MEAN, IMAGENET_STD))
     preprocessing = Preprocessing(
         found,
-        mean or wanted.mean or IMAGENET_MEAN,
-        std or wanted.std or IMAGENET_STD,
+        mean,
+        std,
         wanted.resize if same else None,
         wanted.interpolation if same else "bilinear",
     )
@@ -155,6 +159,10 @@ def _channels(module: nn.Module) -> int | None:
 
 def _count_classes(module: nn.Module, preprocessing: Preprocessing, name: str) -> int:
     shape = (1, *preprocessing.size)
+    other = next((p.dtype for p in module.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
+    if other is not None:
+        got = str(other).removeprefix("torch.")
+        raise ModelError(f"{name} must have weights in float32", got=got, remedy="call .float() where it is made")
     try:
         with torch.no_grad(), torch.device("cpu"):
             answer = module(torch.zeros(shape))
