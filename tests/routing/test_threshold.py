@@ -297,6 +297,15 @@ def test_the_number_of_images_that_would_do_does() -> None:
     assert choose_threshold(Calibration(torch.rand(enough), right, right, right), 0.01, 0.95).fallback == 0
 
 
+def test_of_five_choices_more_images_are_needed_and_the_error_says_how_many() -> None:
+    right = torch.ones(50, dtype=torch.bool)
+    calibration = Calibration(torch.rand(50), right, right, right)
+    for choices in (1, 5):
+        enough = images_needed(calibration.losses(NEVER), 0.01, 0.05 / choices)
+        with pytest.raises(ConfigError, match=f"some {enough:,} such images would do"):
+            choose_threshold(calibration, 0.01, 0.95, choices=choices)
+
+
 def test_the_number_that_would_do_is_found_up_to_the_most() -> None:
     nothing_lost = torch.zeros(100)
     enough = images_needed(nothing_lost, 0.01, 0.05)
@@ -324,6 +333,12 @@ def test_a_promise_says_all_that_it_depends_on() -> None:
                  "torch f32", "image by image", "1,500", "betting martingale"):  # fmt: skip
         assert part in said
     assert sure.promise(sure.value) == said
+
+
+@pytest.mark.parametrize(("choices", "said"), [(1, False), (2, True)])
+def test_a_promise_that_is_corrected_says_so(choices: int, said: bool) -> None:
+    sure = choose_threshold(random_calibration(0, 1500, skill=0.5), 0.04, 0.9, choices=choices)
+    assert (f"one of {choices} bundles or limits" in sure.promise()) is said
 
 
 def test_without_confidence_nothing_is_promised_of_new_images() -> None:

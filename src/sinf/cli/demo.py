@@ -69,7 +69,6 @@ def _serve(out: Path, machine: options.Machine, port: int, runtime: Path | None)
 def _run(out: Path, machine: options.Machine) -> None:
     """Optimise the embedded network, confirm the result on images that chose and tested nothing, and write a report of
     both."""
-
     from sinf.bundle.plain import PlainModel
     from sinf.cli.room import Need, fit
     from sinf.data.images import load_images

@@ -52,7 +52,6 @@ def train(
     validation: options.Validation = None,
 ) -> None:
     """Put gates on a pretrained network and train both. Resumes after a kill; torchrun makes several processes one."""
-
     from sinf.bundle.folder import require_place
     from sinf.dynamic.bundle import DynamicBundle
     from sinf.dynamic.trainer import EpochReport

@@ -78,7 +78,6 @@ def train(
     """Train a network from random weights or --start, or a pruned one further, which is written as a folder again.
 
     SGD with Nesterov, one-cycle, label smoothing, crop, flip. Resumes after a kill; epochs.csv says how it went."""
-
     from sinf.bundle.plain import has_batch_norms
     from sinf.cli.room import fit_training
     from sinf.models import REFERENCE_NAMES

@@ -56,7 +56,6 @@ def prune(
     ] = None,
 ) -> dict[str, Any]:
     """Make a model smaller for all its classes, and save it as a plain one: safetensors and a config, no pickle."""
-
     from sinf.compress.methods import kind_of
     from sinf.data.disjoint import warn_of_shared
     from sinf.measure.delivery import describe_times
