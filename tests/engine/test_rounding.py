@@ -141,7 +141,7 @@ def test_the_quantiser_finds_weights_on_its_steps() -> None:
     """What the engine runs is what was rounded: no second rounding."""
     model, feeds = exported()
     rounded = weights(round_weights(model, feeds, [model.graph.node[-1].name], STEPS))
-    quantised = weights(quantise_graph(model, iter(feeds), "network"))
+    quantised = weights(quantise_graph(model, feeds, "network"))
     layers = [each for each in _layers(model, ()) if each.window.kernel != (1, 1)]
     for layer in layers:
         stored = quantised[f"{layer.weight}_quantized"].astype(np.float64)

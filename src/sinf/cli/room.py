@@ -10,7 +10,7 @@ from torch import fx
 from sinf.cli.progress import announce
 from sinf.data.images import BATCH, LabelledImages
 from sinf.data.preprocessing import Preprocessing
-from sinf.engine.quantise import AT_ONCE
+from sinf.engine.quantise import MOST_AT_ONCE, at_once
 from sinf.engine.rounding import rounding_bytes
 from sinf.errors import CutError
 from sinf.graph.trace import trace
@@ -64,7 +64,7 @@ class Room:
     """A budget, of which weights and the decoded images of ``parts`` have theirs; batches take what is left."""
 
     def __init__(self, memory: int, need: Need, feed: Preprocessing, *parts: LabelledImages | None) -> None:
-        size = math.prod(feed.size)
+        self.size, size = feed.size, math.prod(feed.size)
         self.memory, self.parts = Memory(memory), [part for part in parts if part is not None]
         self.input = _INPUTS * _FLOAT * size
         self.each, self.rounding = need.each + self.input, need.rounding
@@ -81,7 +81,9 @@ class Room:
         """Keep ``count`` normalised images that set the ranges of int8, of which a fixed number runs at once, and round
         weights by what layers read of them."""
         self.fixed += count * self.input
-        self.memory.batch("calibration", self.each, AT_ONCE, fixed=self.fixed, least=AT_ONCE)
+        # ONNX Runtime takes up to twice what it needs, which is little of images as small as many run of.
+        together = min(MOST_AT_ONCE, 2 * at_once(self.size))
+        self.memory.batch("calibration", self.each, together, fixed=self.fixed, least=together)
         self.memory.whole("rounding", self.rounding, 1, fixed=self.fixed)
 
     def sizes(self, sizes: list[int], named: bool) -> list[int]:

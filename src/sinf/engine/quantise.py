@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,33 +33,57 @@ if TYPE_CHECKING:
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _QUANTISED = (*_PRODUCTS, "Add", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Relu")
 _STEPS, _FEWER_STEPS = 127, 64  # of a weight each way, as onnxruntime has them; fewer are its reduced range
-AT_ONCE = 16  # calibration images
+MOST_AT_ONCE, _PIXELS = 16, 8 * 64 * 64  # calibration images, and pixels of all, that run at once
 _OF_CLUSTER = 64  # calibration images of a subgraph: those that are most likely its own
+
+
+def at_once(size: tuple[int, ...]) -> int:
+    """How many calibration images of ``size`` (C, H, W) run together. Ranges are the same however many do."""
+    return max(1, min(MOST_AT_ONCE, _PIXELS // (size[1] * size[2])))
+
+
+class Feeds(Sequence[dict[str, Any]]):
+    """What a graph reads of calibration images (N, C, H, W), its inputs by name, a few images at a time. Made when it
+    is asked for: features of all images are many times these."""
+
+    def __init__(self, images: Tensor, make: Callable[[Tensor], dict[str, Tensor]] | None = None) -> None:
+        self._parts = images.split(at_once(tuple(images.shape[1:])))
+        self._make = make or (lambda x: {"images": x})
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return {name: value.numpy() for name, value in self._make(self._parts[index]).items()}
 
 
 class Quantiser:
     """Makes the parts of one bundle smaller, each when it is asked for. ``images`` (N, C, H, W) are normalised."""
 
     def __init__(self, engine: TorchEngine, images: Tensor) -> None:
-        self._images = require_images(images, engine.bundle.spec.preprocessing.size)
-        runs = [engine.run(FRONT, x) for x in self._images.split(AT_ONCE)]
-        self._features, self._log_clusters = (torch.cat([run[i] for run in runs]) for i in (0, 1))
+        self._engine, size = engine, engine.bundle.spec.preprocessing.size
+        self._images = require_images(images, size)
+        self._log_clusters = torch.cat([engine.run(FRONT, x)[1] for x in self._images.split(at_once(size))])
         self._clusters = {part_name(cluster): cluster for cluster in range(len(engine.bundle.clusters))}
 
     def quantise(self, model: onnx.ModelProto, part: str) -> onnx.ModelProto:
         """A part's graph in integers; see :func:`quantise_graph`."""
         return quantise_graph(model, self._feeds(part), f"part {part}")
 
-    def _feeds(self, part: str) -> Iterator[dict[str, Any]]:
-        """Inputs of a part, a batch at a time."""
+    def _feeds(self, part: str) -> Feeds:
+        """Inputs of a part."""
         inputs, _ = signature(part)
-        whole = {"images": self._images, "features": self._features, "log_clusters": self._log_clusters}
         rows = torch.arange(len(self._images))
         cluster = next((c for name, c in self._clusters.items() if part in (name, bare(name))), None)
         if cluster is not None:
             rows = self._log_clusters[:, cluster].topk(min(_OF_CLUSTER, len(rows))).indices
-        for some in rows.split(AT_ONCE):
-            yield {name: whole[name][some].numpy() for name in inputs}
+
+        def make(x: Tensor) -> dict[str, Tensor]:
+            if inputs == ("images",):
+                return {"images": x}
+            return dict(zip(inputs, self._engine.run(FRONT, x), strict=False))
+
+        return Feeds(self._images[rows], make)
 
 
 def require_images(images: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -73,7 +97,7 @@ def require_images(images: Tensor, size: tuple[int, ...]) -> Tensor:
     return torch.as_tensor(images, dtype=torch.float32)
 
 
-def quantise_graph(model: onnx.ModelProto, feeds: Iterator[dict[str, Any]], what: str) -> onnx.ModelProto:
+def quantise_graph(model: onnx.ModelProto, feeds: Sequence[dict[str, Any]], what: str) -> onnx.ModelProto:
     """A graph in integers, with ranges of activations from ``feeds``, its inputs by name; one without anything to gain
     stays as it is. ``what`` names it.
 
@@ -87,16 +111,16 @@ def quantise_graph(model: onnx.ModelProto, feeds: Iterator[dict[str, Any]], what
         raise DependencyError("int8 needs onnxruntime's quantiser", remedy="pip install onnxruntime") from error
     import onnx
 
-    kept, known, full = _kept(model), list(feeds), _has_dot_product()
+    kept, full = _kept(model), _has_dot_product()
     if not any(node.op_type in _PRODUCTS and node.name not in kept for node in model.graph.node):
         return model
     with tempfile.TemporaryDirectory(prefix="sinf-int8-") as folder, _quiet():
         path = Path(folder, "part.onnx")
         try:
             quantization.quantize_static(
-                round_weights(model, known, kept, _STEPS if full else _FEWER_STEPS),
+                round_weights(model, feeds, kept, _STEPS if full else _FEWER_STEPS),
                 path,
-                _reader(known),
+                _reader(feeds),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=list(_QUANTISED),
                 nodes_to_exclude=kept,
@@ -131,14 +155,14 @@ def _kept(model: onnx.ModelProto) -> list[str]:
     return kept
 
 
-def _reader(known: list[dict[str, Any]]) -> Any:
+def _reader(feeds: Sequence[dict[str, Any]]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
-    feeds = iter(known)
+    left = iter(feeds)
 
     class Reader(CalibrationDataReader):
         def get_next(self) -> dict[str, Any] | None:
-            return next(feeds, None)
+            return next(left, None)
 
     return Reader()
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sinf.engine.onnx_parts import network_to_onnx, part_to_onnx
 from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
 from sinf.engine.openvino_engine import OpenVinoEngine
-from sinf.engine.quantise import AT_ONCE, Quantiser, quantise_graph, require_images
+from sinf.engine.quantise import Feeds, Quantiser, quantise_graph, require_images
 from sinf.engine.runtime import Network, Runtime, Setting
 from sinf.engine.sessions import SessionEngine, Source
 from sinf.engine.torch_engine import TorchEngine
@@ -78,7 +78,7 @@ def network_graph(module: nn.Module, size: tuple[int, int, int], setting: Settin
     graph = network_to_onnx(module, size)
     if setting.precision != "int8" or setting.calibration is None:
         return graph
-    return quantise_graph(graph, _feeds(require_images(setting.calibration, size)), "network")
+    return quantise_graph(graph, Feeds(require_images(setting.calibration, size)), "network")
 
 
 def part_graphs(parts: TorchEngine, setting: Setting) -> Callable[[str], onnx.ModelProto]:
@@ -87,8 +87,3 @@ def part_graphs(parts: TorchEngine, setting: Setting) -> Callable[[str], onnx.Mo
         return lambda part: part_to_onnx(parts, part)
     quantiser = Quantiser(parts, setting.calibration)
     return lambda part: quantiser.quantise(part_to_onnx(parts, part), part)
-
-
-def _feeds(images: Tensor) -> Iterator[dict[str, Any]]:
-    for some in images.split(AT_ONCE):
-        yield {"images": some.numpy()}
