@@ -60,15 +60,10 @@ def main(verb: str, budget: int, folder: Path, bundle: Path) -> None:
 COMMANDS = {
     "predict": "predict BUNDLE FILES --out OUT.csv --allow-factory",
     "bench": "bench BUNDLE --data DATA --split train --pairs 2 --allow-factory",
-    "bench int8": "bench BUNDLE --data DATA --split train --pairs 2 --allow-factory --engine onnxruntime "
-    "--precision int8 --calibrate train --batch 1",
     "tune": "tune BUNDLE --turns 1 --allow-factory",
     "export": "export BUNDLE OUT --allow-factory",
-    "export int8": "export BUNDLE OUT --allow-factory --precision int8 --data DATA --split train",
     "prune": "prune OWN --data DATA --score train[:50%] --validate train[50%:75%] --test train[75%:] --macs 0.8 "
     "--pairs 2 --round-to 4 --keep-anyway --out OUT",
-    "optimize": "optimize OWN --data DATA --score train[:50%] --calibrate train[50%:] --max-loss 90 "
-    "--engine torch --minutes 0.2 --out OUT",
 }  # fmt: skip
 
 
