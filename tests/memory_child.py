@@ -1,4 +1,5 @@
-"""Runs a verb in a process that may not take more memory than it was told: ``memory_child.py VERB BYTES FOLDER``.
+"""Runs a verb in a process that may not take more memory than it was told: ``VERB BYTES FOLDER``, and a bundle for the
+verbs that take one.
 
 Not a test; tests/test_memory_limit.py starts it.
 """
@@ -11,6 +12,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from sinf.data.clusters import from_column
@@ -37,7 +39,7 @@ class Wide(nn.Module):
         return self.head(self.late(self.narrow(self.early(self.stem(x).relu()))).mean((2, 3)))
 
 
-def main(verb: str, budget: int, folder: Path) -> None:
+def main(verb: str, budget: int, folder: Path, bundle: Path) -> None:
     torch.set_num_threads(1)
     preprocessing = Preprocessing((3, SIDE, SIDE), (0.5,) * 3, (0.25,) * 3)
     base = BaseModel(randomise(Wide()), ModelSpec("memory_child:Wide", CLASSES, preprocessing))
@@ -46,8 +48,48 @@ def main(verb: str, budget: int, folder: Path) -> None:
     # What is allocated beyond it fails. Libraries have reserved more than they use.
     most = memory_bytes("VmData") + budget - memory_bytes("VmRSS")
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    run(verb, budget, folder, base, images, other)
+    if verb in COMMANDS:
+        command(verb, budget, folder, base, images, bundle)
+    else:
+        run(verb, budget, folder, base, images, other)
     print("peak", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+#: What is typed; BUNDLE is one that "build" wrote, DATA are its images, FILES are some of them as files, OWN is the
+#: model by its factory, and OUT is what is written.
+COMMANDS = {
+    "predict": "predict BUNDLE FILES --out OUT.csv --allow-factory",
+    "bench": "bench BUNDLE --data DATA --split train --pairs 2 --allow-factory",
+    "tune": "tune BUNDLE --turns 1 --allow-factory",
+    "export": "export BUNDLE OUT --allow-factory",
+    "prune": "prune OWN --data DATA --score train[:50%] --validate train[50%:75%] --test train[75%:] --macs 0.8 "
+    "--pairs 2 --round-to 4 --keep-anyway --out OUT",
+}  # fmt: skip
+
+
+def command(verb: str, budget: int, folder: Path, base: BaseModel, images: LabelledImages, bundle: Path) -> None:
+    """Type it, with the budget."""
+    from safetensors.torch import save_file
+
+    from sinf.cli import main as sinf
+
+    words = {"BUNDLE": bundle, "DATA": folder / "images", "FILES": folder / "files", "OUT": folder / "out"}
+    if "FILES" in COMMANDS[verb]:
+        words["FILES"].mkdir()
+        for number, pixels in enumerate(images.pixels(base.spec.preprocessing, 0, 40)):
+            Image.fromarray(pixels.numpy()).save(words["FILES"] / f"{number}.png")
+    save_file(base.module.state_dict(), folder / "own.safetensors")
+    own = f"memory_child:Wide --weights {folder / 'own.safetensors'} --size 3,{SIDE},{SIDE} --threads 1"
+    line = COMMANDS[verb].replace("OWN", own)
+    for name, path in words.items():
+        line = line.replace(name, str(path))
+    sys.argv = ["sinf", *line.split(), "--memory", f"{budget / 1e9:g}GB"]
+    with redirect_stderr(sys.stdout):
+        try:
+            sinf()
+        except SystemExit as stop:
+            if stop.code:
+                raise
 
 
 def run(verb: str, budget: int, folder: Path, base: BaseModel, images: LabelledImages, other: LabelledImages) -> None:
@@ -130,4 +172,4 @@ def train_plainly(memory: int, folder: Path, base: BaseModel, images: LabelledIm
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[-1]))

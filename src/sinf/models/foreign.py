@@ -161,8 +161,8 @@ def _count_classes(module: nn.Module, preprocessing: Preprocessing, name: str) -
     shape = (1, *preprocessing.size)
     other = next((p.dtype for p in module.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
     if other is not None:
-        got = str(other).removeprefix("torch.")
-        raise ModelError(f"{name} must have weights in float32", got=got, remedy="call .float() where it is made")
+        kind = str(other).removeprefix("torch.")
+        raise ModelError(f"{name} must have weights in float32", got=kind, remedy="call .float() where it is made")
     try:
         with torch.no_grad(), torch.device("cpu"):
             answer = module(torch.zeros(shape))
