@@ -91,12 +91,11 @@ def _run(out: Path, machine: options.Machine) -> None:
         f"{MODEL}, width {base.spec.options['width']:g}: {scoring.classes} classes of CIFAR-100; {len(scoring)} images "
         f"make candidates, {len(calibration)} choose and test them. At most {LIMIT:g} point of top-1 may be lost."
     )
-    # A network of so few weights is not worth a second method, cuts of many places, two tails, or times of every kind of layer:
-    # that takes a user ten minutes.
+    # A network of so few weights is not worth a second method, cuts of many places, two tails, or times of every kind
+    # of layer: that takes a user ten minutes.
     config = OptimizeConfig(
         max_loss=LIMIT / 100, engine=ENGINE, precisions=("f32", "int8"), methods=("ranks",), cuts=(0.3,), tails=(0.55,),
-        by_time=False,
-        memory=machine.memory,
+        by_time=False, memory=machine.memory,
     )  # fmt: skip
     with options.Steps() as steps:
         place = place_of(config, scoring, base.spec.preprocessing)
