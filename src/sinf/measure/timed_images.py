@@ -29,8 +29,8 @@ def timed_images(
     """``(N, C, H, W)`` normalised, for as many ``pairs`` of a ``batch``, in an order that the ``seed`` draws; fewer
     than there are in these where memory would not hold them.
 
-    They are a systematic sample by the margin of the ``base`` model, (B, C, H, W) -> logits (B, classes). Of a hundred
-    images drawn at random, 47 fell back where 40 % of all did, and a cascade seemed a tenth slower than it was.
+    They are a systematic sample by the margin of the ``base`` model, (B, C, H, W) -> logits (B, classes): of a hundred
+    drawn at random, some more or fewer than of all would fall back to the full tail, which is most of a cascade's time.
     """
     margins: list[Tensor] = []
     done = 0
