@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sinf import load_images, load_model
 from sinf.compress.low_rank import Metric, metrics
+from sinf.compress.low_rank.metric import roots
 from sinf.graph.network import Network
 from sinf.graph.trace import trace
 from sinf.statistics import Fisher, KernelRows, OutputMoments, SiteStatistics, collect
@@ -31,7 +32,6 @@ from sinf.statistics import Fisher, KernelRows, OutputMoments, SiteStatistics, c
 SHARES = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07)  # of a layer's MACs
 IMAGES = 1000
 GRID = 16  # widths that are tried of the first convolution
-_FLAT = 1e-6  # of the mean variance
 COLUMNS = ("model", "dataset", "macs", "channels", "separable", "between", "best_of_two", "layers", "won", "images",
            "seed", "date", "versions")  # fmt: skip
 
@@ -50,10 +50,7 @@ class Between:
         self.sensitivity = torch.einsum("ij,iox,op,jpy->xy", correlation, by_row, fisher, by_row)
         self.covariance = rows.covariance()
         own = _diagonal(self.covariance, channels, columns) / columns
-        values, vectors = torch.linalg.eigh(own)
-        values = values.clamp(min=_FLAT * float(values.mean()))
-        self.half = vectors @ torch.diag(values.sqrt()) @ vectors.T
-        self.whiten = vectors @ torch.diag(values.rsqrt()) @ vectors.T
+        self.half, self.whiten = roots(own)
         effect = self.half @ _diagonal(self.sensitivity, channels, columns) @ self.half
         self.directions = torch.linalg.eigh(effect).eigenvectors.flip(1)
         self.of_outputs = 0.5 * (metric.values.sum() - metric.values.cumsum(0))

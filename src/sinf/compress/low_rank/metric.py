@@ -68,7 +68,7 @@ class Metric:
     def separable(self, weight: Tensor, covariance: Tensor, correlation: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """``(O, r, kh), (r, C kw)`` for a weight ``(O, C, kh, kw)``, S and T: two layers that keep the ``rank``
         directions of most effect."""
-        half, whiten = _roots(covariance)
+        half, whiten = roots(covariance)
         vectors = _kernel_row_effects(weight, self.root, half, correlation)[2][:, :rank]
         rows = weight.double().permute(0, 2, 1, 3).flatten(2)  # (O, kh, C kw)
         return (rows @ (half @ vectors)).transpose(1, 2), vectors.T @ whiten
@@ -92,12 +92,12 @@ def _metric(site: SiteStatistics, groups: int) -> Metric:
     covariance = site[OutputMoments].covariance()
     if groups > 1:
         return _metric_of_groups(fisher, covariance, groups)
-    root, inverse = _roots_of_fisher(fisher, level)
+    root, inverse = roots(fisher, 1e-3 * _FLOOR * float(level))
     effect = torch.linalg.eigvalsh(root @ covariance @ root).flip(0).clamp(min=0)
     rows_read = site[KernelRows]
     if not rows_read.present:
         return Metric(root, inverse, effect, torch.zeros(0), torch.zeros(0), 0.0)
-    half, _ = _roots(rows_read.covariance())
+    half, _ = roots(rows_read.covariance())
     effects, noise, _ = _kernel_row_effects(rows_read.as_kernel(site.weight), root, half, rows_read.row_correlation())
     return Metric(root, inverse, effect, effects, noise, rows_read.count / max(1, site.images))
 
@@ -105,15 +105,15 @@ def _metric(site: SiteStatistics, groups: int) -> Metric:
 def _metric_of_groups(fisher: Tensor, covariance: Tensor, groups: int) -> Metric:
     """From F and C of all groups."""
     size = len(fisher) // groups
-    roots, inverses, vectors = [], [], []
+    halves, inverses, vectors = [], [], []
     for first in range(0, len(fisher), size):
         rows = slice(first, first + size)
         block = fisher[rows, rows]
-        root, inverse = _roots_of_fisher(block, torch.diagonal(block).mean())
-        roots.append(root)
+        root, inverse = roots(block, 1e-3 * _FLOOR * float(torch.diagonal(block).mean()))
+        halves.append(root)
         inverses.append(inverse)
         vectors.append(torch.linalg.eigh(root @ covariance[rows, rows] @ root).eigenvectors.flip(1))
-    root, inverse, basis = (torch.block_diag(*each) for each in (roots, inverses, vectors))
+    root, inverse, basis = (torch.block_diag(*each) for each in (halves, inverses, vectors))
     written, read = inverse @ basis, root @ basis  # columns d_k, and what z_k reads
     both = (written.T @ fisher @ written) * (read.T @ covariance @ read)
     both = both.unflatten(0, (groups, size)).unflatten(2, (groups, size)).sum((0, 2))  # of the k-th of all groups
@@ -123,17 +123,11 @@ def _metric_of_groups(fisher: Tensor, covariance: Tensor, groups: int) -> Metric
     return Metric(root, inverse, values, none, none, 0.0, groups)
 
 
-def _roots_of_fisher(fisher: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """F^1/2 and F^-1/2."""
-    values, vectors = torch.linalg.eigh(fisher)
-    values = values.clamp(min=1e-3 * _FLOOR * level)
-    return vectors @ torch.diag(values.sqrt()) @ vectors.T, vectors @ torch.diag(values.rsqrt()) @ vectors.T
-
-
-def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """S^1/2 and S^-1/2."""
-    values, vectors = torch.linalg.eigh(covariance.double())
-    values = values.clamp(min=max(1e-30, _FLAT * float(values.mean())))
+def roots(matrix: Tensor, least: float | None = None) -> tuple[Tensor, Tensor]:
+    """S^1/2 and S^-1/2 of a symmetric matrix, whose eigenvalues count as the ``least`` at least; without, as a small
+    share of their mean."""
+    values, vectors = torch.linalg.eigh(matrix.double())
+    values = values.clamp(min=max(1e-30, _FLAT * float(values.mean())) if least is None else least)
     return vectors @ torch.diag(values.sqrt()) @ vectors.T, vectors @ torch.diag(values.rsqrt()) @ vectors.T
 
 
