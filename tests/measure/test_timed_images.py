@@ -11,6 +11,7 @@ from torch import Tensor
 from sinf.data.images import LabelledImages
 from sinf.data.preprocessing import Preprocessing
 from sinf.measure import timed_images as module
+from sinf.measure.delivery import answers_with_margins
 from sinf.measure.timed_images import spread, timed_images
 
 
@@ -35,13 +36,15 @@ def test_their_order_is_drawn_by_the_seed() -> None:
 
 def test_images_are_spread_by_the_margin_of_the_model(tiny_images: LabelledImages) -> None:
     fed = Preprocessing((3, 8, 8), (0.5,) * 3, (0.25,) * 3)
-    told: list[tuple[int, int]] = []
 
     def brightness(x: Tensor) -> Tensor:
         """Logits whose margin is the mean of an image."""
         return torch.stack([torch.zeros(len(x)), x.mean((1, 2, 3)) + 10], 1)
 
-    found = timed_images(tiny_images, brightness, fed, batch=2, pairs=3, progress=lambda *done: told.append(done))
+    told: list[tuple[int, int]] = []
+    answers, margins = answers_with_margins(brightness, tiny_images, fed, lambda *done: told.append(done))
+    assert (answers == 1).all()
+    found = timed_images(tiny_images, margins, fed, batch=2, pairs=3)
     assert found.shape == (6, 3, 8, 8)
     means = tiny_images.inputs(fed)[:].mean((1, 2, 3)).sort().values
     parts = torch.bucketize(found.mean((1, 2, 3)), means) * 6 // len(means)
@@ -57,5 +60,5 @@ def test_no_more_than_there_are_and_memory_holds(
 ) -> None:
     monkeypatch.setattr(module, "_MOST", most)
     fed = Preprocessing((3, 8, 8), (0.5,) * 3, (0.25,) * 3)
-    timed = timed_images(tiny_images, lambda x: x.flatten(1), fed, batch=batch, pairs=pairs)
+    timed = timed_images(tiny_images, torch.arange(len(tiny_images)).float(), fed, batch=batch, pairs=pairs)
     assert len(timed) == (found or len(tiny_images))

@@ -92,12 +92,23 @@ def answers_of(
     network: Network, images: LabelledImages, preprocessing: Preprocessing, progress: Progress | None = None
 ) -> Tensor:
     """``(N,)`` the classes that a network answers."""
+    return answers_with_margins(network, images, preprocessing, progress)[0]
+
+
+def answers_with_margins(
+    network: Network, images: LabelledImages, preprocessing: Preprocessing, progress: Progress | None = None
+) -> tuple[Tensor, Tensor]:
+    """``(N,), (N,)`` the classes that a network answers, and by how much the logit of each is above the next."""
     answers: list[Tensor] = []
+    margins: list[Tensor] = []
     for x, _ in images.batches(preprocessing):
-        answers.append(network(x).argmax(1))
+        logits = network(x)
+        best = logits.detach().float().topk(min(2, logits.shape[1]), 1).values
+        answers.append(logits.argmax(1))
+        margins.append(best[:, 0] - best[:, -1])
         if progress is not None:
             progress(sum(map(len, answers)), len(images))
-    return torch.cat(answers)
+    return torch.cat(answers), torch.cat(margins)
 
 
 def hold_out(images: LabelledImages, share: float, most: int, seed: int) -> tuple[LabelledImages, LabelledImages]:

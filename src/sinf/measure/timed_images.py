@@ -3,9 +3,6 @@ of all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -15,32 +12,16 @@ from sinf.data.preprocessing import Preprocessing
 _MOST = 512  # which are in memory
 
 
-@torch.no_grad()
 def timed_images(
-    images: LabelledImages,
-    base: Callable[[Tensor], Any],
-    preprocessing: Preprocessing,
-    *,
-    batch: int,
-    pairs: int,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    images: LabelledImages, margins: Tensor, preprocessing: Preprocessing, *, batch: int, pairs: int, seed: int = 0
 ) -> Tensor:
     """``(N, C, H, W)`` normalised, for as many ``pairs`` of a ``batch``, in an order that the ``seed`` draws; fewer
     than there are in these where memory would not hold them.
 
-    They are a systematic sample by the margin of the ``base`` model, (B, C, H, W) -> logits (B, classes): of a hundred
-    drawn at random, some more or fewer than of all would fall back to the full tail, which is most of a cascade's time.
+    They are a systematic sample by the ``margins`` (N,) of the base model's answers: of a hundred drawn at random, some
+    more or fewer than of all would fall back to the full tail, which is most of a cascade's time.
     """
-    margins: list[Tensor] = []
-    done = 0
-    for x, _ in images.batches(preprocessing):
-        first, second = torch.as_tensor(base(x)).float().topk(2, 1).values.unbind(1)
-        margins.append(first - second)
-        done += len(x)
-        if progress is not None:
-            progress(done, len(images))
-    rows = spread(torch.cat(margins), min(batch * pairs, max(batch, _MOST)), seed)
+    rows = spread(margins, min(batch * pairs, max(batch, _MOST)), seed)
     return images.select(rows).inputs(preprocessing)[:]
 
 

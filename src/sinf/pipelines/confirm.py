@@ -18,7 +18,7 @@ from sinf.engine.network_engine import open_network
 from sinf.engine.parts import bare
 from sinf.engine.torch_engine import SemanticModel
 from sinf.load import from_pretrained
-from sinf.measure.delivery import ExpectedLoss, answers_of
+from sinf.measure.delivery import ExpectedLoss, answers_with_margins
 from sinf.measure.timed_images import timed_images
 from sinf.measure.timing import Latency, interleaved
 from sinf.models import BaseModel
@@ -69,12 +69,12 @@ def confirm(
     runs |= instead or {}
     runs |= {name: open_delivered(folder, place.engine, place.threads) for name, folder in folders.items()}
 
-    def answers(name: str, run: Run) -> Tensor:
-        return answers_of(run, images, fed, lambda done, total: told(f"answers of {name}", done, total))
+    def answers(name: str, run: Run) -> tuple[Tensor, Tensor]:
+        return answers_with_margins(run, images, fed, lambda done, total: told(f"answers of {name}", done, total))
 
-    expected = answers(BASE, reference)
-    losses = {name: ExpectedLoss.of(expected, answers(name, run), images.labels) for name, run in runs.items()}
-    x = timed_images(images, base.module, fed, batch=batch, pairs=pairs)
+    expected, margins = answers(BASE, reference)
+    losses = {name: ExpectedLoss.of(expected, answers(name, run)[0], images.labels) for name, run in runs.items()}
+    x = timed_images(images, margins, fed, batch=batch, pairs=pairs)
     times = interleaved(
         reference, runs, x, batch=batch, pairs=pairs, threads=place.threads,
         warmup=max(2, pairs // 10), progress=lambda done, total: told("time", done, total),

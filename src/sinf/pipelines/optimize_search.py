@@ -21,7 +21,7 @@ from sinf.graph.cost import WEIGHT_COST
 from sinf.graph.price import LayerTimes
 from sinf.graph.trace import trace
 from sinf.measure.accuracy import machine
-from sinf.measure.delivery import ExpectedLoss, answers_of
+from sinf.measure.delivery import ExpectedLoss, answers_of, answers_with_margins
 from sinf.measure.layer_table import LayerTable
 from sinf.measure.layer_times import FORMAT, from_tensors, layer_times, to_tensors
 from sinf.measure.timed_images import timed_images
@@ -147,6 +147,11 @@ class Search:
         )  # fmt: skip
         return found
 
+    @cached_property
+    def _own(self) -> tuple[Tensor, Tensor]:
+        """``(N,), (N,)`` the base model's answers for the images that choose, in torch, and their margins."""
+        return answers_with_margins(self.base.module, self.selection, self.preprocessing, self._reporter("base model"))
+
     def _too_late(self, what: str) -> bool:
         """Whether ``what`` is left out because the time is over."""
         if self.limit.over:
@@ -170,7 +175,7 @@ class Search:
             self.base, self.scoring, asked, self.work,
             progress=lambda step, done, total: self.progress(f"{method}, {told[0]}: {step}", done, total),
         )  # fmt: skip
-        base = answers_of(self.base.module, self.selection, self.preprocessing, self._reporter("base model"))
+        base, _ = self._own
 
         def rung(kept: float) -> _Rung | None:
             told[0] = f"{100 * kept:.3g} %"
@@ -281,8 +286,7 @@ class Search:
             for candidate in candidates
         ]
         x = timed_images(
-            self.selection, self.base.module, self.preprocessing, batch=config.batch, pairs=config.pairs,
-            seed=config.seed, progress=self._reporter("images to time"),
+            self.selection, self._own[1], self.preprocessing, batch=config.batch, pairs=config.pairs, seed=config.seed
         )  # fmt: skip
         runs = {candidate.full_name: candidate.run for candidate in candidates}
         times = interleaved(
