@@ -1,6 +1,10 @@
-"""Times of layers that are made up, for tests of what budgets of time do."""
+"""Times that are made up: of layers, where budgets of time are tested, and of models, where choices are."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 from torch import fx
 
@@ -9,6 +13,22 @@ from sinf.compress.select import Budget
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import couple
 from sinf.graph.price import LayerTimes, Line, Price, Widths
+from sinf.measure.timing import Latency
+
+
+def latency(ms: float, base: float = 10.0, off: float = 0.0) -> Latency:
+    """Of a model beside a base model, every time; ``off`` is half of the interval of the time saved."""
+    saved = 1 - ms / base
+    return Latency(1, 1, 10, base, base, base, base, base, ms, ms, ms, ms, ms, saved, saved - off, saved + off)
+
+
+def taking(ms: Callable[[str], float]) -> Callable[..., dict[str, Latency]]:
+    """An interleaved() by which candidates take so many milliseconds, by their names, and the base model ten."""
+
+    def timed(base: Any, candidates: Mapping[str, Any], images: Any, *, pairs: int, **options: Any) -> Any:
+        return {name: replace(latency(ms(name)), pairs=pairs) for name in candidates}
+
+    return timed
 
 
 def like_macs(graph: fx.GraphModule) -> LayerTimes:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,10 +15,10 @@ from program import Program
 from sinf import edge
 from sinf.cli import demo
 from sinf.cli.options import Machine
-from sinf.measure.timing import Latency
 from sinf.pipelines import confirm, optimize_config, optimize_search
 from sinf.pipelines.optimize_config import OptimizeConfig
 from sinf.pipelines.optimize_search import OWN
+from times import taking
 
 
 @pytest.fixture
@@ -39,22 +37,17 @@ def assets(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return folder
 
 
-def timed(base: Any, candidates: Mapping[str, Any], images: Any, **options: Any) -> dict[str, Latency]:
+def milliseconds(name: str) -> float:
     """The model as loaded takes twenty milliseconds, the base model in its engine ten, in int8 three, a cascade and
     what was chosen two, parts of a cascade and other networks two and a half."""
-
-    def latency(ms: float) -> Latency:
-        saved = 1 - ms / 10
-        return Latency(1, 1, 10, 10, 10, 10, 10, 10, ms, ms, ms, ms, ms, saved, saved, saved)
-
     known = {OWN: 20.0, "base model, int8": 3.0, demo.CHOSEN: 2.0}
-    return {name: latency(known.get(name, 2.0 if name.startswith("cascade") else 2.5)) for name in candidates}
+    return known.get(name, 2.0 if name.startswith("cascade") else 2.5)
 
 
 @pytest.mark.usefixtures("assets")
 def test_the_demo_is_what_optimize_finds(sinf: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (optimize_search, confirm):
-        monkeypatch.setattr(module, "interleaved", timed)
+        monkeypatch.setattr(module, "interleaved", taking(milliseconds))
     # One smaller network and one cascade: tests/pipelines has the others.
     monkeypatch.setattr(optimize_config, "OptimizeConfig", partial(OptimizeConfig, budgets=(0.6,), tails=(0.9,)))
     out = tmp_path / "out"

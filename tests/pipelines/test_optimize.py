@@ -32,11 +32,11 @@ from sinf.pipelines import optimize_search as module
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
 from sinf.pipelines.candidates import Candidate, Place, Promise, Routed, least_thresholds
 from sinf.pipelines.optimize import OptimizeConfig, Optimized, optimize, parted
-from sinf.pipelines.optimize_choice import LOST, Row, front, likely_loss
+from sinf.pipelines.optimize_choice import LOST, Row, contenders, front, likely_loss
 from sinf.pipelines.optimize_search import OWN, place_of
 from sinf.routing.threshold import NEVER
 from sinf.storage.steps import StepStore
-from times import like_macs
+from times import latency, like_macs, taking
 from tiny import coloured_images
 
 SMALL: dict[str, Any] = {
@@ -48,11 +48,6 @@ SMALL: dict[str, Any] = {
     "max_loss": 0.5,
     "by_time": False,
 }
-
-
-def latency(ms: float, base: float = 10.0) -> Latency:
-    saved = 1 - ms / base
-    return Latency(1, 1, 10, base, base, base, base, base, ms, ms, ms, ms, ms, saved, saved, saved)
 
 
 def row(points: float, ms: float, name: str = "") -> Row:
@@ -109,8 +104,10 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, float]], Non
     def timed(base: Any, candidates: Mapping[str, Any], images: Any, **options: Any) -> dict[str, Latency]:
         for run in candidates.values():
             run(images[:1])
-        known = {name: next((ms for start, ms in taken.items() if name.startswith(start)), 9.0) for name in candidates}
-        return {name: latency(ms) for name, ms in known.items()}
+        return taking(milliseconds)(base, candidates, images, **options)
+
+    def milliseconds(name: str) -> float:
+        return next((ms for start, ms in taken.items() if name.startswith(start)), 9.0)
 
     monkeypatch.setattr(module, "interleaved", timed)
     return taken.update
@@ -130,6 +127,47 @@ def test_nothing_beats_the_front(values: list[tuple[float, float]]) -> None:
         if each.loss.points <= 2:
             safety = each.loss.disagreement
             assert any(b.loss.disagreement <= safety and b.share <= each.share for b in best)
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5), st.floats(1, 20)), max_size=12), st.floats(0, 0.2))
+def test_what_may_win_is_timed_again(values: list[tuple[float, float]], off: float) -> None:
+    """Whatever the times turn out to be within their intervals, the front is of those that may win."""
+    rows = [row(*value, name=str(number)) for number, value in enumerate(values)]
+    rough = [
+        replace(each, time=replace(each.time, low=1 - each.share - off, high=1 - each.share + off)) for each in rows
+    ]
+    names = {each.name for each in contenders(rough, 0.02)}
+    assert {each.name for each in front(rows, 0.02)} <= names
+    for each in rows:
+        if each.loss.points <= 2 and each.name not in names:
+            assert any(
+                other.loss.disagreement <= each.loss.disagreement and other.share < each.share - 2 * off
+                for other in rows
+                if other.name in names
+            )
+
+
+def test_those_that_cannot_win_are_timed_in_few_rounds(
+    optimized: Optimizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The base model in int8 is timed beside those that may win in any case: it is what they are compared with."""
+    runs: list[tuple[int, set[str]]] = []
+
+    def timed(base: Any, candidates: Mapping[str, Any], images: Any, *, pairs: int, **options: Any) -> Any:
+        runs.append((pairs, set(candidates)))
+        made = taking(lambda name: 2.0 if name == "ranks, 60 %, int8" else 9.0)
+        return made(base, candidates, images, pairs=pairs, **options)
+
+    monkeypatch.setattr(module, "interleaved", timed)
+    safe = ExpectedLoss(0.0, 0.0, 0.0, 0.0, 0.5, 30)
+    monkeypatch.setattr(module.ExpectedLoss, "of", lambda *answers: safe)
+    found = optimized(tmp_path / "fast", engine="onnxruntime", precisions=("f32", "int8"), cuts=(), pairs=50)
+    every = {OWN, "base model, int8", "ranks, 60 %, f32", "ranks, 60 %, int8"}
+    assert [pairs for pairs, _ in runs] == [10, 50]
+    assert every <= runs[0][1]
+    assert runs[1][1] == {OWN, "base model, int8", "ranks, 60 %, int8"}
+    assert {each.time.pairs for each in found.rows if each.precision == "f32"} == {10}
+    assert found.chosen.name == "ranks, 60 %"
 
 
 def test_parts_are_drawn_at_random_and_share_nothing(calibration: LabelledImages) -> None:

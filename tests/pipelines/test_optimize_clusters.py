@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from program import Program
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError
-from sinf.measure.timing import Latency, summary
 from sinf.pipelines import optimize as pipeline
 from sinf.pipelines import optimize_search as searching
 from sinf.pipelines.optimize_config import OptimizeConfig
 from sinf.routing import clustering
 from sinf.routing.threshold import NEVER
+from times import taking
 
 GROUPS = {"warm": [0, 2, 4], "cold": [1, 3, 5]}
 
@@ -28,10 +26,6 @@ GROUPS = {"warm": [0, 2, 4], "cold": [1, 3, 5]}
 def words(weights: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The quickest run that makes a bundle of clusters, which is said to be the fastest of all."""
 
-    def timed(base: Any, candidates: Mapping[str, Any], images: Any, **options: Any) -> dict[str, Latency]:
-        fast, slow = (summary(torch.tensor([[10.0], [ms]]).expand(2, 10).double(), 1, 1) for ms in (2.0, 9.0))
-        return {name: fast if " clusters at " in name else slow for name in candidates}
-
     def run(base: Any, scoring: Any, calibration: Any, config: OptimizeConfig, folder: Path, **options: Any) -> Any:
         """So narrow a network cannot be made as small as others."""
         small = replace(config, budgets=(0.6,), tails=(0.95,), routed_cuts=(0.5,), by_time=False)
@@ -39,7 +33,7 @@ def words(weights: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     optimizing = pipeline.optimize
     monkeypatch.setattr(pipeline, "optimize", run)
-    monkeypatch.setattr(searching, "interleaved", timed)
+    monkeypatch.setattr(searching, "interleaved", taking(lambda name: 2.0 if " clusters at " in name else 9.0))
     return [
         "optimize", "vgg11", "--weights", weights, "--data", data, "--score", "train", "--calibrate", "test",
         "--images", 24, "--max-loss", 90, "--engine", "torch", "--no-cascades", "--threads", 1,

@@ -22,13 +22,13 @@ from sinf.load import from_pretrained
 from sinf.measure.accuracy import evaluate
 from sinf.measure.delivery import ExpectedLoss
 from sinf.measure.plain import evaluate as evaluate_plain
-from sinf.measure.timing import Latency
 from sinf.pipelines import optimize_search as optimizing
 from sinf.pipelines.candidates import Promise
 from sinf.pipelines.comparison import compare, save
 from sinf.pipelines.findings import find
 from sinf.pipelines.optimize import OptimizeConfig, Optimized, Row, optimize
 from sinf.report.page import write_report
+from times import latency, taking
 
 KINDS = ["semantic", "ranks", "cascade", "static", "dynamic"]
 
@@ -211,18 +211,13 @@ def test_names_of_others_are_text(built: Path, images: LabelledImages, tmp_path:
 # ---- what was measured
 
 
-def latency(ms: float, base: float = 10.0) -> Latency:
-    saved = 1 - ms / base
-    return Latency(1, 1, 10, base, base, base, base, base, ms, ms, ms, ms, ms, saved, saved - 0.02, saved + 0.02)
-
-
 def row(name: str, points: float, ms: float, accepted: bool | None, kind: str = "static") -> Row:
     return Row(
         name,
         kind,
         "int8",
         ExpectedLoss(points, points - 0.5, points + 0.5, 0.0, 0.7, 2500),
-        latency(ms),
+        latency(ms, off=0.02),
         accepted,
     )
 
@@ -235,7 +230,7 @@ def results(tmp_path: Path) -> Path:
         row("cascade", 0.8, 2.5, True, "cascade"), row("ranks, 60 %", 0.3, 6.0, True),
     )  # fmt: skip
     promise = Promise(0.01, 0.95, 0.006, 2500, "onnxruntime", "int8")
-    made = Optimized(rows[2], promise, rows, latency(20.0), ("cascade at 30 %: too few images",))
+    made = Optimized(rows[2], promise, rows, latency(20.0, off=0.02), ("cascade at 30 %: too few images",))
     path = tmp_path / "optimize.json"
     path.write_text(json.dumps({"folder": "fast", **made.to_json()}))
     return path
@@ -289,7 +284,7 @@ def test_times_of_bench_and_of_the_folder(
 ) -> None:
     model = from_pretrained(places["static"])
     path = tmp_path / "bench.json"
-    path.write_text(json.dumps({"engine": "openvino int8", "latency": [asdict(latency(4.0))]}))
+    path.write_text(json.dumps({"engine": "openvino int8", "latency": [asdict(latency(4.0, off=0.02))]}))
     write_report(model, images, out, source=places["static"], results=path)  # type: ignore[arg-type]
     assert "10.00 ms → 4.00 ms in openvino int8, batch 1, 1 thread; 60.0 % saved" in words(parsed(out))
     assert "Times were not given" not in words(parsed(out))
@@ -319,10 +314,7 @@ def test_what_optimize_wrote_is_what_a_report_reads(
 ) -> None:  # fmt: skip
     """From end to end; times are made up, so that one kind is chosen."""
 
-    def timed(base: object, candidates: dict[str, object], x: object, **options: object) -> dict[str, Latency]:
-        return {name: latency(4.0 if name.startswith(quick) else 9.0) for name in candidates}
-
-    monkeypatch.setattr(optimizing, "interleaved", timed)
+    monkeypatch.setattr(optimizing, "interleaved", taking(lambda name: 4.0 if name.startswith(quick) else 9.0))
     config = OptimizeConfig(
         images=24, methods=("ranks",), budgets=(0.6,), cuts=(0.3,), tails=(0.95,), max_loss=0.5, by_time=False
     )

@@ -46,6 +46,7 @@ class Semantic(Kind):
         from sinf.measure import accuracy as measure
         from sinf.measure.energy import find_meters
         from sinf.measure.stages import stage_times
+        from sinf.measure.timing import make_parts
         from sinf.report import tables
 
         images, engine, precision, threads = asked.images, asked.engine, asked.precision, asked.threads
@@ -57,7 +58,9 @@ class Semantic(Kind):
         promise = measure.promise(model, engine, precision)
         with options.Steps() as steps:
             right = _accuracy(model, router, x, images, steps) if precision != "f32" else None
-            _load_parts(router, x, images.batch, steps)
+            make_parts(
+                router, x, batch=images.batch, progress=lambda done, total: steps("loading parts", done, total)
+            )  # fmt: skip
             rows = _time(router, x, sizes, asked.pairs, threads, steps)
             # Before bare parts, which only profiles run, are in memory too.
             name = engine if precision == "f32" else f"{engine} {precision}"
@@ -129,13 +132,6 @@ class Semantic(Kind):
 
         costs = Costs.of(model)
         return {name: {"macs": costs.macs[name], "parameters": costs.parameters[name]} for name in costs.macs}
-
-
-def _load_parts(router: FeatureRouter, x: Any, batch: int, steps: options.Steps) -> None:
-    """Make every part that these images need, before anything is timed."""
-    for row in range(0, len(x), batch):
-        router(x[row : row + batch])
-        steps("loading parts", min(row + batch, len(x)), len(x))
 
 
 def _time(router: FeatureRouter, x: Any, sizes: list[int], pairs: int, threads: int, steps: options.Steps) -> list[Any]:

@@ -15,7 +15,7 @@ from sinf.data.images import LabelledImages
 from sinf.data.preprocessing import Preprocessing
 from sinf.errors import ConfigError, DoesNotPayError
 from sinf.measure.limits import Limits as Limits
-from sinf.measure.timing import Latency, interleaved
+from sinf.measure.timing import Latency, interleaved, make_parts
 
 Network = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]
@@ -142,6 +142,8 @@ def time_beside(
 ) -> dict[str, tuple[Latency, ...]]:
     """By name, the time at every batch size of the limits; all are timed in one run, the base model in between."""
     x = preprocessing.normalise(images.pixels(preprocessing, 0, _TIMED))
+    for network in networks.values():
+        make_parts(network, x, batch=max(limits.batches))
     times: dict[str, tuple[Latency, ...]] = dict.fromkeys(networks, ())
     for batch in limits.batches:
         pairs = limits.pairs if batch == 1 else max(10, limits.pairs // 5)

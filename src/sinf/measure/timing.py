@@ -132,6 +132,18 @@ def interleaved(
     return {name: replace(summary(times[i], batch, threads), load=load) for i, name in enumerate(names)}
 
 
+@torch.no_grad()
+def make_parts(
+    model: Callable[[Any], Any], images: Tensor | np.ndarray, *, batch: int, progress: Progress | None = None
+) -> None:
+    """Run a model on all ``images`` (N, C, H, W) before it is timed on them: what it makes when first needed, such as
+    a subgraph, takes many times what running it does."""
+    for row in range(0, len(images), batch):
+        model(images[row : row + batch])
+        if progress is not None:
+            progress(min(row + batch, len(images)), len(images))
+
+
 @dataclass(frozen=True)
 class Alone:
     """Milliseconds a batch of one model by itself; ``median_*`` bound the median (95 %, bootstrap), ``load`` is what

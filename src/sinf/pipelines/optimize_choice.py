@@ -22,6 +22,7 @@ LOST = 1 / 8  # of the answers that differ: where networks disagree, mostly both
 _SPREAD = 1.0  # of that share, from network to network: a cascade's small tail may lose most of what it changes
 _SURER = 0.5  # standard deviations: two to one that a network keeps the limit
 _FAR = 2.0  # standard errors
+FIRST_ROUNDS = 1 / 5  # of all: every candidate is timed in so many, and those that may win in all
 _HOPELESS = 1.5  # times the limit: what likely loses more by the images that choose is not tested
 
 
@@ -101,6 +102,18 @@ def kept_at(limit: float, losses: Mapping[float, float]) -> float:
             return before + way * (kept - before)
         before = kept
     return before
+
+
+def contenders(rows: list[Row], limit: float) -> list[Row]:
+    """The rows, timed in a few rounds, that may turn out to be the fastest within the limit (a fraction). Those that
+    are not lose too much, or something of their kind whose answers differ no more often is surely faster."""
+    within = [row for row in rows if row.loss.points <= 100 * limit or likely_loss(row.loss) <= _HOPELESS * limit]
+
+    def beats(other: Row, row: Row) -> bool:
+        safer = other.kind == row.kind and other.loss.disagreement <= row.loss.disagreement
+        return safer and other.time.low > row.time.high
+
+    return [row for row in within if not any(beats(other, row) for other in within)]
 
 
 def in_order(rows: list[Row], limit: float, sure: bool) -> list[Row]:

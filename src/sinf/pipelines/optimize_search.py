@@ -29,7 +29,7 @@ from sinf.measure.timing import Latency, interleaved
 from sinf.models import BaseModel
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
 from sinf.pipelines.candidates import Candidate, Design, Place, Promise, Routed, Static, ranges_of
-from sinf.pipelines.optimize_choice import LOST, Row, kept_at, tested
+from sinf.pipelines.optimize_choice import FIRST_ROUNDS, LOST, Row, contenders, kept_at, tested
 from sinf.pipelines.optimize_config import OptimizeConfig
 from sinf.pipelines.optimize_time import TimeLimit, layer_precision
 from sinf.pipelines.prune import PruneConfig, Pruned, pruner
@@ -277,21 +277,33 @@ class Search:
                     self.left_out.append(f"{design.name}, {precision}: {reason}")
 
     def measure(self, candidates: list[Candidate]) -> tuple[list[Row], Latency]:
-        """Loss and time of every candidate, and the time of the base model as it was loaded: all timed in one run, the
-        base model in its engine in between."""
-        config = self.config
+        """Loss and time of every candidate, and the time of the base model as it was loaded. A few rounds tell which
+        may win; those are timed again, in all rounds of one run."""
         expected = self._answers(self.reference, self.selection)
         losses = [
             ExpectedLoss.of(expected, self._answers(candidate, self.selection), self.selection.labels)
             for candidate in candidates
         ]
+        pairs = self.config.pairs
+        rows, own = self._timed(candidates, losses, max(2, round(FIRST_ROUNDS * pairs)))
+        worth = contenders(rows, self.config.max_loss)
+        again = [i for i, row in enumerate(rows) if row.time.pairs < pairs and (row in worth or row.name == BASE)]
+        if again:
+            timed, own = self._timed([candidates[i] for i in again], [losses[i] for i in again], pairs)
+            rows = [dict(zip(again, timed, strict=True)).get(i, row) for i, row in enumerate(rows)]
+        return rows, own
+
+    def _timed(self, candidates: list[Candidate], losses: list[ExpectedLoss], pairs: int) -> tuple[list[Row], Latency]:
+        """Rows of candidates that are timed in one run with the base model as it was loaded, the base model in its
+        engine in between."""
+        config = self.config
         x = timed_images(
-            self.selection, self._own[1], self.preprocessing, batch=config.batch, pairs=config.pairs, seed=config.seed
+            self.selection, self._own[1], self.preprocessing, batch=config.batch, pairs=pairs, seed=config.seed
         )  # fmt: skip
         runs = {candidate.full_name: candidate.run for candidate in candidates}
         times = interleaved(
-            self.reference.run, {OWN: self.base.module, **runs}, x, batch=config.batch, pairs=config.pairs,
-            warmup=max(2, config.pairs // 10), threads=config.threads, progress=self._reporter("time"),
+            self.reference.run, {OWN: self.base.module, **runs}, x, batch=config.batch, pairs=pairs,
+            warmup=max(2, pairs // 10), threads=config.threads, progress=self._reporter("time"),
         )  # fmt: skip
         rows = [
             Row(each.name, each.kind, each.precision, loss, times[each.full_name])
@@ -300,7 +312,7 @@ class Search:
         return rows, times[OWN]
 
     def test(self, rows: list[Row], candidates: dict[tuple[str, str], Candidate]) -> list[Row]:
-        """Rows as the calibration images say: see :func:`tested`."""
+        """Rows that may win, as the calibration images say: see :func:`tested`."""
         config, count = self.config, len(self.calibration)
         return [
             replace(
@@ -309,8 +321,9 @@ class Search:
                 promise=Promise(config.max_loss, config.confidence, loss, count, config.engine, row.precision),
             )
             for row, accepted, loss in tested(
-                rows, lambda row: self._losses(candidates[row.name, row.precision]), config.max_loss,
-                config.confidence, config.seed,
+                [row for row in rows if row.time.pairs == config.pairs],
+                lambda row: self._losses(candidates[row.name, row.precision]), config.max_loss, config.confidence,
+                config.seed,
             )
         ]  # fmt: skip
 

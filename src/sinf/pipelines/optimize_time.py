@@ -13,7 +13,9 @@ from sinf.graph.trace import trace
 from sinf.measure.estimate import FIT, KERNEL_FIT, RANK_STATISTICS, Estimate, Pace
 from sinf.measure.layer_table import LayerTable
 from sinf.measure.layer_times import probes_of
+from sinf.measure.timing import SETTLED, SETTLING
 from sinf.models import BaseModel
+from sinf.pipelines.optimize_choice import FIRST_ROUNDS
 from sinf.pipelines.optimize_config import OptimizeConfig
 
 Progress = Callable[[str, int, int], None]
@@ -23,6 +25,7 @@ FASTEST = ("int8", "bf16", "f32")
 _RUNGS = 7  # of a ladder: how many are made shows only when one loses too much
 _SECOND = 0.5  # as much again: methods after the first are tried only where it does not do well
 _THRESHOLDS = 4  # with which a bundle is a candidate, in the mean
+_MAY_WIN = 0.25  # of the candidates: they are timed in all rounds
 _TESTED = 3  # candidates, in the mean
 _PROBE, _EXPORTED_PROBE = 0.05, 0.7  # seconds of a small network in which a layer is timed
 _ALONE = 1.5  # times an image of a batch takes by itself
@@ -109,7 +112,9 @@ def estimate(
     opened = 1 + precisions * (1 + methods * _rungs(config) + routed)
     steps["answers that choose"] = opened * selection * forward
     timed = 1 + precisions * (1 + methods * _rungs(config) + _THRESHOLDS * routed)
-    steps["times"] = timed * 2 * 1.1 * config.pairs * config.batch * forward * _ALONE
+    one = config.batch * forward * _ALONE
+    settled = one + min(SETTLED * one, SETTLING / 1000)
+    steps["times"] = timed * (FIRST_ROUNDS + _MAY_WIN) * config.pairs * 2 * 1.1 * settled
     steps["test"] = (1 + _TESTED) * calibration * forward
     return Estimate(steps, "--minutes, fewer --images, --no-cascades, one --precision, or more --threads")
 
