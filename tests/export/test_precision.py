@@ -17,7 +17,7 @@ from sinf.data.images import LabelledImages
 from sinf.engine.engines import open_engine
 from sinf.engine.network_engine import open_network
 from sinf.engine.torch_engine import SemanticModel
-from sinf.errors import BundleError, ConfigError, DataError
+from sinf.errors import BundleError, ConfigError, DataError, VerificationError
 from sinf.export.plain import export_network
 from sinf.export.split import export_split
 from sinf.load import from_pretrained
@@ -82,6 +82,20 @@ def test_a_plain_model_is_a_folder_too(plain: PlainModel, file_format: str, prec
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(BundleError, match="damaged"):
         edge.load(tmp_path / "out")
+
+
+def test_what_is_written_answers_as_what_ran_before(model: SemanticModel, plain: PlainModel, tmp_path: Path) -> None:
+    """optimize() hands over what it timed and tested: files that answer otherwise are not written."""
+    size = plain.preprocessing.size
+    ranges = images_of(size, 8)
+    export_network(plain, tmp_path / "network", running=open_network(plain.network, size, "onnxruntime"))
+    with pytest.raises(VerificationError, match="network"):
+        export_network(plain, tmp_path / "other", running=lambda x: plain.network(x) + 1)
+    engine = open_engine(model, "onnxruntime", precision="int8", calibration=ranges).engine
+    export_split(model, tmp_path / "parts", precision="int8", ranges=ranges, running=engine)
+    with pytest.raises(VerificationError):
+        export_split(model, tmp_path / "others", precision="int8", ranges=ranges, running=model.engine)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["network", "parts"]
 
 
 def test_an_export_predicts_image_files_as_the_model_does(model: SemanticModel, tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from torch import nn
 from program import PROGRESS, Program
 from sinf.bundle.semantic import Bundle
 from sinf.data.images import load_images
+from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ModelError
 from sinf.models import load_model, load_spec, own
+from sinf.models.described import described
 from tiny import picture, write_parquet
 
 FACTORY = """
@@ -87,12 +89,11 @@ def test_every_verb_calls_a_factory_once_and_warns_of_nothing(
     verbs: list[tuple[object, ...]] = [
         ("profile", name, "--size", "3,32,32"),
         ("build", name, *own_data, "--out", out, "--threads", 1),
-        ("eval", out, "--data", data, "--split", "test", "--allow-factory"),
-        ("bench", out, "--data", data, "--split", "test", "--pairs", 2, "--batch", 1, "--no-stages", "--no-energy",
-         "--allow-factory"),
+        ("eval", out, "--data", data, "--split", "test"),
+        ("bench", out, "--data", data, "--split", "test", "--pairs", 2, "--batch", 1, "--no-stages", "--no-energy"),
         ("train", name, *trained, tmp_path / "run"),
         ("dynamic", "train", name, *trained, tmp_path / "dynamic", "--macs", 0.9),
-        ("eval", tmp_path / "dynamic", "--data", data, "--split", "test", "--allow-factory"),
+        ("eval", tmp_path / "dynamic", "--data", data, "--split", "test"),
         ("clusters", name, "--data", data, "--split", "train", "--check", "test", "--count", 3),
         ("prune", name, "--data", data, "--score", "train", "--test", "test", "--macs", 0.8, "--method", "channels",
          "--round-to", 1, "--pairs", 2, "--keep-anyway", "--out", tmp_path / "pruned"),
@@ -103,9 +104,41 @@ def test_every_verb_calls_a_factory_once_and_warns_of_nothing(
         monkeypatch.setattr(own, "_SHAPES", {})  # every command is a process of its own
         code, _, err = sinf.call(*words)
         assert code == 0 or (code, words[0]) == (3, "optimize"), err  # so small a network may not get faster
-        assert calls(factory) == 1, words
+        assert calls(factory) == (0 if words[0] in ("eval", "bench") else 1), words
         assert len(complaints(err)) <= 3, err
         assert "copying from" not in err
+
+
+def test_what_is_built_from_a_factory_needs_its_code_no_more(
+    sinf: Program, factory: Path, data: Path, tmp_path: Path
+) -> None:
+    name, out = f"{factory.stem}:make", tmp_path / "bundle"
+    own_data = ("--data", data, "--calibrate", "test", "--score", "train", "--max-loss", 90, *SMALL)
+    code, _, err = sinf.call("build", name, *own_data, "--out", out, "--threads", 1)
+    assert code == 0, err
+    expected = load_model(name, images=load_images(data, "test")).module
+    factory.write_text("raise SystemError('this code must not run')")
+    own._SHAPES.clear()
+    model = SemanticModel.from_pretrained(out)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model.base_model().module(x), expected(x))
+    assert name in (out / "README.md").read_text()
+    assert "plain:" not in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "forward", ["x = torch.fft.fft2(x).real", "x = x + torch.rand_like(x)", "x = x if x.sum() > 0 else -x"]
+)
+def test_what_data_cannot_describe_stays_code(factory: Path, forward: str) -> None:
+    """A function that is not in the list, noise, and a choice that depends on the image."""
+    factory.write_text(factory.read_text().replace("return x * self.gain", f"{forward}\n        return x * self.gain"))
+    base = load_model(f"{factory.stem}:make", size=(3, 8, 8))
+    assert described(base) is base
+
+
+def test_what_needs_no_code_stays_as_it_is() -> None:
+    base = load_model("vgg11", classes=6, options={"width": 0.125})
+    assert described(base) is base
 
 
 def test_what_is_no_weight_keeps_its_value(factory: Path) -> None:
@@ -148,7 +181,7 @@ def test_the_size_is_that_of_the_images(sinf: Program, factory: Path, data: Path
     assert code == 0, err
     assert "3x32x32" in err
     assert "--mean" in err
-    assert Bundle.load(tmp_path / "out", allow_factory=True).spec.preprocessing.size == (3, 32, 32)
+    assert Bundle.load(tmp_path / "out").spec.preprocessing.size == (3, 32, 32)
 
 
 def test_nothing_is_guessed_where_nothing_tells(sinf: Program, factory: Path, tmp_path: Path) -> None:

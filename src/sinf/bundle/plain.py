@@ -82,7 +82,7 @@ class PlainModel(Classifier, nn.Module):
         spec = self.spec
         config = {
             "format": plain.FORMAT,
-            "name": spec.name.removeprefix(PLAIN),
+            "name": spec.title,
             "classes": spec.classes,
             "class_names": list(self._names),
             "preprocessing": spec.preprocessing.to_json(),
@@ -131,7 +131,7 @@ def deployed(model: BaseModel, *, keep_batch_norm: bool = False) -> BaseModel:
     """
     graph = trace(model.module, model.spec.preprocessing)
     description, state = to_plain(graph if keep_batch_norm else prepare(graph))
-    name = PLAIN + model.spec.name.removeprefix(PLAIN)
+    name = PLAIN + model.spec.title
     spec = ModelSpec(name, model.spec.classes, model.spec.preprocessing, description)
     module = load_spec(spec).requires_grad_(False)
     module.load_state_dict(state)
@@ -181,7 +181,7 @@ def card_of(spec: ModelSpec, made_by: dict[str, Any], table: list[str] | None = 
         "Importing a `load.py` that you downloaded runs its code, whatever it is by then. With sinf installed,",
         '`sinf.load_model("FOLDER").module` is the same network, and nothing in the folder is run.',
     ]
-    return writing.card_of(f"{spec.name.removeprefix(PLAIN)}, pruned", table or [], made_by, spec, usage)
+    return writing.card_of(f"{spec.title}, pruned", table or [], made_by, spec, usage)
 
 
 def _read_card(folder: Path) -> str | None:

@@ -82,4 +82,4 @@ def bundle_card(method: str, body: list[str], provenance: dict[str, str], spec: 
     facts = dict(sorted(provenance.items())) | {"machine": f"{platform.machine()}, torch {torch.__version__}"}
     usage = ["```python", "import sinf", "", 'model = sinf.from_pretrained("FOLDER")']
     usage += ["logits = model(model.preprocess(paths))  # (B, classes)", "```"]
-    return card_of(f"{spec.name}, {method}", body, facts, spec, usage)
+    return card_of(f"{spec.title}, {method}", body, facts, spec, usage)

@@ -56,6 +56,7 @@ def train(
     from sinf.dynamic.bundle import DynamicBundle
     from sinf.dynamic.trainer import EpochReport
     from sinf.dynamic.trainer import train as run
+    from sinf.models.described import described
     from sinf.report.terminal import Terminal
 
     if not distillation.weight and distillation != LABELS_ALONE:
@@ -69,7 +70,7 @@ def train(
         options.write_alone(context, out, work)
     images = data.images(split)
     checked = None if validation is None else data.images(validation)
-    base = model.load(images)
+    base = described(model.load(images))
     images = data.for_model(base, images, machine.memory)
     checked = data.for_model(base, checked, machine.memory)
     images.require_every_class("training")

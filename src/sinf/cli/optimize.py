@@ -41,8 +41,9 @@ def optimize(
 ) -> dict[str, Any]:
     """Find the fastest network that loses at most --max-loss points, and write it: a plain model or a bundle."""
     from sinf.bundle.plain import check_target
-    from sinf.cli.room import Need, fit
+    from sinf.cli.room import Need, Room
     from sinf.pipelines.optimize import optimize as run
+    from sinf.pipelines.optimize_search import RANGES
     from sinf.report.optimized import show_optimized
 
     config = replace(asked, threads=machine.pin(), memory=machine.memory)
@@ -53,8 +54,11 @@ def optimize(
     base = model.load(scoring)
     scoring, calibration = (data.for_model(base, part, machine.memory) for part in (scoring, calibration))
     selection = data.for_model(base, selection, machine.memory)
-    need = Need.of_model(base).exported()
-    fit(machine.memory, "answers", need, base.spec.preprocessing, calibration, selection)
+    room = Room(machine.memory, Need.of_model(base).exported(), base.spec.preprocessing, calibration, selection)
+    room.limit("answers")
+    if "int8" in config.precisions:
+        room.calibrate(RANGES)
+    room.announce()
     named = clusters or ("none" if data.cluster_column is None else "column")
     with options.Steps() as steps:
         config = replace(config, clusters=named_clusters(named, base, config, steps, scoring, calibration, selection))

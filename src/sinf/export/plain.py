@@ -21,7 +21,7 @@ from sinf.engine.network_engine import open_network
 from sinf.engine.onnx_parts import network_to_onnx
 from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
 from sinf.engine.openvino_engine import OpenVinoEngine
-from sinf.engine.runtime import Setting
+from sinf.engine.runtime import Network, Setting
 from sinf.engine.session_runtimes import network_graph
 from sinf.engine.sessions import SessionEngine
 from sinf.errors import ConfigError, DependencyError
@@ -71,9 +71,11 @@ def export_network(
     ranges: Tensor | None = None,
     promise: str = "",
     key: bytes | None = None,
+    running: Network | None = None,
 ) -> None:
     """Write a plain model as a folder for :mod:`sinf.edge`, as :func:`sinf.export.split.export_split` does a bundle;
-    ``promise`` is what is promised of its loss, in words.
+    ``promise`` is what is promised of its loss, in words. What is written answers as ``running`` does, by default as
+    the model in that engine and precision.
 
     Raises:
         BundleError: the folder holds something else.
@@ -83,7 +85,8 @@ def export_network(
         StorageError: it cannot be written; what was there stays.
     """
     engine, size = edge.ENGINES[file_format], model.preprocessing.size
-    running = open_network(model.network, size, engine, precision=precision, calibration=ranges)
+    if running is None:
+        running = open_network(model.network, size, engine, precision=precision, calibration=ranges)
     manifest = {
         "sinf_export": edge.FORMAT, "kind": "network", "model": model.spec.name, "classes": model.classes,
         "preprocessing": model.preprocessing.to_json(), "format": file_format, "precision": precision,
@@ -95,8 +98,8 @@ def export_network(
         write_graph(graph, folder / f"{edge.NETWORK}{edge.SUFFIXES[file_format]}")
 
     def verify(export: edge.EdgeModel | edge.EdgeNetwork) -> None:
-        images = torch.randn(_SAMPLES, *size, generator=torch.Generator().manual_seed(0)).numpy()
-        require_same("the network", (export(images),), (torch.as_tensor(running(images)),))
+        images = torch.randn(_SAMPLES, *size, generator=torch.Generator().manual_seed(0))
+        require_same("the network", (export(images.numpy()),), (torch.as_tensor(running(images)),))
 
     write_export(Path(folder), manifest, write, verify, key)
 

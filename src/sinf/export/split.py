@@ -37,10 +37,11 @@ def export_split(
     precision: str = "f32",
     ranges: Tensor | None = None,
     key: bytes | None = None,
+    running: Engine | None = None,
 ) -> None:
     """Write the parts of a bundle; an existing export in ``folder`` is replaced, anything else is refused. With a
     ``key`` (16 bytes at least) the manifest is signed. ``ranges`` are the images (N, C, H, W), normalised, that int8
-    needs.
+    needs. What is written answers as ``running`` does, by default as the bundle in that engine and precision.
 
     Raises:
         BundleError: the folder holds something else.
@@ -49,7 +50,8 @@ def export_split(
         StorageError: it cannot be written; what was there stays.
     """
     engine = edge.ENGINES[file_format]
-    running = model.engine if precision == "f32" else _engine(model, engine, precision, ranges)
+    if running is None:
+        running = model.engine if precision == "f32" else _engine(model, engine, precision, ranges)
     parts = edge.part_names(len(model.bundle.clusters))
 
     def write(partial: Path) -> None:

@@ -110,6 +110,11 @@ class ModelSpec:
         """Whether making the model imports and runs code of the user's own (``package.module:factory``)."""
         return self.name not in REFERENCE_NAMES and self.name.partition(":")[0] not in {*OPTIONS, PLAIN[:-1]}
 
+    @property
+    def title(self) -> str:
+        """Its name for people: of a network that is described by data, the one that it was made from."""
+        return self.name.removeprefix(PLAIN)
+
     def to_json(self) -> dict[str, Any]:
         """What :meth:`from_json` reads.
 

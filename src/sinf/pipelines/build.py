@@ -34,6 +34,7 @@ from sinf.measure.accuracy import Observation, observe_routes, run_shared
 from sinf.measure.delivery import Limits, Verdict
 from sinf.measure.estimate import COMMON, ROUTER, Estimate, Pace, build_time
 from sinf.models import BaseModel
+from sinf.models.described import described
 from sinf.pipelines.build_config import BuildConfig
 from sinf.pipelines.build_worth import IMAGES, LONG, Prospect
 from sinf.pipelines.calibration import part_images, set_thresholds, tail_costs, without_threshold
@@ -95,6 +96,7 @@ def build(
         DoesNotPayError: it cannot be faster at best; or it is not, or nearly everything falls back. Steps stay, so that
             the same build with ``keep_anyway`` is done at once.
     """
+    base = described(base)
     _check(base, images, clusters)
     folder = Path(folder)
     store = StepStore(folder.with_name(folder.name + ".build") if work is None else Path(work))

@@ -157,7 +157,7 @@ class Static(Design):
         if promise.engine in FORMATS:
             export_network(
                 model, folder / promise.engine, FORMATS[promise.engine], precision=promise.precision,
-                ranges=place.ranges, promise=str(promise), key=key,
+                ranges=place.ranges, promise=str(promise), key=key, running=self.run_in(place, promise.precision)[0],
             )  # fmt: skip
 
 
@@ -214,7 +214,7 @@ class Routed(Design):
             if place.engine in FORMATS:
                 export_split(
                     SemanticModel(bundle), folder / place.engine, FORMATS[place.engine], precision=precision,
-                    ranges=place.ranges, key=key,
+                    ranges=place.ranges, key=key, running=opened.engine,
                 )  # fmt: skip
 
         name = f"{self.name} for {100 * fallback:.3g} % of the inputs"

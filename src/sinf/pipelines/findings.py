@@ -200,7 +200,7 @@ def _find_semantic(model: SemanticModel, images: LabelledImages, progress: Progr
     threshold = bundle.threshold
     return Findings(
         kind="cascade" if bundle.cascade else "semantic",
-        name=bundle.spec.name,
+        name=bundle.spec.title,
         class_names=bundle.class_names,
         images=images,
         base=rows["base"],
@@ -241,7 +241,7 @@ def _find_plain(model: PlainModel, images: LabelledImages, base: BaseModel | Non
     size, base_size = Size.of(model.base_model()), None if base is None else Size.of(base)
     return Findings(
         kind="static",
-        name=model.spec.name.removeprefix("plain:"),
+        name=model.spec.title,
         class_names=model.class_names,
         images=images,
         base=None if base is None else rows["base"],
@@ -268,7 +268,7 @@ def _find_dynamic(model: DynamicModel, images: LabelledImages, progress: Progres
     parameters = sum(p.numel() for p in model.network.parameters())
     return Findings(
         kind="dynamic",
-        name=model.bundle.spec.name,
+        name=model.bundle.spec.title,
         class_names=model.class_names,
         images=images,
         base=rows["base"],

@@ -105,15 +105,21 @@ def kept_at(limit: float, losses: Mapping[float, float]) -> float:
 
 
 def contenders(rows: list[Row], limit: float) -> list[Row]:
-    """The rows, timed in a few rounds, that may turn out to be the fastest within the limit (a fraction). Those that
-    are not lose too much, or something of their kind whose answers differ no more often is surely faster."""
-    within = [row for row in rows if row.loss.points <= 100 * limit or likely_loss(row.loss) <= _HOPELESS * limit]
+    """The rows, timed in a few rounds, that may turn out to be the fastest within the limit (a fraction). All others
+    lose too much, or one of their kind that keeps the limit, and whose answers differ no more often, is surely faster.
+    """
+    keep = [row for row in rows if row.loss.points <= 100 * limit]
 
     def beats(other: Row, row: Row) -> bool:
         safer = other.kind == row.kind and other.loss.disagreement <= row.loss.disagreement
         return safer and other.time.low > row.time.high
 
-    return [row for row in within if not any(beats(other, row) for other in within)]
+    return [
+        row
+        for row in rows
+        if (row.loss.points <= 100 * limit or likely_loss(row.loss) <= _HOPELESS * limit)
+        and not any(beats(other, row) for other in keep)
+    ]
 
 
 def in_order(rows: list[Row], limit: float, sure: bool) -> list[Row]:

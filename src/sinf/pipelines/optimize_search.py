@@ -27,6 +27,7 @@ from sinf.measure.layer_times import FORMAT, from_tensors, layer_times, to_tenso
 from sinf.measure.timed_images import timed_images
 from sinf.measure.timing import Latency, interleaved
 from sinf.models import BaseModel
+from sinf.models.described import described
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
 from sinf.pipelines.candidates import Candidate, Design, Place, Promise, Routed, Static, ranges_of
 from sinf.pipelines.optimize_choice import FIRST_ROUNDS, LOST, Row, contenders, kept_at, tested
@@ -45,7 +46,7 @@ _WELL = 0.6  # of the cost: a method that keeps no more within the limit needs n
 _BETWEEN = (1 / 3, 2 / 3)  # of the way, in factors, from the last network within the limit to the first beyond
 _LEAST = 0.05  # of the cost of its tail: no subgraph is smaller
 _SAFER = 0.5  # of the limit: what extractor and full tail of a bundle may lose, so that the small tail has the rest
-_RANGES = 200  # images that set the ranges of int8
+RANGES = 200  # images that set the ranges of int8
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,13 @@ class Search:
         place: Place | None = None,
     ) -> None:
         self.limit = TimeLimit(config.minutes)
-        self.base, self.config, self.work, self.progress = base, config, work, self.limit.watched(progress)
+        self.base, self.own = described(base), base.module
+        self.config, self.work, self.progress = config, work, self.limit.watched(progress)
         self.scoring, self.selection, self.calibration = scoring, selection, calibration
         self.preprocessing = base.spec.preprocessing
         self.place = place or place_of(config, scoring, self.preprocessing)
         self.left_out: list[str] = []
-        (self.reference,) = Static(base, BASE).open(
+        (self.reference,) = Static(self.base, BASE).open(
             self.place, "f32", selection, config.max_loss, self._reporter("base model")
         )
 
@@ -302,7 +304,7 @@ class Search:
         )  # fmt: skip
         runs = {candidate.full_name: candidate.run for candidate in candidates}
         times = interleaved(
-            self.reference.run, {OWN: self.base.module, **runs}, x, batch=config.batch, pairs=pairs,
+            self.reference.run, {OWN: self.own, **runs}, x, batch=config.batch, pairs=pairs,
             warmup=max(2, pairs // 10), threads=config.threads, progress=self._reporter("time"),
         )  # fmt: skip
         rows = [
@@ -347,4 +349,4 @@ class Search:
 
 def place_of(config: OptimizeConfig, scoring: LabelledImages, preprocessing: Preprocessing) -> Place:
     """Where a config's networks will run."""
-    return Place(config.engine, config.threads, ranges_of(scoring, preprocessing, _RANGES, config.seed))
+    return Place(config.engine, config.threads, ranges_of(scoring, preprocessing, RANGES, config.seed))

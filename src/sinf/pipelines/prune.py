@@ -276,7 +276,7 @@ class _Pruning:
         graph = self._graph(method, rule)
         description, state = to_plain(graph)
         base = self.base.spec
-        spec = ModelSpec(PLAIN + base.name.removeprefix(PLAIN), base.classes, base.preprocessing, description)
+        spec = ModelSpec(PLAIN + base.title, base.classes, base.preprocessing, description)
         module, classes = load_spec(spec).requires_grad_(False), self.base.classes
         pruned = Pruned(module, spec, classes, method=method.name, rule=rule)
 
