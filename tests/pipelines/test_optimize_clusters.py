@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from program import Program
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError
+from sinf.measure.timing import pinned_threads
 from sinf.pipelines import optimize as pipeline
 from sinf.pipelines import optimize_search as searching
 from sinf.pipelines.optimize_config import OptimizeConfig
@@ -107,3 +109,20 @@ def test_none_unless_asked_for(sinf: Program, words: list[object], tmp_path: Pat
 def test_a_file_that_is_not_there(sinf: Program, words: list[object], tmp_path: Path) -> None:
     assert "missing.json" in sinf.refused(*words, "--clusters", tmp_path / "missing.json")
     assert not (tmp_path / "fast").exists()
+
+
+def test_the_threads_are_those_where_it_will_run(
+    sinf: Program, words: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What makes the candidates takes all that torch has."""
+    seen: list[tuple[int, int]] = []
+
+    def stop(base: Any, scoring: Any, calibration: Any, config: OptimizeConfig, folder: Path, **options: Any) -> Any:
+        seen.append((config.threads, torch.get_num_threads()))
+        raise ConfigError("stopped")
+
+    monkeypatch.setattr(pipeline, "optimize", stop)
+    with pinned_threads(3):
+        for threads in (1, 2):
+            assert sinf.call(*words, "--threads", threads)[0] == 2
+    assert seen == [(1, 3), (2, 3)]

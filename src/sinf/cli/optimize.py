@@ -46,7 +46,8 @@ def optimize(
     from sinf.pipelines.optimize_search import RANGES
     from sinf.report.optimized import show_optimized
 
-    config = replace(asked, threads=machine.pin(), memory=machine.memory)
+    # Not pinned: these threads are those where it will run, and making the candidates takes all.
+    config = replace(asked, threads=machine.threads or machine.pin(), memory=machine.memory)
     check_target(out)
     options.write_alone(context, out, *([] if work else [out.with_name(out.name + ".optimize")]))
     scoring, calibration = data.images(score), data.images(calibrate)

@@ -31,7 +31,7 @@ class OptimizeConfig:
 
     Attributes:
         max_loss: of top-1 against the base model in its engine's f32, as a fraction.
-        threads: of the processor.
+        threads: of the processor, where it will run, and is timed; the candidates are made by all of torch's.
         selection: share of the calibration images that choose where no others are given to; the rest test.
         methods: how networks are made smaller, the likelier first; where one does well, those after it are not tried.
         budgets: what static networks keep of the cost, falling; each method is followed down to the first that loses

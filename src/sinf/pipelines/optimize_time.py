@@ -116,7 +116,7 @@ def estimate(
     settled = one + min(SETTLED * one, SETTLING / 1000)
     steps["times"] = timed * (FIRST_ROUNDS + _MAY_WIN) * config.pairs * 2 * 1.1 * settled
     steps["test"] = (1 + _TESTED) * calibration * forward
-    return Estimate(steps, "--minutes, fewer --images, --no-cascades, one --precision, or more --threads")
+    return Estimate(steps, "--minutes, fewer --images, --no-cascades, or one --precision")
 
 
 def _rungs(config: OptimizeConfig) -> int:
