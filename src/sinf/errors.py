@@ -40,6 +40,14 @@ class ConfigError(SinfError):
     """An option has a value it cannot have."""
 
 
+class OutOfReachError(ConfigError):
+    """A budget is less than what must stay, which is ``least``, as a share of what the budget counts."""
+
+    def __init__(self, rule: str, *, got: object, least: float, remedy: str) -> None:
+        super().__init__(rule, got=f"{got}; at least {least:.3f} must stay", remedy=remedy)
+        self.least = least
+
+
 class DataError(SinfError):
     """Images, labels, columns or splits are not what they must be."""
 

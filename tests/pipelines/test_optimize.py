@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -275,6 +276,17 @@ def test_without_a_promise_the_fastest_that_holds_is_looked_for(
     assert tested == ["base", "ranks,", "cascade"]
     assert found.chosen.kind == "cascade"
     assert sorted(str(each.accepted) for each in found.rows if each.accepted is not None) == ["False", "True"]
+
+
+def test_a_tail_that_cannot_be_so_small_is_as_small_as_can_be(
+    optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path
+) -> None:
+    fast({"cascade": 2.0})
+    found = optimized(tmp_path / "fast", tails=(0.1,))
+    assert not any("within reach" in line for line in found.left_out)
+    kept = {float(re.findall(r": ([\d.]+) % of the tail", row.name)[0]) for row in found.rows if row.kind == "cascade"}
+    assert len(kept) == 1
+    assert 10 < kept.pop() < 100
 
 
 def test_int8_is_a_candidate_too(

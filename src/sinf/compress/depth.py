@@ -17,7 +17,7 @@ from torch import nn
 from sinf.compress.compressor import Compressor, Observed, Rule, Run, Scope
 from sinf.compress.low_rank.solve import reconstruct_ranks
 from sinf.compress.prices import Prices
-from sinf.errors import ConfigError
+from sinf.errors import ConfigError, OutOfReachError
 from sinf.graph.branches import alone_for, may_go, to_sum
 from sinf.graph.delta import Constant, LayerDeltas
 from sinf.graph.network import Part
@@ -71,11 +71,10 @@ class BlockRemoval(Compressor):
                     plans[number].add(end)
                     spent -= saves[number, end]
             if spent > rule.macs * total:
-                raise ConfigError(
-                    "the MAC budget must be within reach of whole branches",
-                    got=f"{rule.macs:g}; at least {spent / total:.3f} must stay",
-                    remedy="raise the budget, or take channels or ranks",
-                )
+                raise OutOfReachError(
+                    "the MAC budget must be within reach of whole branches", got=f"{rule.macs:g}",
+                    least=spent / total, remedy="raise the budget, or take channels or ranks",
+                )  # fmt: skip
         return plans
 
     def make(self, scope: Scope, plan: set[str], observed: Observed, run: Run) -> Part:

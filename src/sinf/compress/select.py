@@ -14,7 +14,7 @@ from sinf.compress.budget import Budget as Budget
 from sinf.compress.budget import Schedule as Schedule
 from sinf.compress.budget import identity as identity
 from sinf.compress.prices import Prices
-from sinf.errors import ConfigError
+from sinf.errors import ConfigError, OutOfReachError
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import CoupledGroup
 from sinf.graph.widths import WidthTable
@@ -74,11 +74,10 @@ def select_together(
     while mean() > budget.macs * start:
         able = [descent for descent in descents if descent.can_go_down]
         if not able:
-            raise ConfigError(
-                "the MAC budget must be within reach",
-                got=f"{budget.macs:g} of the part's MACs; at least {mean() / start:.3f} must stay",
+            raise OutOfReachError(
+                "the MAC budget must be within reach", got=f"{budget.macs:g} of the part's MACs", least=mean() / start,
                 remedy="raise the budget, or cut earlier",
-            )
+            )  # fmt: skip
         min(able, key=lambda descent: descent.price).go_down()
     return [_chosen(part, descent.widths) for part, descent in zip(parts, descents, strict=True)]
 

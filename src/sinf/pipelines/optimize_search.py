@@ -16,7 +16,7 @@ from torch import Tensor
 from sinf.compress.select import Budget
 from sinf.data.clusters import Clusters, one_cluster
 from sinf.data.images import LabelledImages, Preprocessing
-from sinf.errors import ConfigError, SinfError
+from sinf.errors import ConfigError, OutOfReachError, SinfError
 from sinf.graph.cost import WEIGHT_COST
 from sinf.graph.price import LayerTimes
 from sinf.graph.trace import trace
@@ -45,6 +45,7 @@ OWN = "your model, as loaded (torch)"
 _WELL = 0.6  # of the cost: a method that keeps no more within the limit needs no other beside it
 _BETWEEN = (1 / 3, 2 / 3)  # of the way, in factors, from the last network within the limit to the first beyond
 _LEAST = 0.05  # of the cost of its tail: no subgraph is smaller
+_ABOVE = 1e-3  # of it: so much above the least that must stay, a budget is within reach
 _SAFER = 0.5  # of the limit: what extractor and full tail of a bundle may lose, so that the small tail has the rest
 RANGES = 200  # images that set the ranges of int8
 
@@ -227,29 +228,25 @@ class Search:
         one = one_cluster(self.base.spec.classes)
         for cut in config.cuts:
             for size in sizes:
-                what = f"cascade at {100 * cut:g} %: {100 * size:.3g} % of the tail, then {100 * whole:.3g} %"
-                yield from self._bundle(what, one, self._asked(method, cut, whole, size, 1 - 1e-9))
+                yield from self._bundle(one, method, cut, whole, size, 1 - 1e-9)
         if config.clusters is None or not sizes:
             return
         for cut in config.routed_cuts:
-            size = min(sizes)
-            what = (
-                f"{len(config.clusters)} clusters at {100 * cut:g} %: {100 * size:.3g} % of the tail, "
-                f"then {100 * whole:.3g} %"
-            )
-            yield from self._bundle(what, config.clusters, self._asked(method, cut, whole, size, config.max_loss))
+            yield from self._bundle(config.clusters, method, cut, whole, min(sizes), config.max_loss)
 
-    def _asked(self, method: str, cut: float, whole: float, size: float, max_loss: float) -> BuildConfig:
-        config = self.config
-        return BuildConfig(
+    def _bundle(
+        self, clusters: Clusters, method: str, cut: float, whole: float, size: float, max_loss: float
+    ) -> Iterator[Routed]:
+        """Subgraphs keep ``size`` of the tail, or the least that they can."""
+        config, kind = self.config, "cascade" if len(clusters) == 1 else f"{len(clusters)} clusters"
+        name = f"{kind} at {100 * cut:g} %: {100 * size:.3g} % of the tail, then {100 * whole:.3g} %"
+        if self._too_late(name):
+            return
+        asked = BuildConfig(
             method=method, cut_at=cut, common=whole, subgraph=self._budget(size), times=self._times, max_loss=max_loss,
             common_images=config.images, seed=config.seed, memory=config.memory, keep_anyway=True,
         )  # fmt: skip
-
-    def _bundle(self, name: str, clusters: Clusters, asked: BuildConfig) -> Iterator[Routed]:
-        if self._too_late(name):
-            return
-        images = self.scoring.sample(self.config.images, self.config.seed)
+        images = self.scoring.sample(config.images, config.seed)
         routing = images if len(clusters) == 1 else self.scoring
         try:
             bundle = make_bundle(
@@ -257,7 +254,11 @@ class Search:
                 lambda step, done, total: self.progress(f"{name}: {step}", done, total),
             )  # fmt: skip
         except SinfError as reason:
-            self.left_out.append(f"{name}: {reason}")
+            least = reason.least if isinstance(reason, OutOfReachError) else 0.0
+            if least <= size:
+                self.left_out.append(f"{name}: {reason}")
+                return
+            yield from self._bundle(clusters, method, cut, whole, least + _ABOVE, max_loss)
             return
         yield Routed(bundle, name)
 

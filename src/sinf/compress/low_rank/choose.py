@@ -13,7 +13,7 @@ from torch import Tensor
 from sinf.compress.low_rank.metric import Metric
 from sinf.compress.prices import Prices
 from sinf.compress.select import Budget
-from sinf.errors import ConfigError
+from sinf.errors import ConfigError, OutOfReachError
 from sinf.graph.cost import MacCount
 from sinf.graph.delta import can_factor, why_one
 from sinf.graph.price import Line
@@ -72,8 +72,10 @@ def choose_ranks_together(
     if budget.macs == 1:
         return [{} for _ in parts]  # rounded up to parts of the budget, all as they are would not be within it
     if least > budget.macs * whole:
-        got = f"{budget.macs:g}; at least {least / whole:.3f} must stay"
-        raise ConfigError("the MAC budget must be within reach of ranks", got=got, remedy="raise the budget")
+        raise OutOfReachError(
+            "the MAC budget must be within reach of ranks", got=f"{budget.macs:g}", least=least / whole,
+            remedy="raise the budget",
+        )  # fmt: skip
     ranks: list[dict[str, Rank]] = [{} for _ in parts]
     for (part, target), choice in zip(
         options, _cheapest(list(options.values()), budget.macs * whole - fixed), strict=True
