@@ -339,7 +339,7 @@ def test_the_card_says_what_the_bundle_is(tmp_path: Path) -> None:
     card = (tmp_path / "bundle" / "README.md").read_text()
     lines = card.splitlines()
     assert lines[:4] == ["---", "library_name: sinf", "pipeline_tag: image-classification", "---"]
-    assert f"# {made.spec.name}, semantic inference" in lines
+    assert f"# {made.spec.title}, semantic inference" in lines
     assert "6 classes in 3 semantic clusters; cut after `first`." in lines
     table = lines.index("|---|---|")
     assert lines[table - 1] == "| on the calibration images | |"
@@ -356,7 +356,7 @@ def test_the_card_says_what_the_bundle_is(tmp_path: Path) -> None:
     assert code[0] == "import sinf"
     assert any("sinf.from_pretrained" in line for line in code)
     # Every paragraph is apart from the next: Markdown joins neighbouring lines.
-    apart = (f"# {made.spec.name}, semantic inference", threshold.promise(), "```", "---")
+    apart = (f"# {made.spec.title}, semantic inference", threshold.promise(), "```", "---")
     assert all(after == "" for line, after in zip(lines, [*lines[1:], ""], strict=True) if line in apart[:3])
     assert lines[table - 2] == "" == lines[table + 4]
 

@@ -148,29 +148,6 @@ def test_what_may_win_is_timed_again(values: list[tuple[float, float]], off: flo
             )
 
 
-def test_those_that_cannot_win_are_timed_in_few_rounds(
-    optimized: Optimizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The base model in int8 is timed beside those that may win in any case: it is what they are compared with."""
-    runs: list[tuple[int, set[str]]] = []
-
-    def timed(base: Any, candidates: Mapping[str, Any], images: Any, *, pairs: int, **options: Any) -> Any:
-        runs.append((pairs, set(candidates)))
-        made = taking(lambda name: 2.0 if name == "ranks, 60 %, int8" else 9.0)
-        return made(base, candidates, images, pairs=pairs, **options)
-
-    monkeypatch.setattr(module, "interleaved", timed)
-    safe = ExpectedLoss(0.0, 0.0, 0.0, 0.0, 0.5, 30)
-    monkeypatch.setattr(module.ExpectedLoss, "of", lambda *answers: safe)
-    found = optimized(tmp_path / "fast", engine="onnxruntime", precisions=("f32", "int8"), cuts=(), pairs=50)
-    every = {OWN, "base model, int8", "ranks, 60 %, f32", "ranks, 60 %, int8"}
-    assert [pairs for pairs, _ in runs] == [10, 50]
-    assert every <= runs[0][1]
-    assert runs[1][1] == {OWN, "base model, int8", "ranks, 60 %, int8"}
-    assert {each.time.pairs for each in found.rows if each.precision == "f32"} == {10}
-    assert found.chosen.name == "ranks, 60 %"
-
-
 def test_parts_are_drawn_at_random_and_share_nothing(calibration: LabelledImages) -> None:
     one, two = parted(calibration, 0.25, 0)
     assert (len(one), len(two)) == (20, 60)
@@ -289,14 +266,29 @@ def test_a_tail_that_cannot_be_so_small_is_as_small_as_can_be(
     assert 10 < kept.pop() < 100
 
 
-def test_int8_is_a_candidate_too(
-    optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path
+def test_int8_is_a_candidate_too_and_what_cannot_win_is_timed_in_few_rounds(
+    optimized: Optimizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    fast({"base model, int8": 2.0})
-    found = optimized(tmp_path / "fast", engine="onnxruntime", precisions=("f32", "int8"), cuts=())
-    assert (found.chosen.name, found.chosen.precision) == ("base model", "int8")
-    assert {each.precision for each in found.rows} == {"f32", "int8"}
-    assert ("base model", "f32") not in {(each.name, each.precision) for each in found.rows}
+    """The base model in int8 is timed beside those that may win in any case: it is what they are compared with."""
+    runs: list[tuple[int, set[str]]] = []
+
+    def timed(base: Any, candidates: Mapping[str, Any], images: Any, *, pairs: int, **options: Any) -> Any:
+        runs.append((pairs, set(candidates)))
+        made = taking(lambda name: 2.0 if name == "ranks, 60 %, int8" else 9.0)
+        return made(base, candidates, images, pairs=pairs, **options)
+
+    monkeypatch.setattr(module, "interleaved", timed)
+    safe = ExpectedLoss(0.0, 0.0, 0.0, 0.0, 0.5, 30)
+    monkeypatch.setattr(module.ExpectedLoss, "of", lambda *answers: safe)
+    found = optimized(tmp_path / "fast", engine="onnxruntime", precisions=("f32", "int8"), cuts=(), pairs=50)
+    assert runs == [
+        (10, {OWN, "base model, int8", "ranks, 60 %, f32", "ranks, 60 %, int8"}),
+        (50, {OWN, "base model, int8", "ranks, 60 %, int8"}),
+    ]
+    assert {(each.name, each.precision): each.time.pairs for each in found.rows} == {
+        ("base model", "int8"): 50, ("ranks, 60 %", "f32"): 10, ("ranks, 60 %", "int8"): 50
+    }  # fmt: skip
+    assert (found.chosen.name, found.chosen.precision) == ("ranks, 60 %", "int8")
     assert "onnxruntime int8" in str(from_pretrained(tmp_path / "fast").made_by)
 
 
