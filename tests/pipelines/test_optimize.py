@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import sinf as public
 from program import Program
@@ -26,7 +27,7 @@ from sinf.load import from_pretrained
 from sinf.measure.delivery import ExpectedLoss, answers_of
 from sinf.measure.in_engine import TailAnswers, tail_answers
 from sinf.measure.timing import Latency
-from sinf.models import BaseModel, load_model
+from sinf.models import BaseModel, ModelSpec, load_model
 from sinf.pipelines import confirm as confirming
 from sinf.pipelines import optimize_choice as choice
 from sinf.pipelines import optimize_search as module
@@ -202,6 +203,27 @@ def test_what_is_slower_is_not_delivered(
         optimized(tmp_path / "fast")
     assert refused.value.numbers
     assert not (tmp_path / "fast").exists()
+
+
+class Blocked(nn.Module):
+    """Nothing of it can be removed, whatever the method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, 4, 1), nn.Parameter(torch.randn(8, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bc,ck->bk", self.conv(x).relu().mean((2, 3)), self.head)
+
+
+def test_what_no_method_can_make_smaller_is_left_out_and_said(
+    optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path
+) -> None:
+    fast({})
+    spec = ModelSpec("tests.own:blocked", 6, optimized.base.spec.preprocessing)
+    blocked = replace(optimized, base=BaseModel(Blocked().eval(), spec), work=tmp_path / "work", opened={})
+    with pytest.raises(DoesNotPayError, match=r"none of 0 candidates .* left out: channels: "):
+        blocked(tmp_path / "fast", methods=("channels", "ranks"))
 
 
 def test_what_the_calibration_images_refuse_is_not_delivered(

@@ -105,9 +105,10 @@ def _chosen(rows: list[Row], own: Latency, search: Search, config: OptimizeConfi
     left_out, longer = search.left_out, "give more minutes, " * search.limit.over
     accepted = [(row, row.promise) for row in rows if row.accepted and row.promise is not None]
     if not accepted:
+        why = "" if rows or not left_out else f"; left out: {'; '.join(left_out)}"
         raise DoesNotPayError(
             "something faster must keep the limit of the loss",
-            got=f"none of {len(rows)} candidates within {100 * config.max_loss:g} points",
+            got=f"none of {len(rows)} candidates within {100 * config.max_loss:g} points{why}",
             remedy=f"{longer}allow more loss, ask for less confidence, or give more calibration images",
             numbers={"rows": [row.to_json() for row in rows], "left_out": left_out},
         )
