@@ -23,9 +23,9 @@ from sinf.data.images import Preprocessing
 from sinf.errors import ModelError, VerificationError
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
-from sinf.models import BaseModel, ModelSpec, load_spec, plain
+from sinf.models import BaseModel, ModelSpec, plain
+from sinf.models.described import difference, of_graph
 from sinf.models.load import PLAIN, read_plain
-from sinf.models.to_plain import to_plain
 
 _LONGEST_CARD = 1 << 20
 _SAMPLES, _CLOSE = 4, 1e-3
@@ -130,23 +130,18 @@ def deployed(model: BaseModel, *, keep_batch_norm: bool = False) -> BaseModel:
         VerificationError: it does not answer as the model does.
     """
     graph = trace(model.module, model.spec.preprocessing)
-    description, state = to_plain(graph if keep_batch_norm else prepare(graph))
-    name = PLAIN + model.spec.title
-    spec = ModelSpec(name, model.spec.classes, model.spec.preprocessing, description)
-    module = load_spec(spec).requires_grad_(False)
-    module.load_state_dict(state)
-    module.to(memory_format=torch.channels_last)
+    made = of_graph(graph if keep_batch_norm else prepare(graph), model.spec)
+    made.module.to(memory_format=torch.channels_last)
     draw = torch.Generator().manual_seed(0)
-    x = torch.randn(_SAMPLES, *spec.preprocessing.size, generator=draw)
-    expected, answers = model.module(x.clone()), module(x.clone())
-    difference = float((answers - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
-    if not difference <= _CLOSE:
+    x = torch.randn(_SAMPLES, *made.spec.preprocessing.size, generator=draw)
+    apart = difference(model.module(x.clone()), made.module(x.clone()))
+    if not apart <= _CLOSE:
         raise VerificationError(
             "what is saved must answer as the network does",
-            got=f"a relative difference of {difference:.2g}",
+            got=f"a relative difference of {apart:.2g}",
             remedy="report it with the model's name",
         )
-    return BaseModel(module, spec)
+    return made
 
 
 def has_batch_norms(module: nn.Module) -> bool:

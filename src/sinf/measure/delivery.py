@@ -141,9 +141,7 @@ def time_beside(
     progress: Progress | None = None,
 ) -> dict[str, tuple[Latency, ...]]:
     """By name, the time at every batch size of the limits; all are timed in one run, the base model in between."""
-    x = preprocessing.normalise(images.pixels(preprocessing, 0, _TIMED))
-    for network in networks.values():
-        make_parts(network, x, batch=max(limits.batches))
+    x = _timed(images, preprocessing)
     times: dict[str, tuple[Latency, ...]] = dict.fromkeys(networks, ())
     for batch in limits.batches:
         pairs = limits.pairs if batch == 1 else max(10, limits.pairs // 5)
@@ -153,6 +151,11 @@ def time_beside(
         )  # fmt: skip
         times = {name: (*times[name], latency) for name, latency in found.items()}
     return times
+
+
+def _timed(images: LabelledImages, preprocessing: Preprocessing) -> Tensor:
+    """``(N, C, H, W)`` the normalised images that batches are made of."""
+    return preprocessing.normalise(images.pixels(preprocessing, 0, _TIMED))
 
 
 def is_faster(times: tuple[Latency, ...]) -> bool:
@@ -180,6 +183,7 @@ class Verdict:
         progress: Callable[[str, int, int], None],
     ) -> Verdict:
         """Timed on one thread, as a request has, at the batch sizes of the ``limits``."""
+        make_parts(bundle, _timed(images, preprocessing), batch=max(limits.batches))
         times = time_beside(
             base, {"bundle": bundle}, images, preprocessing, limits, lambda done, total: progress("time", done, total)
         )

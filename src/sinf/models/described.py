@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor, fx
 
 from sinf.errors import ModelError
 from sinf.graph.trace import trace
@@ -24,14 +25,28 @@ def described(base: BaseModel) -> BaseModel:
         return base
     fed = base.spec.preprocessing
     try:
-        description, state = to_plain(trace(base.module, fed))
-        spec = ModelSpec(PLAIN + base.spec.name, base.spec.classes, fed, description)
-        module = load_spec(spec)
-        module.load_state_dict(state)
+        made = of_graph(trace(base.module, fed), base.spec)
     except ModelError:
         return base
     x = torch.randn(2, *fed.size, generator=torch.Generator().manual_seed(0))
-    expected, found = base.module(x), module(x)
-    if not (found - expected).abs().max() <= _CLOSE * expected.abs().max():
+    if not difference(base.module(x.clone()), made.module(x.clone())) <= _CLOSE:
         return base  # such as a network that draws at random, or remembers
-    return replace(base, module=module.requires_grad_(False), spec=spec)
+    return replace(base, module=made.module, spec=made.spec)
+
+
+def of_graph(graph: fx.GraphModule, spec: ModelSpec) -> BaseModel:
+    """A traced network as data, with its weights; of ``spec`` it has the name, the classes and what it is fed.
+
+    Raises:
+        ModelError: it has something that the description cannot hold; the message names it.
+    """
+    description, state = to_plain(graph)
+    spec = ModelSpec(PLAIN + spec.title, spec.classes, spec.preprocessing, description)
+    module = load_spec(spec).requires_grad_(False)
+    module.load_state_dict(state)
+    return BaseModel(module, spec)
+
+
+def difference(expected: Tensor, found: Tensor) -> float:
+    """The largest between two answers, as a share of the largest logit."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))

@@ -297,7 +297,8 @@ class Search:
         again = [i for i, row in enumerate(rows) if row.time.pairs < pairs and (row in worth or row.name == BASE)]
         if again:
             timed, own = self._timed([candidates[i] for i in again], [losses[i] for i in again], pairs)
-            rows = [dict(zip(again, timed, strict=True)).get(i, row) for i, row in enumerate(rows)]
+            for i, row in zip(again, timed, strict=True):
+                rows[i] = row
         return rows, own
 
     def _timed(self, candidates: list[Candidate], losses: list[ExpectedLoss], pairs: int) -> tuple[list[Row], Latency]:

@@ -34,9 +34,8 @@ from sinf.machine.memory import Memory, Notice, activations, near, weight_bytes
 from sinf.measure.delivery import ExpectedLoss, Limits, answers_of, describe_times, hold_out, is_faster, time_beside
 from sinf.measure.estimate import Estimate, Pace, prune_time
 from sinf.measure.timing import Latency
-from sinf.models import BaseModel, ModelSpec, load_spec
-from sinf.models.load import PLAIN
-from sinf.models.to_plain import to_plain
+from sinf.models import BaseModel
+from sinf.models.described import of_graph
 from sinf.pipelines.latency_budget import budget_within
 from sinf.pipelines.prune_check import Check, check_all, expected_checks, part_to_check
 from sinf.pipelines.prune_config import LatencyBudget as LatencyBudget
@@ -274,14 +273,10 @@ class _Pruning:
 
     def plain(self, method: Method, rule: Schedule | Budget) -> Pruned:
         graph = self._graph(method, rule)
-        description, state = to_plain(graph)
-        base = self.base.spec
-        spec = ModelSpec(PLAIN + base.title, base.classes, base.preprocessing, description)
-        module, classes = load_spec(spec).requires_grad_(False), self.base.classes
-        pruned = Pruned(module, spec, classes, method=method.name, rule=rule)
+        made = of_graph(graph, self.base.spec)
+        pruned = Pruned(made.module, made.spec, self.base.classes, method=method.name, rule=rule)
 
         def compute() -> Tensors:
-            pruned.module.load_state_dict(state)
             self._check(graph, pruned)
             if self.config.recalibrate:
                 self._recalibrate(pruned)
