@@ -16,7 +16,7 @@ from torch import Tensor
 from sinf.compress.select import Budget
 from sinf.data.clusters import Clusters, one_cluster
 from sinf.data.images import LabelledImages, Preprocessing
-from sinf.errors import OutOfReachError, SinfError
+from sinf.errors import ConfigError, CutError, OutOfReachError, SinfError
 from sinf.graph.cost import WEIGHT_COST
 from sinf.graph.price import LayerTimes
 from sinf.graph.trace import trace
@@ -179,7 +179,7 @@ class Search:
                 self.base, self.scoring, asked, self.work,
                 progress=lambda step, done, total: self.progress(f"{method}, {told[0]}: {step}", done, total),
             )  # fmt: skip
-        except SinfError as reason:  # it has nothing that this method could make smaller
+        except CutError as reason:  # it has nothing that this method could make smaller
             self.left_out.append(f"{method}: {reason}")
             return
         base, _ = self._own
@@ -188,7 +188,7 @@ class Search:
             told[0] = f"{100 * kept:.3g} %"
             try:
                 network = make(self._budget(kept))
-            except SinfError as reason:  # out of reach, or nothing goes
+            except (ConfigError, CutError) as reason:  # out of reach, or nothing goes
                 self.left_out.append(f"{method}, {told[0]}: {reason}")
                 return None
             answers = answers_of(network.module, self.selection, self.preprocessing, self._reporter(method))
