@@ -124,6 +124,49 @@ def test_what_was_observed_serves_every_budget(name: str, tmp_path: Path) -> Non
     assert len(passes) == 1
 
 
+@pytest.mark.parametrize("order", [("channels", "ranks", "depth"), ("depth", "ranks", "channels")])
+@pytest.mark.parametrize("network", BRANCHED)
+def test_one_pass_serves_those_that_look_at_the_same_network(
+    order: tuple[str, ...], network: str, tmp_path: Path
+) -> None:
+    """And each finds what it finds alone."""
+    scope, x = scope_of(TRAINABLE[network]())
+    passes = []
+
+    def batches() -> list[tuple[Tensor, Tensor]]:
+        passes.append(network)
+        return [(x, torch.zeros(len(x), dtype=torch.int64))]
+
+    looked, rules = replace(scope, batches=batches), [(Budget(0.8), WHOLE)]
+    compressors = [make_compressor(name, OPTIONS) for name in order]
+    together = replace(run_in(tmp_path / "together"), beside=tuple(compressors))
+    parts = [compress(each, [looked], list(rules), together)[0] for each in compressors]
+    assert len(passes) == 1
+    for name, part in zip(order, parts, strict=True):
+        alone = compress(make_compressor(name, OPTIONS), [looked], list(rules), run_in(tmp_path / name))[0]
+        one, other = (each.to_tensors(scope.coupling, "", torch.float32) for each in (alone, part))
+        assert one.keys() == other.keys()
+        for key in one:
+            torch.testing.assert_close(one[key], other[key])
+    assert len(passes) == 1 + len(order)
+
+
+def test_channels_that_are_pooled_need_a_pass_of_their_own(tmp_path: Path) -> None:
+    scope, x = scope_of(branches())
+    passes = []
+
+    def batches() -> list[tuple[Tensor, Tensor]]:
+        passes.append(1)
+        return [(x, torch.zeros(len(x), dtype=torch.int64))]
+
+    looked = replace(scope, batches=batches)
+    compressors = [ChannelRemoval(DCS(pool=2)), make_compressor("ranks", OPTIONS)]
+    run = replace(run_in(tmp_path), beside=tuple(compressors))
+    for each in compressors:
+        Compression(each, [looked], [], run).observed(looked)
+    assert len(passes) == 2
+
+
 def test_criteria_with_other_options_observe_anew(tmp_path: Path) -> None:
     scope, _ = scope_of(branches())
     run = run_in(tmp_path)

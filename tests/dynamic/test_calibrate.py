@@ -9,6 +9,7 @@ import torch
 
 from gated import mean_macs, stir
 from sinf.data.images import LabelledImages
+from sinf.dynamic import calibrate as calibrating
 from sinf.dynamic.calibrate import calibrate, finish
 from sinf.dynamic.methods import METHODS
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach
@@ -112,6 +113,43 @@ def test_few_settings_are_tried(
     macs = calibrate(network, COLOUR, images, Target(macs=goal))
     assert goal - 0.1 < macs <= goal
     assert sum(runs) <= 8 * len(images)
+
+
+def test_what_is_far_from_the_goal_is_known_by_few_images(
+    images: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few settings run all images: the one that stays, and those beside it; and the result is as if all had."""
+    found, runs = [], []
+    for few in (len(images), 8):
+        network = gated()
+        start_by_importance_of(stir(network))
+        monkeypatch.setattr(calibrating, "_FEW", few)
+        tried: list[int] = []
+        run(monkeypatch, network, tried)
+        macs = calibrate(network, COLOUR, images, Target(macs=0.6), at_once=8)
+        assert macs == pytest.approx(mean_macs(network, images))
+        found.append(macs)
+        runs.append(sum(tried))
+    assert all(0.55 < macs <= 0.6 for macs in found)
+    assert runs[1] < 0.8 * runs[0]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, network: GatedNetwork, tried: list[int]) -> None:
+    observe = network.observe
+    monkeypatch.setattr(network, "observe", lambda x: tried.append(len(x)) or observe(x))
+
+
+def test_a_setting_that_meets_the_goal_with_some_images_alone_does_not_stay(
+    images: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However wrongly a few images decide, what stays was measured with all."""
+    network = gated()
+    start_by_importance_of(stir(network))
+    monkeypatch.setattr(calibrating, "_FEW", 4)
+    monkeypatch.setattr(calibrating, "_SURE", 0.0)
+    macs = calibrate(network, COLOUR, images, Target(macs=0.6), at_once=4)
+    assert macs == pytest.approx(mean_macs(network, images))
+    assert macs <= 0.6
 
 
 def test_the_end_of_a_training_tells_how_far_it_is(images: LabelledImages) -> None:

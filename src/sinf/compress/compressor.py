@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from typing import Any, ClassVar, NamedTuple
 
@@ -91,7 +91,8 @@ class Run:
     how far it is, ``notice`` what it leaves as it is, each text once.
 
     ``fit`` says whether weights make up for what went, from at most ``most`` images (None: all), in ``fit_bytes`` of
-    activations."""
+    activations. ``beside`` are compressors that are to be given the same scopes later: where they look at the same
+    network, one pass collects the sums of all, for which ``passes`` were planned."""
 
     store: StepStore
     passes: Passes = field(default_factory=Passes)
@@ -100,6 +101,7 @@ class Run:
     fit_bytes: int | None = None
     most: int | None = None
     notice: Notice | None = None
+    beside: tuple[Compressor, ...] = ()
     _said: set[str] = field(default_factory=set, repr=False)
 
     @property
@@ -223,24 +225,47 @@ class Compression:
         the scope one of many, stored."""
         if self._last is not None and self._last[0] is scope:
             return self._last[1]
-        compressor, run = self.compressor, self.run
-
-        def compute() -> Tensors:
-            graph, coupling, answer = compressor.observed_network(scope)
-            sums = collect(
-                graph, coupling, scope.batches(), classes=scope.classes, answer=answer, needs=compressor.needs,
-                pool=compressor.pool, seed=scope.seed, at_once=run.passes.at_once,
-            )  # fmt: skip
-            return compressor.observe(scope, sums)
-
+        compressor, store = self.compressor, self.run.store
         if not (compressor.small or scope.lasting):
-            return compute()
-        depends = {**scope.origin, **compressor.identity(), "compressor": compressor.name, "seed": scope.seed}
-        more = set(compressor.observed_network(scope)[1].mixers.values()) - set(scope.coupling.mixers.values())
-        if more:
-            depends["also"] = sorted(more)  # sites that other versions did not have
-        self._last = scope, run.store.get(f"observed-{scope.name}", depends, compute)
+            return self._observe(scope)
+        self._last = scope, store.get(*_step(compressor, scope), lambda: self._observe(scope))
         return self._last[1]
+
+    def _observe(self, scope: Scope) -> Tensors:
+        """By one pass, which serves compressors beside this one, too: what they keep is stored."""
+        compressor, run = self.compressor, self.run
+        graph, coupling, answer = compressor.observed_network(scope)
+        others = [
+            other for other in run.beside
+            if _same_view(compressor, other, scope) and not run.store.has(*_step(other, scope))
+        ]  # fmt: skip
+        for other in others:
+            coupling = max(coupling, other.observed_network(scope)[1], key=lambda each: len(each.mixers))
+        sums = collect(
+            graph, coupling, scope.batches(), classes=scope.classes, answer=answer,
+            needs=[kind for each in (compressor, *others) for kind in each.needs], pool=compressor.pool,
+            seed=scope.seed, at_once=run.passes.at_once,
+        )  # fmt: skip
+        for other in others:
+            run.store.get(*_step(other, scope), partial(other.observe, scope, sums))
+        return compressor.observe(scope, sums)
+
+
+def _same_view(one: Compressor, other: Compressor, scope: Scope) -> bool:
+    """Whether one pass serves both: of the same network and classes, with channels pooled to the same side."""
+    if one is other or one.pool != other.pool or not (other.small or scope.lasting):
+        return False
+    (graph, _, answer), (graph_of_other, _, answer_of_other) = (each.observed_network(scope) for each in (one, other))
+    return graph is graph_of_other and answer == answer_of_other
+
+
+def _step(compressor: Compressor, scope: Scope) -> tuple[str, dict[str, Any]]:
+    """The step that stores what a compressor observed, and what it depends on."""
+    depends = {**scope.origin, **compressor.identity(), "compressor": compressor.name, "seed": scope.seed}
+    more = set(compressor.observed_network(scope)[1].mixers.values()) - set(scope.coupling.mixers.values())
+    if more:
+        depends["also"] = sorted(more)  # sites that other versions did not have
+    return f"observed-{scope.name}", depends
 
 
 def compress(compressor: Compressor, scopes: Sequence[Scope], rules: Sequence[Rule], run: Run) -> list[Part]:

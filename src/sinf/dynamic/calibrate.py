@@ -5,6 +5,9 @@ inputs keep what training gave them. But saliencies of a channel lie close toget
 those of one channel: the smallest step of all takes or gives a channel in every layer at once. So between the nearest
 two settings, one too dear and one not, layer by layer goes over to the dear one.
 
+Most settings are far from the goal, and a few images tell: a try ends as soon as its mean is surely on one side. What
+is settled on was measured with all images.
+
 A channel more or less in a layer shifts what all later norms see. Their running statistics are those of other
 thresholds then, which costs points of accuracy, so they are taken again.
 """
@@ -25,16 +28,18 @@ from sinf.dynamic.latency import time_share
 from sinf.dynamic.network import GatedNetwork, Observed
 from sinf.dynamic.targets import Target
 from sinf.errors import ConfigError
+from sinf.machine.memory import near
 from sinf.training.checkpoint import epoch_batches
 
 _IMAGES, _TIMED = 2000, 64
-_BATCH = 250  # of these; saliencies of the first one predict what another setting costs
+_FEW = 250  # of these that every try runs; their saliencies predict what another setting costs
+_SURE = 5.0  # standard errors from the goal: the rest of the images would not change the side
 _NORM_IMAGES, _NORM_BATCH = 4096, 128
 _FARTHEST = 4.0  # that thresholds move
 _WIDTH = 1 / 256  # of the way to there: settings that are nearer to each other are taken for one
 _NEAR = 1e-3  # of the goal
 _MOST_TRIES = 12
-_USUAL_TRIES = 6  # of a calibration, with its first and those between two settings: what progress expects
+_USUAL_TRIES = 3  # of a calibration, in runs of all images: what progress expects
 
 Watch = Callable[[int], None]
 
@@ -53,7 +58,7 @@ def finish(
     target: Target,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    at_once: int = _BATCH,
+    at_once: int = _FEW,
 ) -> None:
     """Set thresholds and the statistics of batch norms, these on images that are cropped and flipped as in training.
 
@@ -95,7 +100,7 @@ def calibrate(
     target: Target,
     seed: int = 0,
     watch: Watch | None = None,
-    at_once: int = _BATCH,
+    at_once: int = _FEW,
 ) -> float:
     """Set the thresholds for good, on about 2000 of ``images``: the mean share of MACs that they cost. A target of MACs
     or of time is met from below, within a thousandth or as near as thresholds allow.
@@ -107,14 +112,14 @@ def calibrate(
         ConfigError: no threshold reaches the target.
     """
     network.eval()
-    sample = images.sample(_IMAGES, seed)
+    sample = images.select(images.sample_rows(_IMAGES, seed))  # in an order whose beginning stands for all
     time = None
     if target.latency is not None:
         timed = torch.cat([x for x, _ in sample.sample(_TIMED, seed).batches(preprocessing)])
         time = partial(time_share, network, timed)
     goal = target.macs or target.latency or 1.0
     search = _Search(network, preprocessing, sample, goal, time, watch, at_once)
-    met = search.meets_goal()  # as training left them
+    met = search.meets_goal(whole=target.channels is not None)  # as training left them
     if target.channels is not None:
         return search.macs
     gates = search.gates
@@ -138,22 +143,23 @@ def calibrate(
 
 
 class _Setting(NamedTuple):
-    """Gates as they were when they cost this: ``spent`` in the unit of the target, ``macs`` a share of the base's;
-    ``saliencies`` are those of the first images, (n, U) by site."""
+    """Gates as they were when they cost this: ``spent`` in the unit of the target, ``macs`` a share of the base's, both
+    of all images if ``whole``; ``saliencies`` are those of the first images, (n, U) by site."""
 
     spent: float
     macs: float
+    whole: bool
     gates: list[dict[str, Tensor]]
     saliencies: list[Tensor]
 
 
 class _Search:
-    """Tries the gates as they are set, and remembers the dearest setting that meets the goal and the cheapest that does
-    not. What counts is the share of MACs, or what ``time`` measures. ``macs`` and ``saliencies``, the mean of every
-    site (U,), are those of the last one tried.
+    """Tries the gates as they are set, and remembers the settings that meet the goal and the cheapest that does not.
+    What counts is the share of MACs, or what ``time`` measures. ``macs`` and ``saliencies``, the mean of every site
+    (U,), are those of the last one tried.
 
-    A try runs all images. What another setting will cost is predicted from the saliencies of the last try first, so
-    that few tries are needed: the prediction is wrong only by what masks do to the saliencies of later layers.
+    What another setting will cost is predicted from the saliencies of the last try first, so that few tries are
+    needed: the prediction is wrong only by what masks do to the saliencies of later layers.
     """
 
     def __init__(
@@ -166,22 +172,28 @@ class _Search:
         watch: Watch | None,
         at_once: int,
     ) -> None:
-        self._at_once, self._goal, self._time = min(_BATCH, at_once), goal, time
+        self._at_once, self._goal, self._time = min(_FEW, near(network.graph), at_once), goal, time
         self.network, self.preprocessing, self.images = network, preprocessing, images
         self.gates = [network.gate(index) for index in range(len(network.sites))]
         self.macs = 1.0
         self.saliencies: list[Tensor] = []
         self._watch = watch or (lambda count: None)
-        self._below: _Setting | None = None
+        self._met: list[_Setting] = []
         self._above: _Setting | None = None
         self._last: _Setting | None = None
 
-    def meets_goal(self) -> bool:
-        saliencies = self._measure()
+    @property
+    def _below(self) -> _Setting | None:
+        """The dearest setting that meets the goal."""
+        return max(self._met, key=lambda setting: setting.spent, default=None)
+
+    def meets_goal(self, *, whole: bool = False) -> bool:
+        """Whether the gates as they are set do; as few images as that takes run, unless it is the ``whole``."""
+        whole, saliencies = self._measure(whole)
         spent = self.macs if self._time is None else self._time()
-        self._last = setting = _Setting(spent, self.macs, self._states(), saliencies)
+        self._last = setting = _Setting(spent, self.macs, whole, self._states(), saliencies)
         if spent <= self._goal:
-            self._below = setting if self._below is None or spent > self._below.spent else self._below
+            self._met.append(setting)
             return True
         self._above = setting if self._above is None or spent < self._above.spent else self._above
         return False
@@ -200,9 +212,9 @@ class _Search:
 
     def go_between(self) -> None:
         """As many layers from the input on as the goal allows go over to the setting that does not meet it."""
-        if self._below is None or self._above is None or self._is_near():
-            return
         cheap, dear = self._below, self._above
+        if cheap is None or dear is None or self._is_near():
+            return
         first, last = 0, len(self.gates)  # with so many the goal is met, and is not
         kept = [self._kept(setting) for setting in (cheap, dear)]
 
@@ -227,15 +239,25 @@ class _Search:
             first, last = (middle, last) if self.meets_goal() else (first, middle)
 
     def settle(self) -> float:
-        """Take the dearest setting that meets the goal; its MACs."""
-        if self._below is None:
-            got = f"{self._above.spent if self._above else 1:.3f}, instead of {self._goal:g}"
-            raise ConfigError("thresholds must reach the target", got=got, remedy="train longer, or aim at more")
-        self._set(self._below.gates)
-        return self._below.macs
+        """Take the dearest setting that meets the goal with all images; its MACs."""
+        while (found := self._below) is not None:
+            self._met.remove(found)
+            self._set(found.gates)
+            if found.whole:
+                return found.macs
+            if self._meets_as_whole():
+                return self.macs
+        got = f"{self._above.spent if self._above else 1:.3f}, instead of {self._goal:g}"
+        raise ConfigError("thresholds must reach the target", got=got, remedy="train longer, or aim at more")
+
+    def _meets_as_whole(self) -> bool:
+        """Whether gates that met the goal with some images do with all."""
+        self._measure(whole=True)
+        return self._time is not None or self.macs <= self._goal
 
     def _is_near(self) -> bool:
-        return self._below is not None and self._goal - self._below.spent <= _NEAR * self._goal
+        below = self._below
+        return below is not None and self._goal - below.spent <= _NEAR * self._goal
 
     def _predicted(self, set_to: Callable[[float], None], low: float, high: float) -> float:
         """The place where the goal is met just so, if saliencies stay those of the last try."""
@@ -271,18 +293,28 @@ class _Search:
         for gate, state in zip(self.gates, states, strict=True):
             gate.load_state_dict(state)
 
-    def _measure(self) -> list[Tensor]:
-        """Run all images; the saliencies of the first ones."""
-        macs = 0.0
+    def _measure(self, whole: bool) -> tuple[bool, list[Tensor]]:
+        """Run images, all of them if it is the ``whole`` or takes as many: whether all ran, and the saliencies of the
+        first ones."""
+        macs, first, count = torch.zeros(0, dtype=torch.float64), list[list[Tensor]](), 0
         sums: list[Tensor] = []
-        first: list[Tensor] = []
         for x, _ in self.images.batches(self.preprocessing, self._at_once):
             _, observed = self.network.observe(x)
-            macs += float(self.network.macs_of(self.network.keep(observed)).sum())
-            first = first or observed.saliencies
+            spent = self.network.macs_of(self.network.keep(observed)) / self.network.base_macs
+            macs, count = torch.cat([macs, spent]), count + len(x)
+            if count - len(x) < _FEW:
+                first.append(observed.saliencies)
             parts = [s.double().sum(0) for s in observed.saliencies]
             sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
             self._watch(len(x))
-        self.macs = macs / len(self.images) / self.network.base_macs
-        self.saliencies = [(s / len(self.images)).float() for s in sums]
-        return first
+            if not whole and count >= _FEW and self._is_decided(macs):
+                break
+        self.macs = float(macs.mean())
+        self.saliencies = [(s / count).float() for s in sums]
+        return count == len(self.images), [torch.cat(site) for site in zip(*first, strict=True)]
+
+    def _is_decided(self, macs: Tensor) -> bool:
+        """Whether the mean of all images is surely on the side of those of some images (n,)."""
+        if self._time is not None:
+            return True
+        return abs(float(macs.mean()) - self._goal) > _SURE * float(macs.std()) / len(macs) ** 0.5

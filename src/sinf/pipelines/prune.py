@@ -41,7 +41,7 @@ from sinf.pipelines.prune_check import Check, check_all, expected_checks, part_t
 from sinf.pipelines.prune_config import LatencyBudget as LatencyBudget
 from sinf.pipelines.prune_config import PruneConfig as PruneConfig
 from sinf.pipelines.prune_config import describe, require_no_labels
-from sinf.pipelines.prune_search import TRIALS, each, fastest, raised, smallest_budget
+from sinf.pipelines.prune_search import TRIALS, each, fastest, raised, smallest_budget, trial_images
 from sinf.pipelines.pruned import Pruned as Pruned
 from sinf.pipelines.whole import Method, Source
 from sinf.storage.files import hash_tensors
@@ -53,7 +53,6 @@ Progress = Callable[[str, int, int], None]
 Chosen = tuple[Method, Budget]
 
 _CLOSE = 1e-4
-_TRIAL_IMAGES = 800  # that weights are fitted to while methods and budgets are compared
 _HINTS = 4  # trials for what an error proposes
 _SURE_BASE = 0.985  # a base model that answers so many right has most likely been trained on these images
 
@@ -140,12 +139,14 @@ class _Pruning:
         self.checking, self.held_out = part_to_check(self.held_out, config)
         self.store = StepStore(work)
         self.network = Network(trace(base.module, base.spec.preprocessing))
+        self.few = trial_images(self.network.graph)
         memory = Memory(config.memory)
         fixed = self._fit(memory)
         self.source = Source(
             base, self.network, self.images, config.seed, config.reconstruct_bytes, self.store, progress, memory, fixed
         )
-        self.methods = {name: Method(self.source, make_compressor(name, config)) for name in config.methods}
+        compressors = [make_compressor(name, config) for name in config.methods]
+        self.methods = {each.name: Method(self.source, each, compressors) for each in compressors}
 
     def run(self, training: LabelledImages | None, report: Callable[[EpochReport], None] | None) -> Pruned:
         config = self.config
@@ -179,7 +180,7 @@ class _Pruning:
             images=len(self.images),
             methods=tuple(self.methods),
             trials=compared,
-            trial_images=_TRIAL_IMAGES,
+            trial_images=self.few,
             held_out=0 if self.held_out is None else len(self.held_out),
             checks=expected_checks(self.methods.values(), self.checking),
         )
@@ -255,10 +256,10 @@ class _Pruning:
 
         def compute() -> dict[str, Tensor]:
             with self._named(what):
-                tensors = method.tensors(rule, reconstruct=self.config.reconstruct, most=_TRIAL_IMAGES)
+                tensors = method.tensors(rule, reconstruct=self.config.reconstruct, most=self.few)
                 return {"answers": answers_of(prepare(method.graph(tensors)), self._held_out, spec.preprocessing)}
 
-        depends = self._depends(method, rule) | {"most": _TRIAL_IMAGES, "held out": self._held_out.fingerprint()}
+        depends = self._depends(method, rule) | {"most": self.few, "held out": self._held_out.fingerprint()}
         return ExpectedLoss.of(
             self._base_answers, self.store.get("trial", depends, compute)["answers"], self._held_out.labels
         )

@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
 
+from torch import fx
+
 from sinf.errors import ConfigError, DoesNotPayError
+from sinf.machine.memory import activations
 
 LEAST = 0.1  # of the base model's cost: less is not tried
 MIDDLE = (1 + LEAST) / 2  # what is tried first
 TRIALS = 5  # the budget is known to three per cent then
+
+_IMAGES, _FEWEST, _BYTES = 800, 400, 20 << 30
+
+
+def trial_images(graph: fx.GraphModule) -> int:
+    """How many images weights are fitted to while methods and budgets are compared. A network whose values take much
+    memory takes as long to run: it gets fewer."""
+    return max(_FEWEST, min(_IMAGES, _BYTES // activations(graph).total))
 
 
 class Trial(NamedTuple):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx
 
 from sinf.compress.compressor import Compressor, Progress, Region, Rule, Run, Scope, compress
-from sinf.compress.passes import plan_passes
+from sinf.compress.passes import Passes, plan_passes
 from sinf.compress.select import Budget, Schedule
 from sinf.compress.side_by_side import Rows
 from sinf.data.images import BATCH, LabelledImages
+from sinf.errors import ConfigError
 from sinf.graph.network import Network, Part, PartedNetwork
 from sinf.machine.memory import Memory, Notice
 from sinf.models import BaseModel
@@ -90,18 +91,34 @@ class Source:
 
 
 class Method:
-    """Networks of one base model by one compressor; sums are collected when the first is made, and serve all."""
+    """Networks of one base model by one compressor; sums are collected when the first is made, and serve all. Those
+    for compressors ``beside`` it are collected by the same pass where memory allows it."""
 
-    def __init__(self, source: Source, compressor: Compressor) -> None:
+    def __init__(self, source: Source, compressor: Compressor, beside: Sequence[Compressor] = ()) -> None:
         self.source, self.compressor, self.name = source, compressor, compressor.name
-        base, network = source.base, source.network
-        passes = plan_passes(
-            source.memory, network.graph, network.coupling, compressor.needs, classes=base.spec.classes,
-            pool=compressor.pool, fixed=source.fixed, part=f" of {self.name}",
-            beside=compressor.bytes_beside(network.graph, network.coupling),
+        self.scope = whole_scope(
+            source.base, source.network, source.images, len(source.images), source.seed, lambda: source.progress
+        )
+        others = [each for each in beside if each is not compressor]
+        passes = self._passes((compressor,))
+        planned = list(source.memory.steps)
+        try:
+            passes = replace(passes, at_once=self._passes((compressor, *others)).at_once)
+        except ConfigError:  # together they do not fit: one after the other
+            source.memory.steps[:], others = planned, []
+        self.run = Run(
+            source.store, passes, fit_bytes=source.fit_bytes, notice=lambda text: source.notice(text),
+            beside=tuple(others),
         )  # fmt: skip
-        self.scope = whole_scope(base, network, source.images, len(source.images), source.seed, lambda: source.progress)
-        self.run = Run(source.store, passes, fit_bytes=source.fit_bytes, notice=lambda text: source.notice(text))
+
+    def _passes(self, compressors: Sequence[Compressor]) -> Passes:
+        source, network = self.source, self.source.network
+        return plan_passes(
+            source.memory, network.graph, network.coupling, [kind for each in compressors for kind in each.needs],
+            classes=source.base.spec.classes, pool=self.compressor.pool, fixed=source.fixed,
+            part=f" of {' and '.join(each.name for each in compressors)}",
+            beside=sum(each.bytes_beside(network.graph, network.coupling) for each in compressors),
+        )  # fmt: skip
 
     def tensors(self, rule: Schedule | Budget, *, reconstruct: bool, most: int | None = None) -> Tensors:
         """All in which the smaller network differs from the base model. ``most`` limits the images that weights are

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
@@ -13,11 +13,11 @@ from sinf.statistics.statistic import Statistic
 _IMAGES = "images"
 
 
-def to_tensors(statistics: Statistics) -> dict[str, Tensor]:
-    """By ``TYPE-FIELD.TARGET``; weights and what belongs to units are left out."""
+def to_tensors(statistics: Statistics, kinds: Collection[type[Statistic]]) -> dict[str, Tensor]:
+    """Those of ``kinds`` by ``TYPE-FIELD.TARGET``; weights and what belongs to units are left out."""
     tensors = {_IMAGES: torch.tensor(statistics.images)}
     for target, site in statistics.items():
-        for each in site:
+        for each in (each for each in site if type(each) in kinds):
             tensors |= {_key(type(each), field, target): tensor for field, tensor in each.tensors().items()}
     return tensors
 

@@ -40,9 +40,13 @@ class StepStore:
         record = json.dumps(depends, sort_keys=True, default=str)
         return f"{step}-{hashlib.sha256(record.encode()).hexdigest()[:16]}"
 
+    def has(self, name: str, depends: Any) -> bool:
+        """Whether a step was stored."""
+        return self._path(name, depends).exists()
+
     def get(self, name: str, depends: Any, compute: Callable[[], Tensors]) -> Tensors:
         """The tensors of a step: read if they are there and as they were written, else computed and written."""
-        path = self.folder / f"{self.name(name, depends)}.safetensors"
+        path = self._path(name, depends)
         if path.exists():
             try:
                 return read_checked(path)[0]
@@ -51,3 +55,6 @@ class StepStore:
         tensors = compute()
         write_checked(tensors, path)
         return tensors
+
+    def _path(self, name: str, depends: Any) -> Path:
+        return self.folder / f"{self.name(name, depends)}.safetensors"

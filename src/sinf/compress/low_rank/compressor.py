@@ -58,7 +58,7 @@ class LowRank(Compressor):
         return self._viewed[1], self._viewed[2], None
 
     def observe(self, scope: Scope, statistics: Statistics) -> Tensors:
-        return to_tensors(statistics)
+        return to_tensors(statistics, self.needs)
 
     def measured(self, scope: Scope, observed: Observed) -> tuple[Statistics, dict[str, Metric]]:
         """Sums over the scope's images, and what a rank of every layer loses."""
