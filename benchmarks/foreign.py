@@ -101,7 +101,9 @@ def commands(network: Network, data: Path, out: Path) -> dict[str, list[object]]
 def main(
     data: Path,
     work: Annotated[Path, typer.Option(help="Folder for what is made.")],
-    only: Annotated[str, typer.Option(help="Networks or commands, with commas between.")] = "",
+    only: Annotated[
+        str, typer.Option(help="Networks, commands, or one of a network as NETWORK:COMMAND, with commas between.")
+    ] = "",
     keep: Annotated[bool, typer.Option(help="Leave out what is in the file.")] = False,
     loaded: Annotated[bool, typer.Option(help="Write rows even if other processes ran meanwhile.")] = False,
 ) -> None:
@@ -109,7 +111,8 @@ def main(
     wanted = only.split(",") if only else []
     for network in networks(work, data):
         for name, words in commands(network, data, work / network.name).items():
-            if (wanted and not {name, network.name} & set(wanted)) or table.has(network=network.name, command=name):
+            asked = not wanted or {name, network.name, f"{network.name}:{name}"} & set(wanted)
+            if not asked or table.has(network=network.name, command=name):
                 continue
             row = run(words, work / network.name / f"{name.replace(' ', '-')}.json")
             table.add(network=network.name, trained=network.trained, command=name, images=network.images, **row)
