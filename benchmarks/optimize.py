@@ -25,10 +25,10 @@ from sinf.engine.network_engine import open_network
 from sinf.errors import DoesNotPayError
 from sinf.measure.delivery import ExpectedLoss
 from sinf.measure.timing import Latency
-from sinf.pipelines.candidates import Place
 from sinf.pipelines.confirm import INT8, confirm
 from sinf.pipelines.optimize import OptimizeConfig
 from sinf.pipelines.optimize_search import OWN, place_of
+from sinf.pipelines.place import Place
 
 COMPILED = "torch, compiled"
 BOTH, F32 = ("f32", "int8"), ("f32",)

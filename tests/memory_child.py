@@ -62,6 +62,11 @@ COMMANDS = {
     "bench": "bench BUNDLE --data DATA --split train --pairs 2 --allow-factory",
     "tune": "tune BUNDLE --turns 1 --allow-factory",
     "export": "export BUNDLE OUT --allow-factory",
+    "bench in int8": "bench BUNDLE --data DATA --split train[:50%] --calibrate train[50%:] --pairs 2 --allow-factory "
+    "--engine onnxruntime --precision int8",
+    "export in int8": "export BUNDLE OUT --data DATA --split train --precision int8 --allow-factory",
+    "optimize": "optimize OWN --data DATA --score train[:50%] --calibrate train[50%:] --max-loss 90 --images 60 "
+    "--precision f32 --precision int8 --pairs 2 --minutes 0.5 --out OUT",
     "prune": "prune OWN --data DATA --score train[:50%] --validate train[50%:75%] --test train[75%:] --macs 0.8 "
     "--pairs 2 --round-to 4 --keep-anyway --out OUT",
 }  # fmt: skip

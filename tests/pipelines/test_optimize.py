@@ -32,10 +32,11 @@ from sinf.pipelines import confirm as confirming
 from sinf.pipelines import optimize_choice as choice
 from sinf.pipelines import optimize_search as module
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
-from sinf.pipelines.candidates import Candidate, Place, Promise, Routed, least_thresholds
+from sinf.pipelines.candidates import Candidate, Promise, Routed, least_thresholds
 from sinf.pipelines.optimize import OptimizeConfig, Optimized, optimize, parted
 from sinf.pipelines.optimize_choice import LOST, Row, contenders, front, likely_loss
 from sinf.pipelines.optimize_search import OWN, place_of
+from sinf.pipelines.place import Place, Running
 from sinf.routing.threshold import NEVER
 from sinf.storage.steps import StepStore
 from times import latency, like_macs, taking
@@ -447,7 +448,7 @@ def test_thresholds_are_set_by_answers_in_the_engine(
     place = Place("onnxruntime", 1, tiny_images.inputs(preprocessing)[:8])
     candidates = Routed(cascade, "cascade").open(place, precision, calibration, 0.05, lambda done, total: None)
     assert candidates
-    router, _ = place.opened["cascade", precision]
+    router = place.known["cascade", precision].get()
     found = tail_answers(router, "onnxruntime", calibration, preprocessing)
     observed = answers_of(candidates[-1].run, calibration, preprocessing)
     both = (found.subgraph == observed) | (found.full == observed)
@@ -489,13 +490,37 @@ def test_budgets_are_of_time_where_it_will_run(
 
     first = made(place)
     assert asked == [("torch", {"precision": "f32", "batch": 2, "threads": 1})]
-    again = made(replace(place, opened={}))
+    again = made(replace(place, known={}))
     assert len(asked) == 1
     assert [row.name for row in again.rows] == [row.name for row in first.rows]
     monkeypatch.setattr(module, "FORMAT", 0)  # as a version stored them that timed layers in another way
-    made(replace(place, opened={}))
+    made(replace(place, known={}))
     assert len(asked) == 2
     assert "60 % of the time in here kept" in (tmp_path / "fast" / "README.md").read_text()
+
+
+def test_little_memory_changes_nothing_but_what_is_open(
+    optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path
+) -> None:
+    """With room for one network at a time, each is opened when it runs, and losses and what is written are the same."""
+    fast({"ranks": 5.0})
+    config = OptimizeConfig(**SMALL, engine="onnxruntime", precisions=("f32", "int8"))
+    found = []
+    for name, memory in (("much", None), ("little", 1)):
+        place = replace(optimized.place("onnxruntime"), memory=memory, known={})
+        parts = optimized.base, optimized.scoring, optimized.calibration
+        found.append(optimize(*parts, config, tmp_path / name, work=optimized.work, place=place))
+        running = [each for each in place.known.values() if isinstance(each, Running)]
+        assert len(running) >= 6
+        assert sum(each.open for each in running) == (len(running) if memory is None else 1)
+    much, little = found
+    assert [(row.name, row.precision, row.loss) for row in much.rows] == [
+        (row.name, row.precision, row.loss) for row in little.rows
+    ]
+    assert much.chosen == little.chosen
+    written = [sorted((tmp_path / name / "onnxruntime").glob("*.onnx")) for name in ("much", "little")]
+    assert written[0]
+    assert [path.read_bytes() for path in written[0]] == [path.read_bytes() for path in written[1]]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def test_stored_statistics_are_what_was_collected(name: str) -> None:
     draw = torch.Generator().manual_seed(0)
     batch = torch.randn(20, *COLOUR.size, generator=draw), torch.randint(CLASSES, (20,), generator=draw)
     found = collect(graph, coupling, [batch], classes=CLASSES, needs=LowRank.needs)
-    read = from_tensors(to_tensors(found), weights_of(graph, coupling), LowRank.needs)
+    read = from_tensors(to_tensors(found, LowRank.needs), weights_of(graph, coupling), LowRank.needs)
     assert list(read) == list(found)
     assert read.images == found.images == 20
     for target, site in found.items():

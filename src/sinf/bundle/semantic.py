@@ -42,6 +42,7 @@ from sinf.errors import BundleError
 from sinf.graph.delta import LayerDelta, groups_of
 from sinf.graph.network import Part, PartedNetwork
 from sinf.graph.trace import trace
+from sinf.machine.memory import weight_bytes
 from sinf.models import ModelSpec, fit_state, load_spec
 from sinf.routing.deferral import Deferral
 from sinf.routing.grouping import TailTimes
@@ -115,6 +116,12 @@ class Bundle:
     def network(self) -> PartedNetwork:
         """The base model taken apart, with this bundle's weights (not copied)."""
         return _network(self.spec, self.base_state, self.cut)
+
+    def tail_bytes(self, network: PartedNetwork) -> int:
+        """Bytes of the weights of all subgraphs, at most: none is larger than its share of the channels of the tail of
+        the base model's ``network``."""
+        tail = weight_bytes(network.parts.tail)
+        return sum(int(tail * float(part.keep.float().mean())) for part in self.parts.values())
 
     # ---- saving
 

@@ -64,11 +64,11 @@ class Room:
     """A budget, of which weights and the decoded images of ``parts`` have theirs; batches take what is left."""
 
     def __init__(self, memory: int, need: Need, feed: Preprocessing, *parts: LabelledImages | None) -> None:
-        self.size, size = feed.size, math.prod(feed.size)
+        self.size = feed.size
         self.memory, self.parts = Memory(memory), [part for part in parts if part is not None]
-        self.input = _INPUTS * _FLOAT * size
+        self.input = _INPUTS * _FLOAT * math.prod(feed.size)
         self.each, self.rounding = need.each + self.input, need.rounding
-        self.fixed = need.weights + sum(min(self.memory.cache, len(part) * size) for part in self.parts)
+        self.fixed = need.weights + self.memory.decoded(feed.size, *self.parts)
 
     def limit(self, name: str, most: int = BATCH, least: int = 1) -> int:
         """How many images run at once, which is how many the parts give from now on."""

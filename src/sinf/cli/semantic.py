@@ -34,12 +34,9 @@ class Semantic(Kind):
 
     def need(self, model: SemanticModel) -> Need:
         from sinf.cli.room import Need
-        from sinf.machine.memory import weight_bytes
 
-        # No tail is larger than its share of channels of the base model's; features stay while tails run.
-        tail = weight_bytes(model.network.parts.tail)
-        tails = sum(int(tail * float(part.keep.float().mean())) for part in model.bundle.parts.values())
-        return Need.of(model.network.graph, largest=2, tails=tails)
+        tails = model.bundle.tail_bytes(model.network)
+        return Need.of(model.network.graph, largest=2, tails=tails)  # features stay while tails run
 
     def bench(self, model: SemanticModel, asked: Bench) -> dict[str, Any]:
         from sinf.engine.engines import native, open_engine

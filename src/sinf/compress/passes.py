@@ -79,9 +79,8 @@ def plan_build(
     Raises:
         ConfigError: the memory is too small.
     """
-    sets, needs = list({id(part): part for part in images}.values()), tuple(needs)
-    size, classes = math.prod(input_shape(network.graph)), images[0].classes
-    fixed = 4 * weight_bytes(module) + sum(min(memory.cache, len(part) * size) for part in sets)
+    sets, needs, classes = list({id(part): part for part in images}.values()), tuple(needs), images[0].classes
+    fixed = 4 * weight_bytes(module) + memory.decoded(input_shape(network.graph), *sets)
     # the base model, and the extractor and the tail; then features of all images on the shelf
     most = min(BATCH, near(network.graph))
     batch = memory.batch("features", 2 * activations(network.graph).forward, most, fixed=fixed)

@@ -28,6 +28,7 @@ from sinf.dynamic.latency import time_share
 from sinf.dynamic.network import GatedNetwork, Observed
 from sinf.dynamic.targets import Target
 from sinf.errors import ConfigError
+from sinf.machine.allocator import freed_is_kept
 from sinf.machine.memory import near
 from sinf.training.checkpoint import epoch_batches
 
@@ -84,10 +85,11 @@ def finish(
             yield x
             watch(len(x))
 
-    for first in (True, False):  # again, where new statistics made it dearer
-        calibrate(network, preprocessing, images, target, seed, watch, at_once)
-        if not (first and recalibrate(network, drawn()) and target.macs is not None):
-            break
+    with freed_is_kept():
+        for first in (True, False):  # again, where new statistics made it dearer
+            calibrate(network, preprocessing, images, target, seed, watch, at_once)
+            if not (first and recalibrate(network, drawn()) and target.macs is not None):
+                break
     if progress is not None:
         progress(most, most)
 

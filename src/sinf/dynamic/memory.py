@@ -36,8 +36,7 @@ def plan_training(
         ConfigError: two images do not fit: a batch norm needs as many.
     """
     sets = [part for part in (images, validation) if part is not None]
-    size = math.prod(preprocessing.size)
-    fixed = _STATE * weight_bytes(network) + sum(min(memory.cache, len(part) * size) for part in sets)
+    fixed = _STATE * weight_bytes(network) + memory.decoded(preprocessing.size, *sets)
     fixed += 0 if teacher is None else weight_bytes(teacher.model)
     for part in sets:
         part.limit(memory.cache, part.batch)

@@ -7,7 +7,7 @@ the same batches on every machine, and is said before anything runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 
 from torch import fx, nn
@@ -56,6 +56,10 @@ class Memory:
     def cache(self) -> int:
         """Bytes that the decoded images of one split may take."""
         return self.budget // 8
+
+    def decoded(self, size: tuple[int, ...], *parts: Sized) -> int:
+        """Bytes of what stays in memory of the decoded images (C, H, W) of some splits."""
+        return sum(min(self.cache, len(part) * math.prod(size)) for part in parts)
 
     def room(self, fixed: int = 0) -> int:
         """Bytes that are left beside ``fixed`` ones."""

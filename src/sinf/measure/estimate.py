@@ -30,6 +30,7 @@ ROUTER, COMMON = "route predictor", "extractor and full tail"  # the first steps
 
 # Times that of a forward pass of the same layers, as they were built.
 STATISTICS, RANK_STATISTICS = 2.7, 3.3  # a forward and a backward pass, and sums, of pairs of outputs as well
+_TOGETHER = 4.0  # by one pass for several methods
 FIT, KERNEL_FIT = 2.2, 2.4  # both networks, and normal equations of mixes, or of whole kernels
 GATED_STEP, GATED = 4.5, 1.5  # a training step with gates, and a forward pass
 _CUBES = 8.0  # of a layer's inputs: factorisations in float64 while it is scored and solved
@@ -151,6 +152,7 @@ def prune_time(
     steps = {}
     for method in methods:
         sums = RANK_STATISTICS if Fisher in kind_of(method).needs else STATISTICS
+        sums = sums if len(methods) == 1 else _TOGETHER / len(methods)
         steps[method] = pace.forward * (images * sums + few * KERNEL_FIT) + (1 + trials) * once
     if checks:
         steps["check of layers"] = pace.forward * checks + 2 * once

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,16 +21,19 @@ from sinf.bundle.semantic import Bundle
 from sinf.data.images import LabelledImages
 from sinf.engine.engines import native, open_engine
 from sinf.engine.network_engine import open_network
+from sinf.engine.runtime import Network
 from sinf.engine.torch_engine import SemanticModel
 from sinf.export.plain import export_network
 from sinf.export.split import export_split
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
+from sinf.machine.memory import weight_bytes
 from sinf.measure.delivery import answers_of
 from sinf.measure.in_engine import TailAnswers, tail_answers
 from sinf.measure.timing import Progress
 from sinf.models import BaseModel
 from sinf.pipelines.comparison import save
+from sinf.pipelines.place import Place, Running
 from sinf.pipelines.prune_config import describe
 from sinf.pipelines.pruned import Pruned
 from sinf.routing.router import FeatureRouter
@@ -46,24 +49,6 @@ FORMATS = {engine: file_format for file_format, engine in edge.ENGINES.items()}
 #: How many answers of a small tail or subgraph may differ from those of the full tail, as multiples of the limit of the
 #: loss: most such answers are about images that the base model is wrong about too.
 _DIFFERING = (0.25, 1.0, 2.0, 2.8, 3.4, 4.0, 4.8, 5.6)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where networks will run: engine, threads, and normalised images (N, C, H, W) that set the ranges of int8.
-
-    What was opened there stays open, by its name: networks of one place come from one base model."""
-
-    engine: str
-    threads: int
-    ranges: Tensor
-    opened: dict[tuple[str, str], Any] = field(default_factory=dict, compare=False)
-
-    def once(self, name: str, precision: str, opened: Callable[[], Opened]) -> Opened:
-        """What was opened by that name, in that precision."""
-        if (name, precision) not in self.opened:
-            self.opened[name, precision] = opened()
-        return cast(Opened, self.opened[name, precision])
 
 
 @dataclass(frozen=True)
@@ -93,11 +78,13 @@ class Promise:
 @dataclass(frozen=True)
 class Candidate:
     """A network as it runs in its engine, in a precision; ``answers`` are its classes (N,) for images, ``save`` writes
-    it to a folder, with what is promised of it, the names of the classes, and the key that signs it."""
+    it to a folder, with what is promised of it, the names of the classes, and the key that signs it. ``running`` is
+    what ``run`` opens."""
 
     name: str
     kind: str
     precision: str
+    running: Running[Any]
     run: Run
     answers: Callable[[LabelledImages, Progress], Tensor]
     save: Callable[[Path, Promise, list[str], bytes | None], None]
@@ -129,24 +116,35 @@ class Static(Design):
     def open(
         self, place: Place, precision: str, selection: LabelledImages, max_loss: float, progress: Progress
     ) -> list[Candidate]:
+        running = self._running(place, precision)
+        running.get()  # what the engine cannot run is refused here
         run, answers = self.run_in(place, precision)
-        return [Candidate(self.name, "static", precision, run, answers, partial(self._save, place=place))]
+        return [Candidate(self.name, "static", precision, running, run, answers, partial(self._save, place=place))]
 
     def run_in(self, place: Place, precision: str) -> tuple[Run, Callable[[LabelledImages, Progress], Tensor]]:
         """The network as it runs there, and what it answers."""
-        return place.once(self.name, precision, lambda: self._opened(place, precision))
-
-    def _opened(self, place: Place, precision: str) -> tuple[Run, Callable[[LabelledImages, Progress], Tensor]]:
-        fed = self.model.spec.preprocessing
-        network = prepare(trace(self.model.module, fed))
-        opened = open_network(
-            network, fed.size, place.engine, threads=place.threads, precision=precision, calibration=place.ranges
-        )
+        running = self._running(place, precision)
 
         def run(x: Tensor) -> Tensor:
-            return torch.as_tensor(opened(native(place.engine, x)))
+            return torch.as_tensor(running.get()(native(place.engine, x)))
 
-        return run, once_a_set(lambda images, progress: answers_of(run, images, fed, progress))
+        def answers(images: LabelledImages, progress: Progress) -> Tensor:
+            return answers_of(run, images, self.model.spec.preprocessing, progress)
+
+        return place.once(f"{self.name}, run", precision, lambda: (run, once_a_set(answers)))
+
+    def _running(self, place: Place, precision: str) -> Running[Network]:
+        size = weight_bytes(self.model.module)
+        return place.once(
+            self.name, precision, lambda: Running(place, lambda: self._opened(place, precision), size)
+        )  # fmt: skip
+
+    def _opened(self, place: Place, precision: str) -> Network:
+        fed = self.model.spec.preprocessing
+        return open_network(
+            prepare(trace(self.model.module, fed)), fed.size, place.engine, threads=place.threads,
+            precision=precision, calibration=place.ranges,
+        )  # fmt: skip
 
     def _save(self, folder: Path, promise: Promise, class_names: list[str], key: bytes | None, place: Place) -> None:
         made_by = {"made": self.name, "runs in": f"{promise.engine} {promise.precision}", "promise": str(promise)}
@@ -174,27 +172,33 @@ class Routed(Design):
         self, place: Place, precision: str, selection: LabelledImages, max_loss: float, progress: Progress
     ) -> list[Candidate]:
         """With a few thresholds, set by the answers in this very engine and precision."""
-        router, tails = place.once(self.name, precision, lambda: self._opened(place, precision))
+        network = self.bundle.network()
+        size = weight_bytes(network.graph) + self.bundle.tail_bytes(network)
+        running = place.once(
+            self.name, precision, lambda: Running(place, lambda: self._opened(place, precision), size)
+        )  # fmt: skip
+        running.get()
+        fed = self.bundle.spec.preprocessing
+        tails: Callable[[LabelledImages, Progress], TailAnswers] = place.once(
+            f"{self.name}, tails", precision,
+            lambda: once_a_set(lambda images, told: tail_answers(running.get(), place.engine, images, fed, told)),
+        )  # fmt: skip
         found = tails(selection, progress)
         values = few_thresholds(found, max_loss, self.early)
-        made = [self._at(value, found, router, tails, place, precision) for value in values]
+        made = [self._at(value, found, running, tails, place, precision) for value in values]
         return list({each.name: each for each in made}.values())  # the same inputs fall back: the same candidate
 
-    def _opened(
-        self, place: Place, precision: str
-    ) -> tuple[FeatureRouter, Callable[[LabelledImages, Progress], TailAnswers]]:
-        router = open_engine(
+    def _opened(self, place: Place, precision: str) -> FeatureRouter:
+        return open_engine(
             SemanticModel(self.bundle), place.engine, threads=place.threads, precision=precision,
             calibration=place.ranges,
         ).one_by_one()  # fmt: skip
-        fed = self.bundle.spec.preprocessing
-        return router, once_a_set(lambda images, progress: tail_answers(router, place.engine, images, fed, progress))
 
     def _at(
         self,
         value: float,
         found: TailAnswers,
-        opened: FeatureRouter,
+        running: Running[FeatureRouter],
         tails: Callable[[LabelledImages, Progress], TailAnswers],
         place: Place,
         precision: str,
@@ -202,7 +206,10 @@ class Routed(Design):
         early = self.early
         fallback = 1 - float(found.routed(value, early).double().mean())
         ran = float(found.subgraph_ran(value, early).double().mean())
-        router = FeatureRouter(opened.engine, opened.size, value, early, cascade=opened.cascade)
+
+        def router() -> FeatureRouter:
+            opened = running.get()
+            return FeatureRouter(opened.engine, opened.size, value, early, cascade=opened.cascade)
 
         def write(folder: Path, promise: Promise, class_names: list[str], key: bytes | None) -> None:
             threshold = Threshold(
@@ -214,12 +221,13 @@ class Routed(Design):
             if place.engine in FORMATS:
                 export_split(
                     SemanticModel(bundle), folder / place.engine, FORMATS[place.engine], precision=precision,
-                    ranges=place.ranges, key=key, running=opened.engine,
+                    ranges=place.ranges, key=key, running=running.get().engine,
                 )  # fmt: skip
 
         name = f"{self.name} for {100 * fallback:.3g} % of the inputs"
         return Candidate(
-            name, self.kind, precision, lambda x: torch.as_tensor(router(native(place.engine, x))),
+            name, self.kind, precision, running,
+            lambda x: torch.as_tensor(running.made(value, router)(native(place.engine, x))),
             lambda images, progress: tails(images, progress).at(value, early), write,
         )  # fmt: skip
 

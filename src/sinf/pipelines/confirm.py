@@ -22,8 +22,9 @@ from sinf.measure.delivery import ExpectedLoss, answers_with_margins
 from sinf.measure.timed_images import timed_images
 from sinf.measure.timing import Latency, interleaved
 from sinf.models import BaseModel
-from sinf.pipelines.candidates import FORMATS, Place, Run, Static
+from sinf.pipelines.candidates import FORMATS, Run, Static
 from sinf.pipelines.optimize_search import BASE, OWN
+from sinf.pipelines.place import Place
 from sinf.routing.router import FALLBACK, FRONT
 
 Progress = Callable[[str, int, int], None]

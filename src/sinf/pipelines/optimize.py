@@ -28,11 +28,12 @@ from sinf.measure.delivery import is_faster
 from sinf.measure.estimate import Estimate
 from sinf.measure.timing import Latency
 from sinf.models import BaseModel
-from sinf.pipelines.candidates import Place, Promise
+from sinf.pipelines.candidates import Promise
 from sinf.pipelines.optimize_choice import Row
 from sinf.pipelines.optimize_config import OptimizeConfig as OptimizeConfig
 from sinf.pipelines.optimize_search import Search
 from sinf.pipelines.optimize_time import expected_time
+from sinf.pipelines.place import Place
 
 Progress = Callable[[str, int, int], None]
 

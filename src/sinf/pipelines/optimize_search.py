@@ -20,6 +20,7 @@ from sinf.errors import ConfigError, CutError, OutOfReachError, SinfError
 from sinf.graph.cost import WEIGHT_COST
 from sinf.graph.price import LayerTimes
 from sinf.graph.trace import trace
+from sinf.machine.memory import Memory, weight_bytes
 from sinf.measure.accuracy import machine
 from sinf.measure.delivery import ExpectedLoss, answers_of, answers_with_margins
 from sinf.measure.layer_table import LayerTable
@@ -29,10 +30,11 @@ from sinf.measure.timing import Latency, interleaved
 from sinf.models import BaseModel
 from sinf.models.described import described
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
-from sinf.pipelines.candidates import Candidate, Design, Place, Promise, Routed, Static, ranges_of
+from sinf.pipelines.candidates import Candidate, Design, Promise, Routed, Static, ranges_of
 from sinf.pipelines.optimize_choice import FIRST_ROUNDS, LOST, Row, contenders, kept_at, tested
 from sinf.pipelines.optimize_config import OptimizeConfig
 from sinf.pipelines.optimize_time import TimeLimit, layer_precision
+from sinf.pipelines.place import COPIES, Place
 from sinf.pipelines.prune import PruneConfig, Pruned, pruner
 from sinf.storage.files import hash_tensors
 from sinf.storage.steps import StepStore
@@ -48,6 +50,7 @@ _LEAST = 0.05  # of the cost of its tail: no subgraph is smaller
 _ABOVE = 1e-3  # of it: so much above the least that must stay, a budget is within reach
 _SAFER = 0.5  # of the limit: what extractor and full tail of a bundle may lose, so that the small tail has the rest
 RANGES = 200  # images that set the ranges of int8
+_OPEN = 4  # of the memory, networks that are open may take one such part
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class Search:
         self.scoring, self.selection, self.calibration = scoring, selection, calibration
         self.preprocessing = base.spec.preprocessing
         self.place = place or place_of(config, scoring, self.preprocessing)
+        held = Memory(config.memory).decoded(self.preprocessing.size, selection, calibration)
+        self.memory = config.memory - open_bytes(base, config) - held  # for making networks
         self.left_out: list[str] = []
         (self.reference,) = Static(self.base, BASE).open(
             self.place, "f32", selection, config.max_loss, self._reporter("base model")
@@ -171,7 +176,7 @@ class Search:
             None,
             images=config.images,
             seed=config.seed,
-            memory=config.memory,
+            memory=self.memory,
         )
         told: list[str] = [""]
         try:
@@ -248,7 +253,7 @@ class Search:
             return
         asked = BuildConfig(
             method=method, cut_at=cut, common=whole, subgraph=self._budget(size), times=self._times, max_loss=max_loss,
-            common_images=config.images, seed=config.seed, memory=config.memory, keep_anyway=True,
+            common_images=config.images, seed=config.seed, memory=self.memory, keep_anyway=True,
         )  # fmt: skip
         images = self.scoring.sample(config.images, config.seed)
         routing = images if len(clusters) == 1 else self.scoring
@@ -303,16 +308,18 @@ class Search:
 
     def _timed(self, candidates: list[Candidate], losses: list[ExpectedLoss], pairs: int) -> tuple[list[Row], Latency]:
         """Rows of candidates that are timed in one run with the base model as it was loaded, the base model in its
-        engine in between."""
+        engine in between; in a few runs where not all may be open at once."""
         config = self.config
         x = timed_images(
             self.selection, self._own[1], self.preprocessing, batch=config.batch, pairs=pairs, seed=config.seed
         )  # fmt: skip
-        runs = {candidate.full_name: candidate.run for candidate in candidates}
-        times = interleaved(
-            self.reference.run, {OWN: self.own, **runs}, x, batch=config.batch, pairs=pairs,
-            warmup=max(2, pairs // 10), threads=config.threads, progress=self._reporter("time"),
-        )  # fmt: skip
+        times: dict[str, Latency] = {}
+        for group in self.place.together(self.reference.running, (each.running for each in candidates)):
+            runs = {each.full_name: each.run for each in candidates if each.running in group}
+            times |= interleaved(
+                self.reference.run, {OWN: self.own, **runs}, x, batch=config.batch, pairs=pairs,
+                warmup=max(2, pairs // 10), threads=config.threads, progress=self._reporter("time"),
+            )  # fmt: skip
         rows = [
             Row(each.name, each.kind, each.precision, loss, times[each.full_name])
             for each, loss in zip(candidates, losses, strict=True)
@@ -355,4 +362,12 @@ class Search:
 
 def place_of(config: OptimizeConfig, scoring: LabelledImages, preprocessing: Preprocessing) -> Place:
     """Where a config's networks will run."""
-    return Place(config.engine, config.threads, ranges_of(scoring, preprocessing, RANGES, config.seed))
+    ranges = ranges_of(scoring, preprocessing, RANGES, config.seed)
+    return Place(config.engine, config.threads, ranges, config.memory // _OPEN)
+
+
+def open_bytes(base: BaseModel, config: OptimizeConfig) -> int:
+    """What networks that are open take, at most: all of them, where they are small."""
+    bundles = len(config.cuts) * len(config.tails) + len(config.routed_cuts) * (config.clusters is not None)
+    networks = len(config.precisions) * (1 + len(config.methods) * (len(config.budgets) + len(_BETWEEN)) + 2 * bundles)
+    return min(config.memory // _OPEN, (1 + networks) * COPIES * weight_bytes(base.module))

@@ -8,7 +8,6 @@ the base model, is not handed out. :mod:`sinf.pipelines.comparison` measures and
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -54,6 +53,7 @@ Chosen = tuple[Method, Budget]
 
 _CLOSE = 1e-4
 _HINTS = 4  # trials for what an error proposes
+_FEWER = 4  # times fewer rounds tell which of two networks is faster
 _SURE_BASE = 0.985  # a base model that answers so many right has most likely been trained on these images
 
 
@@ -187,9 +187,8 @@ class _Pruning:
 
     def _fit(self, memory: Memory) -> int:
         """Give images in batches that fit; the bytes of what is always in memory: weights, and decoded images."""
-        size = math.prod(self.base.spec.preprocessing.size)
         sets = [images for images in (self.images, self.held_out, self.checking) if images is not None]
-        fixed = 3 * weight_bytes(self.base.module) + sum(min(memory.cache, len(images) * size) for images in sets)
+        fixed = 3 * weight_bytes(self.base.module) + memory.decoded(self.base.spec.preprocessing.size, *sets)
         most = min(BATCH, near(self.network.graph))
         forward = activations(self.network.graph).forward
         batch = memory.batch("evaluation", forward, most, fixed=fixed)
@@ -245,9 +244,11 @@ class _Pruning:
         )
 
     def _by_time(self, pairs: list[Chosen], fitted: bool) -> list[Chosen]:
-        """The fastest first, timed in one run; weights say nothing of time, and need not be ``fitted``."""
+        """The fastest first, timed in one run of few rounds, since what is delivered is timed again; weights say
+        nothing of time, and need not be ``fitted``."""
         graphs = [self._graph(m, r) if fitted else m.graph(m.tensors(r, reconstruct=False)) for m, r in pairs]
-        times = self._time({method.name: prepare(graph) for (method, _), graph in zip(pairs, graphs, strict=True)})
+        networks = {method.name: prepare(graph) for (method, _), graph in zip(pairs, graphs, strict=True)}
+        times = self._time(networks, max(2, self.timed.pairs // _FEWER))
         return sorted(pairs, key=lambda pair: (not is_faster(times[pair[0].name]), -times[pair[0].name][0].time_saved))
 
     def _trial(self, method: Method, rule: Schedule | Budget) -> ExpectedLoss:
@@ -331,7 +332,7 @@ class _Pruning:
                 remedy=self._what_would_do(method, pruned.rule),
                 numbers={"method": method.name, "rule": describe(pruned.rule), "expected_loss": expected.to_json()},
             )
-        times = self._time({"ours": network})["ours"]
+        times = self._time({"ours": network}, self.timed.pairs)["ours"]
         if not is_faster(times) and not limits.keep_anyway:
             raise DoesNotPayError(
                 "a pruned network must be faster than the base model",
@@ -375,10 +376,9 @@ class _Pruning:
         found = answers_of(network, self._held_out, self.base.spec.preprocessing, self._reporter("expected loss"))
         return ExpectedLoss.of(self._base_answers, found, self._held_out.labels)
 
-    def _time(self, networks: Mapping[str, nn.Module]) -> dict[str, tuple[Latency, ...]]:
-        return time_beside(
-            self._ready, networks, self._held_out, self.base.spec.preprocessing, self.timed, self._reporter("time")
-        )
+    def _time(self, networks: Mapping[str, nn.Module], pairs: int) -> dict[str, tuple[Latency, ...]]:
+        limits, feed = replace(self.timed, pairs=pairs), self.base.spec.preprocessing
+        return time_beside(self._ready, networks, self._held_out, feed, limits, self._reporter("time"))
 
     # ---- what is asked for more than once
 

@@ -187,11 +187,10 @@ def _check(
 
 def _fit(network: PartedNetwork, model: BaseModel, parts: list[LabelledImages], memory: Memory) -> None:
     """Give images in batches that fit beside the weights, decoded images, and what is kept of every image."""
-    side, size = _side(network), math.prod(model.spec.preprocessing.size)
-    values, classes = network.cut.shape[0] * side**2, model.spec.classes
+    values, classes = network.cut.shape[0] * _side(network) ** 2, model.spec.classes
     fixed = equation_bytes(values, classes) + 2 * weight_bytes(network.graph)
-    for part in parts:
-        fixed += len(part) * (4 * 8 * values + 3 * 8 * classes) + min(memory.cache, len(part) * size)
+    fixed += memory.decoded(model.spec.preprocessing.size, *parts)
+    fixed += sum(map(len, parts)) * (4 * 8 * values + 3 * 8 * classes)
     batch = memory.batch("classes", activations(network.graph).forward, BATCH, fixed=fixed)
     for part in parts:
         part.limit(memory.cache, batch)

@@ -1,0 +1,88 @@
+"""Where candidates run: what was opened in an engine stays open, as much of it as memory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar, cast
+
+from torch import Tensor
+
+from sinf.engine.memory import release
+
+COPIES = 3  # of weights, while a network is open: its own, an engine's, and these in the engine's order
+
+Opened = TypeVar("Opened")
+Other = TypeVar("Other")
+
+
+class Running(Generic[Opened]):
+    """A network in an engine, opened when it is first asked for, and again after its place closed it. ``bytes`` are
+    those of its weights."""
+
+    def __init__(self, place: Place, open_it: Callable[[], Opened], bytes: int) -> None:
+        self.place, self.bytes, self._open = place, bytes, open_it
+        self._made: dict[Any, Any] = {}
+
+    @property
+    def open(self) -> bool:
+        return bool(self._made)
+
+    def get(self) -> Opened:
+        return self.made("", self._let_in)
+
+    def made(self, name: Any, make: Callable[[], Other]) -> Other:
+        """What is made of it, once as long as it is open: it goes with it."""
+        if name not in self._made:
+            self._made[name] = make()
+        return cast(Other, self._made[name])
+
+    def close(self) -> None:
+        self._made.clear()
+
+    def _let_in(self) -> Opened:
+        return self.place.let_in(self, self._open)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where networks will run: engine, threads, and normalised images (N, C, H, W) that set the ranges of int8.
+
+    What was opened there stays open, by its name: networks of one place come from one base model. Where that takes
+    more than ``memory`` bytes, None for no limit, what was opened first is closed, and opened again when it runs.
+    """
+
+    engine: str
+    threads: int
+    ranges: Tensor
+    memory: int | None = None
+    known: dict[tuple[str, str], Any] = field(default_factory=dict, compare=False)
+    _open: list[Running[Any]] = field(default_factory=list, init=False, compare=False)
+
+    def once(self, name: str, precision: str, compute: Callable[[], Other]) -> Other:
+        """What is known by that name, in that precision."""
+        if (name, precision) not in self.known:
+            self.known[name, precision] = compute()
+        return cast(Other, self.known[name, precision])
+
+    def let_in(self, running: Running[Any], open_it: Callable[[], Opened]) -> Opened:
+        """Open it, and close what was opened first where both do not fit."""
+        while self._open and not self._fit([*self._open, running]):
+            self._open.pop(0).close()
+            release(())
+        opened = open_it()
+        self._open.append(running)
+        return opened
+
+    def together(self, always: Running[Any], others: Iterable[Running[Any]]) -> Iterator[list[Running[Any]]]:
+        """The others in groups that may be open at once, each with the one that ``always`` is; one group at least."""
+        group: list[Running[Any]] = []
+        for running in dict.fromkeys(others):
+            if group and not self._fit({always: None, **dict.fromkeys(group), running: None}):
+                yield group
+                group = []
+            group.append(running)
+        yield group
+
+    def _fit(self, some: Iterable[Running[Any]]) -> bool:
+        return self.memory is None or COPIES * sum(running.bytes for running in some) <= self.memory
