@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from sinf.compress.least_squares import NormalEquations
@@ -91,8 +93,10 @@ def test_many_inputs_are_summed_in_blocks() -> None:
 
 def test_moments_are_those_of_all_rows() -> None:
     x, y, _ = rows(200, 0.5)
-    torch.testing.assert_close(summed(x, y, pieces=5).moments().float(), x.T @ x / 200, rtol=1e-5, atol=1e-5)
-    assert torch.equal(NormalEquations(12, 3).moments(), torch.zeros(12, 12, dtype=torch.float64))
+    torch.testing.assert_close(
+        summed(x, y, pieces=5).moments_of(torch.eye(12)).float(), x.T @ x / 200, rtol=1e-5, atol=1e-5
+    )
+    assert torch.equal(NormalEquations(12, 3).moments_of(torch.eye(12)), torch.zeros(12, 12, dtype=torch.float64))
 
 
 def test_a_solution_is_float_and_sums_are_double() -> None:
@@ -104,7 +108,7 @@ def test_a_solution_is_float_and_sums_are_double() -> None:
         sums.add(a, b)
     assert sums.solve(torch.zeros(3, 12)).dtype == torch.float32
     expected = x.double().T @ x.double()
-    assert float((4000 * sums.moments() - expected).abs().max() / expected.abs().max()) < 1e-12
+    assert float((4000 * sums.moments_of(torch.eye(12)) - expected).abs().max() / expected.abs().max()) < 1e-12
     expected = y.double().T @ x.double()
     assert float((sums.cross.sum(0) - expected).abs().max() / expected.abs().max()) < 1e-12
 
@@ -139,6 +143,40 @@ def test_the_damping_has_the_least_held_out_error_of_its_steps(
     assert all(not torch.allclose(found, other, rtol=1e-5, atol=1e-6) for other in others)
 
 
+@given(
+    rows=st.integers(2, 40),
+    unknowns=st.integers(3, 60),
+    held_out=st.sampled_from([0.0, 0.25, 0.6]),
+    damping=st.sampled_from([None, 1e-3, 0.1]),
+    pieces=st.integers(1, 3),
+)
+def test_few_rows_and_sums_give_one_solution(
+    rows: int, unknowns: int, held_out: float, damping: float | None, pieces: int
+) -> None:
+    """However many rows there are for each unknown, and in whatever pieces they come."""
+    draw = torch.Generator().manual_seed(rows + 100 * unknowns)
+    x, y = (torch.randn(rows, size, generator=draw, dtype=torch.float64) for size in (unknowns, 2))
+    prior = torch.randn(2, unknowns, generator=draw)
+    kept = summed(x, y, held_out, min(pieces, rows - int(held_out * rows), int(held_out * rows) or 1))
+    sums = summed(x, y, held_out)
+    sums.gram  # noqa: B018  from here on nothing is kept but sums
+    for each in (kept, sums):
+        assert each.rows == [rows - int(held_out * rows), int(held_out * rows)]
+    torch.testing.assert_close(kept.solve(prior, damping), sums.solve(prior, damping), rtol=1e-5, atol=1e-5)
+    mix = torch.randn(4, unknowns, generator=draw)
+    torch.testing.assert_close(kept.moments_of(mix), sums.moments_of(mix))
+
+
+def test_no_sums_are_made_of_few_rows() -> None:
+    """They would take eight times the square of the unknowns in bytes, twice."""
+    x, y = torch.randn(100, 600), torch.randn(100, 4)
+    sums = summed(x, y, pieces=5)
+    sums.solve(torch.zeros(4, 600))
+    assert sums._sums is None
+    sums.add(torch.randn(10_000, 600), torch.randn(10_000, 4))
+    assert sums._sums is not None
+
+
 def test_inputs_that_are_all_zero_leave_the_prior() -> None:
     prior = torch.ones(3, 12)
     sums = summed(torch.zeros(40, 12), torch.randn(40, 3))
@@ -160,5 +198,5 @@ def test_sums_are_those_of_all_rows_however_many_wait(monkeypatch: pytest.Monkey
     at_once = summed(x, y, pieces=10)
     for sums in (waiting, at_once):
         assert sums.rows == [150, 50]
-        torch.testing.assert_close(sums.moments(), (x.T @ x / 200).double(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(sums.moments_of(torch.eye(12)), (x.T @ x / 200).double(), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(sums.cross.sum(0), (y.T @ x).double(), rtol=1e-4, atol=1e-4)

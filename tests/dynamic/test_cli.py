@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 
 from program import Program
 from sinf.cli import main
+from sinf.measure import delivery
 from sinf.models import load_model
+from times import taking
 from tiny import picture
 
 
@@ -25,7 +27,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-OPTIONS = ("--epochs", 2, "--batch", 40, "--macs", 0.8, "--updates", 3, "--learning-rate", 0.01)
+OPTIONS = ("--keep-anyway", "--epochs", 2, "--batch", 40, "--macs", 0.8, "--updates", 3, "--learning-rate", 0.01)
 
 
 @pytest.fixture(scope="session")
@@ -83,9 +85,31 @@ def test_the_same_command_resumes(sinf: Program, weights: Path, data: Path, trai
     assert json.loads((trained / "config.json").read_text()) == before
 
 
+def test_what_takes_no_less_time_is_not_written(
+    sinf: Program, weights: Path, data: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training stays: what was refused is written later, and is not trained again."""
+    shutil.rmtree(trained)
+    words = ("dynamic", "train", "resnet20", "--weights", weights, "--data", data, "--out", trained, *OPTIONS[1:])
+    monkeypatch.setattr(delivery, "interleaved", taking(lambda name: 20.0))  # milliseconds, where the base takes ten
+    code, _, err = sinf.call(*words)
+    assert code == 3
+    assert "100.0 % slower at batch 1" in err
+    assert "--keep-anyway" in err
+    assert not trained.exists()
+    assert sinf.call(*words, "--keep-anyway")[0] == 0
+    shutil.rmtree(trained)
+    monkeypatch.setattr(delivery, "interleaved", taking(lambda name: 5.0))
+    code, _, err = sinf.call(*words)
+    assert code == 0
+    assert "50.0 % faster at batch 1" in err
+    assert (trained / "config.json").exists()
+
+
 def test_the_base_model_can_teach(sinf: Program, weights: Path, data: Path, tmp_path: Path) -> None:
     """By options or by a run file; the estimate and the bundle say so."""
     words = ("dynamic", "train", "resnet20", "--weights", weights, "--data", data, "--epochs", 1, "--batch", 40)
+    words += ("--keep-anyway",)
     (tmp_path / "run.json").write_text(json.dumps({"teacher_weight": 0.5, "temperature": 2.0}))
     given = {"options": ("--teacher-weight", 0.5, "--temperature", 2), "file": ("--config", tmp_path / "run.json")}
     hashes = []

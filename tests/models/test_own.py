@@ -92,7 +92,7 @@ def test_every_verb_calls_a_factory_once_and_warns_of_nothing(
         ("eval", out, "--data", data, "--split", "test"),
         ("bench", out, "--data", data, "--split", "test", "--pairs", 2, "--batch", 1, "--no-stages", "--no-energy"),
         ("train", name, *trained, tmp_path / "run"),
-        ("dynamic", "train", name, *trained, tmp_path / "dynamic", "--macs", 0.9),
+        ("dynamic", "train", name, *trained, tmp_path / "dynamic", "--macs", 0.9, "--keep-anyway"),
         ("eval", tmp_path / "dynamic", "--data", data, "--split", "test"),
         ("clusters", name, "--data", data, "--split", "train", "--check", "test", "--count", 3),
         ("prune", name, "--data", data, "--score", "train", "--test", "test", "--macs", 0.8, "--method", "channels",

@@ -16,7 +16,7 @@ from sinf.cli.kinds import Bench, Export, Kind, Progress
 from sinf.dynamic.recipe import AIM, LABELS_ALONE, GateConfig, Target, TrainConfig
 from sinf.errors import ConfigError
 from sinf.machine.sizes import DEFAULT
-from sinf.option import Option
+from sinf.option import RUN, Option
 from sinf.training.recipe import Distillation
 
 if TYPE_CHECKING:
@@ -50,12 +50,17 @@ def train(
     distillation: Distillation = LABELS_ALONE,
     split: options.TrainingSplit = "train",
     validation: options.Validation = None,
+    keep_anyway: Annotated[
+        bool,
+        Option("Write a bundle that takes no less time than the base model all the same, for its fewer MACs.", RUN),
+    ] = False,
 ) -> None:
     """Put gates on a pretrained network and train both. Resumes after a kill; torchrun makes several processes one."""
     from sinf.bundle.folder import require_place
     from sinf.dynamic.bundle import DynamicBundle
     from sinf.dynamic.trainer import EpochReport
     from sinf.dynamic.trainer import train as run
+    from sinf.dynamic.verdict import require_faster
     from sinf.models.described import described
     from sinf.report.terminal import Terminal
 
@@ -108,7 +113,13 @@ def train(
         }
         if distillation.weight:
             provenance["distillation"] = str(distillation)
-        DynamicBundle.of(network, base.spec, before, images.class_names, provenance).save(out, key=options.key())
+        bundle = DynamicBundle.of(network, base.spec, before, images.class_names, provenance)
+        with options.Steps() as steps:
+            require_faster(
+                bundle, images, report=options.announce, keep_anyway=keep_anyway,
+                progress=lambda done, total: steps("time", done, total),
+            )  # fmt: skip
+        bundle.save(out, key=options.key())
         console.print(f"bundle: {out} (checkpoint: {work})")
 
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-_Norm = nn.modules.batchnorm._BatchNorm
+_Norm: TypeAlias = nn.modules.batchnorm._BatchNorm
+
+
+def has_norms(network: nn.Module) -> bool:
+    """Whether there is a batch norm with statistics."""
+    return bool(_norms(network))
+
+
+def _norms(network: nn.Module) -> list[_Norm]:
+    return [m for m in network.modules() if isinstance(m, _Norm) and m.running_mean is not None]
 
 
 @torch.no_grad()
@@ -18,7 +28,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
     ``network`` is changed in place and must not share its norms with another one. Images count the same, however they
     come in batches; a batch of a single image has no variance and is left out.
     """
-    norms = [m for m in network.modules() if isinstance(m, _Norm) and m.running_mean is not None]
+    norms = _norms(network)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -22,13 +22,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sinf.compress.recalibrate import recalibrate
+from sinf.compress.recalibrate import has_norms, recalibrate
 from sinf.data.images import LabelledImages, Pixels, Preprocessing
 from sinf.dynamic.latency import time_share
 from sinf.dynamic.network import GatedNetwork, Observed
 from sinf.dynamic.targets import Target
 from sinf.errors import ConfigError
-from sinf.machine.allocator import freed_is_kept
 from sinf.machine.memory import near
 from sinf.training.checkpoint import epoch_batches
 
@@ -38,7 +37,7 @@ _SURE = 5.0  # standard errors from the goal: the rest of the images would not c
 _NORM_IMAGES, _NORM_BATCH = 4096, 128
 _FARTHEST = 4.0  # that thresholds move
 _WIDTH = 1 / 256  # of the way to there: settings that are nearer to each other are taken for one
-_NEAR = 1e-3  # of the goal
+_NEAR, _NEAR_ENOUGH = 1e-3, 1e-2  # of the goal: in the end, and before norms take their statistics
 _MOST_TRIES = 12
 _USUAL_TRIES = 3  # of a calibration, in runs of all images: what progress expects
 
@@ -70,6 +69,7 @@ def finish(
         ConfigError: no threshold reaches the target.
     """
     sample = images.sample(_NORM_IMAGES, seed)
+    again = target.macs is not None and has_norms(network)  # new statistics make it dearer, or cheaper
     most, done = finishing_images(len(images), target), 0
 
     def watch(count: int) -> None:
@@ -85,11 +85,12 @@ def finish(
             yield x
             watch(len(x))
 
-    with freed_is_kept():
-        for first in (True, False):  # again, where new statistics made it dearer
-            calibrate(network, preprocessing, images, target, seed, watch, at_once)
-            if not (first and recalibrate(network, drawn()) and target.macs is not None):
-                break
+    if again:
+        calibrate(network, preprocessing, images, target, seed, watch, at_once, within=_NEAR_ENOUGH)
+        recalibrate(network, drawn())
+    calibrate(network, preprocessing, images, target, seed, watch, at_once)
+    if not again:
+        recalibrate(network, drawn())
     if progress is not None:
         progress(most, most)
 
@@ -103,9 +104,10 @@ def calibrate(
     seed: int = 0,
     watch: Watch | None = None,
     at_once: int = _FEW,
+    within: float = _NEAR,
 ) -> float:
     """Set the thresholds for good, on about 2000 of ``images``: the mean share of MACs that they cost. A target of MACs
-    or of time is met from below, within a thousandth or as near as thresholds allow.
+    or of time is met from below, ``within`` that share of it or as near as thresholds allow.
 
     Thresholds of ManiDP are all multiplied by one number; where there is none to multiply, those of a common share of
     channels are tried. ``watch`` is told how many images were run, after each batch.
@@ -120,7 +122,7 @@ def calibrate(
         timed = torch.cat([x for x, _ in sample.sample(_TIMED, seed).batches(preprocessing)])
         time = partial(time_share, network, timed)
     goal = target.macs or target.latency or 1.0
-    search = _Search(network, preprocessing, sample, goal, time, watch, at_once)
+    search = _Search(network, preprocessing, sample, goal, within, time, watch, at_once)
     met = search.meets_goal(whole=target.channels is not None)  # as training left them
     if target.channels is not None:
         return search.macs
@@ -170,11 +172,13 @@ class _Search:
         preprocessing: Preprocessing,
         images: LabelledImages,
         goal: float,
+        within: float,
         time: Callable[[], float] | None,
         watch: Watch | None,
         at_once: int,
     ) -> None:
         self._at_once, self._goal, self._time = min(_FEW, near(network.graph), at_once), goal, time
+        self._enough = within * goal
         self.network, self.preprocessing, self.images = network, preprocessing, images
         self.gates = [network.gate(index) for index in range(len(network.sites))]
         self.macs = 1.0
@@ -259,7 +263,7 @@ class _Search:
 
     def _is_near(self) -> bool:
         below = self._below
-        return below is not None and self._goal - below.spent <= _NEAR * self._goal
+        return below is not None and self._goal - below.spent <= self._enough
 
     def _predicted(self, set_to: Callable[[float], None], low: float, high: float) -> float:
         """The place where the goal is met just so, if saliencies stay those of the last try."""

@@ -23,7 +23,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sinf.data.images import LabelledImages, Pixels, Preprocessing
 from sinf.errors import ConfigError
-from sinf.machine.allocator import freed_is_kept
 from sinf.models import ModelSpec, fit_state
 from sinf.training.checkpoint import (
     epoch_batches,
@@ -176,8 +175,7 @@ class Loop:
         """
         recipe, first = self.recipe, self.group.rank == 0
         pixels, labels = Pixels(images, preprocessing, recipe.device), images.labels.to(recipe.device)
-        shared = shared_statistics(self.model, self.group)
-        with freed_is_kept(), torch.random.fork_rng(devices=[]), self.slower_norms(), shared:
+        with torch.random.fork_rng(devices=[]), self.slower_norms(), shared_statistics(self.model, self.group):
             while self.epochs_done < recipe.epochs:
                 begin = time.perf_counter()
                 torch.manual_seed(recipe.seed * 100_003 + self.epochs_done)  # of dropout, if there is any

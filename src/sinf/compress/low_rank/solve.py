@@ -164,11 +164,9 @@ def _fit_group(
     weight = fit[:, : own.weight[0].numel()]
     if between is None or metric is None:
         return Weights(weight.reshape(own.weight.shape).float(), fit[:, -1].float() if constant else None)
-    moments = sums.moments()
-    mean = moments[-1, :-1]
-    covariance = moments[:-1, :-1] - torch.outer(mean, mean)
-    expand, reduce = metric.channels(weight @ covariance @ weight.T, between, group)
-    before = weight @ mean
+    moments = sums.moments_of(torch.block_diag(weight, weight.new_ones(1, 1)))  # of what it writes, and the constant
+    before = moments[-1, :-1]
+    expand, reduce = metric.channels(moments[:-1, :-1] - torch.outer(before, before), between, group)
     return _channels(own, expand, reduce @ weight, before + fit[:, -1] - expand @ (reduce @ before))
 
 
