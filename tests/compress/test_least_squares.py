@@ -200,3 +200,18 @@ def test_sums_are_those_of_all_rows_however_many_wait(monkeypatch: pytest.Monkey
         assert sums.rows == [150, 50]
         torch.testing.assert_close(sums.moments_of(torch.eye(12)), (x.T @ x / 200).double(), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(sums.cross.sum(0), (y.T @ x).double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [30, 400])
+def test_some_of_many_outputs_say_how_much_damping_there_is(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All outputs have the damping that those say, in sums and in rows."""
+    draw = torch.Generator().manual_seed(2)
+    x, matrix = torch.randn(count, 60, generator=draw), torch.randn(8, 60, generator=draw)
+    y = x @ matrix.T
+    y[:, 1::2] += 8 * torch.randn(count, 4, generator=draw)  # these would have more damping
+    monkeypatch.setattr("sinf.compress.least_squares._SAYING", 4)
+    found, prior = summed(x, y).solve(torch.zeros(8, 60)), torch.zeros(8, 60)
+    monkeypatch.setattr("sinf.compress.least_squares._SAYING", 8)
+    alone = summed(x, y[:, ::2].contiguous()).solve(prior[::2])
+    torch.testing.assert_close(found[::2], alone, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(summed(x, y).solve(prior)[::2], alone, rtol=1e-3, atol=1e-4)

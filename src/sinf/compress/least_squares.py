@@ -15,6 +15,7 @@ _FIRST, _STEP, _LEAST, _MOST = 3e-3, 3.0, 1e-4, 1.0
 _BLOCKS, _LEAST_BLOCK = 8, 256
 _WAITING = 1 << 22  # numbers of rows that wait, so that the float64 sums are touched once for many
 _FEW = 0.75  # rows for each unknown: so many or less are not summed
+_SAYING = 128  # outputs, or up to twice as many, that say how much damping there should be
 
 
 #: The solution (o, k) by its damping, and the error on held-out rows, up to a constant, of that of the others.
@@ -95,7 +96,7 @@ class NormalEquations:
 
     def solve(self, prior: Tensor, damping: float | None = None) -> Tensor:
         """``(o, k)`` from all rows, near ``prior`` (o, k). ``damping`` None: the one with the least error on held-out
-        rows, when the others alone are fitted."""
+        rows, when the others alone are fitted; of many outputs some, evenly spread, say which."""
         solution, error = (self._by_rows if self._are_few else self._by_sums)(prior.double())
         if damping is None:
             damping = _least(error) if all(self.rows) else _FIRST
@@ -103,12 +104,12 @@ class NormalEquations:
 
     def _by_sums(self, prior: Tensor) -> _Fit:
         gram, cross = self.gram, self.cross
+        held_out, few, near = _mirrored(gram[1]), cross[:, self._some], prior[self._some]
 
         def error(damping: float) -> float:
-            m = _ridge(gram[0], cross[0], prior, damping)
-            return float(((m @ held_out - 2 * cross[1]) * m).sum())
+            m = _ridge(gram[0], few[0], near, damping)
+            return float(((m @ held_out - 2 * few[1]) * m).sum())
 
-        held_out = _mirrored(gram[1])
         return lambda damping: _ridge(gram.sum(0), cross.sum(0), prior, damping), error
 
     def _by_rows(self, prior: Tensor) -> _Fit:
@@ -117,16 +118,23 @@ class NormalEquations:
         x, y = self._rows()
         products, rest, first = x @ x.T, y - x @ prior.T, self.rows[0]
 
-        def weights(rows: int, damping: float) -> Tensor:
-            system = products[:rows, :rows].clone()
+        few = rest[:, self._some]
+
+        def weights(right: Tensor, damping: float) -> Tensor:
+            system = products[: len(right), : len(right)].clone()
             level = torch.diagonal(system).sum() / x.shape[1]
             system.diagonal().add_(damping * level.clamp(min=1e-12))
-            return _solved(system, rest[:rows])
+            return _solved(system, right)
 
         def error(damping: float) -> float:
-            return float((products[first:, :first] @ weights(first, damping) - rest[first:]).square().sum())
+            return float((products[first:, :first] @ weights(few[:first], damping) - few[first:]).square().sum())
 
-        return lambda damping: prior + weights(len(x), damping).T @ x, error
+        return lambda damping: prior + weights(rest, damping).T @ x, error
+
+    @property
+    def _some(self) -> slice:
+        """Outputs that say how much damping there should be."""
+        return slice(None, None, max(1, self._shape[0] // _SAYING))
 
     def _rows(self) -> tuple[Tensor, Tensor]:
         """``(n, k)`` and ``(n, o)`` float64: rows that were not summed, held-out ones last."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-
-_Norm: TypeAlias = nn.modules.batchnorm._BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def has_norms(network: nn.Module) -> bool:
@@ -16,8 +14,8 @@ def has_norms(network: nn.Module) -> bool:
     return bool(_norms(network))
 
 
-def _norms(network: nn.Module) -> list[_Norm]:
-    return [m for m in network.modules() if isinstance(m, _Norm) and m.running_mean is not None]
+def _norms(network: nn.Module) -> list[_BatchNorm]:
+    return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
 @torch.no_grad()
