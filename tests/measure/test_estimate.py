@@ -55,8 +55,7 @@ def test_more_images_take_longer(images: int, clusters: int) -> None:
 
     def pruned(count: int, methods: tuple[str, ...], trials: int, checks: int = 0) -> float:
         return prune_time(
-            PACE, network, images=count, methods=methods, trials=trials, trial_images=100, held_out=10, compared=10,
-            checks=checks,
+            PACE, network, images=count, methods=methods, trials=trials, trial_images=100, held_out=10, checks=checks
         ).seconds  # fmt: skip
 
     assert pruned(images, ("channels",), 0) < pruned(images + 1, ("channels",), 0) < pruned(images + 1, ("ranks",), 0)

@@ -144,12 +144,10 @@ def prune_time(
     trials: int,
     trial_images: int,
     held_out: int,
-    compared: int,
     checks: float = 0,
 ) -> Estimate:
-    """Of a pruning by one or more methods, each with ``trials`` that fit weights to fewer images, and that so many held
-    out ones compare; then the best is fitted to all of them. ``checks`` is how many forward passes of an image check
-    what is predicted."""
+    """Of a pruning by one or more methods, each with ``trials`` that fit weights to fewer images; then the best is
+    fitted to all of them. ``checks`` is how many forward passes of an image check what is predicted."""
     few, once = trials * min(trial_images, images), pace.factorisations(network.coupling)
     steps = {}
     for method in methods:
@@ -159,7 +157,7 @@ def prune_time(
     if checks:
         steps["check of layers"] = pace.forward * checks + 2 * once
     steps["weights from all images"] = pace.forward * images * KERNEL_FIT + once
-    steps["held-out images"] = pace.forward * (2 * held_out + len(methods) * trials * min(compared, held_out))
+    steps["held-out images"] = pace.forward * held_out * (2 + len(methods) * trials)
     return Estimate(
         steps, "fewer --images, one --method, a budget (--macs) instead of --max-loss alone, or more --threads"
     )

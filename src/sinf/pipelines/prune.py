@@ -53,7 +53,7 @@ Chosen = tuple[Method, Budget]
 
 _CLOSE = 1e-4
 _HINTS = 4  # trials for what an error proposes
-_COMPARED, _FEWER = 2000, 4  # held-out images, at most, that compare trials; so many times fewer rounds their times
+_FEWER = 4  # times fewer rounds tell which of two networks is faster
 _SURE_BASE = 0.985  # a base model that answers so many right has most likely been trained on these images
 
 
@@ -178,7 +178,7 @@ class _Pruning:
             Pace.of(self.network.graph, self.base.spec.preprocessing.size, self.images.batch),
             self.network,
             images=len(self.images),
-            methods=tuple(self.methods), trials=trials, trial_images=self.few, compared=_COMPARED,
+            methods=tuple(self.methods), trials=trials, trial_images=self.few,
             held_out=0 if self.held_out is None else len(self.held_out),
             checks=expected_checks(self.methods.values(), self.checking),
         )  # fmt: skip
@@ -251,7 +251,7 @@ class _Pruning:
 
     def _trial(self, method: Method, rule: Schedule | Budget) -> ExpectedLoss:
         """The loss of a network whose weights are fitted to some of the images only."""
-        images, expected = self._compared
+        images = self._held_out
 
         def compute() -> dict[str, Tensor]:
             with self._named(f"{method.name}, {describe(rule)}"):
@@ -259,7 +259,7 @@ class _Pruning:
                 return {"answers": answers_of(prepare(method.graph(tensors)), images, self.base.spec.preprocessing)}
 
         depends = self._depends(method, rule) | {"most": self.few, "held out": images.fingerprint()}
-        return ExpectedLoss.of(expected, self.store.get("trial", depends, compute)["answers"], images.labels)
+        return ExpectedLoss.of(self._base_answers, self.store.get("trial", depends, compute)["answers"], images.labels)
 
     def _graph(self, method: Method, rule: Schedule | Budget) -> fx.GraphModule:
         """The network whose weights are fitted to all images that decide."""
@@ -395,13 +395,6 @@ class _Pruning:
     @cached_property
     def _base_answers(self) -> Tensor:
         return answers_of(self._ready, self._held_out, self.base.spec.preprocessing, self._reporter("base model"))
-
-    @cached_property
-    def _compared(self) -> tuple[LabelledImages, Tensor]:
-        """Held-out images that compare trials, some of many since what they choose is measured with all; and the base
-        model's answers."""
-        rows = torch.tensor(self._held_out.sample_rows(_COMPARED, self.config.seed)).sort().values
-        return self._held_out.select(rows), self._base_answers[rows]
 
     @cached_property
     def _weights_hash(self) -> str:
