@@ -14,6 +14,7 @@ from memory_child import COMMANDS
 
 HERE = Path(__file__).parent
 BUDGET = 1_200_000_000
+LARGER = {"optimize": 1_600_000_000}  # many networks are open, a quarter of it
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +38,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_command_keeps_its_budget(verb: str, bundle: Path, tmp_path: Path) -> None:
     """Of the same network, and of a bundle of it; what writes for other engines has more of them in memory."""
     own = shutil.copytree(bundle, tmp_path / "bundle")
-    in_a_limited_process(verb, BUDGET, tmp_path, own)
+    in_a_limited_process(verb, LARGER.get(verb, BUDGET), tmp_path, own)
 
 
 def in_a_limited_process(verb: str, budget: int, *folders: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinf.pipelines.place import COPIES, Place, Running
+from sinf.pipelines.place import Place, Running
 
 
 def place_of(memory: int | None) -> Place:
@@ -26,7 +26,7 @@ def running(place: Place, sizes: list[int], opened: list[int]) -> list[Running[i
 
 
 def held(networks: list[Running[int]]) -> int:
-    return COPIES * sum(each.bytes for each in networks if each.open)
+    return sum(each.bytes for each in networks if each.open)
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.integers(0, 200), st.lists(st.integers(0, 7)))
@@ -36,7 +36,7 @@ def test_no_more_is_open_than_fits(sizes: list[int], memory: int, asked: list[in
     for number in (each % len(sizes) for each in asked):
         assert networks[number].get() == number
         assert networks[number].open
-        assert held(networks) <= max(memory, COPIES * sizes[number])
+        assert held(networks) <= max(memory, sizes[number])
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=9), st.integers(0, 200))
@@ -47,7 +47,7 @@ def test_groups_hold_every_network_once_and_fit(sizes: list[int], memory: int) -
     assert groups
     assert [each for group in groups for each in group] == others
     for group in groups:
-        assert len(group) <= 1 or COPIES * sum(each.bytes for each in (always, *group)) <= memory
+        assert len(group) <= 1 or sum(each.bytes for each in (always, *group)) <= memory
 
 
 @given(st.lists(st.integers(1, 20), min_size=2, max_size=9), st.integers(0, 200))
@@ -56,7 +56,7 @@ def test_a_group_is_not_opened_again_while_it_runs(sizes: list[int], memory: int
     place, opened = place_of(memory), []
     always, *others = networks = running(place, sizes, opened)
     for group in place.together(always, others):
-        if COPIES * sum(each.bytes for each in (always, *group)) > memory:
+        if sum(each.bytes for each in (always, *group)) > memory:
             continue  # one alone is too large beside it
         for each in networks:
             each.get()
@@ -78,7 +78,7 @@ def test_without_a_limit_nothing_is_closed() -> None:
 
 def test_what_was_made_of_a_network_goes_with_it() -> None:
     opened: list[int] = []
-    first, second = running(place_of(COPIES), [1, 1], opened)
+    first, second = running(place_of(1), [1, 1], opened)
     made = [first.made("twice", lambda: 2 * first.get()) for _ in range(2)]
     second.get()
     assert not first.open

@@ -53,6 +53,20 @@ def test_arguments_are_left_as_they_were() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, (log_route, energy, log_within), strict=True))
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_answers_that_are_no_numbers_tell_nothing(wrong: float) -> None:
+    """Of a network whose values overflow for some images: the others are fitted to, and these are never sure."""
+    log_route, energy, log_within, harmless = draws(200)
+    broken = energy.clone()
+    broken[::10] = wrong
+    kept = torch.arange(200) % 10 != 0
+    found = fit_deferral(log_route, broken, log_within, harmless)
+    assert found == fit_deferral(log_route[kept], energy[kept], log_within[kept], harmless[kept])
+    assert fit_margin(broken, harmless) == fit_margin(energy[kept], harmless[kept])
+    nothing = torch.full((200,), wrong)
+    assert fit_deferral(log_route, nothing, log_within, harmless) == Deferral()
+
+
 @pytest.mark.parametrize("value", [True, False])
 def test_images_that_cannot_tell_leave_no_fit(value: bool) -> None:
     log_route, energy, log_within, harmless = draws(30)

@@ -43,7 +43,7 @@ def optimize(
     from sinf.bundle.plain import check_target
     from sinf.cli.room import Need, Room
     from sinf.pipelines.optimize import optimize as run
-    from sinf.pipelines.optimize_search import RANGES, open_bytes
+    from sinf.pipelines.optimize_search import RANGES, most_open
     from sinf.report.optimized import show_optimized
 
     # Not pinned: these threads are those where it will run, and making the candidates takes all.
@@ -56,7 +56,7 @@ def optimize(
     scoring, calibration = (data.for_model(base, part, machine.memory) for part in (scoring, calibration))
     selection = data.for_model(base, selection, machine.memory)
     room = Room(machine.memory, Need.of_model(base).exported(), base.spec.preprocessing, calibration, selection)
-    room.fixed += open_bytes(base, config)
+    room.fixed += most_open(base, config)
     room.limit("answers")
     if "int8" in config.precisions:
         room.calibrate(RANGES)

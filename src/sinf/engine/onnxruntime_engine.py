@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +28,30 @@ class OnnxRuntimeEngine(SessionEngine):
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = threads
         self._options.inter_op_num_threads = 1
+        self._shrink: list[Callable[[], None]] = []
 
     def _open(self, model: Path | bytes) -> Session:
         content = model if isinstance(model, bytes) else str(model)
         session = self._runtime.InferenceSession(content, self._options, providers=["CPUExecutionProvider"])
         names, outputs = ([value.name for value in each] for each in (session.get_inputs(), session.get_outputs()))
 
+        last: list[np.ndarray] = []
+
         def run(inputs: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+            last[:] = inputs
             return tuple(session.run(outputs, dict(zip(names, inputs, strict=True))))
 
+        def shrink() -> None:
+            if last:
+                session.run(outputs, {name: x[:1] for name, x in zip(names, last, strict=True)}, shrinking)
+            last.clear()
+
+        shrinking = self._runtime.RunOptions()
+        shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._shrink.append(shrink)
         return run
+
+    def give_back(self) -> None:
+        """A session keeps what its largest batch took; a run of one input may give the rest back."""
+        for shrink in self._shrink:
+            shrink()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,6 +20,16 @@ from sinf.routing.router import BASE
 
 if TYPE_CHECKING:
     import onnx
+
+
+class _Alone:
+    """One network in a session."""
+
+    def __init__(self, sessions: SessionEngine) -> None:
+        self._sessions, self.give_back = sessions, sessions.give_back
+
+    def __call__(self, images: Any) -> Any:
+        return self._sessions.run(BASE, images)[0]
 
 
 class SessionRuntime(Runtime):
@@ -40,8 +50,7 @@ class SessionRuntime(Runtime):
         return self._network(source, setting)
 
     def _network(self, source: Source, setting: Setting) -> Network:
-        sessions = self._open(source, setting)
-        return lambda images: sessions.run(BASE, images)[0]
+        return _Alone(self._open(source, setting))
 
     def _open(self, source: Source, setting: Setting) -> SessionEngine:
         return self.sessions(source, setting.threads, "f32" if setting.precision == "int8" else setting.precision)

@@ -70,6 +70,9 @@ class SessionEngine(ABC):
         remedy = "export it again, or take another engine"
         return BundleError(f"{self.name} cannot {what} the part {part}", got=got, remedy=remedy)
 
+    def give_back(self) -> None:  # noqa: B027  most runtimes keep nothing
+        """Give back what runs of many inputs took, where a runtime keeps it for the next."""
+
     def array(self, values: list[float] | list[bool] | list[int]) -> np.ndarray:
         return np.array(values, _TYPES[type(values[0])])
 

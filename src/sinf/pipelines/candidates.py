@@ -27,13 +27,12 @@ from sinf.export.plain import export_network
 from sinf.export.split import export_split
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
-from sinf.machine.memory import weight_bytes
 from sinf.measure.delivery import answers_of
 from sinf.measure.in_engine import TailAnswers, tail_answers
 from sinf.measure.timing import Progress
 from sinf.models import BaseModel
 from sinf.pipelines.comparison import save
-from sinf.pipelines.place import Place, Running
+from sinf.pipelines.place import Place, Running, open_bytes
 from sinf.pipelines.prune_config import describe
 from sinf.pipelines.pruned import Pruned
 from sinf.routing.router import FeatureRouter
@@ -129,15 +128,18 @@ class Static(Design):
             return torch.as_tensor(running.get()(native(place.engine, x)))
 
         def answers(images: LabelledImages, progress: Progress) -> Tensor:
-            return answers_of(run, images, self.model.spec.preprocessing, progress)
+            found = answers_of(run, images, self.model.spec.preprocessing, progress)
+            running.rest()
+            return found
 
         return place.once(f"{self.name}, run", precision, lambda: (run, once_a_set(answers)))
 
     def _running(self, place: Place, precision: str) -> Running[Network]:
-        size = weight_bytes(self.model.module)
-        return place.once(
-            self.name, precision, lambda: Running(place, lambda: self._opened(place, precision), size)
-        )  # fmt: skip
+        def running() -> Running[Network]:
+            graph = trace(self.model.module, self.model.spec.preprocessing)
+            return Running(place, lambda: self._opened(place, precision), open_bytes(graph))
+
+        return place.once(self.name, precision, running)
 
     def _opened(self, place: Place, precision: str) -> Network:
         fed = self.model.spec.preprocessing
@@ -173,16 +175,19 @@ class Routed(Design):
     ) -> list[Candidate]:
         """With a few thresholds, set by the answers in this very engine and precision."""
         network = self.bundle.network()
-        size = weight_bytes(network.graph) + self.bundle.tail_bytes(network)
+        size = open_bytes(network.graph, self.bundle.tail_bytes(network))
         running = place.once(
             self.name, precision, lambda: Running(place, lambda: self._opened(place, precision), size)
         )  # fmt: skip
         running.get()
         fed = self.bundle.spec.preprocessing
-        tails: Callable[[LabelledImages, Progress], TailAnswers] = place.once(
-            f"{self.name}, tails", precision,
-            lambda: once_a_set(lambda images, told: tail_answers(running.get(), place.engine, images, fed, told)),
-        )  # fmt: skip
+
+        def answers(images: LabelledImages, progress: Progress) -> TailAnswers:
+            found = tail_answers(running.get(), place.engine, images, fed, progress)
+            running.rest()
+            return found
+
+        tails = place.once(f"{self.name}, tails", precision, lambda: once_a_set(answers))
         found = tails(selection, progress)
         values = few_thresholds(found, max_loss, self.early)
         made = [self._at(value, found, running, tails, place, precision) for value in values]

@@ -20,7 +20,7 @@ from sinf.errors import ConfigError, CutError, OutOfReachError, SinfError
 from sinf.graph.cost import WEIGHT_COST
 from sinf.graph.price import LayerTimes
 from sinf.graph.trace import trace
-from sinf.machine.memory import Memory, weight_bytes
+from sinf.machine.memory import Memory
 from sinf.measure.accuracy import machine
 from sinf.measure.delivery import ExpectedLoss, answers_of, answers_with_margins
 from sinf.measure.layer_table import LayerTable
@@ -34,7 +34,7 @@ from sinf.pipelines.candidates import Candidate, Design, Promise, Routed, Static
 from sinf.pipelines.optimize_choice import FIRST_ROUNDS, LOST, Row, contenders, kept_at, tested
 from sinf.pipelines.optimize_config import OptimizeConfig
 from sinf.pipelines.optimize_time import TimeLimit, layer_precision
-from sinf.pipelines.place import COPIES, Place
+from sinf.pipelines.place import Place, open_bytes
 from sinf.pipelines.prune import PruneConfig, Pruned, pruner
 from sinf.storage.files import hash_tensors
 from sinf.storage.steps import StepStore
@@ -90,7 +90,7 @@ class Search:
         self.preprocessing = base.spec.preprocessing
         self.place = place or place_of(config, scoring, self.preprocessing)
         held = Memory(config.memory).decoded(self.preprocessing.size, selection, calibration)
-        self.memory = config.memory - open_bytes(base, config) - held  # for making networks
+        self.memory = config.memory - most_open(base, config) - held  # for making networks
         self.left_out: list[str] = []
         (self.reference,) = Static(self.base, BASE).open(
             self.place, "f32", selection, config.max_loss, self._reporter("base model")
@@ -366,8 +366,8 @@ def place_of(config: OptimizeConfig, scoring: LabelledImages, preprocessing: Pre
     return Place(config.engine, config.threads, ranges, config.memory // _OPEN)
 
 
-def open_bytes(base: BaseModel, config: OptimizeConfig) -> int:
-    """What networks that are open take, at most: all of them, where they are small."""
+def most_open(base: BaseModel, config: OptimizeConfig) -> int:
+    """Bytes that networks take while they are open, at most: all of them, where they are small."""
     bundles = len(config.cuts) * len(config.tails) + len(config.routed_cuts) * (config.clusters is not None)
     networks = len(config.precisions) * (1 + len(config.methods) * (len(config.budgets) + len(_BETWEEN)) + 2 * bundles)
-    return min(config.memory // _OPEN, (1 + networks) * COPIES * weight_bytes(base.module))
+    return min(config.memory // _OPEN, (1 + networks) * open_bytes(trace(base.module, base.spec.preprocessing)))

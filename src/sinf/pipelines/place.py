@@ -6,19 +6,25 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from sinf.engine.memory import release
+from sinf.machine.memory import activations, weight_bytes
 
-COPIES = 3  # of weights, while a network is open: its own, an engine's, and these in the engine's order
+_COPIES = 3  # of weights, while a network is open: its own, an engine's, and these in the engine's order
 
 Opened = TypeVar("Opened")
 Other = TypeVar("Other")
 
 
+def open_bytes(graph: fx.GraphModule, more: int = 0) -> int:
+    """Bytes that a network takes while it is open, with ``more`` of weights than ``graph`` has."""
+    return _COPIES * (weight_bytes(graph) + more) + activations(graph).forward
+
+
 class Running(Generic[Opened]):
-    """A network in an engine, opened when it is first asked for, and again after its place closed it. ``bytes`` are
-    those of its weights."""
+    """A network in an engine, opened when it is first asked for, and again after its place closed it. ``bytes`` is what
+    it takes while it is open."""
 
     def __init__(self, place: Place, open_it: Callable[[], Opened], bytes: int) -> None:
         self.place, self.bytes, self._open = place, bytes, open_it
@@ -39,6 +45,14 @@ class Running(Generic[Opened]):
 
     def close(self) -> None:
         self._made.clear()
+
+    def rest(self) -> None:
+        """Give back what running many inputs took."""
+        opened = self._made.get("")
+        give_back = getattr(getattr(opened, "engine", opened), "give_back", None)  # of a router's engine, or its own
+        if give_back is not None:
+            give_back()
+            release(())
 
     def _let_in(self) -> Opened:
         return self.place.let_in(self, self._open)
@@ -85,4 +99,4 @@ class Place:
         yield group
 
     def _fit(self, some: Iterable[Running[Any]]) -> bool:
-        return self.memory is None or COPIES * sum(running.bytes for running in some) <= self.memory
+        return self.memory is None or sum(running.bytes for running in some) <= self.memory

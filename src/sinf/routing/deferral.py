@@ -39,21 +39,29 @@ class Deferral:
         return (score + self.intercept).sigmoid()
 
 
+def _fitted_to(features: Tensor, harmless: Tensor) -> tuple[Tensor, Tensor] | None:
+    """``(n, features)`` and ``(n,)`` of the images whose features are numbers, which no answer that is none has; None
+    where they cannot tell: all are the same, or likelier routes, the first feature, look worse."""
+    known = features.isfinite().all(1)
+    features, harmless = features[known], harmless[known]
+    if harmless.all() or not harmless.any() or features[harmless, 0].mean() <= features[~harmless, 0].mean():
+        return None
+    return features, harmless
+
+
 def fit_deferral(log_route: Tensor, energy: Tensor, log_within: Tensor, harmless: Tensor) -> Deferral:
     """Fit to images (N,) that are used for nothing after it; ``harmless`` is whether routing them loses nothing.
 
-    Where they cannot tell (all are the same, or likelier routes look worse) there is no fit.
+    Where they cannot tell there is no fit.
     """
-    if harmless.all() or not harmless.any() or log_route[harmless].mean() <= log_route[~harmless].mean():
-        return Deferral()
-    return Deferral(*_logistic(torch.stack([log_route, energy, log_within], 1), harmless))
+    known = _fitted_to(torch.stack([log_route, energy, log_within], 1), harmless)
+    return Deferral() if known is None else Deferral(*_logistic(*known))
 
 
 def fit_margin(margin: Tensor, harmless: Tensor) -> Deferral:
     """The same of a cascade, by the ``margin`` (N,) alone."""
-    if harmless.all() or not harmless.any() or margin[harmless].mean() <= margin[~harmless].mean():
-        return Deferral(route=0.0, margin=1.0)
-    intercept, weight = _logistic(margin[:, None], harmless)
+    known = _fitted_to(margin[:, None], harmless)
+    intercept, weight = (0.0, 1.0) if known is None else _logistic(*known)
     return Deferral(intercept, route=0.0, margin=weight)
 
 
