@@ -34,17 +34,17 @@ class OnnxRuntimeEngine(SessionEngine):
         content = model if isinstance(model, bytes) else str(model)
         session = self._runtime.InferenceSession(content, self._options, providers=["CPUExecutionProvider"])
         names, outputs = ([value.name for value in each] for each in (session.get_inputs(), session.get_outputs()))
-
-        last: list[np.ndarray] = []
+        shapes: list[tuple[int, ...]] = []
 
         def run(inputs: list[np.ndarray]) -> tuple[np.ndarray, ...]:
-            last[:] = inputs
+            shapes[:] = [x.shape[1:] for x in inputs]
             return tuple(session.run(outputs, dict(zip(names, inputs, strict=True))))
 
         def shrink() -> None:
-            if last:
-                session.run(outputs, {name: x[:1] for name, x in zip(names, last, strict=True)}, shrinking)
-            last.clear()
+            if shapes:
+                one = (np.zeros((1, *shape), np.float32) for shape in shapes)
+                session.run(outputs, dict(zip(names, one, strict=True)), shrinking)
+            shapes.clear()
 
         shrinking = self._runtime.RunOptions()
         shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -55,3 +55,7 @@ class OnnxRuntimeEngine(SessionEngine):
         """A session keeps what its largest batch took; a run of one input may give the rest back."""
         for shrink in self._shrink:
             shrink()
+
+    def close(self) -> None:
+        super().close()
+        self._shrink.clear()

@@ -26,7 +26,7 @@ class _Alone:
     """One network in a session."""
 
     def __init__(self, sessions: SessionEngine) -> None:
-        self._sessions, self.give_back = sessions, sessions.give_back
+        self._sessions, self.give_back, self.close = sessions, sessions.give_back, sessions.close
 
     def __call__(self, images: Any) -> Any:
         return self._sessions.run(BASE, images)[0]

@@ -44,14 +44,19 @@ class Running(Generic[Opened]):
         return cast(Other, self._made[name])
 
     def close(self) -> None:
+        self._tell("close")
         self._made.clear()
 
     def rest(self) -> None:
         """Give back what running many inputs took."""
+        self._tell("give_back")
+
+    def _tell(self, what: str) -> None:
+        """Call that of a router's engine, or of a network's own, where it has it."""
         opened = self._made.get("")
-        give_back = getattr(getattr(opened, "engine", opened), "give_back", None)  # of a router's engine, or its own
-        if give_back is not None:
-            give_back()
+        method = getattr(getattr(opened, "engine", opened), what, None)
+        if method is not None:
+            method()
             release(())
 
     def _let_in(self) -> Opened:
@@ -83,7 +88,6 @@ class Place:
         """Open it, and close what was opened first where both do not fit."""
         while self._open and not self._fit([*self._open, running]):
             self._open.pop(0).close()
-            release(())
         opened = open_it()
         self._open.append(running)
         return opened
