@@ -66,7 +66,7 @@ COMMANDS = {
     "--engine onnxruntime --precision int8",
     "export in int8": "export BUNDLE OUT --data DATA --split train --precision int8 --allow-factory",
     "optimize": "optimize OWN --data DATA --score train[:50%] --calibrate train[50%:] --max-loss 90 --images 60 "
-    "--precision f32 --precision int8 --minutes 0.5 --out OUT",
+    "--precision f32 --precision int8 --minutes 0.2 --out OUT",
     "prune": "prune OWN --data DATA --score train[:50%] --validate train[50%:75%] --test train[75%:] --macs 0.8 "
     "--pairs 2 --round-to 4 --keep-anyway --out OUT",
 }  # fmt: skip
