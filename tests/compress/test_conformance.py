@@ -109,16 +109,21 @@ def test_weights_make_up_for_what_went(name: str, tmp_path: Path) -> None:
     assert difference(True) < difference(False)
 
 
+def counted(scope: Scope, x: Tensor) -> tuple[Scope, list[int]]:
+    """The same scope, and the number of images of every pass that is made of it."""
+    passes: list[int] = []
+
+    def batches() -> list[tuple[Tensor, Tensor]]:
+        passes.append(len(x))
+        return [(x, torch.zeros(len(x), dtype=torch.int64))]
+
+    return replace(scope, batches=batches), passes
+
+
 @both
 def test_what_was_observed_serves_every_budget(name: str, tmp_path: Path) -> None:
     scope, x = scope_of(branches())
-    passes = []
-
-    def batches() -> list[tuple[Tensor, Tensor]]:
-        passes.append(name)
-        return [(x, torch.zeros(len(x), dtype=torch.int64))]
-
-    looked = replace(scope, batches=batches)
+    looked, passes = counted(scope, x)
     for budget in (0.9, 0.7):
         compress(make_compressor(name, OPTIONS), [looked], [(Budget(budget), WHOLE)], run_in(tmp_path, fit=False))
     assert len(passes) == 1
@@ -131,13 +136,8 @@ def test_one_pass_serves_those_that_look_at_the_same_network(
 ) -> None:
     """And each finds what it finds alone."""
     scope, x = scope_of(TRAINABLE[network]())
-    passes = []
-
-    def batches() -> list[tuple[Tensor, Tensor]]:
-        passes.append(network)
-        return [(x, torch.zeros(len(x), dtype=torch.int64))]
-
-    looked, rules = replace(scope, batches=batches), [(Budget(0.8), WHOLE)]
+    looked, passes = counted(scope, x)
+    rules = [(Budget(0.8), WHOLE)]
     compressors = [make_compressor(name, OPTIONS) for name in order]
     together = replace(run_in(tmp_path / "together"), beside=tuple(compressors))
     parts = [compress(each, [looked], list(rules), together)[0] for each in compressors]
@@ -153,13 +153,7 @@ def test_one_pass_serves_those_that_look_at_the_same_network(
 
 def test_channels_that_are_pooled_need_a_pass_of_their_own(tmp_path: Path) -> None:
     scope, x = scope_of(branches())
-    passes = []
-
-    def batches() -> list[tuple[Tensor, Tensor]]:
-        passes.append(1)
-        return [(x, torch.zeros(len(x), dtype=torch.int64))]
-
-    looked = replace(scope, batches=batches)
+    looked, passes = counted(scope, x)
     compressors = [ChannelRemoval(DCS(pool=2)), make_compressor("ranks", OPTIONS)]
     run = replace(run_in(tmp_path), beside=tuple(compressors))
     for each in compressors:

@@ -19,7 +19,6 @@ def require_faster(
     bundle: DynamicBundle,
     images: LabelledImages,
     *,
-    limits: Limits = _ONE_BY_ONE,
     keep_anyway: bool = False,
     report: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int], None] | None = None,
@@ -30,7 +29,7 @@ def require_faster(
         DoesNotPayError: it is not surely faster, and not to be kept anyway.
     """
     base, ours = open_engine(DynamicModel(bundle), "torch", 1)
-    times = time_beside(base, {"ours": ours}, images, bundle.spec.preprocessing, limits, progress)["ours"]
+    times = time_beside(base, {"ours": ours}, images, bundle.spec.preprocessing, _ONE_BY_ONE, progress)["ours"]
     found = describe_times(times)
     report(f"beside the base model in torch, one thread: {found}")
     if not is_faster(times) and not keep_anyway:

@@ -101,11 +101,12 @@ class Method:
         )
         others = [each for each in beside if each is not compressor]
         passes = self._passes((compressor,))
-        planned = list(source.memory.steps)
-        try:
-            passes = replace(passes, at_once=self._passes((compressor, *others)).at_once)
-        except ConfigError:  # together they do not fit: one after the other
-            source.memory.steps[:], others = planned, []
+        if others:
+            planned = list(source.memory.steps)
+            try:
+                passes = replace(passes, at_once=self._passes((compressor, *others)).at_once)
+            except ConfigError:  # together they do not fit: one after the other
+                source.memory.steps[:], others = planned, []
         self.run = Run(
             source.store, passes, fit_bytes=source.fit_bytes, notice=lambda text: source.notice(text),
             beside=tuple(others),
