@@ -40,7 +40,7 @@ def metrics_of(count: MacCount, seed: int = 0) -> dict[str, Metric]:
             torch.rand(into * 3, generator=draw).sort(descending=True).values if module.weight.ndim == 4 else values[:0]
         )
         eye = torch.eye(out)
-        found[target] = Metric(eye, eye, values, rows, rows, 16.0)
+        found[target] = Metric(eye, eye, values, rows, rows, torch.zeros(0), 16.0)
     return found
 
 

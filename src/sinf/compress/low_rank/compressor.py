@@ -71,7 +71,9 @@ class LowRank(Compressor):
 
     def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[dict[str, Rank]]:
         budgets, plans = self.budgets(rules), [dict[str, Rank]() for _ in scopes]
-        losses = [self.measured(scope, observed)[1] for scope in scopes]
+        losses = [
+            {target: metric.losses for target, metric in self.measured(scope, observed)[1].items()} for scope in scopes
+        ]
         for budget, region in budgets:
             parts = [(self._count(scope, region), mine) for scope, mine in zip(scopes, losses, strict=True)]
             chosen = choose_ranks_together(budget, parts, [scope.share for scope in scopes], self.round_to)

@@ -36,9 +36,7 @@ def factor(
         bias = weight.new_zeros(len(weight)) if own.bias is None else own.bias.double()
         if rank.separable:
             rows_read = site[KernelRows]
-            expand, reduce = metric.separable(
-                weight, rows_read.covariance(), rows_read.row_correlation(), rank.channels
-            )
+            expand, reduce = metric.separable(weight, rows_read.covariance(), rank.channels)
             mean = rows_read.total / rows_read.count
             lost = weight.sum(2).flatten(1) @ mean - expand.sum(2) @ (reduce @ mean)
             solved[target] = _separable(own, expand, reduce, bias + lost)
