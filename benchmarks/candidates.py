@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from sinf import Budget, BuildConfig, Images, LabelledImages, SemanticModel, build, load_images, load_model
 from sinf.bundle.semantic import Bundle
-from sinf.data.clusters import from_column, one_cluster
+from sinf.data.clusters import Clusters, from_column, one_cluster
 from sinf.engine.engines import open_engine
 from sinf.engine.onnx_parts import graph_to_onnx
 from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
@@ -43,6 +43,7 @@ from sinf.measure.bootstrap import interval
 from sinf.models import BaseModel
 from sinf.pipelines.calibration import CALL_COST, part_images, set_thresholds, tail_costs
 from sinf.pipelines.prune import PruneConfig, prune
+from sinf.routing.clustering import find_clusters
 from sinf.routing.deferral import Deferral
 from sinf.routing.router import FALLBACK, FRONT, FeatureRouter, part_name
 from sinf.routing.threshold import Calibration, Threshold
@@ -51,6 +52,7 @@ from sinf.storage.steps import StepStore
 
 CHANNELS, RANKS, RANKS_TIME = "static", "static-low-rank", "static-low-rank-time"
 ROUTED, CASCADE = "semantic", "cascade"
+GIVEN, FOUND = "semantic-ranks", "semantic-ranks-found"  # superclasses, or what the base model confuses; by ranks
 IMAGES = 4000  # that pruning looks at, as many as `sinf prune` does without an option
 DRAWS = 9999  # of the bootstrap over images
 #: Cut point, and plans by method: a budget where there are no routes, else what differs from a build's defaults.
@@ -115,6 +117,11 @@ class Plan:
     def routed(self) -> bool:
         return self.budget is None
 
+    @property
+    def family(self) -> str:
+        """Of these plans one is chosen: all of a method, and all routed ones of removed channels."""
+        return self.method if not self.routed or self.method in (CASCADE, GIVEN, FOUND) else ROUTED
+
     def prune_config(self) -> PruneConfig:
         assert self.budget is not None
         cost = 0.0 if self.method == RANKS else WEIGHT_COST
@@ -125,7 +132,7 @@ class Plan:
         """The limit is out of the way: thresholds are set for every limit by :func:`choose`."""
         changes: dict[str, Any] = dict(self.changes)
         changes["subgraph"] = Budget(changes["subgraph"], WEIGHT_COST)
-        method = "ranks" if self.method == CASCADE else "channels"
+        method = "channels" if self.family == ROUTED else "ranks"
         return BuildConfig(
             method=method, reconstruct=self.method != "semantic-noreconstruct", max_loss=0.5, keep_anyway=True,
             **({"cut": cut} | changes),
@@ -180,8 +187,15 @@ class Setup:
         if folder.is_dir() and not self.fresh:
             return Bundle.load(folder)
         config = plan.build_config(self.cut)
-        clusters = one_cluster(self.base.spec.classes) if plan.method == CASCADE else from_column(self.images.scoring)
-        return build(self.base, self.images, clusters, config, folder, work=steps, progress=say)
+        return build(self.base, self.images, self.clusters(plan), config, folder, work=steps, progress=say)
+
+    def clusters(self, plan: Plan) -> Clusters:
+        if plan.method == CASCADE:
+            return one_cluster(self.base.spec.classes)
+        if plan.method != FOUND:
+            return from_column(self.images.scoring)
+        cut = dict(plan.changes).get("cut", self.cut)
+        return find_clusters(self.base, self.images.scoring, cut=cut, progress=say).clusters
 
     def folder(self, plan: Plan) -> Path:
         """Where the bundle of a plan is."""

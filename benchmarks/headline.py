@@ -10,21 +10,17 @@ thread, images of test[50%:] in turn. A run under load is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from candidates import (
-    CASCADE,
-    CHANNELS,
     LIMITS,
     PLANS,
-    RANKS,
-    RANKS_TIME,
-    ROUTED,
     Choice,
+    Plan,
     Routed,
     Setup,
     Static,
@@ -40,6 +36,7 @@ from sinf.errors import ConfigError
 from sinf.measure.timing import interleaved
 from sinf.routing.threshold import NEVER
 
+NOT_SHOWN = ("cut", "semantic-noreconstruct")  # made only to compare (benchmarks/tradeoff.py)
 CONFIDENT = {"vgg16": ((1.0, 0.95), (0.5, 0.95))}  # asked and confidence of more rows
 COLUMNS = (
     "model", "dataset", "engine", "precision", "device", "batch", "threads", "pairs", "method", "plan", "asked",
@@ -71,37 +68,41 @@ def main(
     if not wanted:
         return
     setup = Setup(name, weights, data, work)
-    made = make(setup, only.split(",") if only else None)
-    choices = choose(name, made)
+    methods = only.split(",") if only else [method for method in PLANS[name] if method not in NOT_SHOWN]
+    made = make(setup, plans(name, methods))
+    choices = choose(made, LIMITS[name], CONFIDENT.get(name, ()))
     for engine in wanted:
         measure(setup, made, choices, engine, table)
         table.forget_older(engine=engine)
 
 
-def make(setup: Setup, only: list[str] | None = None) -> list[Static | Routed]:
-    """All plans that there are, but for those that are only shown to compare; or those of some methods."""
+def make(setup: Setup, wanted: Iterable[Plan]) -> list[Static | Routed]:
+    """All plans that there are: a budget may be out of reach."""
     made: list[Static | Routed] = []
-    methods = only or [method for method in PLANS[setup.name] if method not in ("cut", "semantic-noreconstruct")]
-    for plan in plans(setup.name, methods):
+    for plan in wanted:
         try:
             made.append(Routed(setup, plan) if plan.routed else Static(setup, plan))
-        except ConfigError as error:  # a budget out of reach
+        except ConfigError as error:
             print(f"left out: {plan.method} {plan.label}: {error}", flush=True)
     return made
 
 
-def choose(name: str, made: list[Static | Routed]) -> dict[tuple[str, float, float | None], Choice | None]:
+def choose(
+    made: list[Static | Routed], limits: Iterable[float], confident: Iterable[tuple[float, float]] = ()
+) -> dict[tuple[str, float, float | None], Choice | None]:
     """By method, limit and confidence, for the methods that there are; None where no plan keeps the limit."""
     choices: dict[tuple[str, float, float | None], Choice | None] = {}
-    for method in (CHANNELS, RANKS, RANKS_TIME):
-        mine = [one for one in made if isinstance(one, Static) and one.plan.method == method]
-        choices |= {(method, asked, None): choose_static(mine, asked) for asked in LIMITS[name] if mine}
-    for method in (ROUTED, CASCADE):
-        routes = [
-            one for one in made if isinstance(one, Routed) and (one.plan.method == CASCADE) == (method == CASCADE)
-        ]
-        asked_for = [(asked, None) for asked in LIMITS[name]] + [*CONFIDENT.get(name, ())]
-        choices |= {(method, *asked): choose_routed(routes, *asked) for asked in asked_for if routes}
+    families: dict[str, list[Static | Routed]] = {}
+    for one in made:
+        families.setdefault(one.plan.family, []).append(one)
+    for method, mine in families.items():
+        routes = [one for one in mine if isinstance(one, Routed)]
+        networks = [one for one in mine if isinstance(one, Static)]
+        if networks:
+            choices |= {(method, asked, None): choose_static(networks, asked) for asked in limits}
+        else:
+            asked_for = [*((asked, None) for asked in limits), *confident]
+            choices |= {(method, *asked): choose_routed(routes, *asked) for asked in asked_for}
     return choices
 
 

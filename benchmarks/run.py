@@ -97,6 +97,8 @@ def commands(shared: Path, work: Path) -> list[Command]:
             add("corruption", name, path, data, delivered, writes=("corruption_vgg16.csv",))
         add("budgets", name, path, data, writes=(f"budgets_{name}_cpu.csv",))
         add("curve", name, path, data, "--work", work / "curve" / name, writes=(f"curve_{name}_cpu.csv",))
+        add("head_to_head", name, path, data, "--work", work / "curve" / name,
+            writes=(f"head_to_head_{name}_cpu.csv",))  # fmt: skip
 
     bundles = {"vgg16": work / "resources" / "bundle", "resnet56": work / "bundle56", "resnet18": work / "bundle18"}
     add("resources", weights["vgg16"], data, work / "resources", writes=("resources_vgg16_cpu.csv",))
