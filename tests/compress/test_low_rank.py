@@ -138,6 +138,19 @@ def test_what_separable_layers_lose_is_what_was_said() -> None:
         assert float(lost.square().sum(1).mean()) * RAISED == pytest.approx(said, rel=0.05)
 
 
+@pytest.mark.parametrize("least", [0.5, 1e-3, 0.0, -1e-5])
+def test_a_covariance_has_a_triangular_root(least: float) -> None:
+    """Also where it has directions without variance, or rounded sums have made theirs negative."""
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64)).Q
+    values = torch.cat([torch.full((10,), least), torch.linspace(0.5, 1.5, 30)]).double()
+    covariance = basis @ torch.diag(values) @ basis.T
+    root = low_rank.metric.triangular_root(covariance)
+    assert torch.equal(root, root.tril())
+    assert (root @ root.T - covariance).abs().max() < 2e-5
+    assert torch.linalg.inv(root).isfinite().all()
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("similar", [0.0, 0.99])
 def test_what_rounding_between_separable_layers_costs_is_what_was_said(similar: float) -> None:
