@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import importlib
 import random
@@ -17,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sinf import edge
 from sinf.criteria import NAMES, group_statistics
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.network import attach
@@ -47,11 +49,12 @@ def test_the_readme_runs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "cifar100").symlink_to(data)
     monkeypatch.setattr(optimizing, "interleaved", taking(lambda name: 4.0))
     (code,) = blocks("README.md")
+    assert len(ast.parse(code).body) == 5
     names: dict = {}
     few = "max_loss=0.9, images=24, budgets=(0.6,), by_time=False, cuts=()"
     exec(code.replace("max_loss=0.005", few), names)
     images = np.zeros((2, 3, 32, 32), np.float32)
-    assert names["edge"].load("fast/onnxruntime")(images).shape == (2, 6)
+    assert edge.load("fast/onnxruntime")(images).shape == (2, 6)
     assert names["sinf"].from_pretrained("fast")(torch.from_numpy(images)).shape == (2, 6)
 
 
