@@ -68,22 +68,19 @@ def each(method: str, *budgets: float, of_time: bool = False, round_to: int = 8)
 
 CHAINS: dict[str, list[Chain]] = {
     "vgg16": [
-        *each("ranks", 0.5, 0.42, 0.35, 0.31, 0.28),
-        *each("ranks", 0.42, 0.35, 0.31, round_to=16),
-        *each("ranks", 0.55, 0.5, 0.45, 0.41, 0.38, 0.35, 0.32, of_time=True),
-        *each("channels", 0.8, 0.7),
+        *each("ranks", 0.5, 0.42, 0.35, 0.31),
+        *each("ranks", 0.41, 0.38, 0.45, 0.5, 0.35, 0.55, of_time=True),
+        *each("channels", 0.8),
         (Step("channels", 0.9), Step("ranks", 0.4, round_to=16)),
     ],
     "resnet56": [
         *each("channels", 0.95, 0.9, 0.8),
         *each("depth", 0.96, 0.93, 0.9),
-        *each("ranks", 0.9, 0.8, 0.72, 0.65, 0.5),
-        *each("ranks", 0.8, 0.65, 0.5, round_to=16),
-        *each("ranks", 0.9, 0.8, 0.75, 0.7, 0.65, of_time=True),
+        *each("ranks", 0.8, 0.7, 0.75, 0.65, 0.9, of_time=True),
+        *each("ranks", 0.8, 0.65, round_to=16),
         (Step("ranks", 0.8, of_time=True), Step("depth", 0.97)),
         (Step("depth", 0.97), Step("ranks", 0.8, round_to=16)),
         (Step("channels", 0.95), Step("ranks", 0.8, round_to=16)),
-        (Step("depth", 0.97), Step("channels", 0.95), Step("ranks", 0.8, round_to=16)),
     ],
 }
 
