@@ -477,7 +477,7 @@ def test_budgets_are_of_time_where_it_will_run(
         assert run(torch.zeros(2, *size)).shape == (2, 6)
         return replace(like_macs(graph), where="here")
 
-    monkeypatch.setattr(module, "layer_times", times)
+    monkeypatch.setattr("sinf.pipelines.times.layer_times", times)
     fast({"ranks": 1.0})
     place = place_of(OptimizeConfig(**SMALL), optimized.scoring, optimized.base.spec.preprocessing)
     work = tmp_path / "work"
@@ -493,7 +493,7 @@ def test_budgets_are_of_time_where_it_will_run(
     again = made(replace(place, known={}))
     assert len(asked) == 1
     assert [row.name for row in again.rows] == [row.name for row in first.rows]
-    monkeypatch.setattr(module, "FORMAT", 0)  # as a version stored them that timed layers in another way
+    monkeypatch.setattr("sinf.pipelines.times.FORMAT", 0)  # as a version stored them that timed layers in another way
     made(replace(place, known={}))
     assert len(asked) == 2
     assert "60 % of the time in here kept" in (tmp_path / "fast" / "README.md").read_text()

@@ -12,7 +12,7 @@ import typer
 from sinf.cli import options
 from sinf.cli.clusters import named_clusters
 from sinf.option import IMAGES, RUN, Option
-from sinf.pipelines.build_config import BuildConfig, SubgraphSize
+from sinf.pipelines.build_config import BuildConfig, Spending, SubgraphSize
 
 
 def build(
@@ -21,6 +21,7 @@ def build(
     data: options.ClusteredData,
     out: options.BundleOut,
     size: SubgraphSize,
+    spending: Spending,
     config: BuildConfig,
     machine: options.Machine,
     score: options.Score = "train[:10000]",
@@ -42,8 +43,9 @@ def build(
     from sinf.pipelines.build import build as run
     from sinf.report import tables
 
-    machine.pin()
-    config = replace(size.within(config), memory=machine.memory)
+    threads = machine.pin()
+    config = size.within(config, spending.weight_cost)
+    config = replace(config, timed_in=spending.timed(threads), memory=machine.memory)
     options.write_alone(context, out)
     scoring, calibration = data.images(score), data.images(calibrate)
     routing = scoring if route == score else data.images(route)

@@ -43,7 +43,8 @@ def optimize(
     from sinf.bundle.plain import check_target
     from sinf.cli.room import Need, Room
     from sinf.pipelines.optimize import optimize as run
-    from sinf.pipelines.optimize_search import RANGES, most_open
+    from sinf.pipelines.optimize_search import most_open
+    from sinf.pipelines.place import RANGES
     from sinf.report.optimized import show_optimized
 
     # Not pinned: these threads are those where it will run, and making the candidates takes all.

@@ -38,9 +38,11 @@ from sinf.models.described import described
 from sinf.pipelines.build_config import BuildConfig
 from sinf.pipelines.build_worth import IMAGES, LONG, Prospect
 from sinf.pipelines.calibration import part_images, set_thresholds, tail_costs, without_threshold
+from sinf.pipelines.place import ranges_of
 from sinf.pipelines.prune_config import describe
 from sinf.pipelines.route_images import RouteImages
 from sinf.pipelines.subgraphs import Subgraphs
+from sinf.pipelines.times import network_times
 from sinf.pipelines.whole import EXTRACTOR, TAIL, WHOLE, whole_scope
 from sinf.routing.deferral import Deferral
 from sinf.routing.predictor import RoutePredictor, calibrate, make_predictor, predictor_macs, train_router
@@ -101,6 +103,7 @@ def build(
     folder = Path(folder)
     store = StepStore(folder.with_name(folder.name + ".build") if work is None else Path(work))
     progress = progress or (lambda step, done, total: None)
+    config = _timed(base, images.scoring, config, store, progress)
     making = _Build(base, images, clusters, config, store, progress)
     if notice is not None:
         notice(making.memory.summary())
@@ -130,6 +133,20 @@ def build(
     if work is None:
         shutil.rmtree(store.folder, ignore_errors=True)
     return bundle
+
+
+def _timed(
+    base: BaseModel, scoring: LabelledImages, config: BuildConfig, store: StepStore, progress: Progress
+) -> BuildConfig:
+    """The config with times of the base model's layers, and all budgets of these, where they are to be."""
+    if config.timed_in is None:
+        return config
+    times = network_times(
+        base, config.timed_in, store, progress,
+        ranges=lambda: ranges_of(scoring, base.spec.preprocessing, config.seed),
+    )  # fmt: skip
+    rule = config.subgraph
+    return replace(config, times=times, subgraph=replace(rule, times=times) if isinstance(rule, Budget) else rule)
 
 
 def make_bundle(

@@ -12,7 +12,16 @@ from sinf.graph.price import LayerTimes
 from sinf.graph.weight_cost import WEIGHT_COST
 from sinf.machine.sizes import DEFAULT
 from sinf.option import COMPRESSION, RUN, Option, Seed, numbers
-from sinf.pipelines.compression_options import Confidence, Criterion, MaxLoss, Reconstruct, RoundTo
+from sinf.pipelines.compression_options import (
+    Confidence,
+    Criterion,
+    MaxLoss,
+    Reconstruct,
+    RoundTo,
+    TimedBatch,
+    TimedIn,
+    TimedPrecision,
+)
 from sinf.routing.predictor_config import RouterConfig
 
 _KEPT = 0.3  # of the tail, by a subgraph
@@ -27,7 +36,8 @@ class BuildConfig:
         criterion: None for the one that loses least with, or without, reconstruction.
         subgraph: rule for the subgraphs of the clusters: a ``Schedule`` of ratios or a ``Budget`` of MACs.
         weight_cost: MACs that loading a weight counts for in the budgets of extractor and full tail (see ``Budget``).
-        times: of the base model's layers where the bundle will run; then those budgets are of time.
+        timed_in: where layers are timed before all else; then budgets are shares of time, and MACs do not count.
+        times: of the base model's layers where the bundle will run, instead, where they are known.
         max_loss: a fraction (0.01 is one point).
         choices: the guarantee of each is corrected for it (see :func:`sinf.routing.threshold.choose_threshold`).
         route_draws: above five views of an image, parts of images are exchanged too.
@@ -59,6 +69,7 @@ class BuildConfig:
         float, Option("Instead of those two: one budget for both, spent where it costs least.", COMPRESSION)
     ] = 1.0
     weight_cost: float = WEIGHT_COST
+    timed_in: TimedIn | None = None
     times: LayerTimes | None = None
     reconstruct: Reconstruct = True
     router: RouterConfig = field(default_factory=RouterConfig)
@@ -122,6 +133,35 @@ class BuildConfig:
 
 
 @dataclass(frozen=True)
+class Spending:
+    """What budgets count, as people name it."""
+
+    time_in: Annotated[
+        str | None, Option("Engine in whose measured time budgets count.", COMPRESSION, otherwise="MACs count")
+    ] = None
+    time_precision: TimedPrecision = "f32"
+    time_batch: TimedBatch = 1
+    weight_cost: Annotated[
+        float | None,
+        Option(
+            "MACs that loading a weight counts for in budgets.",
+            COMPRESSION,
+            otherwise="0 where a budget is given, else 32",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.time_in is None and (self.time_precision, self.time_batch) != ("f32", 1):
+            rule = "--time-precision and --time-batch say how layers are timed in --time-in"
+            raise ConfigError(rule, got="no --time-in", remedy="name an engine, or leave them out")
+        if self.time_in is not None and self.weight_cost is not None:
+            raise ConfigError("--weight-cost counts MACs", got="--time-in", remedy="leave one of them out")
+
+    def timed(self, threads: int) -> TimedIn | None:
+        return None if self.time_in is None else TimedIn(self.time_in, self.time_precision, self.time_batch, threads)
+
+
+@dataclass(frozen=True)
 class SubgraphSize:
     """What subgraphs keep, as people name it."""
 
@@ -136,20 +176,11 @@ class SubgraphSize:
             unit=numbers(float, 2),
         ),
     ] = None
-    weight_cost: Annotated[
-        float | None,
-        Option(
-            "MACs that loading a weight counts for in budgets.",
-            COMPRESSION,
-            otherwise="0 where a budget is given, else 32",
-        ),
-    ] = None
 
-    def within(self, config: BuildConfig) -> BuildConfig:
+    def within(self, config: BuildConfig, cost: float | None = None) -> BuildConfig:
         """The config with subgraphs of this size. A budget that a person names is one of MACs alone, unless they say
-        otherwise."""
+        what loading a weight costs."""
         named = self.macs is not None or min(config.extractor, config.fallback, config.common) < 1
-        cost = self.weight_cost
         if cost is None:
             cost = 0.0 if named else WEIGHT_COST
         rule = (

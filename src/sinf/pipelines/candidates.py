@@ -269,8 +269,3 @@ def least_thresholds(found: TailAnswers, differing: Sequence[float], early: floa
         if worst > max(differing):
             break
     return accepted
-
-
-def ranges_of(images: LabelledImages, preprocessing: Any, count: int, seed: int) -> Tensor:
-    """``(N, C, H, W)`` normalised images that set the ranges of int8."""
-    return images.sample(count, seed).inputs(preprocessing)[:]

@@ -21,24 +21,21 @@ from sinf.graph.cost import WEIGHT_COST
 from sinf.graph.price import LayerTimes
 from sinf.graph.trace import trace
 from sinf.machine.memory import Memory
-from sinf.measure.accuracy import machine
 from sinf.measure.delivery import ExpectedLoss, answers_of, answers_with_margins
-from sinf.measure.layer_table import LayerTable
-from sinf.measure.layer_times import FORMAT, from_tensors, layer_times, to_tensors
 from sinf.measure.timed_images import timed_images
 from sinf.measure.timing import Latency, interleaved
 from sinf.models import BaseModel
 from sinf.models.described import described
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
-from sinf.pipelines.candidates import Candidate, Design, Promise, Routed, Static, ranges_of
+from sinf.pipelines.candidates import Candidate, Design, Promise, Routed, Static
+from sinf.pipelines.compression_options import TimedIn
 from sinf.pipelines.optimize_choice import FIRST_ROUNDS, LOST, Row, contenders, kept_at, tested
 from sinf.pipelines.optimize_config import OptimizeConfig
 from sinf.pipelines.optimize_time import TimeLimit, layer_precision
-from sinf.pipelines.place import Place, open_bytes
+from sinf.pipelines.place import Place, open_bytes, ranges_of
 from sinf.pipelines.prune import PruneConfig, Pruned, pruner
-from sinf.storage.files import hash_tensors
+from sinf.pipelines.times import network_times
 from sinf.storage.steps import StepStore
-from sinf.version import __version__
 
 Progress = Callable[[str, int, int], None]
 
@@ -49,7 +46,6 @@ _BETWEEN = (1 / 3, 2 / 3)  # of the way, in factors, from the last network withi
 _LEAST = 0.05  # of the cost of its tail: no subgraph is smaller
 _ABOVE = 1e-3  # of it: so much above the least that must stay, a budget is within reach
 _SAFER = 0.5  # of the limit: what extractor and full tail of a bundle may lose, so that the small tail has the rest
-RANGES = 200  # images that set the ranges of int8
 _OPEN = 4  # of the memory, networks that are open may take one such part
 
 
@@ -128,31 +124,16 @@ class Search:
     def _times(self) -> LayerTimes | None:
         """Of the base model's layers in the engine, in the precision that is fastest; None where they are not wanted,
         or would take too long."""
-        config, base, fed = self.config, self.base, self.preprocessing
-        precision = layer_precision(config)
+        config, precision = self.config, layer_precision(self.config)
         if precision is None:
             return None
-        run, _ = Static(base, BASE).run_in(self.place, precision)
-        depends = {
-            "sinf": __version__, "format": FORMAT, "machine": machine(), "engine": config.engine,
-            "precision": precision, "batch": config.batch, "threads": config.threads,
-            "weights": hash_tensors(base.module.state_dict()),
-        }  # fmt: skip
+        where = TimedIn(config.engine, precision, config.batch, config.threads)
 
         def measured() -> LayerTimes:
-            table = LayerTable.of_machine()
-            return layer_times(
-                trace(base.module, fed), run, fed.size, config.engine, precision=precision, batch=config.batch,
-                threads=config.threads, table=table, progress=self._reporter(table.step),
-            )  # fmt: skip
+            run, _ = Static(self.base, BASE).run_in(self.place, precision)
+            return network_times(self.base, where, StepStore(self.work), self.progress, run=run)
 
-        # What is asked of them later depends on what they were: after a kill the same ones must come again, whatever
-        # the machine's table has by then.
-        store = StepStore(self.work)
-        found: LayerTimes = self.place.once(
-            "times of layers", precision,
-            lambda: from_tensors(store.get("layer-times", depends, lambda: to_tensors(measured()))),
-        )  # fmt: skip
+        found: LayerTimes = self.place.once("times of layers", precision, measured)
         return found
 
     @cached_property
@@ -362,7 +343,7 @@ class Search:
 
 def place_of(config: OptimizeConfig, scoring: LabelledImages, preprocessing: Preprocessing) -> Place:
     """Where a config's networks will run."""
-    ranges = ranges_of(scoring, preprocessing, RANGES, config.seed)
+    ranges = ranges_of(scoring, preprocessing, config.seed)
     return Place(config.engine, config.threads, ranges, config.memory // _OPEN)
 
 

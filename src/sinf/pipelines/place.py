@@ -8,9 +8,12 @@ from typing import Any, Generic, TypeVar, cast
 
 from torch import Tensor, fx
 
+from sinf.data.images import LabelledImages
+from sinf.data.preprocessing import Preprocessing
 from sinf.engine.memory import release
 from sinf.machine.memory import activations, weight_bytes
 
+RANGES = 200  # images that set the ranges of int8
 _COPIES = 3  # of weights, while a network is open: its own, an engine's, and these in the engine's order
 
 Opened = TypeVar("Opened")
@@ -20,6 +23,11 @@ Other = TypeVar("Other")
 def open_bytes(graph: fx.GraphModule, more: int = 0) -> int:
     """Bytes that a network takes while it is open, with ``more`` of weights than ``graph`` has."""
     return _COPIES * (weight_bytes(graph) + more) + activations(graph).forward
+
+
+def ranges_of(images: LabelledImages, preprocessing: Preprocessing, seed: int) -> Tensor:
+    """``(N, C, H, W)`` normalised images that set the ranges of int8, :data:`RANGES` of them."""
+    return images.sample(RANGES, seed).inputs(preprocessing)[:]
 
 
 class Running(Generic[Opened]):

@@ -12,7 +12,7 @@ from sinf.graph.weight_cost import WEIGHT_COST
 from sinf.machine.sizes import DEFAULT
 from sinf.measure.limits import Limits
 from sinf.option import COMPRESSION, IMAGES, TRAINING, Option, Seed
-from sinf.pipelines.compression_options import Criterion, Reconstruct, RoundTo
+from sinf.pipelines.compression_options import Criterion, Reconstruct, RoundTo, TimedBatch, TimedPrecision
 from sinf.training.recipe import Batch, BFloat16, Device, Distillation, LearningRate, TrainConfig
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class Amount:
     macs: Annotated[float | None, Option("Instead: fraction of MACs kept, spent where it costs least.")] = None
     latency: Annotated[float | None, Option("Instead: fraction of the measured time kept, e.g. 0.7.")] = None
     engine: Annotated[str, Option("Where --latency is measured.", COMPRESSION)] = "torch"
-    precision: Annotated[str, Option("The precision there: f32, bf16 (openvino) or int8.", COMPRESSION)] = "f32"
-    latency_batch: Annotated[int, Option("Images in a batch there.", COMPRESSION, low=1)] = 1
+    precision: TimedPrecision = "f32"
+    latency_batch: TimedBatch = 1
     weight_cost: Annotated[
         float | None,
         Option("MACs that loading a weight counts for.", COMPRESSION, otherwise="0 with --macs, 32 without a budget"),
