@@ -134,8 +134,9 @@ def commands(shared: Path, work: Path) -> list[Command]:
     add("grouped", writes=("grouped_cpu.csv",))
     add("dcs", "vgg16", weights["vgg16"], data, writes=("dcs_vgg16.csv",))
     add("scoring", "vgg16", weights["vgg16"], data, writes=("scoring_vgg16_cpu.csv",))
-    add("reproduce/peers", "vgg16", weights["vgg16"], data, shared / "peers", writes=("peers_vgg16.csv",),
-        needs=(shared / "peers",))  # fmt: skip
+    for name, part in (("vgg16", ()), ("resnet56", ("low-rank",))):
+        add("reproduce/peers", name, weights[name], data, shared / "peers", *part, writes=(f"peers_{name}.csv",),
+            needs=(shared / "peers",))  # fmt: skip
 
     dynamic = work / "dynamic"
 

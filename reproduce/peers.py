@@ -5,9 +5,9 @@ python reproduce/peers.py vgg16 WEIGHTS CIFAR100 CHECKOUTS low-rank    of the tw
 
 CHECKOUTS holds lmbxmu/HRank, Eclipsess/CHIP_NeurIPS2021, he-y/filter-pruning-geometric-median, NVlabs/Taylor_pruning
 and tvsprune/TVS_Prune, and davidgonmar/BALF for low rank, each in a folder named as the repository. Their functions are
-taken from their scripts one at a time, because the scripts read arguments, data and a GPU when they are imported. For
-chains of convolutions, as VGGs. Low rank is fitted to as many train images as the authors take, and reported on
-test[50%:].
+taken from their scripts one at a time, because the scripts read arguments, data and a GPU when they are imported.
+Criteria are compared on chains of convolutions, as VGGs. Low rank is of any network: fitted to as many train images as
+the authors take, and reported on test[50%:].
 """
 
 from __future__ import annotations
@@ -301,7 +301,7 @@ def section() -> Section:
             for row in found if row["criterion"] != LOW_RANK
         ]  # fmt: skip
         head = ["criterion", "code", "part", "images", "rank correlation", "least", "same half", "least"]
-        parts += [f"{name}:", table(head, lines)]
+        parts += [f"{name}:", table(head, lines)] if lines else []
         parts += beside_low_rank(name, [row for row in found if row["criterion"] == LOW_RANK])
     return Section("Criteria and low rank beside their authors' code", "\n\n".join(parts))
 
