@@ -22,7 +22,7 @@ from sinf.graph.operations import counted
 from sinf.graph.slice import slice_graph
 from sinf.graph.trace import trace
 from sinf.models import load_model
-from tiny import CLASSES, COLOUR, NETWORKS, Attention, Shared, random_keep, traced
+from tiny import CLASSES, COLOUR, NETWORKS, Attention, Shared, Windows, random_keep, traced
 
 
 def by_torch(graph: fx.GraphModule, size: tuple[int, ...] = COLOUR.size) -> int:
@@ -74,25 +74,6 @@ class OnTokens(nn.Module):
         tokens = x.unflatten(2, (4, 2)).unflatten(4, (4, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         result = self.layer(*[tokens] * self.inputs, **self.options)
         return result if isinstance(self.layer, nn.TransformerEncoderLayer) else result[0]
-
-
-class Windows(nn.Module):
-    """Windows of 4x4 pixels in the place of images: a convolution, linear layers and attention run on each of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.local = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 3, padding=1)
-        self.qkv, self.hidden, self.out = nn.Linear(8, 24), nn.Linear(8, 16), nn.Linear(16, 8)
-        self.head = nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = x.view(-1, 6, 2, 4, 2, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 6, 4, 4)
-        x = self.local(x).flatten(2).transpose(1, 2)
-        q, k, v = self.qkv(x).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = self.out(F.relu(self.hidden(x)))
-        return self.head(x.view(-1, 64, 8).mean(1))
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -202,8 +183,8 @@ def test_layers_are_counted(name: str) -> None:
 def test_windows_are_counted_and_not_taken_for_images() -> None:
     count = count_of(traced(Windows()))
     assert count.by_layer() == {
-        "stem": 64 * 3 * 6, "local": 4 * 16 * 54 * 8, "qkv": 4 * 16 * 8 * 24, "hidden": 4 * 16 * 8 * 16,
-        "out": 4 * 16 * 16 * 8, "head": 8 * CLASSES,
+        "stem": 64 * 3 * 6, "local.0.0": 4 * 16 * 54 * 8, "local.1": 4 * 16 * 8 * 8,
+        "qkv": 4 * 16 * 8 * 24, "hidden": 4 * 16 * 8 * 16, "out": 4 * 16 * 16 * 8, "head": 8 * CLASSES,
     }  # fmt: skip
     assert count.products == 4 * 2 * 16 * 16 * 8
     assert count.total() == by_torch(traced(Windows()))
