@@ -233,6 +233,25 @@ class Attention(nn.Module):
         return self.head(x.mean(1))
 
 
+class Windows(nn.Module):
+    """Windows of 4x4 pixels in the place of images: convolutions, linear layers and attention run on each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.local = nn.Conv2d(3, 6, 1), nn.Sequential(conv(6, 8), nn.Conv2d(8, 8, 1))
+        self.qkv, self.hidden, self.out = nn.Linear(8, 24), nn.Linear(8, 16), nn.Linear(16, 8)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x.view(-1, 6, 2, 4, 2, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 6, 4, 4)
+        x = self.local(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(x).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = self.out(F.relu(self.hidden(x)))
+        return self.head(x.view(-1, 64, 8).mean(1))
+
+
 class Mixed(nn.Module):
     """A network put together from ``PIECES``, for property tests. ``width`` is a multiple of two."""
 

@@ -24,6 +24,8 @@ from tiny import (
     Mixed,
     Residual,
     Shared,
+    Windows,
+    conv,
     randomise,
 )
 
@@ -179,8 +181,9 @@ def test_sites_can_be_named() -> None:
         (HalfShuffled(), "moved.0", "view"),
         (Mixed(["plain", "gate"]), "pieces.1.body.0", "one position"),
         (nn.Sequential(Mixed(["plain"])), "0.stem.0", "images"),
+        (nn.Sequential(conv(3, 4), conv(4, 3), Windows()), "2.local.0.0", "windows"),
     ],
-    ids=["sum", "stem", "unknown", "shuffle", "squeeze", "nested"],
+    ids=["sum", "stem", "unknown", "shuffle", "squeeze", "nested", "windows"],
 )
 def test_what_is_blocked_is_named(module: nn.Module, name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):

@@ -37,10 +37,10 @@ from sinf.statistics import (
     collect,
 )
 from sinf.statistics.maps import map_source
-from sinf.statistics.need import need_of
+from sinf.statistics.need import need_of, patch_bytes
 from sinf.statistics.of_maps import LOOKED_AT
 from sinf.statistics.statistic import OfReads, OfUnits, Place, Visit
-from tiny import CLASSES, COLOUR, Chain, ChannelsLast, Concat, Depthwise, Grouped, Scaled, conv, traced
+from tiny import CLASSES, COLOUR, Chain, ChannelsLast, Concat, Depthwise, Grouped, Scaled, Windows, conv, traced
 
 ADDED = (SecondMoments, PooledGram, SumsByClass)
 ALL = (
@@ -477,6 +477,66 @@ def test_sums_do_not_depend_on_how_many_images_run_at_once(cls: type[nn.Module],
             assert_same(parts[target][kind], site[kind], rtol=1e-3, atol=1e-5)
     for each, total in whole.units.items():
         assert_same(parts.units[each], total, rtol=1e-3, atol=1e-5)
+
+
+BY_IMAGE = (SumsByClass, MomentsByClass, PooledGram, Sample, Magnitude, Active, Independence)
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+def test_windows_are_summed_as_parts_of_their_image(pool: int) -> None:
+    """Of one image all windows are its own, so these sums cannot be wrong."""
+    graph = traced(Windows())
+    x, y = images(5)
+    needs = (*BY_IMAGE, Change, SquaredChange)
+    whole = sites_of(graph, (x, y), needs=needs, pool=pool)
+    one_by_one = sites_of(graph, *zip(x.split(1), y.split(1), strict=True), needs=needs, pool=pool)
+    for target, site in whole.items():
+        for kind in BY_IMAGE:
+            assert_same(site[kind], one_by_one[target][kind], rtol=1e-3, atol=1e-4)
+    assert len(whole["hidden"][Sample].features) == 5
+    for kind, total in whole.units.items():
+        assert_same(total, one_by_one.units[kind], rtol=1e-3, atol=1e-6)
+
+
+def test_feature_maps_of_windows_stand_side_by_side() -> None:
+    graph = traced(Windows())
+    node = next(node for node in graph.graph.nodes if node.target == "local.1")
+    source = map_source(graph, couple(graph, free_output=True), node)
+    windows = torch.randn(2 * 4, 8, 4, 4)
+    maps = source.maps(windows, 2)
+    assert maps.shape == (2, 8, 4, 4 * 4)
+    torch.testing.assert_close(maps.unflatten(3, (4, 4))[1, :, :, :, 2], windows[4 + 2])
+
+
+def test_what_is_made_of_weights_alone_is_the_same_for_every_image() -> None:
+    class Biased(Chain):
+        """With a position bias: a table of three positions through two layers."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(3, 2))
+            self.inner, self.outer = nn.Linear(2, 4), nn.Linear(4, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.outer(F.relu(self.inner(self.table))).mean(0)
+
+    graph = traced(Biased())
+    x, y = images(5)
+    sites = sites_of(graph, (x, y), needs=(*BY_IMAGE, SecondMoments, Change))
+    features = F.relu(graph.inner(graph.table)).detach().mean(0)
+    torch.testing.assert_close(sites["outer"][Sample].features, features.expand(5, -1))
+    assert sites["outer"][SecondMoments].positions == 5 * 3
+    alone = torch.nn.functional.one_hot(y, CLASSES).float()
+    logits = graph(x).requires_grad_()
+    (by_bias,) = torch.autograd.grad((logits.log_softmax(1) * alone).sum(), logits)
+    expected = (features * (by_bias.sum(0) @ graph.outer.weight)).abs()
+    units = couple(graph, free_output=True).reads["outer"].units
+    torch.testing.assert_close(sites.units[Change].total[units], expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_patches_of_all_windows_of_an_image_are_counted() -> None:
+    graph = traced(Windows())
+    assert patch_bytes(graph, couple(graph, free_output=True)) == 4 * (6 * 9) * (4 * 16)
 
 
 def test_every_matrix_is_counted() -> None:

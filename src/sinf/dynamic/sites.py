@@ -122,6 +122,8 @@ def _reason(
             return f"{target} is called {calls[target]} times"
     if coupling.input is not None and not _disjoint(coupling.reads[convs[0]].units, coupling.input.units):
         return "it reads the images themselves, whose mean colour decides little"
+    if shapes[convs[0]][0] != 1:
+        return "it runs on windows of an image, each of which would get its own channels"
     if shapes[convs[0]][2:] == (1, 1):
         return "it makes one position, as in squeeze and excite"
     if not isinstance(first, nn.Conv2d):

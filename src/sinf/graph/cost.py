@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import operator
 
-import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
 from sinf.graph.coupling import Coupling
 from sinf.graph.trace import layer
@@ -18,21 +15,22 @@ from sinf.graph.weight_cost import WEIGHT_COST as WEIGHT_COST
 class MacCount:
     """MACs of one input, of a graph or a part of it, for any choice of units.
 
-    ``products`` are those of functions that multiply values by values (attention): no compressor makes them smaller.
+    ``nodes`` are the calls of layers that compressors make smaller: target, layer, and how often an image needs each
+    pair of channels, at all positions of the output (a transposed convolution: of the input) and of the kernel.
+    ``products`` are all other MACs that torch ran for an image when the graph was traced: attention, layers that are
+    kept as a whole such as ``nn.MultiheadAttention``, functions of weights. Nothing makes them smaller.
     """
 
     def __init__(self, graph: fx.GraphModule, coupling: Coupling) -> None:
         self.coupling = coupling
         self.nodes: list[tuple[str, nn.Module, int]] = []
-        self.products = sum(_product(node) for node in graph.graph.nodes)
+        self.products = 0
         for node in graph.graph.nodes:
-            if node.op != "call_module" or node.meta.get("shape") is None:
-                continue
-            module, shape = layer(graph, node), node.meta["shape"]
-            if isinstance(module, nn.modules.conv._ConvNd):
-                self.nodes.append((str(node.target), module, math.prod(shape[2:]) * math.prod(module.kernel_size)))
-            elif isinstance(module, nn.Linear):
-                self.nodes.append((str(node.target), module, math.prod(shape[1:-1])))
+            module = layer(graph, node) if node.op == "call_module" else None
+            if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and node.meta.get("shape") is not None:
+                self.nodes.append((str(node.target), module, _positions(node, module)))
+            else:
+                self.products += node.meta.get("macs", 0)
 
     def of(self, targets: set[str]) -> MacCount:
         """Those of some layers alone."""
@@ -60,15 +58,8 @@ class MacCount:
         return self.products + sum(self.by_layer(keep, weight_cost).values())
 
 
-_PRODUCTS = {torch.matmul, torch.bmm, operator.matmul, torch.Tensor.matmul, "matmul", "bmm", "__matmul__"}
-
-
-def _product(node: fx.Node) -> int:
-    """MACs of one input of a call that multiplies values by values, else 0."""
-    shapes = [n.meta["shape"] for n in node.all_input_nodes if n.meta.get("shape") is not None]
-    if node.op not in ("call_function", "call_method") or len(shapes) < 2 or node.meta.get("shape") is None:
-        return 0
-    if node.target is functional.scaled_dot_product_attention and len(shapes) >= 3:
-        (*heads, queries, width), keys, values = shapes[0][1:], shapes[1], shapes[2]
-        return math.prod(heads) * queries * keys[-2] * (width + values[-1])
-    return math.prod(node.meta["shape"][1:]) * shapes[0][-1] if node.target in _PRODUCTS else 0
+def _positions(node: fx.Node, module: nn.Module) -> int:
+    """Of all windows of an image, where the first dimension holds them."""
+    kernel = getattr(module, "kernel_size", ())
+    shape = (node.all_input_nodes[0] if getattr(module, "transposed", False) else node).meta["shape"]
+    return math.prod(shape) // shape[-1 - len(kernel)] * math.prod(kernel)

@@ -102,11 +102,6 @@ class Network:
         weight."""
         return MacCount(graph, self.coupling).total(weight_cost=weight_cost)
 
-    def peak_bytes(self) -> int:
-        """Bytes of the largest value that one image makes."""
-        shapes = [node.meta["shape"] for node in self.graph.graph.nodes if node.meta.get("shape")]
-        return 4 * max(math.prod(shape) for shape in shapes if shape[0] == 1)
-
 
 class PartedNetwork(Network):
     """A network in two parts at a cut point.
@@ -132,7 +127,7 @@ class PartedNetwork(Network):
     def _nearest_cut(self, share: float, predictor_macs: Callable[[tuple[int, ...]], int] | None) -> CutPoint:
         """Distances are shares of the MACs. What the predictor takes above a little counts as such, and features that
         are stored for thousands of images as the share that their size is of ``_LARGE_FEATURES``."""
-        shares, total = macs_before(self.graph, self.macs), max(1, self.macs.total())
+        shares, total = macs_before(self.graph), max(1, self.macs.total())
         points = [p for p in cut_points(self.graph) if math.prod(p.shape[1:]) > 1]
         if not points:
             raise CutError(
@@ -192,12 +187,11 @@ class PartedNetwork(Network):
         return len(self.features_slot.index(part.keep)), *self.cut.shape[1:]
 
 
-def macs_before(graph: fx.GraphModule, macs: MacCount) -> dict[str, float]:
-    """For every node, the fraction of the MACs spent when it is done."""
-    by_layer, total, spent = macs.by_layer(), macs.total(), 0
+def macs_before(graph: fx.GraphModule) -> dict[str, float]:
+    """For every node of a traced network, the fraction of the MACs spent when it is done."""
+    total, spent = sum(node.meta["macs"] for node in graph.graph.nodes), 0
     shares: dict[str, float] = {}
     for node in graph.graph.nodes:
-        if node.op == "call_module":
-            spent += by_layer.pop(str(node.target), 0)
+        spent += node.meta["macs"]
         shares[node.name] = spent / max(1, total)
     return shares

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from sinf.data.images import Preprocessing
 from sinf.errors import CutError
+from sinf.graph.operations import counted
 from sinf.machine.threads import Lock, Runs
 
 #: Held by whatever lets torch trace: it changes nn.Module itself meanwhile, for all threads.
@@ -145,16 +146,20 @@ def _value_of(argument: Any) -> Any:
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a graph and notes the shape of every tensor."""
+    """Runs a graph and notes the shape of every tensor, and the MACs that it took."""
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+        with counted() as operations:
+            value = super().run_node(n)
         n.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
+        n.meta["macs"] = operations.macs
         return value
 
 
 def trace(module: nn.Module, preprocessing: Preprocessing, device: str = "cpu") -> fx.GraphModule:
-    """Trace a model in eval mode; every node carries ``meta["shape"]`` for a batch of one (None for non-tensors).
+    """Trace a model in eval mode; every node carries ``meta["shape"]`` for a batch of one (None for non-tensors), and
+    ``meta["macs"]``, what torch multiplies for it. Where a network moves windows or heads of an image into the first
+    dimension, its size is how many an image has.
 
     ``device="meta"`` needs a module whose tensors are on that device and computes shapes only.
 
@@ -209,8 +214,8 @@ def without_unused_reads(graph: fx.Graph) -> fx.Graph:
 
 @torch.no_grad()
 def note_shapes(graph: fx.GraphModule) -> fx.GraphModule:
-    """``graph`` itself, with the shapes that its values have now: what was sliced has others than it was traced with.
-    Its input is what it was."""
+    """``graph`` itself, with the shapes and MACs of its values as they are now: what was sliced has others than it was
+    traced with. Its input is what it was."""
     first = next(node for node in graph.graph.nodes if node.op == "placeholder")
     _Shapes(graph).run(torch.zeros(1, *first.meta["shape"][1:]))
     return graph

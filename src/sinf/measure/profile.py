@@ -74,7 +74,6 @@ def profile(base: BaseModel, *, threads: int = 1, runs: int = 30) -> Profile:
     with pinned_threads(threads):
         seconds = _time_nodes(graph, base.spec.preprocessing.size, runs)
     total = sum(seconds.values())
-    by_layer = macs.by_layer()
     layers: dict[str, LayerProfile] = {}
     spent, time_before = 0.0, {}
     for node in graph.graph.nodes:
@@ -83,16 +82,16 @@ def profile(base: BaseModel, *, threads: int = 1, runs: int = 30) -> Profile:
         if node.op == "call_module":
             target = str(node.target)
             module = graph.get_submodule(target)
-            before = layers[target].time if target in layers else 0.0
+            before = layers.get(target)
             layers[target] = LayerProfile(
                 target,
                 type(module).__name__,
-                tuple((node.meta["shape"] or ())[1:]),
-                by_layer.get(target, 0),
+                _shape_of_image(node.meta["shape"] or ()),
+                (0 if before is None else before.macs) + node.meta["macs"],
                 sum(p.numel() for p in module.parameters()),
-                before + seconds[node] / total,
+                (0.0 if before is None else before.time) + seconds[node] / total,
             )
-    shares = macs_before(graph, macs)
+    shares = macs_before(graph)
     return Profile(
         model=base.spec.name,
         macs=macs.total(),
@@ -103,6 +102,11 @@ def profile(base: BaseModel, *, threads: int = 1, runs: int = 30) -> Profile:
         groups=_groups(coupling),
         cuts=[CutProfile(p.name, p.shape, shares[p.node], time_before[p.node]) for p in cut_points(graph)],
     )
+
+
+def _shape_of_image(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without the batch of one; with windows, where these are in its place."""
+    return shape[1:] if shape[:1] == (1,) else shape
 
 
 def _groups(coupling: Coupling) -> list[GroupProfile]:

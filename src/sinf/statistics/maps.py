@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sinf.graph.coupling import Coupling
+from sinf.statistics.positions import by_image
 
 _SAME_IN_EVAL = (nn.Identity, nn.modules.dropout._DropoutNd)
 _PASSED_FUNCTIONS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "pool1d", "pool2d", "pool3d")  # or max_pool2d
@@ -26,9 +27,12 @@ class MapSource:
     dim: int
     repeat: int
 
-    def maps(self, value: Tensor) -> Tensor:
-        """``(B, C, H, W)``; lower dimensions are rows of one, higher ones are flattened into the last."""
+    def maps(self, value: Tensor, images: int) -> Tensor:
+        """``(images, C, H, W)``; lower dimensions are rows of one, higher ones, and windows, are flattened into the
+        last."""
         x = value.detach().movedim(self.dim, 1)
+        if len(x) != images:
+            x = by_image(x, images).movedim(1, -1)
         if self.repeat > 1:
             x = x.unflatten(1, (-1, self.repeat)).movedim(2, -1)
         while x.ndim < 4:

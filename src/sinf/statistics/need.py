@@ -81,5 +81,5 @@ def patch_bytes(graph: fx.GraphModule, coupling: Coupling) -> int:
         if node.op == "call_module" and str(node.target) in set(coupling.mixers.values()):
             module, shape = graph.get_submodule(str(node.target)), node.meta.get("shape")
             if isinstance(module, nn.Conv2d) and shape:
-                most = max(most, 4 * module.weight[0].numel() * math.prod(shape[2:]))
+                most = max(most, 4 * module.weight[0].numel() * math.prod(shape) // shape[1])
     return most

@@ -16,7 +16,7 @@ from sinf.statistics.maps import MapSource, map_source
 from sinf.statistics.of_maps import LOOKED_AT
 from sinf.statistics.of_outputs import Sensitivity
 from sinf.statistics.of_reads import PooledGram, SecondMoments, SumsByClass
-from sinf.statistics.positions import rows_at, some_positions
+from sinf.statistics.positions import by_image, rows_at, some_positions
 from sinf.statistics.site import SiteStatistics, Statistics
 from sinf.statistics.statistic import (
     Batch,
@@ -170,10 +170,13 @@ class _Recorder(fx.Interpreter):
         self.found = Statistics()
         self.batch: Batch
         self.outputs: list[tuple[str, Tensor]] = []
-        self.reads: list[tuple[str, Tensor]] = []
+        self.reads: list[tuple[fx.Node, Tensor]] = []
+        self.of_images: set[fx.Node] = set()  # all that is not made of weights alone
         weights = weights_of(graph, coupling)
         for node in graph.graph.nodes:
             target = str(node.target)
+            if node.op == "placeholder" or not self.of_images.isdisjoint(node.all_input_nodes):
+                self.of_images.add(node)
             if node.op != "call_module" or target not in weights:
                 continue
             self.sites.add(node)
@@ -192,7 +195,7 @@ class _Recorder(fx.Interpreter):
         else:
             value = self._visit(n) if n in self.sites else super().run_node(n)
         for target, source in self.sources.get(n, ()):
-            maps = source.maps(cast(Tensor, value))
+            maps = source.maps(self._of_all_images(n, cast(Tensor, value)), len(self.batch.labels))
             for kind in self.of_maps:
                 self.found[target].add(kind.of(maps, self.batch))
         return value
@@ -202,9 +205,10 @@ class _Recorder(fx.Interpreter):
         target = str(n.target)
         if self.of_units:
             x = x.clone()  # so that its gradient is of what this site reads, not of all who read the same
-            self.reads.append((target, x))
+            self.reads.append((n, x))
         value = self.call_module(target, (x, *more), kwargs)
-        visit = Visit(self.layer_of(target), x.detach(), self.coupling.reads[target].repeat, self.batch)
+        read = self._of_all_images(n.all_input_nodes[0], x.detach())
+        visit = Visit(self.layer_of(target), read, self.coupling.reads[target].repeat, self.batch)
         with torch.no_grad():
             for of_reads in self.of_reads:
                 self.found[target].add(of_reads.of(visit))
@@ -216,6 +220,12 @@ class _Recorder(fx.Interpreter):
             return value
         self.outputs.append((target, value))
         return value.clone()  # an activation in place would overwrite what is kept
+
+    def _of_all_images(self, node: fx.Node, value: Tensor) -> Tensor:
+        """A value with all images in its first dimension: what is made of weights alone is the same for each."""
+        if node in self.of_images:
+            return value
+        return value.repeat(len(self.batch.labels), *[1] * (value.ndim - 1))
 
     def layer_of(self, target: str) -> nn.Module:
         return self.module.get_submodule(target)
@@ -251,15 +261,18 @@ class _Recorder(fx.Interpreter):
         gradients = torch.autograd.grad(loss, [x for _, x in self.reads], allow_unused=True)
         changes = torch.zeros(images, self.coupling.units)
         with torch.no_grad():
-            for (target, x), gradient in zip(self.reads, gradients, strict=True):
+            for (node, x), gradient in zip(self.reads, gradients, strict=True):
                 if gradient is None:
                     continue
+                target, source = str(node.target), node.all_input_nodes[0]
                 slot = self.coupling.reads[target]
                 linear = isinstance(self.layer_of(target), nn.Linear)
-                product = (x * gradient).movedim(-1 if linear else 1, 1)  # (B, C * repeat, ...)
+                product = (x * gradient).movedim(-1 if linear else 1, 1)  # (images or windows, C * repeat, ...)
                 product = product.flatten(2).sum(2) if product.ndim > 2 else product
                 product = product.unflatten(1, (-1, slot.repeat)).sum(2)
-                changes.index_add_(1, slot.units, product)
+                if source not in self.of_images:  # one gradient of all losses: each has the same share of it
+                    product = self._of_all_images(source, product) / images
+                changes.index_add_(1, slot.units, by_image(product, images).sum(1))
             for kind in self.of_units:
                 more = kind.of(changes)
                 self.found.units[kind] = self.found.units[kind] + more if kind in self.found.units else more

@@ -24,6 +24,11 @@ def some_positions(positions: int, most: int = MOST) -> Tensor | None:
     return torch.randperm(positions, generator=torch.Generator().manual_seed(0))[:most].sort().values
 
 
+def by_image(x: Tensor, images: int) -> Tensor:
+    """``(images, windows, ...)`` of what has all windows of an image, one after the other, in its first dimension."""
+    return x.unflatten(0, (images, -1))
+
+
 def rows_at(x: Tensor, positions: Tensor) -> Tensor:
     """``(B * positions, C)`` of maps ``(B, C, ...)``."""
     return x.flatten(2).transpose(1, 2)[:, positions].flatten(0, 1)

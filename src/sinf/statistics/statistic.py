@@ -16,7 +16,7 @@ from typing import ClassVar, Self
 from torch import Tensor, nn
 
 from sinf.graph.coupling import positions_of
-from sinf.statistics.positions import rows_at, some_positions
+from sinf.statistics.positions import by_image, rows_at, some_positions
 
 
 @dataclass
@@ -62,7 +62,11 @@ class Visit:
 
     @cached_property
     def features(self) -> Tensor:
-        """``(images, D)``: channels pooled to p x p; to one number where there is no map."""
+        """``(images, D)``: channels pooled to p x p; to one number where there is no map. Those of an image's windows
+        are averaged."""
+        return by_image(self._features(), len(self.batch.labels)).mean(1)
+
+    def _features(self) -> Tensor:
         x, pool = self.x, self.batch.pool
         if isinstance(self.module, nn.Linear):
             features = x.unflatten(-1, (-1, self.repeat)).mean(-1) if self.repeat > 1 else x
