@@ -30,7 +30,10 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 COUNT = 24
 
 
-@pytest.fixture(scope="module", params=["built", "built_whole", "built_ranks", "built_cascade", "built_sparse"])
+BUILT = ["built", "built_whole", "built_ranks", "built_cascade", "built_depth", "built_sparse"]
+
+
+@pytest.fixture(scope="module", params=BUILT)
 def model(request: pytest.FixtureRequest) -> SemanticModel:
     """A bundle whose thresholds part its inputs: some stop early, some fall back after their subgraph."""
     return SemanticModel(Bundle.load(request.getfixturevalue(request.param)))

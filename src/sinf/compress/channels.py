@@ -68,7 +68,7 @@ class ChannelRemoval(Compressor):
             raise ConfigError(
                 "channels are removed from layers that are as in the base model",
                 got=f"{len(changed)} that were changed before ({', '.join(changed[:3])})",
-                remedy="remove channels first, all within one budget, and take another method after them",
+                remedy="remove channels first, all within one budget, or take the smaller network as a new base model",
             )
         importance = [observed(scope) for scope in scopes]
         keep = [scope.start.keep for scope in scopes]

@@ -65,7 +65,7 @@ class LowRank(Compressor):
             raise ConfigError(
                 "a layer becomes two once",
                 got=f"{len(pairs)} that are two already ({', '.join(pairs[:3])})",
-                remedy="give one budget of ranks, the smaller one",
+                remedy="give one budget, or take the smaller network as a new base model",
             )
         losses = [
             {target: metric.losses for target, metric in self.measured(scope, observed)[1].items()} for scope in scopes
