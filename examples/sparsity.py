@@ -41,12 +41,12 @@ class TwoOfFour(Compressor):
         for rule, region in self.budgets(rules):
             costs, prices, rest = dict[tuple[int, str], float](), dict[tuple[int, str], float](), 0.0
             for number, scope in enumerate(scopes):
-                squares, counted = observed(scope), Prices(rule, scope.regions[region].macs)
+                squares, counted = observed(scope), Prices(rule, scope.count(region, rule))
                 rest += scope.share * counted.rest
                 for target, layer, price in counted.by_widths():  # MACs or time, as the budget counts
-                    cost = scope.share * price.at(*layer.weight.shape[:2])
+                    cost = scope.share * price.at(*layer.weight.shape[:2]) * (0.5 if is_sparse(layer) else 1.0)
                     costs[number, target] = costs.get((number, target), 0.0) + cost
-                    if target in squares and cost and can_be_sparse(layer):
+                    if target in squares and cost and can_be_sparse(layer) and not is_sparse(layer):
                         prices[number, target] = scope.share * lost(scope, target, squares[target]) / cost
             total = spent = rest + sum(costs.values())
             for number, target in sorted(prices, key=lambda key: prices[key]):
@@ -58,20 +58,24 @@ class TwoOfFour(Compressor):
         return plans
 
     def make(self, scope: Scope, plan: set[str], observed: Observed, run: Run) -> Part:
-        squares, keep, layers = observed(scope), scope.start.keep, dict[str, LayerDelta]()
+        start, squares, layers = scope.started, observed(scope), dict[str, LayerDelta]()
         for target in sorted(plan):
-            layer = scope.graph.get_submodule(target)
-            kept = layer.weight.detach() * mask(layer.weight.detach(), spread(layer, squares[target]))
-            rows = scope.coupling.writes[target].index(keep)
-            bias = None if layer.bias is None else layer.bias.detach()[rows]
-            layers[target] = Weights(kept[rows], bias)
-        return Part(keep, layers)
+            layer = start.graph.get_submodule(target)
+            weight = layer.weight.detach()
+            bias = None if layer.bias is None else layer.bias.detach()
+            layers[target] = Weights(weight * mask(weight, spread(layer, squares[target])), bias)
+        return start.part(layers)
 
 
 def can_be_sparse(layer: nn.Module) -> bool:
     """Whether a layer reads at least four channels, all of them for every output."""
     full = isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
     return full and layer.weight.shape[1] % 4 == 0
+
+
+def is_sparse(layer: nn.Module) -> bool:
+    """Whether of every four neighbouring inputs two weights are zero at least."""
+    return can_be_sparse(layer) and bool((fours_of(layer.weight.detach()) == 0).sum(-1).ge(2).all())
 
 
 def spread(layer: nn.Module, squares: Tensor) -> Tensor:
@@ -82,14 +86,19 @@ def spread(layer: nn.Module, squares: Tensor) -> Tensor:
 def mask(weight: Tensor, squares: Tensor) -> Tensor:
     """Ones for the two of four neighbouring inputs whose weights (O, I, ...) matter most, else zeros."""
     shape = (1, -1) + (1,) * (weight.ndim - 2)
-    fours = (weight.square() * squares.reshape(shape)).transpose(1, -1).unflatten(-1, (-1, 4))
+    fours = fours_of(weight.square() * squares.reshape(shape))
     best = fours.topk(2, dim=-1).indices
     return torch.zeros_like(fours).scatter(-1, best, 1.0).flatten(-2).transpose(1, -1)
 
 
+def fours_of(weight: Tensor) -> Tensor:
+    """Weights (O, I, ...) of four neighbouring inputs each (O, ..., I / 4, 4)."""
+    return weight.transpose(1, -1).unflatten(-1, (-1, 4))
+
+
 def lost(scope: Scope, target: str, squares: Tensor) -> float:
     """The mean square of what a layer no longer adds up, over its outputs."""
-    layer = scope.graph.get_submodule(target)
+    layer = scope.started.graph.get_submodule(target)
     weight, each = layer.weight.detach(), spread(layer, squares)
     gone = weight.square() * each.reshape((1, -1) + (1,) * (weight.ndim - 2)) * (1 - mask(weight, each))
     return float(gone.sum() / len(weight))

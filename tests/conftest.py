@@ -127,9 +127,12 @@ def tiny_images(data: Path) -> LabelledImages:
     return load_images(data, "train")
 
 
+WIDTHS = {"vgg11": 0.125, "resnet20": 0.5}
+
+
 @pytest.fixture(scope="session")
 def build_once(once: Once, data: Path, tiny_images: LabelledImages) -> Callable[..., Path]:
-    def made(name: str, clusters: Clusters | None = None, **options: object) -> Path:
+    def made(name: str, clusters: Clusters | None = None, model: str = "vgg11", **options: object) -> Path:
         config = BuildConfig(
             keep_anyway=True, cut_at=0.5, max_loss=0.9, route_draws=240, router=RouterConfig(epochs=2, hidden=16),
             **options,
@@ -137,7 +140,7 @@ def build_once(once: Once, data: Path, tiny_images: LabelledImages) -> Callable[
 
         def make(folder: Path) -> None:
             torch.manual_seed(0)
-            base = load_model("vgg11", classes=6, options={"width": 0.125})
+            base = load_model(model, classes=6, options={"width": WIDTHS[model]})
             images = Images(tiny_images, tiny_images, load_images(data, "test"))
             build(base, images, clusters or from_column(tiny_images), config, folder / "bundle")
 
@@ -169,6 +172,12 @@ def built_cascade(build_once: Callable[..., Path], tiny_images: LabelledImages) 
     """One subgraph for all classes, in low rank, and no route predictor."""
     clusters = one_cluster(tiny_images.classes)
     return build_once("built_cascade", clusters, method="ranks", extractor=0.8, subgraph=Budget(0.5), round_to=2)
+
+
+@pytest.fixture(scope="session")
+def built_depth(build_once: Callable[..., Path]) -> Path:
+    """A small ResNet with residual branches of all parts as constants."""
+    return build_once("built_depth", model="resnet20", method="depth", common=0.9, subgraph=Budget(0.7))
 
 
 @pytest.fixture(scope="session")

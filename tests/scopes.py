@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,6 +38,15 @@ def scope_of(model: nn.Module, seed: int = 0) -> tuple[Scope, Tensor]:
         start=Part(coupling.keep_all()),
     )
     return scope, x
+
+
+def limited(scope: Scope, members: list[int]) -> Scope:
+    """The same scope for some classes in ascending order."""
+    output, keep = scope.coupling.output, scope.start.keep.clone()
+    assert output is not None
+    keep[output.units] = False
+    keep[output.units[members]] = True
+    return replace(scope, name=f"classes {members}", start=replace(scope.start, keep=keep), answer=members)
 
 
 def run_in(folder: Path, fit: bool = True) -> Run:

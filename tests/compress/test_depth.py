@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from scopes import WHOLE, run_in, scope_of
-from sinf.compress.compressor import compress
+from sinf.compress.compressor import Scope, compress
 from sinf.compress.depth import BlockRemoval, branches
 from sinf.compress.select import Budget
 from sinf.data.images import LabelledImages
@@ -18,10 +19,12 @@ from sinf.engine.onnx_parts import graph_to_onnx
 from sinf.errors import ConfigError
 from sinf.graph.apply import apply
 from sinf.graph.branches import alone_for, to_sum
+from sinf.graph.cost import MacCount
 from sinf.graph.delta import Constant, ConstantMap
 from sinf.models import load_model
 from sinf.pipelines.prune import PruneConfig, prune
-from tiny import Chain, Mixed, Residual, traced
+from sinf.statistics import Statistics
+from tiny import CLASSES, Chain, Mixed, Residual, conv, traced
 
 
 def test_a_branch_is_all_that_only_its_sum_needs() -> None:
@@ -91,6 +94,66 @@ def test_a_budget_below_all_branches_is_refused(tmp_path: Path) -> None:
     scope, _ = scope_of(Mixed(["residual", "plain"]))
     with pytest.raises(ConfigError, match="within reach of whole branches"):
         compress(BlockRemoval(), [scope], [(Budget(0.05), WHOLE)], run_in(tmp_path))
+
+
+class Nested(nn.Module):
+    """A branch, with a branch within it, beside a map that is a branch, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.outer, self.inner = conv(3, 4), conv(4, 4), conv(4, 4)
+        self.end, self.last, self.beside = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = self.outer(x)
+        y = self.last(y + self.end(self.inner(y)))
+        return self.head((y + self.beside(x)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("first", ["end", "last", "beside"])
+@torch.no_grad()
+def test_branches_within_branches_are_counted_once(first: str, tmp_path: Path) -> None:
+    """And of two branches that make one sum, one stays: nothing of the input would be left."""
+    scope, _ = scope_of(Nested())
+    assert {branch.end: set(branch.layers) for branch in branches(scope)} == {
+        "end": {"inner.0", "end"}, "last": {"outer.0", "inner.0", "end", "last"}, "beside": {"beside"},
+    }  # fmt: skip
+
+    class Chosen(BlockRemoval):
+        """The branch that loses least is named."""
+
+        def observe(self, scope: Scope, statistics: Statistics) -> dict[str, torch.Tensor]:
+            observed = super().observe(scope, statistics)
+            return observed | {f"loss.{end}": torch.tensor(float(end != first)) for end in ("end", "last", "beside")}
+
+    whole = scope.regions[WHOLE].macs.total()
+    least = MacCount(scope.graph, scope.coupling).of({"stem.0", "beside", "head"}).total() / whole
+    costs = []
+    for budget in (0.99, 0.6, least):
+        if first == "beside" and budget == least:
+            with pytest.raises(ConfigError, match="within reach of whole branches"):
+                compress(Chosen(), [scope], [(Budget(budget), WHOLE)], run_in(tmp_path))
+            continue
+        part = compress(Chosen(), [scope], [(Budget(budget), WHOLE)], run_in(tmp_path))[0]
+        network = apply(scope.graph, scope.coupling, part.keep, part.layers)
+        costs.append(MacCount(network, scope.coupling).total() / whole)
+        assert costs[-1] <= budget
+        assert not any(isinstance(module, ConstantMap) for module in network.modules())
+    assert costs == sorted(costs, reverse=True)
+    if first != "beside":
+        assert costs[-1] == least
+
+
+def test_a_second_budget_counts_what_went_for_the_first(tmp_path: Path) -> None:
+    scope, _ = scope_of(Mixed(["residual", "residual", "plain"]))
+    scope = replace(scope, regions=scope.regions | {"again": scope.regions[WHOLE]})
+    run, rule = run_in(tmp_path, fit=False), Budget(0.9)
+    (once,) = compress(BlockRemoval(), [scope], [(rule, WHOLE)], run)
+    (twice,) = compress(BlockRemoval(), [scope], [(rule, WHOLE), (rule, "again")], run)
+    assert once.layers.keys() == twice.layers.keys()
+    assert len(once.layers) == 1
 
 
 def test_a_shorter_network_is_pruned_saved_and_exported(tiny_images: LabelledImages, tmp_path: Path) -> None:

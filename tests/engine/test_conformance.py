@@ -30,7 +30,10 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 COUNT = 24
 
 
-@pytest.fixture(scope="module", params=["built", "built_whole", "built_ranks", "built_cascade", "built_sparse"])
+BUILT = ["built", "built_whole", "built_ranks", "built_cascade", "built_depth", "built_sparse"]
+
+
+@pytest.fixture(scope="module", params=BUILT)
 def model(request: pytest.FixtureRequest) -> SemanticModel:
     """A bundle whose thresholds part its inputs: some stop early, some fall back after their subgraph."""
     return SemanticModel(Bundle.load(request.getfixturevalue(request.param)))
@@ -204,9 +207,9 @@ def test_names_of_engines_are_their_own() -> None:
         register(Second())
 
 
-# Largest difference of a logit, where those of the base model span 0.7, and share of images whose route may change. A
-# deferral head maps larger numbers, log-probabilities, in the engine's precision too.
-LOWER = {("openvino", "bf16"): (0.02, 0.05), ("openvino", "int8"): (0.03, 0.1), ("onnxruntime", "int8"): (0.03, 0.1)}
+# Largest difference of a logit, as a share of what those of the base model span, and share of images whose route may
+# change. A deferral head maps larger numbers, log-probabilities, in the engine's precision too.
+LOWER = {("openvino", "bf16"): (0.03, 0.05), ("openvino", "int8"): (0.05, 0.1), ("onnxruntime", "int8"): (0.05, 0.1)}
 
 
 @pytest.fixture(scope="module", params=LOWER, ids="-".join)
@@ -224,7 +227,9 @@ def lower(request: pytest.FixtureRequest, model: SemanticModel, images: torch.Te
 
 def test_lower_precision_is_near(model: SemanticModel, lower: tuple, images: torch.Tensor) -> None:
     """In every part: base model, front and subgraphs, full tail. And it is lower: not all is as in f32."""
-    router, gap, changed = lower
+    router, share, changed = lower
+    logits = model.engine.run("base", images)[0]
+    gap = share * float(logits.max() - logits.min())
     if any(isinstance(layer, Factors) for part in model.bundle.parts.values() for layer in part.layers.values()):
         gap *= 2  # what is between the two layers is rounded too
     for threshold in (0.0, 2.0):
@@ -233,8 +238,7 @@ def test_lower_precision_is_near(model: SemanticModel, lower: tuple, images: tor
         same_route = torch.as_tensor(found.route) == expected.route
         difference = (torch.as_tensor(found.logits) - expected.logits)[same_route].abs().max()
         assert 1e-5 < float(difference) < gap
-    expected, found = model.engine.run("base", images)[0], torch.as_tensor(router.base(images))
-    assert 1e-5 < float((found - expected).abs().max()) < gap
+    assert 1e-5 < float((torch.as_tensor(router.base(images)) - logits).abs().max()) < gap
 
 
 def test_int8_leaves_what_decides_in_f32(model: SemanticModel, images: torch.Tensor) -> None:

@@ -74,9 +74,10 @@ def test_a_cascade_defers_what_its_subgraph_doubts(built_cascade: Path) -> None:
 @pytest.mark.parametrize(
     "change", [{"method": "magic"}, {"subgraph": Schedule(0.1, 0.5)}, {"criterion": "dcs"}], ids=lambda c: next(iter(c))
 )
-def test_what_ranks_do_not_take(change: dict[str, object]) -> None:
+@pytest.mark.parametrize("method", ["ranks", "depth"])
+def test_what_takes_no_criterion(method: str, change: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
-        BuildConfig(**{"method": "ranks", **change})  # type: ignore[arg-type]
+        BuildConfig(**{"method": method, **change})  # type: ignore[arg-type]
 
 
 @torch.no_grad()

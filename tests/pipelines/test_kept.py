@@ -18,7 +18,7 @@ from sinf.measure.plain import Size
 from sinf.pipelines.kept import kept_of_bundle, kept_of_dynamic, kept_of_plain
 
 
-@pytest.mark.parametrize("kind", ["built", "built_ranks", "built_cascade", "built_sparse"])
+@pytest.mark.parametrize("kind", ["built", "built_ranks", "built_cascade", "built_depth", "built_sparse"])
 def test_layers_add_up_to_their_part(kind: str, request: pytest.FixtureRequest) -> None:
     model = SemanticModel.from_pretrained(request.getfixturevalue(kind))
     costs, names = Costs.of(model).macs, model.bundle.clusters.names

@@ -11,7 +11,7 @@ from sinf.compress.compressor import Compressor, Observed, Rule, Run, Scope
 from sinf.compress.reconstruct import reconstruct
 from sinf.compress.select import Budget, Candidates, select, select_together
 from sinf.criteria import Criterion, group_statistics
-from sinf.errors import CutError
+from sinf.errors import ConfigError, CutError
 from sinf.graph.coupling import CoupledGroup, Coupling
 from sinf.graph.delta import LayerDeltas
 from sinf.graph.network import Part
@@ -53,12 +53,23 @@ class ChannelRemoval(Compressor):
     def identity(self) -> dict[str, Any]:
         return {"criterion": self.criterion.name, "options": self.criterion.options()}
 
+    def observed_network(self, scope: Scope) -> tuple[fx.GraphModule, Coupling, list[int] | None]:
+        """The base model's: channels are masked there."""
+        return scope.graph, scope.coupling, scope.answer
+
     def observe(self, scope: Scope, statistics: Statistics) -> Tensors:
         """The importance of every unit, by group."""
         groups = {group.name: group for region in scope.regions.values() for group in region.groups}
         return importances(self.criterion, scope.graph, scope.coupling, list(groups.values()), statistics)
 
     def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[Tensor]:
+        changed = list(dict.fromkeys(target for scope in scopes for target in scope.start.layers))
+        if changed:
+            raise ConfigError(
+                "channels are removed from layers that are as in the base model",
+                got=f"{len(changed)} that were changed before ({', '.join(changed[:3])})",
+                remedy="remove channels first, all within one budget, or take the smaller network as a new base model",
+            )
         importance = [observed(scope) for scope in scopes]
         keep = [scope.start.keep for scope in scopes]
         for rule, region in rules:

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from sinf.compress.passes import Passes, smaller_limit
 from sinf.compress.select import Budget, Schedule
 from sinf.compress.side_by_side import Rows
+from sinf.compress.started import Started
 from sinf.errors import ConfigError, VerificationError
 from sinf.graph.apply import apply
 from sinf.graph.cost import MacCount
@@ -60,7 +61,7 @@ class Scope:
             smaller one will (features of a smaller extractor).
         classes: how many labels there are.
         start: what is smaller already, or limited to classes.
-        answer: the classes whose logits count, None for all.
+        answer: the classes whose logits count in ascending order, None for all.
         share: of the inputs, those that run it.
         kernels: whether whole kernels are fitted, which takes room in a bundle, instead of mixes of channels.
         slot: the units of the inputs, where ``graph`` is a part of a network.
@@ -83,6 +84,23 @@ class Scope:
     slot: Slot | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
     lasting: bool = True
+
+    @cached_property
+    def started(self) -> Started:
+        """The network that it starts from.
+
+        Raises:
+            ConfigError: it reads fewer features than the base model's.
+        """
+        return Started.of(self.graph, self.coupling, self.start, self.slot)
+
+    def count(self, region: str, budget: Budget) -> MacCount:
+        """The MACs of a region's layers, as they are to begin with.
+
+        Raises:
+            ConfigError: the budget is of time, and a layer was not timed.
+        """
+        return self.started.count(self.regions[region].macs, budget)
 
 
 @dataclass(frozen=True)
@@ -154,8 +172,12 @@ class Compressor(ABC):
         return 0
 
     def observed_network(self, scope: Scope) -> tuple[fx.GraphModule, Coupling, list[int] | None]:
-        """The network that is run for the sums, its coupling, and the classes whose logits count."""
-        return scope.graph, scope.coupling, scope.answer
+        """The network that is run for the sums, its coupling, and the classes whose logits count: what the scope starts
+        from. A compressor that masks channels of the base model's network, whatever is gone already, takes that."""
+        graph, coupling = scope.started.graph, scope.started.coupling
+        output = scope.coupling.output
+        kept = [] if output is None else output.index(scope.start.keep).tolist()
+        return graph, coupling, kept if 0 < len(kept) < scope.classes else scope.answer
 
     def budgets(self, rules: Sequence[Rule]) -> list[tuple[Budget, str]]:
         """The rules of a compressor that takes no ratios.

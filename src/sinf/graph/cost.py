@@ -32,10 +32,10 @@ class MacCount:
             else:
                 self.products += node.meta.get("macs", 0)
 
-    def of(self, targets: set[str]) -> MacCount:
-        """Those of some layers alone."""
+    def of(self, targets: set[str], products: int = 0) -> MacCount:
+        """Those of some layers alone, and of ``products``."""
         few = copy.copy(self)
-        few.nodes, few.products = [node for node in self.nodes if node[0] in targets], 0
+        few.nodes, few.products = [node for node in self.nodes if node[0] in targets], products
         return few
 
     def by_layer(self, keep: Tensor | None = None, weight_cost: float = 0) -> dict[str, int]:

@@ -17,12 +17,13 @@ import copy
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from sinf.errors import ConfigError
 from sinf.graph.coupling import Slot, unfolds
 
 
@@ -124,6 +125,25 @@ class Factors(LayerDelta):
         whole = rank > 0 and rank % groups == 0  # as many of every group
         return whole and self.bias.shape == (out,) and (self.reduce.shape, self.expand.shape) in shapes
 
+    def with_half(self, half: str, delta: LayerDelta) -> LayerDelta:
+        """The layer where ``delta`` stands in the place of one of the two, of :data:`HALVES`.
+
+        Raises:
+            ConfigError: it is neither weights nor, in the place of the second, a constant.
+        """
+        reduce, expand = HALVES
+        if isinstance(delta, Constant) and half == expand:
+            return delta
+        if isinstance(delta, Weights) and half == reduce and delta.bias is None:
+            return replace(self, reduce=delta.weight)
+        if isinstance(delta, Weights) and half == expand:
+            return Factors(self.reduce, delta.weight, self.bias if delta.bias is None else delta.bias)
+        raise ConfigError(
+            "what became two layers takes other weights, or a constant for both",
+            got=f"{delta.kind} for {half}",
+            remedy="give both methods' budgets to one of them",
+        )
+
     def _linear(self) -> tuple[nn.Module, nn.Module]:
         rank, into = self.reduce.shape
         with torch.device("meta"):
@@ -179,6 +199,8 @@ class ConstantMap(nn.Module):
         return self.value[:, None, None].expand(x.shape[0], -1, *walked(x.shape[2:], *self.walk)).clone()
 
 
+#: The two layers of :class:`Factors`, by the names of their fields.
+HALVES = ("reduce", "expand")
 KINDS: dict[str, type[LayerDelta]] = {each.kind: each for each in (Mix, Weights, Factors, Constant)}
 #: By target, what stands in the place of layers.
 LayerDeltas = dict[str, LayerDelta]

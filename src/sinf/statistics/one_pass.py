@@ -55,7 +55,8 @@ def collect(
 ) -> Statistics:
     """Run ``graph`` (to logits) over batches of (inputs, labels) and return the statistics of every site, by target.
 
-    ``answer`` limits the answer whose gradients are taken to some classes, those of a cluster; ``needs`` are the types
+    ``answer`` limits the answer whose gradients are taken to some classes in ascending order, those of a cluster, of
+    which alone ``graph`` may have logits; ``needs`` are the types
     of the statistics; ``pool`` is p, the side to which channels are pooled for the discriminative
     features. Without needs no image is looked at. A batch runs in parts of at most ``at_once`` images, which changes
     nothing but the memory that it takes (:func:`sinf.statistics.need.need_of` says how much).
@@ -83,7 +84,7 @@ def collect(
             recorder.batch, x = whole.part(rows), inputs[rows]
             with torch.set_grad_enabled(recorder.gradients):
                 logits = recorder.run(x.detach().requires_grad_(recorder.gradients).clone())  # may begin in place
-                logits = logits if answer is None else logits[:, answer]
+                logits = logits if answer is None or logits.shape[1] < classes else logits[:, answer]
                 if recorder.outputs:
                     if noise is None:  # drawn for the whole batch: its parts do not matter
                         noise = torch.randn((len(labels), logits.shape[1]), generator=generator)

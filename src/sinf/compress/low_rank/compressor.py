@@ -11,12 +11,10 @@ from sinf.compress.compressor import Compressor, Observed, Rule, Run, Scope
 from sinf.compress.low_rank.choose import Rank, choose_ranks_together, left_whole
 from sinf.compress.low_rank.metric import Metric, metrics
 from sinf.compress.low_rank.solve import factor, reconstruct_ranks
-from sinf.graph.apply import apply
-from sinf.graph.cost import MacCount
-from sinf.graph.coupling import Coupling, couple
-from sinf.graph.delta import groups_of
+from sinf.errors import ConfigError
+from sinf.graph.coupling import Coupling
+from sinf.graph.delta import Factors, groups_of
 from sinf.graph.network import Part
-from sinf.graph.trace import note_shapes
 from sinf.statistics import Fisher, KernelRows, OutputMoments, Statistics, weights_of
 from sinf.statistics.need import metric_bytes
 from sinf.statistics.stored import from_tensors, to_tensors
@@ -36,7 +34,6 @@ class LowRank(Compressor):
     def __init__(self, round_to: int = 8) -> None:
         self.round_to = round_to
         self._last: tuple[Scope, Statistics, dict[str, Metric]] | None = None
-        self._viewed: tuple[Scope, fx.GraphModule, Coupling] | None = None
 
     def describe(self) -> dict[str, str]:
         return {"method": "low rank"}
@@ -44,18 +41,10 @@ class LowRank(Compressor):
     def bytes_beside(self, graph: fx.GraphModule, coupling: Coupling) -> int:
         return metric_bytes(graph, coupling)
 
-    def observed_network(self, scope: Scope) -> tuple[fx.GraphModule, Coupling, None]:
-        """What the scope starts from, limited to its classes: these outputs alone are the head's."""
-        if self._viewed is None or self._viewed[0] is not scope:
-            start, graph, coupling = scope.start, scope.graph, scope.coupling
-            if start.changes:
-                keep = start.keep.clone()
-                if scope.slot is not None:
-                    keep[scope.slot.units] = True  # sums are over what the base extractor makes
-                graph = note_shapes(apply(graph, coupling, keep, start.layers))
-                coupling = couple(graph, free_input=scope.slot is not None, free_output=True)
-            self._viewed = scope, graph, coupling.with_grouped()
-        return self._viewed[1], self._viewed[2], None
+    def observed_network(self, scope: Scope) -> tuple[fx.GraphModule, Coupling, list[int] | None]:
+        """Convolutions in groups are sites as well."""
+        graph, coupling, answer = super().observed_network(scope)
+        return graph, coupling.with_grouped(), answer
 
     def observe(self, scope: Scope, statistics: Statistics) -> Tensors:
         return to_tensors(statistics, self.needs)
@@ -71,11 +60,18 @@ class LowRank(Compressor):
 
     def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[dict[str, Rank]]:
         budgets, plans = self.budgets(rules), [dict[str, Rank]() for _ in scopes]
+        pairs = [t for scope in scopes for t, layer in scope.start.layers.items() if isinstance(layer, Factors)]
+        if pairs:
+            raise ConfigError(
+                "a layer becomes two once",
+                got=f"{len(pairs)} that are two already ({', '.join(pairs[:3])})",
+                remedy="give one budget, or take the smaller network as a new base model",
+            )
         losses = [
             {target: metric.losses for target, metric in self.measured(scope, observed)[1].items()} for scope in scopes
         ]
         for budget, region in budgets:
-            parts = [(self._count(scope, region), mine) for scope, mine in zip(scopes, losses, strict=True)]
+            parts = [(scope.count(region, budget), mine) for scope, mine in zip(scopes, losses, strict=True)]
             chosen = choose_ranks_together(budget, parts, [scope.share for scope in scopes], self.round_to)
             plans = [plan | more for plan, more in zip(plans, chosen, strict=True)]
         return plans
@@ -84,7 +80,7 @@ class LowRank(Compressor):
         layers: dict[str, list[str]] = {}
         for budget, region in self.budgets(rules):
             metrics_by_target = self.measured(scope, observed)[1]
-            more = left_whole(budget, self._count(scope, region), metrics_by_target, self.round_to)
+            more = left_whole(budget, scope.count(region, budget), metrics_by_target, self.round_to)
             layers |= {reason: layers.get(reason, []) + targets for reason, targets in more.items()}
         return layers
 
@@ -99,11 +95,4 @@ class LowRank(Compressor):
                 memory=run.activations, equations=run.passes.equations,
                 progress=run.solved(len(coupling.mixers)),
             )  # fmt: skip
-        return Part(scope.start.keep, scope.start.layers | layers)
-
-    def _count(self, scope: Scope, region: str) -> MacCount:
-        """MACs of a region's layers, as they are to begin with."""
-        graph, coupling, _ = self.observed_network(scope)
-        if graph is scope.graph:
-            return scope.regions[region].macs
-        return MacCount(graph, coupling).of({target for target, _, _ in scope.regions[region].macs.nodes})
+        return scope.started.part(layers)
