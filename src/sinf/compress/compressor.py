@@ -124,6 +124,30 @@ class Run:
 Observed = Callable[[Scope], Tensors]
 
 
+class Predictions(ABC):
+    """What a compressor predicts that its plans lose, place by place, so that it may be checked and corrected: a place
+    is what a plan can change without the others, such as a coupled group."""
+
+    #: Statistics from which a place is made alone.
+    needs: tuple[type[Statistic], ...] = ()
+
+    @abstractmethod
+    def places(self, scope: Scope) -> list[str]:
+        """Names of those that a plan may change."""
+
+    @abstractmethod
+    def losses(self, scope: Scope, plan: Any, observed: Observed) -> dict[str, float]:
+        """What is predicted for every place that a plan changes, in a unit of the compressor's own."""
+
+    @abstractmethod
+    def alone(self, scope: Scope, plan: Any, place: str, statistics: Statistics) -> Part:
+        """What a plan changes at one place, nothing else, with weights that make up for it by sums over images."""
+
+    @abstractmethod
+    def corrected(self, factors: Mapping[str, float]) -> Compressor:
+        """A compressor that predicts so many times as much for the places that are named, and plans by that."""
+
+
 class Compressor(ABC):
     """A method: a plan for every scope within a budget that they share, and what stands for the plan."""
 
@@ -146,8 +170,17 @@ class Compressor(ABC):
         return {"method": self.name}
 
     def identity(self) -> dict[str, Any]:
-        """What its observations depend on, beside the scope."""
+        """What its parts depend on, beside the scope, the rules and options that all compressors read."""
         return {"needs": [kind.__name__ for kind in self.needs]}
+
+    def observation(self) -> dict[str, Any]:
+        """What of that its observations depend on."""
+        return self.identity()
+
+    @property
+    def predictions(self) -> Predictions | None:
+        """What it predicts of its plans, where that is to be checked; None where it need not be."""
+        return None
 
     def bytes_beside(self, graph: fx.GraphModule, coupling: Coupling) -> int:
         """Bytes that it takes beside the sums."""
@@ -261,7 +294,7 @@ def _same_view(one: Compressor, other: Compressor, scope: Scope) -> bool:
 
 def _step(compressor: Compressor, scope: Scope) -> tuple[str, dict[str, Any]]:
     """The step that stores what a compressor observed, and what it depends on."""
-    depends = {**scope.origin, **compressor.identity(), "compressor": compressor.name, "seed": scope.seed}
+    depends = {**scope.origin, **compressor.observation(), "compressor": compressor.name, "seed": scope.seed}
     more = set(compressor.observed_network(scope)[1].mixers.values()) - set(scope.coupling.mixers.values())
     if more:
         depends["also"] = sorted(more)  # sites that other versions did not have
