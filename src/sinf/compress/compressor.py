@@ -26,13 +26,14 @@ from sinf.graph.apply import apply
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import CoupledGroup, Coupling, Slot
 from sinf.graph.network import Part
-from sinf.machine.memory import Notice
+from sinf.machine.memory import Notice, say
 from sinf.statistics import Statistic, Statistics, collect
 from sinf.storage.steps import StepStore, Tensors
 
 Progress = Callable[[str, int, int], None]
 
 _NAMED = 4  # layers, where a text names some
+_MANY = "of-many"  # the folder of large observations of scopes of which there are many
 
 
 class Region(NamedTuple):
@@ -65,7 +66,8 @@ class Scope:
         kernels: whether whole kernels are fitted, which takes room in a bundle, instead of mixes of channels.
         slot: the units of the inputs, where ``graph`` is a part of a network.
         origin: what its sums depend on.
-        lasting: whether large sums are stored, too.
+        lasting: whether it is one of its kind; of one of many, such as clusters, large observations are stored within
+            a bound only.
     """
 
     name: str
@@ -91,14 +93,16 @@ class Run:
     how far it is, ``notice`` what it leaves as it is, each text once.
 
     ``fit`` says whether weights make up for what went, from at most ``most`` images (None: all), in ``fit_bytes`` of
-    activations. ``beside`` are compressors that are to be given the same scopes later: where they look at the same
-    network, one pass collects the sums of all, for which ``passes`` were planned."""
+    activations. ``kept_bytes`` is what large observations of many scopes may take on disk, together. ``beside`` are
+    compressors that are to be given the same scopes later: where they look at the same network, one pass collects the
+    sums of all, for which ``passes`` were planned."""
 
     store: StepStore
     passes: Passes = field(default_factory=Passes)
     progress: Progress = lambda step, done, total: None
     fit: bool = True
     fit_bytes: int | None = None
+    kept_bytes: int = 4 << 30
     most: int | None = None
     notice: Notice | None = None
     beside: tuple[Compressor, ...] = ()
@@ -254,15 +258,23 @@ class Compression:
         return part
 
     def observed(self, scope: Scope) -> Tensors:
-        """What the compressor keeps of the sums over a scope's images: read, or computed and, unless it is large and
-        the scope one of many, stored."""
-        if self._last is not None and self._last[0] is scope:
-            return self._last[1]
-        compressor, store = self.compressor, self.run.store
-        if not (compressor.small or scope.lasting):
-            return self._observe(scope)
-        self._last = scope, store.get(*_step(compressor, scope), lambda: self._observe(scope))
+        """What the compressor keeps of the sums over a scope's images: read, or computed and stored, where many large
+        ones have room."""
+        if self._last is None or self._last[0] is not scope:
+            store, step = self._store(self.compressor, scope), _step(self.compressor, scope)
+            self._last = scope, store.get(*step, lambda: self._observe(scope))
+            if not store.has(*step):
+                self.run.say(
+                    f"{self.compressor.name}: statistics of clusters beyond {say(self.run.kept_bytes)} in the work "
+                    "folder, or half of the disk's room, are not kept, and collected again for every budget"
+                )
         return self._last[1]
+
+    def _store(self, compressor: Compressor, scope: Scope) -> StepStore:
+        """Where observations of a scope are kept."""
+        store = self.run.store
+        small = compressor.small or scope.lasting
+        return store if small else StepStore(store.folder / _MANY, self.run.kept_bytes)
 
     def _observe(self, scope: Scope) -> Tensors:
         """By one pass, which serves compressors beside this one, too: what they keep is stored."""
@@ -270,7 +282,7 @@ class Compression:
         graph, coupling, answer = compressor.observed_network(scope)
         others = [
             other for other in run.beside
-            if _same_view(compressor, other, scope) and not run.store.has(*_step(other, scope))
+            if _same_view(compressor, other, scope) and not self._store(other, scope).has(*_step(other, scope))
         ]  # fmt: skip
         for other in others:
             coupling = max(coupling, other.observed_network(scope)[1], key=lambda each: len(each.mixers))
@@ -280,13 +292,13 @@ class Compression:
             seed=scope.seed, at_once=run.passes.at_once,
         )  # fmt: skip
         for other in others:
-            run.store.get(*_step(other, scope), partial(other.observe, scope, sums))
+            self._store(other, scope).get(*_step(other, scope), partial(other.observe, scope, sums))
         return compressor.observe(scope, sums)
 
 
 def _same_view(one: Compressor, other: Compressor, scope: Scope) -> bool:
     """Whether one pass serves both: of the same network and classes, with channels pooled to the same side."""
-    if one is other or one.pool != other.pool or not (other.small or scope.lasting):
+    if one is other or one.pool != other.pool:
         return False
     (graph, _, answer), (graph_of_other, _, answer_of_other) = (each.observed_network(scope) for each in (one, other))
     return graph is graph_of_other and answer == answer_of_other
