@@ -63,7 +63,7 @@ def by_ranks(sides: list[Side]) -> dict[str, Any]:
         tail, members = side.graph, side.network.coupling.output.index(side.start)
         known = metrics(side.sites)
         ranks = choose_ranks(Budget(BUDGET), side.macs, known)
-        solved = factor(tail, ranks, side.sites, known)
+        solved = factor(tail, ranks, known)
         solved = reconstruct_ranks(tail, side.network.coupling, solved, ranks, known, side.fit)
         coupling = side.network.coupling
         smaller = apply(tail, coupling, coupling.keep_all(), solved)

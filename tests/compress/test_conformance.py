@@ -14,10 +14,11 @@ from torch import Tensor
 
 import sparsity
 from outsider import outsider
-from scopes import WHOLE, limited, run_in, scope_of
+from scopes import IMAGES, WHOLE, limited, run_in, scope_of
 from sinf.bundle.semantic import Bundle
 from sinf.compress.channels import ChannelRemoval
 from sinf.compress.compressor import Compression, Compressor, Rule, Run, Scope, compress
+from sinf.compress.low_rank import compressor as low_rank
 from sinf.compress.methods import COMPRESSORS, make_compressor, register
 from sinf.compress.select import Budget, Schedule
 from sinf.criteria import DCS, make_criterion
@@ -147,6 +148,80 @@ def test_what_was_observed_serves_every_budget(name: str, tmp_path: Path) -> Non
     for budget in (0.9, 0.7):
         compress(make_compressor(name, OPTIONS), [looked], [(Budget(budget), WHOLE)], run_in(tmp_path, fit=False))
     assert len(passes) == 1
+
+
+def of_many(tmp_path: Path, **given: object) -> tuple[list[Scope], list[list[int]], Run]:
+    """Three scopes, of which there are many, the passes of each, and a run that a test may change."""
+    torch.manual_seed(0)
+    scopes, passes = list[Scope](), list[list[int]]()
+    for number in range(3):
+        scope, x = scope_of(branches(), number)
+        looked, mine = counted(replace(scope, name=f"cluster-{number}", seed=number, lasting=False, share=1 / 3), x)
+        scopes.append(looked)
+        passes.append(mine)
+    return scopes, passes, replace(run_in(tmp_path, fit=False), **given)  # type: ignore[arg-type]
+
+
+def parts_of(name: str, scopes: list[Scope], run: Run, together: bool) -> list[Part]:
+    """Of two budgets, each scope's own or one of all, every time by a new compressor."""
+    parts = []
+    for budget in (0.9, 0.7):
+        rules: list[Rule] = [(Budget(budget), WHOLE)]
+        for some in [scopes] if together else [[scope] for scope in scopes]:
+            parts += compress(make_compressor(name, OPTIONS), some, rules, run)
+    return parts
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["own", "together"])
+@both
+def test_one_pass_of_each_of_many_scopes_serves_every_budget(name: str, together: bool, tmp_path: Path) -> None:
+    scopes, passes, run = of_many(tmp_path)
+    first = parts_of(name, scopes, run, together)
+    assert passes == [[IMAGES]] * 3
+    for path in tmp_path.rglob("*.safetensors"):  # damaged, they are collected again
+        path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    again = parts_of(name, scopes, run, together)
+    assert passes == [[IMAGES] * 2] * 3
+    for one, other in zip(first, again, strict=True):
+        mine, theirs = (each.to_tensors(scopes[0].coupling, "", torch.float32) for each in (one, other))
+        assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["own", "together"])
+def test_what_many_scopes_keep_on_disk_is_bounded(together: bool, tmp_path: Path) -> None:
+    """What finds no room is collected again, which makes the same, and is said once."""
+    scopes, passes, run = of_many(tmp_path / "all")
+    kept = parts_of("ranks", scopes, run, together)
+    one = max(path.stat().st_size for path in (tmp_path / "all").rglob("*.safetensors"))
+    told: list[str] = []
+    scopes, passes, run = of_many(tmp_path / "some", kept_bytes=3 * one - 1, notice=told.append)
+    collected = parts_of("ranks", scopes, run, together)
+    assert passes[:2] == [[IMAGES]] * 2
+    assert len(passes[2]) > 1
+    assert sum(path.stat().st_size for path in (tmp_path / "some").rglob("*.safetensors")) < 3 * one
+    assert len([text for text in told if "collected again" in text]) == 1
+    for first, other in zip(kept, collected, strict=True):
+        mine, theirs = (each.to_tensors(scopes[0].coupling, "", torch.float32) for each in (first, other))
+        assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
+
+
+def test_a_plan_of_many_scopes_holds_few_numbers_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a rank loses, a number a channel: no matrices, which only the scope that is solved for needs."""
+    scopes, _, run = of_many(tmp_path)
+    held: list[Tensor] = []
+    choose = low_rank.choose_ranks_together
+
+    def chosen(budget: Budget, parts: list, *rest: object) -> list:
+        held.extend(
+            value for _, losses in parts for each in losses.values() for value in vars(each).values()
+            if isinstance(value, Tensor)
+        )  # fmt: skip
+        return choose(budget, parts, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(low_rank, "choose_ranks_together", chosen)
+    Compression(make_compressor("ranks", OPTIONS), scopes, [(Budget(0.7), WHOLE)], run).plans  # noqa: B018
+    assert len(held) >= 9
+    assert all(value.ndim == 1 and value.untyped_storage().nbytes() == value.nbytes for value in held)
 
 
 @pytest.mark.parametrize("order", [NAMES, NAMES[::-1]], ids=["forwards", "backwards"])

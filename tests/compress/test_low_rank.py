@@ -27,6 +27,7 @@ from sinf.pipelines.comparison import Size
 from sinf.pipelines.prune import LatencyBudget, PruneConfig, prune
 from sinf.statistics import Fisher, OutputMoments, SiteStatistics, Statistics, collect
 from sinf.statistics.kernel_rows import has_kernel_rows, kernel_rows_of
+from sinf.statistics.need import metric_bytes
 from times import like_macs
 from tiny import CLASSES, COLOUR, Chain, Depthwise, Grouped, Mixed, randomise, traced
 
@@ -90,7 +91,7 @@ def test_at_full_rank_nothing_changes(name: str, separable: bool) -> None:
     """Each layer alone, and then one after the other."""
     network, found, x = seen(NETWORKS[name])
     ranks = full_ranks(network, separable)
-    solved = low_rank.factor(network.graph, ranks, found, metrics_of(network, found))
+    solved = low_rank.factor(network.graph, ranks, metrics_of(network, found))
     two = with_layers(network, solved)
     torch.testing.assert_close(two(x.clone()), network.graph(x.clone()), rtol=1e-3, atol=1e-3)
     sites = network.coupling.with_grouped()
@@ -114,7 +115,7 @@ def separable_site(layer: nn.Conv2d, x: Tensor) -> Statistics:
 
 def separated(layer: nn.Conv2d, found: Statistics, rank: int) -> nn.Sequential:
     graph = fx.symbolic_trace(nn.Sequential(OrderedDict(layer=layer)))
-    deltas = low_rank.factor(graph, {"layer": Rank(rank, True)}, found, low_rank.metrics(found))
+    deltas = low_rank.factor(graph, {"layer": Rank(rank, True)}, low_rank.metrics(found))
     two = deltas["layer"].apply(layer, layer, torch.arange(7), Slot(1, torch.arange(3)))
     assert isinstance(two, nn.Sequential)
     return two
@@ -176,7 +177,7 @@ def test_with_one_metric_for_all_outputs_it_is_principal_components() -> None:
     network, found, x = seen(Chain)
     found["second.0"] = found["second.0"].but(Fisher(torch.eye(5) * found["second.0"].images))
     known = low_rank.metrics(found)
-    solved = low_rank.factor(network.graph, {"second.0": Rank(2)}, found, known)
+    solved = low_rank.factor(network.graph, {"second.0": Rank(2)}, known)
     wrote: dict[str, Tensor] = {}
     for name, graph, target in (("base", network.graph, "second.0"), ("two", None, "second.0.expand")):
         graph = graph or with_layers(network, solved)
@@ -208,6 +209,16 @@ def test_no_other_ranks_within_the_budget_lose_less() -> None:
             assert not within or sum(o.loss for o in other) >= loss - 1e-12
 
 
+def test_what_is_decomposed_takes_what_is_planned() -> None:
+    """Of a network so deep that work on one layer is little beside."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()) for _ in range(20)]
+    deep = nn.Sequential(nn.Conv2d(3, 8, 1), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+    network, found, _ = seen(lambda: deep, 8)
+    kept = sum(tensor.nbytes for tensor in metric_module.to_tensors(metrics_of(network, found)).values())
+    assert kept <= metric_bytes(network.graph, network.coupling) < 2 * kept
+
+
 def test_ranks_are_multiples() -> None:
     network, found, _ = seen(Chain)
     ranks = low_rank.choose_ranks(Budget(0.6), network.macs, low_rank.metrics(found), 2)
@@ -229,7 +240,7 @@ def test_solving_in_sequence_comes_nearer(name: str) -> None:
     network, found, x = seen(NETWORKS[name], 200)
     known = metrics_of(network, found)
     ranks = MIXED_FORMS.get(name) or low_rank.choose_ranks(Budget(0.75), network.macs, known, 1)
-    start = low_rank.factor(network.graph, ranks, found, known)
+    start = low_rank.factor(network.graph, ranks, known)
     solved = low_rank.reconstruct_ranks(network.graph, network.coupling.with_grouped(), start, ranks, known, x)
     assert {target for target, layer in solved.items() if isinstance(layer, Factors)} == set(ranks)
     wanted = network.graph(x.clone())

@@ -55,7 +55,7 @@ def test_what_groups_lose_together_is_what_was_said(rank: int) -> None:
     found = site(layer, x, fisher)
     metric = low_rank.metrics(found, {"layer": GROUPS})
     graph = fx.symbolic_trace(nn.Sequential(OrderedDict(layer=layer)))
-    delta = low_rank.factor(graph, {"layer": Rank(GROUPS * rank)}, found, metric)["layer"]
+    delta = low_rank.factor(graph, {"layer": Rank(GROUPS * rank)}, metric)["layer"]
     two = delta.apply(layer, layer, torch.arange(12), Slot(1, torch.arange(8)))
     lost = (two(x) - layer(x)).movedim(1, -1).flatten(0, -2).double()
     raised = fisher + metric_module._FLOOR * torch.diagonal(fisher).mean() * torch.eye(12)

@@ -35,7 +35,7 @@ def solve(
     labels = torch.arange(len(x)) % CLASSES
     found = collect(network.graph, network.coupling, [(x, labels)], classes=CLASSES, needs=low_rank.LowRank.needs)
     known, told = low_rank.metrics(found), list[str]()
-    start = low_rank.factor(network.graph, ranks, found, known)
+    start = low_rank.factor(network.graph, ranks, known)
     solved = low_rank.reconstruct_ranks(
         network.graph, network.coupling, start, ranks, known, x, other, progress=told.append, **options
     )
@@ -105,7 +105,7 @@ def test_separable_layers_make_up_for_the_mean_of_what_they_leave_out() -> None:
     network, x = Network(traced(Rows())), images(400) + 1.0
     labels = torch.arange(len(x)) % CLASSES
     found = collect(network.graph, network.coupling, [(x, labels)], classes=CLASSES, needs=low_rank.LowRank.needs)
-    start = low_rank.factor(network.graph, {"conv": Rank(2, True)}, found, low_rank.metrics(found))
+    start = low_rank.factor(network.graph, {"conv": Rank(2, True)}, low_rank.metrics(found))
     two = network.whole(Part(network.coupling.keep_all(), start))
     pair = nn.Sequential(two.get_submodule("conv.reduce"), two.get_submodule("conv.expand"))
     wanted, ours = network.graph.get_submodule("conv")(x), pair(x)
@@ -121,7 +121,7 @@ def test_without_progress_the_layers_are_the_same(chain: Network) -> None:
     labels = torch.arange(len(x)) % CLASSES
     found = collect(chain.graph, chain.coupling, [(x, labels)], classes=CLASSES, needs=low_rank.LowRank.needs)
     known = low_rank.metrics(found)
-    start = low_rank.factor(chain.graph, ranks, found, known)
+    start = low_rank.factor(chain.graph, ranks, known)
     again = low_rank.reconstruct_ranks(chain.graph, chain.coupling, start, ranks, known, x)
     assert solved.keys() == again.keys()
     for target, layer in solved.items():
@@ -147,7 +147,7 @@ def test_a_layer_whose_equations_take_too_much_stays_as_it_was_found(chain: Netw
     x, ranks = images(), {"first.0": Rank(4), "head": Rank(2)}
     labels = torch.arange(len(x)) % CLASSES
     found = collect(chain.graph, chain.coupling, [(x, labels)], classes=CLASSES, needs=low_rank.LowRank.needs)
-    start = low_rank.factor(chain.graph, ranks, found, low_rank.metrics(found))
+    start = low_rank.factor(chain.graph, ranks, low_rank.metrics(found))
     free, _ = solve(chain, ranks, x)
     none, _ = solve(chain, ranks, x, equations=0)
     assert none.keys() == ranks.keys()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 from sinf.compress.low_rank.choose import Rank, choose_ranks
-from sinf.compress.low_rank.metric import Metric
+from sinf.compress.low_rank.metric import Losses
 from sinf.compress.prices import Prices
 from sinf.compress.select import Budget, select
 from sinf.errors import ConfigError
@@ -29,7 +29,7 @@ def counted(graph: fx.GraphModule) -> MacCount:
     return MacCount(graph, couple(graph))
 
 
-def metrics_of(count: MacCount, seed: int = 0) -> dict[str, Metric]:
+def metrics_of(count: MacCount, seed: int = 0) -> dict[str, Losses]:
     draw = torch.Generator().manual_seed(seed)
     found = {}
     for target in Prices(Budget(1.0), count).targets():
@@ -39,8 +39,7 @@ def metrics_of(count: MacCount, seed: int = 0) -> dict[str, Metric]:
         rows = (
             torch.rand(into * 3, generator=draw).sort(descending=True).values if module.weight.ndim == 4 else values[:0]
         )
-        eye = torch.eye(out)
-        found[target] = Metric(eye, eye, values, rows, rows, torch.zeros(0), 16.0)
+        found[target] = Losses(values, rows, rows, 16.0, 1)
     return found
 
 

@@ -94,7 +94,7 @@ def test_one_budget_across_parts_is_spent_where_it_loses_least() -> None:
     assert choose_ranks_together(Budget(0.6), [part], [1.0], 1) == [alone]
 
     def cost(ranks: dict[str, Rank]) -> int:
-        solved = factor(network.graph, ranks, found, known)
+        solved = factor(network.graph, ranks, known)
         return network.cost_of(network.whole(Part(network.coupling.keep_all(), solved)))
 
     louder = {name: replace(m, values=50 * m.values, kernel_rows=50 * m.kernel_rows) for name, m in known.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sinf.compress.channels import ChannelRemoval
+from sinf.compress.channels import ChannelRemoval, Importances
+from sinf.compress.compressor import Compressor, Predictions, Run, Scope
+from sinf.compress.methods import COMPRESSORS
 from sinf.compress.select import Budget, Schedule
 from sinf.criteria import make_criterion
 from sinf.data.images import LabelledImages
-from sinf.graph.network import Network
+from sinf.graph.network import Network, Part
 from sinf.graph.trace import trace
 from sinf.measure.delivery import Limits
 from sinf.measure.timing import summary
@@ -27,6 +30,7 @@ from sinf.pipelines import prune_check
 from sinf.pipelines.prune import PruneConfig, Pruned, prune
 from sinf.pipelines.prune_check import Check, far
 from sinf.pipelines.whole import Method, Source
+from sinf.statistics import Statistics
 from sinf.storage.steps import StepStore
 from tiny import COLOUR, NETWORKS, coloured_images, randomise
 
@@ -156,6 +160,51 @@ def test_it_is_checked_once_a_folder(
     assert [line.startswith("checked on") for line in said].count(True) == 1
 
 
+class Stranger(Compressor):
+    """Removes channels as ``inner`` does, by another name."""
+
+    name = "stranger"
+
+    def __init__(self, inner: ChannelRemoval) -> None:
+        self.inner, self.needs = inner, inner.needs
+
+    def identity(self) -> dict[str, Any]:
+        return self.inner.identity()
+
+    @property
+    def predictions(self) -> Predictions:
+        return Strangers(self.inner)
+
+    def observe(self, scope: Scope, statistics: Statistics) -> dict[str, Tensor]:
+        return self.inner.observe(scope, statistics)
+
+    def plan(self, rules: Any, scopes: Any, observed: Any) -> list[Tensor]:
+        return self.inner.plan(rules, scopes, observed)
+
+    def make(self, scope: Scope, plan: Tensor, observed: Any, run: Run) -> Part:
+        return self.inner.make(scope, plan, observed, run)
+
+
+class Strangers(Importances):
+    def corrected(self, factors: Mapping[str, float]) -> Stranger:  # type: ignore[override]
+        return Stranger(super().corrected(factors))
+
+
+def test_whatever_predicts_is_checked(
+    base: BaseModel, wrong: str, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compressor is asked for its predictions, and never for its name or kind."""
+    entry = (Stranger, lambda options: Stranger(ChannelRemoval(make_criterion(options.criterion_name), 1)))
+    monkeypatch.setitem(COMPRESSORS, Stranger.name, entry)
+    scoring, said = tiny_images.select(list(range(90))), list[str]()
+    made = [
+        prune(base, scoring, replace(CONFIG, method=name), tmp_path / name, notice=said.append).module.state_dict()
+        for name in ("channels", "stranger")
+    ]
+    assert [line.startswith("checked on 6 held-out images") for line in said].count(True) == 2
+    assert all(torch.equal(value, made[1][name]) for name, value in made[0].items())
+
+
 @pytest.mark.parametrize("change", [
     {"method": "ranks", "rule": Budget(0.8)}, {"rule": Schedule(0.2, 0.2)}, {"limits": None},
 ])  # fmt: skip
@@ -180,13 +229,16 @@ def test_every_group_of_every_network_can_go_alone(name: str, tiny_images: Label
     check = Check(network, images, COLOUR, lambda done, total: None)
     source = Source(base, network, images, 0, 1 << 30, StepStore(tmp_path), lambda step, done, total: None)
     method = Method(source, ChannelRemoval(make_criterion("l1"), 1))
-    sums = check._sums(method, images)
+    predictions = method.compressor.predictions
+    assert predictions is not None
+    sums = check._sums(method, predictions, images)
+    assert predictions.places(method.scope) == [group.name for group in network.groups_free()]
     for group in network.groups_free():
         keep = network.coupling.keep_all()
-        assert check.divergence(check._alone(group, keep, sums)) == pytest.approx(0, abs=1e-5)
+        assert check.divergence(predictions.alone(method.scope, keep, group.name, sums)) == pytest.approx(0, abs=1e-5)
         if group.size > 1:
             keep[group.units[0]] = False
-            lost = check.divergence(check._alone(group, keep, sums))
+            lost = check.divergence(predictions.alone(method.scope, keep, group.name, sums))
             assert 0 <= lost + 1e-5 < 10
 
 

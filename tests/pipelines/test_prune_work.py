@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
 from sinf.compress import compressor
-from sinf.compress.low_rank import LowRank
+from sinf.compress.low_rank import LowRank, metrics
+from sinf.compress.low_rank.metric import from_tensors, to_tensors
 from sinf.compress.select import Budget
 from sinf.data.images import LabelledImages
 from sinf.graph.coupling import couple
+from sinf.graph.delta import groups_of
 from sinf.models import load_model
 from sinf.pipelines.prune import PruneConfig, prune
-from sinf.statistics import Statistics, collect, weights_of
-from sinf.statistics.stored import from_tensors, to_tensors
+from sinf.statistics import Statistics, collect
+from sinf.storage.steps import StepStore
 from tiny import CLASSES, COLOUR, NETWORKS, traced
 
 
 @pytest.mark.parametrize("name", ["Chain", "Concat", "Depthwise", "Grouped", "Scaled"])
-def test_stored_statistics_are_what_was_collected(name: str) -> None:
+def test_stored_metrics_are_what_was_decomposed(name: str, tmp_path: Path) -> None:
     graph = traced(NETWORKS[name]())
-    coupling = couple(graph)
+    coupling = couple(graph).with_grouped()
     draw = torch.Generator().manual_seed(0)
     batch = torch.randn(20, *COLOUR.size, generator=draw), torch.randint(CLASSES, (20,), generator=draw)
-    found = collect(graph, coupling, [batch], classes=CLASSES, needs=LowRank.needs)
-    read = from_tensors(to_tensors(found, LowRank.needs), weights_of(graph, coupling), LowRank.needs)
-    assert list(read) == list(found)
-    assert read.images == found.images == 20
-    for target, site in found.items():
-        assert torch.equal(read[target].weight, site.weight)
-        assert read[target].images == site.images
-        assert {type(each) for each in read[target]} == {type(each) for each in site}
-        for each in site:
-            for field, tensor in each.tensors().items():
-                assert torch.equal(read[target][type(each)].tensors()[field], tensor)
+    sums = collect(graph, coupling, [batch], classes=CLASSES, needs=LowRank.needs)
+    made = metrics(sums, {target: groups_of(graph.get_submodule(target)) for target in sums})
+    tensors = to_tensors(made)
+    read = from_tensors(StepStore(tmp_path).get("metrics", {}, lambda: tensors), made)
+    again = from_tensors(StepStore(tmp_path).get("metrics", {}, lambda: pytest.fail("it was not stored")), made)
+    for target, metric in made.items():
+        for other in (read[target], again[target]):
+            assert (other.groups, other.kernel_row_positions) == (metric.groups, metric.kernel_row_positions)
+            for field in fields(metric):
+                value = getattr(metric, field.name)
+                assert not isinstance(value, torch.Tensor) or torch.equal(getattr(other, field.name), value)
 
 
 @pytest.mark.parametrize("method", ["channels", "ranks"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from sinf.errors import ConfigError
+from sinf.storage import steps
 from sinf.storage.steps import StepStore, Tensors
 
 
@@ -121,3 +123,24 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, below: str
     with pytest.raises(ConfigError, match=r"work folder must be writable.*taken"):
         StepStore(tmp_path / "taken" / below)
     assert (tmp_path / "taken").read_text() == "something else"
+
+
+def test_files_of_a_bounded_store_take_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A result beyond is computed again; one that was kept is read, whatever came later."""
+    calls: list[str] = []
+
+    def get(name: str, most: int | None) -> bool:
+        def compute() -> Tensors:
+            calls.append(name)
+            return {"x": torch.zeros(1000)}
+
+        store = StepStore(tmp_path, most)
+        assert store.get(name, {}, compute)["x"].shape == (1000,)
+        return store.has(name, {})
+
+    assert [get(name, 9000) for name in ("a", "b", "c")] == [True, True, False]
+    assert [get(name, 9000) for name in ("a", "c")] == [True, False]
+    assert calls == ["a", "b", "c", "c"]
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 9000
+    monkeypatch.setattr(steps.shutil, "disk_usage", lambda folder: SimpleNamespace(free=7000))
+    assert [get("d", 1 << 20), get("e", None)] == [False, True]  # 4,000 bytes are more than half

@@ -56,7 +56,7 @@ def prune(
     ] = None,
 ) -> dict[str, Any]:
     """Make a model smaller for all its classes, and save it as a plain one: safetensors and a config, no pickle."""
-    from sinf.compress.methods import kind_of
+    from sinf.compress.methods import make_compressor
     from sinf.data.disjoint import warn_of_shared
     from sinf.measure.delivery import describe_times
     from sinf.pipelines import comparison as saved
@@ -121,9 +121,8 @@ def prune(
             progress=steps,
             memory=config.memory,
         )
-    made_by = {
+    made_by = make_compressor(smaller.method, config).describe() | {
         "method": smaller.method,
-        **({"criterion": config.criterion_name} if kind_of(smaller.method).by_criterion else {}),
         "asked for": describe(config.rule) + f", at most {100 * limits.max_loss:g} points",
         "made": describe(smaller.rule),
         "expected loss": expected,

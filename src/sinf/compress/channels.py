@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
-from sinf.compress.compressor import Compressor, Observed, Rule, Run, Scope
+from sinf.compress.compressor import Compressor, Observed, Predictions, Rule, Run, Scope
 from sinf.compress.reconstruct import reconstruct
 from sinf.compress.select import Budget, Candidates, select, select_together
 from sinf.criteria import Criterion, group_statistics
 from sinf.errors import ConfigError, CutError
 from sinf.graph.coupling import CoupledGroup, Coupling
-from sinf.graph.delta import LayerDeltas
+from sinf.graph.delta import LayerDeltas, Mix
 from sinf.graph.network import Part
 from sinf.graph.slice import slice_graph
 from sinf.graph.verify import verify
-from sinf.statistics import SiteStatistics, Statistics
+from sinf.statistics import SecondMoments, SiteStatistics, Statistics
 from sinf.storage.steps import Tensors
+
+_DAMPING = 3e-3  # of the mean second moment
 
 
 def importances(
@@ -33,14 +36,14 @@ def importances(
 
 
 class ChannelRemoval(Compressor):
-    """Channels go by a ``criterion``; widths that stay are multiples of ``round_to``. A plan is the units that stay
-    (units,) bool."""
+    """Channels go by a ``criterion``; widths that stay are multiples of ``round_to``. Importances of a group that
+    ``corrections`` name count so many times. A plan is the units that stay (units,) bool."""
 
     name = "channels"
     by_criterion = True
 
-    def __init__(self, criterion: Criterion, round_to: int = 8) -> None:
-        self.criterion, self.round_to = criterion, round_to
+    def __init__(self, criterion: Criterion, round_to: int = 8, corrections: Mapping[str, float] | None = None) -> None:
+        self.criterion, self.round_to, self.corrections = criterion, round_to, dict(corrections or {})
         self.needs, self.pool = criterion.needs, criterion.pool
 
     @property
@@ -51,16 +54,23 @@ class ChannelRemoval(Compressor):
         return {"criterion": self.criterion.name}
 
     def identity(self) -> dict[str, Any]:
+        return self.observation() | {"corrections": self.corrections}
+
+    def observation(self) -> dict[str, Any]:
         return {"criterion": self.criterion.name, "options": self.criterion.options()}
 
     def observed_network(self, scope: Scope) -> tuple[fx.GraphModule, Coupling, list[int] | None]:
         """The base model's: channels are masked there."""
         return scope.graph, scope.coupling, scope.answer
 
+    @property
+    def predictions(self) -> Importances:
+        return Importances(self)
+
     def observe(self, scope: Scope, statistics: Statistics) -> Tensors:
-        """The importance of every unit, by group."""
-        groups = {group.name: group for region in scope.regions.values() for group in region.groups}
-        return importances(self.criterion, scope.graph, scope.coupling, list(groups.values()), statistics)
+        """The importance of every unit, by group, without corrections."""
+        groups = list(_all_groups(scope).values())
+        return importances(self.criterion, scope.graph, scope.coupling, groups, statistics)
 
     def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[Tensor]:
         changed = list(dict.fromkeys(target for scope in scopes for target in scope.start.layers))
@@ -70,7 +80,9 @@ class ChannelRemoval(Compressor):
                 got=f"{len(changed)} that were changed before ({', '.join(changed[:3])})",
                 remedy="remove channels first, all within one budget, or take the smaller network as a new base model",
             )
-        importance = [observed(scope) for scope in scopes]
+        importance = [
+            {name: self.corrections.get(name, 1.0) * each for name, each in observed(scope).items()} for scope in scopes
+        ]
         keep = [scope.start.keep for scope in scopes]
         for rule, region in rules:
             parts = [
@@ -96,6 +108,51 @@ class ChannelRemoval(Compressor):
                 progress=run.solved(len(scope.coupling.mixers)),
             )  # fmt: skip
         return Part(plan, solved)
+
+
+class Importances(Predictions):
+    """A criterion predicts what goes with the units of a group; a place is a coupled group."""
+
+    needs = (SecondMoments,)
+
+    def __init__(self, compressor: ChannelRemoval) -> None:
+        self.compressor = compressor
+
+    def places(self, scope: Scope) -> list[str]:
+        return [*_all_groups(scope)]
+
+    def losses(self, scope: Scope, plan: Tensor, observed: Observed) -> dict[str, float]:
+        importance, corrections = observed(scope), self.compressor.corrections
+        gone = {name: ~plan[group.units] for name, group in _all_groups(scope).items()}
+        return {
+            name: corrections.get(name, 1.0) * float(importance[name][units].sum())
+            for name, units in gone.items()
+            if bool(units.any())
+        }
+
+    def alone(self, scope: Scope, plan: Tensor, place: str, statistics: Statistics) -> Part:
+        """With mixes of the channels that stay, for all layers that read the group."""
+        coupling, units = scope.coupling, _all_groups(scope)[place].units
+        keep, layers = scope.start.keep.clone(), LayerDeltas()
+        keep[units] = plan[units]
+        for target in set(coupling.mixers.values()):
+            kept = keep[coupling.reads[target].units]
+            if not bool(kept.all()):
+                gram = statistics[target][SecondMoments].gram.double()
+                system = gram[kept][:, kept]
+                system.diagonal().add_(_DAMPING * gram.diagonal().mean().clamp(min=1e-12))
+                layers[target] = Mix(torch.linalg.solve(system, gram[kept]).T.float())
+        return Part(keep, layers)
+
+    def corrected(self, factors: Mapping[str, float]) -> ChannelRemoval:
+        plain, before = self.compressor, self.compressor.corrections
+        more = {name: before.get(name, 1.0) * times for name, times in factors.items()}
+        return ChannelRemoval(plain.criterion, plain.round_to, before | more)
+
+
+def _all_groups(scope: Scope) -> dict[str, CoupledGroup]:
+    """Those that may lose channels anywhere, by name."""
+    return {group.name: group for region in scope.regions.values() for group in region.groups}
 
 
 def _groups(scope: Scope, region: str) -> list[CoupledGroup]:

@@ -27,13 +27,14 @@ from sinf.graph.apply import apply
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import CoupledGroup, Coupling, Slot
 from sinf.graph.network import Part
-from sinf.machine.memory import Notice
+from sinf.machine.memory import Notice, say
 from sinf.statistics import Statistic, Statistics, collect
 from sinf.storage.steps import StepStore, Tensors
 
 Progress = Callable[[str, int, int], None]
 
 _NAMED = 4  # layers, where a text names some
+_MANY = "of-many"  # the folder of large observations of scopes of which there are many
 
 
 class Region(NamedTuple):
@@ -66,7 +67,8 @@ class Scope:
         kernels: whether whole kernels are fitted, which takes room in a bundle, instead of mixes of channels.
         slot: the units of the inputs, where ``graph`` is a part of a network.
         origin: what its sums depend on.
-        lasting: whether large sums are stored, too.
+        lasting: whether it is one of its kind; of one of many, such as clusters, large observations are stored within
+            a bound only.
     """
 
     name: str
@@ -109,14 +111,16 @@ class Run:
     how far it is, ``notice`` what it leaves as it is, each text once.
 
     ``fit`` says whether weights make up for what went, from at most ``most`` images (None: all), in ``fit_bytes`` of
-    activations. ``beside`` are compressors that are to be given the same scopes later: where they look at the same
-    network, one pass collects the sums of all, for which ``passes`` were planned."""
+    activations. ``kept_bytes`` is what large observations of many scopes may take on disk, together. ``beside`` are
+    compressors that are to be given the same scopes later: where they look at the same network, one pass collects the
+    sums of all, for which ``passes`` were planned."""
 
     store: StepStore
     passes: Passes = field(default_factory=Passes)
     progress: Progress = lambda step, done, total: None
     fit: bool = True
     fit_bytes: int | None = None
+    kept_bytes: int = 4 << 30
     most: int | None = None
     notice: Notice | None = None
     beside: tuple[Compressor, ...] = ()
@@ -142,6 +146,30 @@ class Run:
 Observed = Callable[[Scope], Tensors]
 
 
+class Predictions(ABC):
+    """What a compressor predicts that its plans lose, place by place, so that it may be checked and corrected: a place
+    is what a plan can change without the others, such as a coupled group."""
+
+    #: Statistics from which a place is made alone.
+    needs: tuple[type[Statistic], ...] = ()
+
+    @abstractmethod
+    def places(self, scope: Scope) -> list[str]:
+        """Names of those that a plan may change."""
+
+    @abstractmethod
+    def losses(self, scope: Scope, plan: Any, observed: Observed) -> dict[str, float]:
+        """What is predicted for every place that a plan changes, in a unit of the compressor's own."""
+
+    @abstractmethod
+    def alone(self, scope: Scope, plan: Any, place: str, statistics: Statistics) -> Part:
+        """What a plan changes at one place, nothing else, with weights that make up for it by sums over images."""
+
+    @abstractmethod
+    def corrected(self, factors: Mapping[str, float]) -> Compressor:
+        """A compressor that predicts so many times as much for the places that are named, and plans by that."""
+
+
 class Compressor(ABC):
     """A method: a plan for every scope within a budget that they share, and what stands for the plan."""
 
@@ -164,8 +192,17 @@ class Compressor(ABC):
         return {"method": self.name}
 
     def identity(self) -> dict[str, Any]:
-        """What its observations depend on, beside the scope."""
+        """What its parts depend on, beside the scope, the rules and options that all compressors read."""
         return {"needs": [kind.__name__ for kind in self.needs]}
+
+    def observation(self) -> dict[str, Any]:
+        """What of that its observations depend on."""
+        return self.identity()
+
+    @property
+    def predictions(self) -> Predictions | None:
+        """What it predicts of its plans, where that is to be checked; None where it need not be."""
+        return None
 
     def bytes_beside(self, graph: fx.GraphModule, coupling: Coupling) -> int:
         """Bytes that it takes beside the sums."""
@@ -243,15 +280,23 @@ class Compression:
         return part
 
     def observed(self, scope: Scope) -> Tensors:
-        """What the compressor keeps of the sums over a scope's images: read, or computed and, unless it is large and
-        the scope one of many, stored."""
-        if self._last is not None and self._last[0] is scope:
-            return self._last[1]
-        compressor, store = self.compressor, self.run.store
-        if not (compressor.small or scope.lasting):
-            return self._observe(scope)
-        self._last = scope, store.get(*_step(compressor, scope), lambda: self._observe(scope))
+        """What the compressor keeps of the sums over a scope's images: read, or computed and stored, where many large
+        ones have room."""
+        if self._last is None or self._last[0] is not scope:
+            store, step = self._store(self.compressor, scope), _step(self.compressor, scope)
+            self._last = scope, store.get(*step, lambda: self._observe(scope))
+            if not store.has(*step):
+                self.run.say(
+                    f"{self.compressor.name}: statistics of clusters beyond {say(self.run.kept_bytes)} in the work "
+                    "folder, or half of the disk's room, are not kept, and collected again for every budget"
+                )
         return self._last[1]
+
+    def _store(self, compressor: Compressor, scope: Scope) -> StepStore:
+        """Where observations of a scope are kept."""
+        store = self.run.store
+        small = compressor.small or scope.lasting
+        return store if small else StepStore(store.folder / _MANY, self.run.kept_bytes)
 
     def _observe(self, scope: Scope) -> Tensors:
         """By one pass, which serves compressors beside this one, too: what they keep is stored."""
@@ -259,7 +304,7 @@ class Compression:
         graph, coupling, answer = compressor.observed_network(scope)
         others = [
             other for other in run.beside
-            if _same_view(compressor, other, scope) and not run.store.has(*_step(other, scope))
+            if _same_view(compressor, other, scope) and not self._store(other, scope).has(*_step(other, scope))
         ]  # fmt: skip
         for other in others:
             coupling = max(coupling, other.observed_network(scope)[1], key=lambda each: len(each.mixers))
@@ -269,13 +314,13 @@ class Compression:
             seed=scope.seed, at_once=run.passes.at_once,
         )  # fmt: skip
         for other in others:
-            run.store.get(*_step(other, scope), partial(other.observe, scope, sums))
+            self._store(other, scope).get(*_step(other, scope), partial(other.observe, scope, sums))
         return compressor.observe(scope, sums)
 
 
 def _same_view(one: Compressor, other: Compressor, scope: Scope) -> bool:
     """Whether one pass serves both: of the same network and classes, with channels pooled to the same side."""
-    if one is other or one.pool != other.pool or not (other.small or scope.lasting):
+    if one is other or one.pool != other.pool:
         return False
     (graph, _, answer), (graph_of_other, _, answer_of_other) = (each.observed_network(scope) for each in (one, other))
     return graph is graph_of_other and answer == answer_of_other
@@ -283,7 +328,7 @@ def _same_view(one: Compressor, other: Compressor, scope: Scope) -> bool:
 
 def _step(compressor: Compressor, scope: Scope) -> tuple[str, dict[str, Any]]:
     """The step that stores what a compressor observed, and what it depends on."""
-    depends = {**scope.origin, **compressor.identity(), "compressor": compressor.name, "seed": scope.seed}
+    depends = {**scope.origin, **compressor.observation(), "compressor": compressor.name, "seed": scope.seed}
     more = set(compressor.observed_network(scope)[1].mixers.values()) - set(scope.coupling.mixers.values())
     if more:
         depends["also"] = sorted(more)  # sites that other versions did not have

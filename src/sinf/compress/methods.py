@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from sinf.compress.budget import Schedule
 from sinf.compress.channels import ChannelRemoval
 from sinf.compress.compressor import Compressor
 from sinf.compress.depth import BlockRemoval
 from sinf.compress.low_rank.compressor import LowRank
 from sinf.criteria import make_criterion
+from sinf.errors import ConfigError
 from sinf.registry import Registry
 
 
@@ -47,6 +49,27 @@ def kind_of(name: str) -> type[Compressor]:
         ConfigError: there is no such method.
     """
     return COMPRESSORS.find(name)[0]
+
+
+def methods_for(rule: object, criterion: str | None) -> tuple[str, ...]:
+    """Names of the methods that are tried where it is left open, of those that take this ``rule`` and ``criterion``."""
+    return tuple(name for name in TRIED if kind_of(name).by_criterion or not _by_criterion(rule, criterion))
+
+
+def require_takes(name: str, rule: object, criterion: str | None) -> None:
+    """Refuse a method that does not take the ``rule``, or the ``criterion`` that was named (None: none was).
+
+    Raises:
+        ConfigError: it does not, or there is no such method.
+    """
+    if not kind_of(name).by_criterion and _by_criterion(rule, criterion):
+        got = "ratios" if isinstance(rule, Schedule) else f"the criterion {criterion}"
+        raise ConfigError(f"{name} removes no channels, and takes a budget", got=got, remedy="leave it out")
+
+
+def _by_criterion(rule: object, criterion: str | None) -> bool:
+    """Whether that is for methods by which channels go by a criterion alone."""
+    return isinstance(rule, Schedule) or criterion is not None
 
 
 def make_compressor(name: str, options: Options) -> Compressor:

@@ -92,7 +92,7 @@ class BuildConfig:
     memory: int = DEFAULT
 
     def __post_init__(self) -> None:
-        from sinf.compress.methods import kind_of
+        from sinf.compress.methods import require_takes
         from sinf.machine.memory import Memory
         from sinf.routing.threshold import require_limit
 
@@ -109,11 +109,7 @@ class BuildConfig:
             raise ConfigError(
                 "only a budget can be spent across clusters", got="ratios", remedy="give a budget of MACs, or leave it"
             )
-        by_criterion = isinstance(self.subgraph, Schedule) or self.criterion is not None
-        if by_criterion and not kind_of(self.method).by_criterion:
-            got = "ratios" if isinstance(self.subgraph, Schedule) else f"the criterion {self.criterion}"
-            raise ConfigError(f"{self.method} removes no channels, and takes a budget", got=got, remedy="leave it out")
-        kind_of(self.method)
+        require_takes(self.method, self.subgraph, self.criterion)
         make_criterion(self.criterion_name)
         Memory(self.memory)
         for name in ("route_draws", "common_images", "reconstruct_bytes", "choices"):

@@ -136,7 +136,8 @@ class _Pruning:
         self.images = scoring.sample(config.images, config.seed)
         if validation is not None:
             require_disjoint(validation, "validation", self.images, "scoring")
-        self.checking, self.held_out = part_to_check(self.held_out, config)
+        compressors = [make_compressor(name, config) for name in config.methods]
+        self.checking, self.held_out = part_to_check(self.held_out, config, compressors)
         self.store = StepStore(work)
         self.network = Network(trace(base.module, base.spec.preprocessing))
         self.few = trial_images(self.network.graph)
@@ -145,7 +146,6 @@ class _Pruning:
         self.source = Source(
             base, self.network, self.images, config.seed, config.reconstruct_bytes, self.store, progress, memory, fixed
         )
-        compressors = [make_compressor(name, config) for name in config.methods]
         self.methods = {each.name: Method(self.source, each, compressors) for each in compressors}
 
     def run(self, training: LabelledImages | None, report: Callable[[EpochReport], None] | None) -> Pruned:
@@ -293,7 +293,7 @@ class _Pruning:
             "weights": self._weights_hash,
             "images": self.images.fingerprint(),
             "method": method.name,
-            "corrected": getattr(method.compressor, "factors", {}),
+            "compressor": method.compressor.identity(),
             "rule": {"kind": type(rule).__name__, **identity(rule)},
             "options": {
                 name: getattr(config, name)

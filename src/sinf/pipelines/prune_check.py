@@ -1,17 +1,18 @@
-"""Removed channels are checked group by group, on images that decided and fitted nothing.
+"""What plans are predicted to lose is checked place by place, on images that decided and fitted nothing.
 
 A criterion predicts what goes with the channels of a group. In a few groups of a network it is wrong by several times,
-and a budget is then spent there that costs less elsewhere. So what a plan removes from a group is removed alone: layers
+and a budget is then spent there that costs less elsewhere. So what a plan changes at a place is changed alone: layers
 that read it make up for it by sums over scoring images, nothing is fitted anew, and held-out images tell how far the
-answers move (the Kullback-Leibler divergence from the base model's). Groups that lose far more, or less, than their
+answers move (the Kullback-Leibler divergence from the base model's). Places that lose far more, or less, than their
 share of what was predicted are corrected, and the budget is spent again; of both networks the one that stays nearer
-to the base model's answers counts. Ranks are not checked: planned again by what each loses alone, they lost as much.
-The held-out images that check are not those that report the expected loss.
+to the base model's answers counts. Compressors say themselves whether they predict what is to be checked
+(:class:`sinf.compress.compressor.Predictions`). Ranks are not checked: planned again by what each loses alone, they
+lost as much. The held-out images that check are not those that report the expected loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,14 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinf.compress.channels import ChannelRemoval
-from sinf.compress.compressor import Compression, Observed, Rule, Scope
+from sinf.compress.compressor import Compression, Compressor, Predictions
 from sinf.compress.select import Budget, Schedule
 from sinf.data.images import LabelledImages
 from sinf.data.preprocessing import Preprocessing
 from sinf.errors import ConfigError
-from sinf.graph.coupling import CoupledGroup
-from sinf.graph.delta import LayerDeltas, Mix
 from sinf.graph.network import Network, Part
 from sinf.graph.prepare import prepare
 from sinf.machine.memory import Notice
@@ -35,30 +33,15 @@ from sinf.measure.estimate import KERNEL_FIT
 from sinf.pipelines.prune_config import LatencyBudget, PruneConfig
 from sinf.pipelines.prune_search import MIDDLE
 from sinf.pipelines.whole import WHOLE, Method
-from sinf.statistics import SecondMoments, Statistics, collect
+from sinf.statistics import Statistics, collect
 from sinf.storage.steps import Tensors
 
 IMAGES, SUMS, FITTED = 128, 800, 256  # that are answered, that sums are over, that weights are fitted to, at most
 SHARE = 3  # one of so many held-out images checks, at most
-GROUPS = 16  # those of which most is predicted
+PLACES = 16  # those of which most is predicted
 _FAR = 2.0  # times what was predicted: nearer than that is as predicted
 _MOST = 4.0  # times by which a prediction is corrected at most
-_SLIGHT = 0.1  # of a mean group: what loses less need not be predicted well
-_DAMPING = 3e-3  # of the mean second moment
-
-
-class CorrectedRemoval(ChannelRemoval):
-    """Channel removal whose importances are multiplied by ``factors`` of their groups."""
-
-    def __init__(self, plain: ChannelRemoval, factors: Mapping[str, float]) -> None:
-        super().__init__(plain.criterion, plain.round_to)
-        self.factors = dict(factors)
-
-    def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[Tensor]:
-        def corrected(scope: Scope) -> dict[str, Tensor]:
-            return {name: self.factors.get(name, 1.0) * each for name, each in observed(scope).items()}
-
-        return super().plan(rules, scopes, corrected)
+_SLIGHT = 0.1  # of a mean place: what loses less need not be predicted well
 
 
 @dataclass
@@ -75,27 +58,28 @@ class Check:
         """``(N, classes)`` log-probabilities of the base model."""
         return self._answers(Part(self.network.coupling.keep_all()))
 
-    def factors(self, method: Method, budget: Budget, some: LabelledImages) -> dict[str, float]:
-        """By group what its predicted importance is to be multiplied by, where it is far from what ``some`` images for
-        the sums and the held-out ones say, in the plan of a budget.
+    def factors(
+        self, method: Method, predictions: Predictions, budget: Budget, some: LabelledImages
+    ) -> dict[str, float]:
+        """By place what its predicted loss is to be multiplied by, where it is far from what ``some`` images for the
+        sums and the held-out ones say, in the plan of a budget.
 
         Raises:
             ConfigError: the budget is out of reach.
         """
-        work = Compression(method.compressor, [method.scope], [(budget, WHOLE)], method.run)
-        keep, importance = work.plans[0], work.observed(method.scope)
-        groups = {group.name: group for group in self.network.groups_free() if not bool(keep[group.units].all())}
-        predicted = {name: float(importance[name][~keep[group.units]].sum()) for name, group in groups.items()}
-        most = sorted(predicted, key=lambda name: -predicted[name])[:GROUPS]
+        scope, work = method.scope, Compression(method.compressor, [method.scope], [(budget, WHOLE)], method.run)
+        plan = work.plans[0]
+        predicted = predictions.losses(scope, plan, work.observed)
+        most = sorted(predicted, key=lambda place: -predicted[place])[:PLACES]
         if len(most) < 2:
             return {}
-        sums = self._sums(method, some)
+        sums = self._sums(method, predictions, some)
         lost = {}
-        for number, name in enumerate(most):
+        for number, place in enumerate(most):
             self.progress(number, len(most))
-            lost[name] = self.divergence(self._alone(groups[name], keep, sums))
+            lost[place] = self.divergence(predictions.alone(scope, plan, place, sums))
         self.progress(len(most), len(most))
-        return far(lost, {name: predicted[name] for name in most})
+        return far(lost, {place: predicted[place] for place in most})
 
     @torch.no_grad()
     def divergence(self, part: Part) -> float:
@@ -108,29 +92,15 @@ class Check:
         network = prepare(self.network.whole(part))
         return torch.cat([network(x).log_softmax(1) for x, _ in self.images.batches(self.feed)])
 
-    def _sums(self, method: Method, some: LabelledImages) -> Statistics:
+    def _sums(self, method: Method, predictions: Predictions, some: LabelledImages) -> Statistics:
         return collect(
             self.network.graph, self.network.coupling, some.batches(self.feed), classes=some.classes,
-            needs=(SecondMoments,), at_once=method.run.passes.at_once,
+            needs=predictions.needs, at_once=method.run.passes.at_once,
         )  # fmt: skip
-
-    def _alone(self, group: CoupledGroup, keep: Tensor, sums: Statistics) -> Part:
-        """What a plan removes of a group alone, with mixes of the channels that stay."""
-        coupling = self.network.coupling
-        alone, layers = coupling.keep_all(), LayerDeltas()
-        alone[group.units] = keep[group.units]
-        for target in set(coupling.mixers.values()):
-            kept = alone[coupling.reads[target].units]
-            if not bool(kept.all()):
-                gram = sums[target][SecondMoments].gram.double()
-                system = gram[kept][:, kept]
-                system.diagonal().add_(_DAMPING * gram.diagonal().mean().clamp(min=1e-12))
-                layers[target] = Mix(torch.linalg.solve(system, gram[kept]).T.float())
-        return Part(alone, layers)
 
 
 def far(lost: Mapping[str, float], predicted: Mapping[str, float]) -> dict[str, float]:
-    """Of groups that lose far more, or less, than their share of what was predicted, how many times; none where none
+    """Of places that lose far more, or less, than their share of what was predicted, how many times; none where none
     is far."""
     shares = []
     for each in (lost, predicted):
@@ -141,27 +111,29 @@ def far(lost: Mapping[str, float], predicted: Mapping[str, float]) -> dict[str, 
 
 
 def correct(
-    method: Method, plain: ChannelRemoval, budget: Budget, check: Check, some: LabelledImages
+    method: Method, predictions: Predictions, budget: Budget, check: Check, some: LabelledImages
 ) -> dict[str, float]:
-    """Corrections of what the ``plain`` compressor of a method predicts, where these make a better network of the
-    budget by weights that are fitted to few images: factors by group, none where it stays as it was.
+    """Corrections of what the compressor of a method predicts, where these make a better network of the budget by
+    weights that are fitted to few images: factors by place, none where it stays as it was.
 
     Raises:
         ConfigError: the budget is out of reach.
     """
-    factors = check.factors(method, budget, some)
+    factors = check.factors(method, predictions, budget, some)
     if not factors:
         return {}
-    losses = [check.divergence(method.part(budget, FITTED, each)) for each in (plain, CorrectedRemoval(plain, factors))]
+    both = (method.compressor, predictions.corrected(factors))
+    losses = [check.divergence(method.part(budget, FITTED, each)) for each in both]
     return factors if losses[1] < losses[0] else {}
 
 
 def part_to_check(
-    held_out: LabelledImages | None, config: PruneConfig
+    held_out: LabelledImages | None, config: PruneConfig, compressors: Iterable[Compressor]
 ) -> tuple[LabelledImages | None, LabelledImages | None]:
     """Held-out images that check, and those that report. All report where there are fewer than three, and where no
-    channels go within a budget."""
-    if held_out is None or "channels" not in config.methods or isinstance(config.rule, Schedule):
+    compressor predicts what is to be checked, within a budget."""
+    checked = any(each.predictions is not None for each in compressors) and not isinstance(config.rule, Schedule)
+    if held_out is None or not checked:
         return None, held_out
     count = min(IMAGES, len(held_out) // SHARE)
     if not count:
@@ -178,47 +150,48 @@ def check_all(
     depends: Callable[[Method, Budget], dict[str, Any]],
     notice: Notice,
 ) -> None:
-    """Have methods that remove channels within a budget do so by corrected predictions, and say where they do. What is
-    found is stored. Without a ``rule`` it is found in a network of the middle size."""
+    """Have methods whose predictions are to be checked go by corrected ones within a budget, and say where they do.
+    The corrections are stored. Without a ``rule`` they are those of a network of the middle size."""
     if isinstance(rule, Schedule):
         return
     budget = rule if isinstance(rule, Budget) else Budget(MIDDLE if rule is None else rule.time, weight_cost)
     for method in methods:
-        plain = method.compressor
-        if isinstance(plain, ChannelRemoval):
-            known = depends(method, budget) | {"held out": check.images.fingerprint()}
-            with suppress(ConfigError):  # out of reach, as its network will say
-                factors = _stored(method, plain, budget, check, known)
-                if factors:
-                    method.compressor = CorrectedRemoval(plain, factors)
-                    notice(describe(factors, len(check.images)))
+        predictions = method.compressor.predictions
+        if predictions is None:
+            continue
+        step = depends(method, budget) | {"held out": check.images.fingerprint()}
+        with suppress(ConfigError):  # out of reach, as its network will say
+            factors = _stored(method, predictions, budget, check, step)
+            if factors:
+                method.compressor = predictions.corrected(factors)
+                notice(describe(factors, len(check.images)))
 
 
 def expected_checks(methods: Iterable[Method], checking: LabelledImages | None) -> float:
     """How many forward passes of an image that takes at most."""
     if checking is None:
         return 0
-    mine = [method.source for method in methods if isinstance(method.compressor, ChannelRemoval)]
-    each = [
-        min(GROUPS, len(source.network.groups_free())) * len(checking)
-        + min(SUMS, len(source.images)) + 2 * KERNEL_FIT * min(FITTED, len(source.images))
-        for source in mine
-    ]  # fmt: skip
-    return sum(each)
+    total = 0.0
+    for method in methods:
+        if (predictions := method.compressor.predictions) is not None:
+            images = len(method.source.images)
+            total += min(PLACES, len(predictions.places(method.scope))) * len(checking)
+            total += min(SUMS, images) + 2 * KERNEL_FIT * min(FITTED, images)
+    return total
 
 
 def _stored(
-    method: Method, plain: ChannelRemoval, budget: Budget, check: Check, depends: dict[str, Any]
+    method: Method, predictions: Predictions, budget: Budget, check: Check, depends: dict[str, Any]
 ) -> dict[str, float]:
-    """What :func:`correct` finds, computed or read."""
-    groups, source = check.network.groups_free(), method.source
+    """The corrections of :func:`correct`, computed or read."""
+    places, source = predictions.places(method.scope), method.source
 
     def compute() -> Tensors:
-        factors = correct(method, plain, budget, check, source.images.sample(SUMS, source.seed))
-        return {"factors": torch.tensor([factors.get(group.name, 1.0) for group in groups], dtype=torch.float64)}
+        factors = correct(method, predictions, budget, check, source.images.sample(SUMS, source.seed))
+        return {"factors": torch.tensor([factors.get(place, 1.0) for place in places], dtype=torch.float64)}
 
     stored = method.run.store.get("check", depends, compute)["factors"].tolist()
-    return {group.name: times for group, times in zip(groups, stored, strict=True) if times != 1.0}
+    return {place: times for place, times in zip(places, stored, strict=True) if times != 1.0}
 
 
 def describe(factors: Mapping[str, float], images: int) -> str:

@@ -143,7 +143,7 @@ class PruneConfig:
     memory: int = DEFAULT
 
     def __post_init__(self) -> None:
-        from sinf.compress.methods import kind_of
+        from sinf.compress.methods import require_takes
         from sinf.machine.memory import Memory
 
         make_criterion(self.criterion_name)
@@ -152,9 +152,8 @@ class PruneConfig:
         for name in ("images", "round_to", "reconstruct_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1", got=getattr(self, name), remedy="leave it out")
-        if self.method != AUTO and not kind_of(self.method).by_criterion and self._by_criterion:
-            got = "a ratio" if isinstance(self.rule, Schedule) else f"the criterion {self.criterion}"
-            raise ConfigError(f"{self.method} removes no channels, and takes a budget", got=got, remedy="leave it out")
+        if self.method != AUTO:
+            require_takes(self.method, self.rule, self.criterion)
         if self.limits is None and (self.rule is None or len(self.methods) > 1):
             raise ConfigError(
                 "a method and a budget are chosen by images that are held out",
@@ -163,18 +162,13 @@ class PruneConfig:
             )
 
     @property
-    def _by_criterion(self) -> bool:
-        """Whether it asks for what only the removal of channels by a criterion can do."""
-        return isinstance(self.rule, Schedule) or self.criterion is not None
-
-    @property
     def methods(self) -> tuple[str, ...]:
         """Names of the methods that are tried."""
         if self.method != AUTO:
             return (self.method,)
-        from sinf.compress.methods import TRIED, kind_of
+        from sinf.compress.methods import methods_for
 
-        return tuple(name for name in TRIED if kind_of(name).by_criterion or not self._by_criterion)
+        return methods_for(self.rule, self.criterion)
 
     @property
     def left_open(self) -> str:

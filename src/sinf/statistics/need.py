@@ -58,15 +58,15 @@ def need_of(
 
 
 def metric_bytes(graph: fx.GraphModule, coupling: Coupling) -> int:
-    """Bytes of :mod:`sinf.compress.low_rank.metric`: two roots and the directions of kernel rows of every site, and
-    work on one."""
+    """Bytes of :mod:`sinf.compress.low_rank.metric`: two roots and a basis of what is written, and what kernel rows are
+    read and written by, of every site, and work on one."""
     sites = set(coupling.with_grouped().mixers.values())
     modules = [graph.get_submodule(target) for target in sites if _is_there(graph, target)]
     written = [len(module.weight) for module in modules]
     read = [
         module.weight.shape[1] * module.kernel_size[1] if has_kernel_rows(module) else 0 for module in modules
     ]  # by a row of the kernel
-    kept = 16 * sum(width**2 for width in written) + 4 * sum(width**2 for width in read)
+    kept = 24 * sum(width**2 for width in written) + 8 * sum(width**2 for width in read)
     return kept + 40 * max([*written, *read], default=0) ** 2
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sinf.compress.low_rank.metric import Metric
+from sinf.compress.low_rank.metric import Losses
 from sinf.compress.prices import Prices
 from sinf.compress.select import Budget
 from sinf.errors import ConfigError, OutOfReachError
@@ -37,7 +37,7 @@ class _Choice:
     cost: float
 
 
-def choose_ranks(budget: Budget, count: MacCount, metrics: dict[str, Metric], round_to: int = 8) -> dict[str, Rank]:
+def choose_ranks(budget: Budget, count: MacCount, metrics: Mapping[str, Losses], round_to: int = 8) -> dict[str, Rank]:
     """Ranks by target, of the layers that become two, within a budget of MACs.
 
     Raises:
@@ -47,7 +47,7 @@ def choose_ranks(budget: Budget, count: MacCount, metrics: dict[str, Metric], ro
 
 
 def choose_ranks_together(
-    budget: Budget, parts: Sequence[tuple[MacCount, dict[str, Metric]]], shares: Sequence[float], round_to: int = 8
+    budget: Budget, parts: Sequence[tuple[MacCount, Mapping[str, Losses]]], shares: Sequence[float], round_to: int = 8
 ) -> list[dict[str, Rank]]:
     """What :func:`choose_ranks` finds, for several parts under one budget: of their mean MACs, each part counting by
     its share of the inputs, and so does what it loses. Ranks are multiples of ``round_to``, and of as many channels as
@@ -115,7 +115,7 @@ def _cheapest(options: list[list[_Choice]], most: float) -> list[_Choice]:
     return chosen[::-1]
 
 
-def left_whole(budget: Budget, count: MacCount, metrics: dict[str, Metric], round_to: int) -> dict[str, list[str]]:
+def left_whole(budget: Budget, count: MacCount, metrics: Mapping[str, Losses], round_to: int) -> dict[str, list[str]]:
     """Layers for which no rank is offered, by the reason."""
     prices, layers = Prices(budget, count), dict[str, list[str]]()
     for target in prices.targets():
@@ -129,7 +129,7 @@ def left_whole(budget: Budget, count: MacCount, metrics: dict[str, Metric], roun
     return layers
 
 
-def _options(target: str, prices: Prices, metrics: dict[str, Metric], round_to: int) -> list[_Choice]:
+def _options(target: str, prices: Prices, metrics: Mapping[str, Losses], round_to: int) -> list[_Choice]:
     metric, module = metrics.get(target), prices.module(target)
     costs = prices.layer_cost(target, 0.0 if metric is None else metric.kernel_row_positions)
     choices = [_Choice(None, 0.0, costs.whole)]

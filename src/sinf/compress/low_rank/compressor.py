@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from torch import fx
 
 from sinf.compress.compressor import Compressor, Observed, Rule, Run, Scope
 from sinf.compress.low_rank.choose import Rank, choose_ranks_together, left_whole
-from sinf.compress.low_rank.metric import Metric, metrics
+from sinf.compress.low_rank.metric import Metric, from_tensors, metrics, to_tensors
 from sinf.compress.low_rank.solve import factor, reconstruct_ranks
 from sinf.errors import ConfigError
 from sinf.graph.coupling import Coupling
@@ -17,15 +18,11 @@ from sinf.graph.delta import Factors, groups_of
 from sinf.graph.network import Part
 from sinf.statistics import Fisher, KernelRows, OutputMoments, Statistics, weights_of
 from sinf.statistics.need import metric_bytes
-from sinf.statistics.stored import from_tensors, to_tensors
 from sinf.storage.steps import Tensors
 
 
 class LowRank(Compressor):
-    """Ranks are multiples of ``round_to``. A plan is a :class:`Rank` by the target of every layer that becomes two.
-
-    The metrics of the last scope are remembered, so that many budgets of one scope take one decomposition.
-    """
+    """Ranks are multiples of ``round_to``. A plan is a :class:`Rank` by the target of every layer that becomes two."""
 
     name = "ranks"
     small = False
@@ -33,10 +30,12 @@ class LowRank(Compressor):
 
     def __init__(self, round_to: int = 8) -> None:
         self.round_to = round_to
-        self._last: tuple[Scope, Statistics, dict[str, Metric]] | None = None
 
     def describe(self) -> dict[str, str]:
         return {"method": "low rank"}
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"keeps": [field.name for field in fields(Metric)]}
 
     def bytes_beside(self, graph: fx.GraphModule, coupling: Coupling) -> int:
         return metric_bytes(graph, coupling)
@@ -47,16 +46,15 @@ class LowRank(Compressor):
         return graph, coupling.with_grouped(), answer
 
     def observe(self, scope: Scope, statistics: Statistics) -> Tensors:
-        return to_tensors(statistics, self.needs)
+        """What a rank of every layer loses, decomposed: every budget reads it."""
+        graph, coupling, _ = self.observed_network(scope)
+        sites = {target: statistics[target] for target in weights_of(graph, coupling)}
+        return to_tensors(metrics(sites, {target: groups_of(graph.get_submodule(target)) for target in sites}))
 
-    def measured(self, scope: Scope, observed: Observed) -> tuple[Statistics, dict[str, Metric]]:
-        """Sums over the scope's images, and what a rank of every layer loses."""
-        if self._last is None or self._last[0] is not scope:
-            graph, coupling, _ = self.observed_network(scope)
-            statistics = from_tensors(observed(scope), weights_of(graph, coupling), self.needs)
-            groups = {target: groups_of(graph.get_submodule(target)) for target in statistics}
-            self._last = scope, statistics, metrics(statistics, groups)
-        return self._last[1:]
+    def metrics(self, scope: Scope, observed: Observed) -> dict[str, Metric]:
+        """By the target of every layer that may become two."""
+        graph, coupling, _ = self.observed_network(scope)
+        return from_tensors(observed(scope), weights_of(graph, coupling))
 
     def plan(self, rules: Sequence[Rule], scopes: Sequence[Scope], observed: Observed) -> list[dict[str, Rank]]:
         budgets, plans = self.budgets(rules), [dict[str, Rank]() for _ in scopes]
@@ -68,7 +66,7 @@ class LowRank(Compressor):
                 remedy="give one budget, or take the smaller network as a new base model",
             )
         losses = [
-            {target: metric.losses for target, metric in self.measured(scope, observed)[1].items()} for scope in scopes
+            {target: metric.losses for target, metric in self.metrics(scope, observed).items()} for scope in scopes
         ]
         for budget, region in budgets:
             parts = [(scope.count(region, budget), mine) for scope, mine in zip(scopes, losses, strict=True)]
@@ -79,15 +77,15 @@ class LowRank(Compressor):
     def leaves(self, rules: Sequence[Rule], scope: Scope, observed: Observed) -> dict[str, list[str]]:
         layers: dict[str, list[str]] = {}
         for budget, region in self.budgets(rules):
-            metrics_by_target = self.measured(scope, observed)[1]
+            metrics_by_target = self.metrics(scope, observed)
             more = left_whole(budget, scope.count(region, budget), metrics_by_target, self.round_to)
             layers |= {reason: layers.get(reason, []) + targets for reason, targets in more.items()}
         return layers
 
     def make(self, scope: Scope, plan: dict[str, Rank], observed: Observed, run: Run) -> Part:
         graph, coupling, _ = self.observed_network(scope)
-        statistics, by_target = self.measured(scope, observed)
-        layers: dict[str, Any] = factor(graph, plan, statistics, by_target)
+        by_target = self.metrics(scope, observed)
+        layers: dict[str, Any] = factor(graph, plan, by_target)
         if run.fit:
             whole, small = scope.inputs(run.most)
             layers = reconstruct_ranks(

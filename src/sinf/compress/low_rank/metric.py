@@ -23,62 +23,81 @@ kernel which tells differences between rows hears the rounding far better than t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from sinf.statistics import Fisher, KernelRows, OutputMoments, SiteStatistics, Statistics
+from sinf.statistics import Fisher, KernelRows, OutputMoments, SiteStatistics
 
 _FLOOR = 1e-2  # of the mean of F's diagonal: what the answer hardly feels still counts a little
 _FLAT = 1e-6  # of the mean variance: inputs that hardly change
+_NUMBERS = {"kernel_row_positions": torch.float64, "groups": torch.int64}  # what is no tensor, and its type as one
 
 
 @dataclass(frozen=True)
-class Metric:
-    """How the answer feels what a layer writes.
+class Losses:
+    """What ranks of a layer lose: all that a plan has to know of it, a few numbers a channel.
 
     Attributes:
-        root: ``(O, O)`` F^1/2, and ``inverse`` F^-1/2; of a convolution in groups, of the blocks of F.
         values: ``(O / groups,)``, falling: the effects of channels, in twice the nats of an image; in groups, of the
             first of every group, the second of every group and so on (which may rise here and there).
         kernel_rows: ``(C kw,)``, falling: those of reduced rows; empty where a layer cannot be separable.
         kernel_row_noise: ``(C kw,)``, in the same order: those of noise as strong as what passes, in every row its own.
-        kernel_row_basis: ``(C kw, C kw)`` V, as columns in the same order; empty where a layer cannot be separable.
         kernel_row_positions: how many rows of the kernel read an image.
         groups: of the convolution.
     """
 
-    root: Tensor
-    inverse: Tensor
     values: Tensor
     kernel_rows: Tensor
     kernel_row_noise: Tensor
-    kernel_row_basis: Tensor
     kernel_row_positions: float
-    groups: int = 1
+    groups: int
+
+
+@dataclass(frozen=True)
+class Metric(Losses):
+    """How the answer feels what a layer writes: decomposed once, for every rank.
+
+    Attributes:
+        root: ``(O, O)`` F^1/2, and ``inverse`` F^-1/2; of a convolution in groups, of the blocks of F.
+        basis: ``(O, O)`` the eigenvectors of F^1/2 C F^1/2 as columns, in the order of ``values``; in groups, of the
+            blocks.
+        mean: ``(O,)`` of what is written.
+        kernel_row_read: ``(C kw, C kw)`` V' L^-1 and ``kernel_row_write`` L V, where S = L L', in the order of
+            ``kernel_rows`` (float32); empty where a layer cannot be separable, as is
+        kernel_row_mean: ``(C kw,)`` of what rows read.
+    """
+
+    root: Tensor
+    inverse: Tensor
+    basis: Tensor
+    mean: Tensor
+    kernel_row_read: Tensor
+    kernel_row_write: Tensor
+    kernel_row_mean: Tensor
 
     @property
-    def losses(self) -> Metric:
-        """What tells the loss of a rank alone: without V, which is as large as all the rest."""
-        return replace(self, kernel_row_basis=torch.zeros(0))
+    def losses(self) -> Losses:
+        """Without what only solving reads, which is far larger."""
+        return Losses(**{field.name: getattr(self, field.name) for field in fields(Losses)})
 
-    def channels(self, covariance: Tensor, rank: int, group: int = 0) -> tuple[Tensor, Tensor]:
-        """``(o, r), (r, o)`` from the covariance (o, o) of what one ``group`` writes, all where there are none: their
-        product keeps the ``rank`` directions of most effect on the answer."""
+    def channels(self, rank: int, group: int = 0, covariance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``(o, r), (r, o)`` of what one ``group`` writes, all where there are none: their product keeps the ``rank``
+        directions of most effect on the answer, where what is written has another ``covariance`` (o, o) of that."""
         rows = self.rows_of(group)
-        root, inverse = self.root[rows, rows], self.inverse[rows, rows]
-        vectors = torch.linalg.eigh(root @ covariance.double() @ root).eigenvectors.flip(1)[:, :rank]
+        root, inverse, basis = (each[rows, rows] for each in (self.root, self.inverse, self.basis))
+        if covariance is not None:
+            basis = torch.linalg.eigh(root @ covariance.double() @ root).eigenvectors.flip(1)
+        vectors = basis[:, :rank]
         return inverse @ vectors, vectors.T @ root
 
-    def separable(self, weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-        """``(O, r, kh), (r, C kw)`` for a weight ``(O, C, kh, kw)`` and S: two layers that keep the ``rank`` directions
-        of most effect."""
-        half, basis = triangular_root(covariance), self.kernel_row_basis[:, :rank].double()
+    def separable(self, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+        """``(O, r, kh), (r, C kw)`` for a weight ``(O, C, kh, kw)``: two layers that keep the ``rank`` directions of
+        most effect."""
         rows = weight.double().permute(0, 2, 1, 3).flatten(2)  # (O, kh, C kw)
-        reduce = torch.linalg.solve_triangular(half.T, basis, upper=True).T
-        return (rows @ (half @ basis)).transpose(1, 2), reduce
+        return (rows @ self.kernel_row_write[:, :rank].double()).transpose(1, 2), self.kernel_row_read[:rank].double()
 
     def rows_of(self, group: int) -> slice:
         """The outputs of a group."""
@@ -86,31 +105,56 @@ class Metric:
         return slice(group * size, (group + 1) * size)
 
 
-def metrics(statistics: Statistics, groups: Mapping[str, int] | None = None) -> dict[str, Metric]:
+def metrics(statistics: Mapping[str, SiteStatistics], groups: Mapping[str, int] | None = None) -> dict[str, Metric]:
     """By target, from sums over images (:class:`sinf.compress.low_rank.LowRank`); ``groups`` are those of convolutions
     that have some."""
     return {target: _metric(site, (groups or {}).get(target, 1)) for target, site in statistics.items()}
 
 
+def to_tensors(metrics_by_target: Mapping[str, Metric]) -> dict[str, Tensor]:
+    """All that metrics hold, by ``FIELD.TARGET``."""
+    return {
+        f"{field.name}.{target}": torch.as_tensor(getattr(metric, field.name), dtype=_NUMBERS.get(field.name))
+        for target, metric in metrics_by_target.items()
+        for field in fields(Metric)
+    }
+
+
+def from_tensors(tensors: Mapping[str, Tensor], targets: Iterable[str]) -> dict[str, Metric]:
+    """The inverse of :func:`to_tensors`."""
+
+    def value(name: str, target: str) -> Tensor | float:
+        tensor = tensors[f"{name}.{target}"]
+        return tensor.item() if name in _NUMBERS else tensor
+
+    names = [field.name for field in fields(Metric)]
+    return {target: Metric(**{name: value(name, target) for name in names}) for target in targets}  # type: ignore[arg-type]
+
+
 def _metric(site: SiteStatistics, groups: int) -> Metric:
+    outputs, rows_read, none = site[OutputMoments], site[KernelRows], torch.zeros(0)
     fisher = site[Fisher].total.double() / max(1, site.images)  # of an image, all positions together
     level = torch.diagonal(fisher).mean().clamp(min=1e-30)
     fisher = fisher + _FLOOR * level * torch.eye(len(fisher), dtype=torch.float64)
-    covariance = site[OutputMoments].covariance()
     if groups > 1:
-        return _metric_of_groups(fisher, covariance, groups)
+        values, root, inverse, basis = _of_groups(fisher, outputs.covariance(), groups)
+        return Metric(values, none, none, 0.0, groups, root, inverse, basis, outputs.mean, none, none, none)
     root, inverse = roots(fisher, 1e-3 * _FLOOR * float(level))
-    effect = torch.linalg.eigvalsh(root @ covariance @ root).flip(0).clamp(min=0)
-    rows_read, none = site[KernelRows], torch.zeros(0)
+    values, basis = torch.linalg.eigh(root @ outputs.covariance() @ root)
+    values, basis = values.flip(0).clamp(min=0), basis.flip(1)
     if not rows_read.present:
-        return Metric(root, inverse, effect, none, none, none, 0.0)
+        return Metric(values, none, none, 0.0, 1, root, inverse, basis, outputs.mean, none, none, none)
     half, weight = triangular_root(rows_read.covariance()), rows_read.as_kernel(site.weight)
-    by_kernel_row = _kernel_row_effects(weight, root, half, rows_read.row_correlation())
-    return Metric(root, inverse, effect, *by_kernel_row, rows_read.count / max(1, site.images))
+    effects, noise, vectors = _kernel_row_effects(weight, root, half, rows_read.row_correlation())
+    read = torch.linalg.solve_triangular(half.T, vectors, upper=True).T.float()
+    return Metric(
+        values, effects, noise, rows_read.count / max(1, site.images), 1, root, inverse, basis, outputs.mean,
+        read, (half @ vectors).float(), rows_read.total / rows_read.count,
+    )  # fmt: skip
 
 
-def _metric_of_groups(fisher: Tensor, covariance: Tensor, groups: int) -> Metric:
-    """From F and C of all groups."""
+def _of_groups(fisher: Tensor, covariance: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``values``, ``root``, ``inverse`` and ``basis`` from F and C of all groups."""
     size = len(fisher) // groups
     halves, inverses, vectors = [], [], []
     for first in range(0, len(fisher), size):
@@ -125,8 +169,7 @@ def _metric_of_groups(fisher: Tensor, covariance: Tensor, groups: int) -> Metric
     both = (written.T @ fisher @ written) * (read.T @ covariance @ read)
     both = both.unflatten(0, (groups, size)).unflatten(2, (groups, size)).sum((0, 2))  # of the k-th of all groups
     lost = both.flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0)  # what goes with all from the k-th on
-    values, none = lost - torch.cat([lost[1:], lost.new_zeros(1)]), torch.zeros(0)
-    return Metric(root, inverse, values, none, none, none, 0.0, groups)
+    return lost - torch.cat([lost[1:], lost.new_zeros(1)]), root, inverse, basis
 
 
 def roots(matrix: Tensor, least: float | None = None) -> tuple[Tensor, Tensor]:
@@ -151,7 +194,7 @@ def _kernel_row_effects(
     weight: Tensor, root: Tensor, half: Tensor, correlation: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(C kw,), (C kw,), (C kw, C kw)``: squared singular values of A, falling, what they would be if no two rows of
-    an image were similar (T = 1), and V, A's right singular vectors as columns (float32), from L (``half``)."""
+    an image were similar (T = 1), and V, A's right singular vectors as columns, from L (``half``)."""
     values, vectors = torch.linalg.eigh(correlation.double())
     across = vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T  # T^1/2
     sensitivity = torch.einsum("po,ocil->ipcl", root, weight.double()).flatten(2)  # (kh, O, C kw)
@@ -159,4 +202,4 @@ def _kernel_row_effects(
     values, vectors = torch.linalg.eigh(a.T @ a)
     vectors = vectors.flip(1)
     noise = (sensitivity.flatten(0, 1) @ (half @ vectors)).square().sum(0)
-    return values.flip(0).clamp(min=0), noise, vectors.float()
+    return values.flip(0).clamp(min=0), noise, vectors

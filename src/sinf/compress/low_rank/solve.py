@@ -2,13 +2,13 @@
 
 In sequence, every layer is fitted by least squares to what the base network's layer answers, from what the network so
 far makes: a layer that becomes two through channels is fitted whole, and reduced in rank in the metric that chose it;
-the second of two separable layers is fitted to what the first makes, a third of a kernel's unmetricss at most, so that
+the second of two separable layers is fitted to what the first makes, a third of a kernel's unknowns at most, so that
 the equations are a tenth of the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,42 +21,33 @@ from sinf.compress.side_by_side import Rows, SideBySide
 from sinf.graph.apply import replaced
 from sinf.graph.coupling import Coupling
 from sinf.graph.delta import Factors, LayerDelta, LayerDeltas, Weights, can_factor, groups_of, with_weights
-from sinf.statistics import KernelRows, OutputMoments, Statistics
 
 
 @torch.no_grad()
-def factor(
-    graph: fx.GraphModule, ranks: dict[str, Rank], statistics: Statistics, metrics: dict[str, Metric]
-) -> LayerDeltas:
+def factor(graph: fx.GraphModule, ranks: dict[str, Rank], metrics: Mapping[str, Metric]) -> LayerDeltas:
     """Every layer on its own, from what the network reads and writes as it is."""
     solved: LayerDeltas = {}
     for target, rank in ranks.items():
-        own, site, metric = graph.get_submodule(target), statistics[target], metrics[target]
+        own, metric = graph.get_submodule(target), metrics[target]
         weight = own.weight.double()
         bias = weight.new_zeros(len(weight)) if own.bias is None else own.bias.double()
         if rank.separable:
-            rows_read = site[KernelRows]
-            expand, reduce = metric.separable(weight, rows_read.covariance(), rank.channels)
-            mean = rows_read.total / rows_read.count
+            expand, reduce = metric.separable(weight, rank.channels)
+            mean = metric.kernel_row_mean
             lost = weight.sum(2).flatten(1) @ mean - expand.sum(2) @ (reduce @ mean)
             solved[target] = _separable(own, expand, reduce, bias + lost)
         else:
             solved[target] = _together(
-                [
-                    _of_group(own, group, weight, bias, site[OutputMoments], rank, metric)
-                    for group in range(metric.groups)
-                ]
+                [_of_group(own, group, weight, bias, rank, metric) for group in range(metric.groups)]
             )
     return solved
 
 
-def _of_group(
-    own: nn.Module, group: int, weight: Tensor, bias: Tensor, written: OutputMoments, rank: Rank, metric: Metric
-) -> Factors:
+def _of_group(own: nn.Module, group: int, weight: Tensor, bias: Tensor, rank: Rank, metric: Metric) -> Factors:
     """Of one group, through its share of the channels; all of a layer that has no groups."""
     rows = metric.rows_of(group)
-    weight, bias, mean = weight[rows], bias[rows], written.mean[rows]
-    expand, reduce = metric.channels(written.covariance()[rows, rows], rank.channels // metric.groups, group)
+    weight, bias, mean = weight[rows], bias[rows], metric.mean[rows]
+    expand, reduce = metric.channels(rank.channels // metric.groups, group)
     bias = mean - expand @ (reduce @ (mean - bias))
     return _channels(own, expand, reduce @ weight.flatten(1), bias)
 
@@ -67,7 +58,7 @@ def reconstruct_ranks(
     coupling: Coupling,
     start: LayerDeltas,
     ranks: dict[str, Rank],
-    metrics: dict[str, Metric],
+    metrics: Mapping[str, Metric],
     inputs: Rows,
     smaller_inputs: Rows | None = None,
     *,
@@ -164,7 +155,7 @@ def _fit_group(
         return Weights(weight.reshape(own.weight.shape).float(), fit[:, -1].float() if constant else None)
     moments = sums.moments_of(torch.block_diag(weight, weight.new_ones(1, 1)))  # of what it writes, and the constant
     before = moments[-1, :-1]
-    expand, reduce = metric.channels(moments[:-1, :-1] - torch.outer(before, before), between, group)
+    expand, reduce = metric.channels(between, group, moments[:-1, :-1] - torch.outer(before, before))
     return _channels(own, expand, reduce @ weight, before + fit[:, -1] - expand @ (reduce @ before))
 
 
