@@ -27,12 +27,12 @@ def from_tensors(
 ) -> Statistics:
     """The inverse of :func:`to_tensors`: statistics of these ``kinds``; ``weights`` are (O, C, K) by target."""
     images, kinds = int(tensors[_IMAGES]), tuple(kinds)
-    found = Statistics()
+    statistics = Statistics()
     for target, weight in weights.items():
         each = (kind(**{name: tensors[_key(kind, name, target)] for name in kind.fields()}) for kind in kinds)
-        found[target] = SiteStatistics(target, weight, images, each)
-    found.images = images
-    return found
+        statistics[target] = SiteStatistics(target, weight, images, each)
+    statistics.images = images
+    return statistics
 
 
 def _key(kind: type[Statistic], field: str, target: str) -> str:
