@@ -2,7 +2,7 @@
 
 In sequence, every layer is fitted by least squares to what the base network's layer answers, from what the network so
 far makes: a layer that becomes two through channels is fitted whole, and reduced in rank in the metric that chose it;
-the second of two separable layers is fitted to what the first makes, a third of a kernel's unmetricss at most, so that
+the second of two separable layers is fitted to what the first makes, a third of a kernel's unknowns at most, so that
 the equations are a tenth of the work.
 """
 
