@@ -42,8 +42,8 @@ class Deferral:
 def _fitted_to(features: Tensor, harmless: Tensor) -> tuple[Tensor, Tensor] | None:
     """``(n, features)`` and ``(n,)`` of the images whose features are numbers, which no answer that is none has; None
     where they cannot tell: all are the same, or likelier routes, the first feature, look worse."""
-    known = features.isfinite().all(1)
-    features, harmless = features[known], harmless[known]
+    finite = features.isfinite().all(1)
+    features, harmless = features[finite], harmless[finite]
     if harmless.all() or not harmless.any() or features[harmless, 0].mean() <= features[~harmless, 0].mean():
         return None
     return features, harmless
@@ -54,14 +54,14 @@ def fit_deferral(log_route: Tensor, energy: Tensor, log_within: Tensor, harmless
 
     Where they cannot tell there is no fit.
     """
-    known = _fitted_to(torch.stack([log_route, energy, log_within], 1), harmless)
-    return Deferral() if known is None else Deferral(*_logistic(*known))
+    sample = _fitted_to(torch.stack([log_route, energy, log_within], 1), harmless)
+    return Deferral() if sample is None else Deferral(*_logistic(*sample))
 
 
 def fit_margin(margin: Tensor, harmless: Tensor) -> Deferral:
     """The same of a cascade, by the ``margin`` (N,) alone."""
-    known = _fitted_to(margin[:, None], harmless)
-    intercept, weight = (0.0, 1.0) if known is None else _logistic(*known)
+    sample = _fitted_to(margin[:, None], harmless)
+    intercept, weight = (0.0, 1.0) if sample is None else _logistic(*sample)
     return Deferral(intercept, route=0.0, margin=weight)
 
 

@@ -53,8 +53,8 @@ class Calibration:
 
     def losses(self, threshold: float) -> Tensor:
         """``(N,)`` in {-1, 0, 1}."""
-        ours = torch.where(self.routed(threshold), self.routed_right, self.fallback_right)
-        return self.base_right.float() - ours.float()
+        right = torch.where(self.routed(threshold), self.routed_right, self.fallback_right)
+        return self.base_right.float() - right.float()
 
     def shuffled(self, seed: int) -> Calibration:
         """The same images in an order drawn by ``seed``."""
