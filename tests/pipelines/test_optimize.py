@@ -448,7 +448,7 @@ def test_thresholds_are_set_by_answers_in_the_engine(
     place = Place("onnxruntime", 1, tiny_images.inputs(preprocessing)[:8])
     candidates = Routed(cascade, "cascade").open(place, precision, calibration, 0.05, lambda done, total: None)
     assert candidates
-    router = place.known["cascade", precision].get()
+    router = place.results["cascade", precision].get()
     found = tail_answers(router, "onnxruntime", calibration, preprocessing)
     observed = answers_of(candidates[-1].run, calibration, preprocessing)
     both = (found.subgraph == observed) | (found.full == observed)
@@ -510,7 +510,7 @@ def test_little_memory_changes_nothing_but_what_is_open(
         place = replace(optimized.place("onnxruntime"), memory=memory, known={})
         parts = optimized.base, optimized.scoring, optimized.calibration
         found.append(optimize(*parts, config, tmp_path / name, work=optimized.work, place=place))
-        running = [each for each in place.known.values() if isinstance(each, Running)]
+        running = [each for each in place.results.values() if isinstance(each, Running)]
         assert len(running) >= 6
         assert sum(each.open for each in running) == (len(running) if memory is None else 1)
     much, little = found

@@ -149,11 +149,11 @@ class Search:
         # What is asked of them later depends on what they were: after a kill the same ones must come again, whatever
         # the machine's table has by then.
         store = StepStore(self.work)
-        found: LayerTimes = self.place.once(
+        times: LayerTimes = self.place.once(
             "times of layers", precision,
             lambda: from_tensors(store.get("layer-times", depends, lambda: to_tensors(measured()))),
         )  # fmt: skip
-        return found
+        return times
 
     @cached_property
     def _own(self) -> tuple[Tensor, Tensor]:

@@ -81,9 +81,9 @@ def _similarities(axis: Any, similarity: Similarity, colour: str, label: str) ->
 def _use(figure: Any, axis: Any, manifold: Manifold, class_names: list[str]) -> None:
     """Channels by class and layer, as the difference from the mean of the layer: layers differ more than classes.
     Classes without images are left out."""
-    seen = ~manifold.remaining.isnan().any(1)
-    class_names = [name for name, there in zip(class_names, seen.tolist(), strict=True) if there]
-    remaining = manifold.remaining[seen]
+    with_images = ~manifold.remaining.isnan().any(1)
+    class_names = [name for name, there in zip(class_names, with_images.tolist(), strict=True) if there]
+    remaining = manifold.remaining[with_images]
     over = 100 * (remaining - remaining.mean(0))
     most = max(1e-9, float(over.abs().max()))
     picture = axis.imshow(over.numpy(), aspect="auto", cmap="BrBG", vmin=-most, vmax=most, interpolation="nearest")
