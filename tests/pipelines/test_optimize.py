@@ -371,13 +371,13 @@ def test_it_is_public() -> None:
     assert public.optimize is optimize
 
 
-@pytest.mark.parametrize(("budget", "tried"), [(0.5, {"ranks"}), (0.8, {"ranks", "channels"})])
+@pytest.mark.parametrize(("budget", "methods"), [(0.5, {"ranks"}), (0.8, {"ranks", "channels"})])
 def test_another_method_is_tried_where_the_first_does_not_do_well(
-    budget: float, tried: set[str], optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path
+    budget: float, methods: set[str], optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path
 ) -> None:
     found = optimized(tmp_path / "fast", methods=("ranks", "channels"), budgets=(budget,), cuts=(), max_loss=0.99)
-    assert {each.name.split(",")[0] for each in found.rows} == tried
-    assert ("channels: not tried, since ranks do well" in found.left_out) == (len(tried) == 1)
+    assert {each.name.split(",")[0] for each in found.rows} == methods
+    assert ("channels: not tried, since ranks do well" in found.left_out) == (len(methods) == 1)
 
 
 # ---- bundles

@@ -99,8 +99,8 @@ def test_a_tree_has_every_leaf_once_and_no_crossings(leaves: int, seed: int) -> 
     below = {leaf: {leaf} for leaf in range(leaves)}
     for number, (a, b) in enumerate(made.merges):
         below[leaves + number] = below[a] | below[b]
-        places = sorted(made.order.index(leaf) for leaf in below[leaves + number])
-        assert places == list(range(places[0], places[-1] + 1)), "what was joined lies together"
+        positions = sorted(made.order.index(leaf) for leaf in below[leaves + number])
+        assert positions == list(range(positions[0], positions[-1] + 1)), "what was joined lies together"
     assert list(made.heights) == sorted(made.heights)
     drawn = ElementTree.fromstring(dendrogram.dendrogram(apart, [f"<{n}>" for n in range(leaves)], [0] * leaves, "l"))
     assert len(drawn.findall("path")) == leaves - 1
