@@ -2,9 +2,10 @@
 
 A route predictor alone is sure of some wrong routes, and those are most of the loss. The subgraph, having run, knows
 more: its weights answer as the base model's did, so an input of another cluster shows itself by low logits (its free
-energy, Liu et al., arXiv 2010.03759). The confidence is a logistic regression of the event "ours is right, or the base
-model is wrong too", the one that counts for the loss (post-hoc deferral, Jitkrittum et al., arXiv 2307.02764), on the
-log-probability of the route, the log-sum-exp of the subgraph's logits, and the log-probability of its first class.
+energy, Liu et al., arXiv 2010.03759). The confidence is a logistic regression of the event "the pipeline is right, or
+the base model is wrong too", the one that counts for the loss (post-hoc deferral, Jitkrittum et al., arXiv 2307.02764),
+on the log-probability of the route, the log-sum-exp of the subgraph's logits, and the log-probability of its first
+class.
 
 The confidence of a cascade, which has one route, comes of the margin between its subgraph's two largest logits: it
 needs no route, and orders the inputs better than the probability of the first class.
