@@ -490,11 +490,11 @@ def test_budgets_are_of_time_where_it_will_run(
 
     first = made(place)
     assert asked == [("torch", {"precision": "f32", "batch": 2, "threads": 1})]
-    again = made(replace(place, known={}))
+    again = made(replace(place, results={}))
     assert len(asked) == 1
     assert [row.name for row in again.rows] == [row.name for row in first.rows]
     monkeypatch.setattr(module, "FORMAT", 0)  # as a version stored them that timed layers in another way
-    made(replace(place, known={}))
+    made(replace(place, results={}))
     assert len(asked) == 2
     assert "60 % of the time in here kept" in (tmp_path / "fast" / "README.md").read_text()
 
@@ -507,7 +507,7 @@ def test_little_memory_changes_nothing_but_what_is_open(
     config = OptimizeConfig(**SMALL, engine="onnxruntime", precisions=("f32", "int8"))
     found = []
     for name, memory in (("much", None), ("little", 1)):
-        place = replace(optimized.place("onnxruntime"), memory=memory, known={})
+        place = replace(optimized.place("onnxruntime"), memory=memory, results={})
         parts = optimized.base, optimized.scoring, optimized.calibration
         found.append(optimize(*parts, config, tmp_path / name, work=optimized.work, place=place))
         running = [each for each in place.results.values() if isinstance(each, Running)]
