@@ -262,7 +262,7 @@ class Choice:
         return 100 * float(self.losses.double().mean())
 
     def interval(self) -> tuple[float, float]:
-        """95 % of the loss in points: a bootstrap over images, base and ours of one image together."""
+        """95 % of the loss in points: a bootstrap over images, base model and candidate of one image together."""
         low, high = interval(np.mean, self.losses, draws=DRAWS)
         return 100 * low, 100 * high
 

@@ -164,7 +164,7 @@ def layers_of(base: BaseModel, images: LabelledImages) -> Iterator[Layer]:
     rows = images.batches(base.spec.preprocessing)
     found = collect(network.graph, network.coupling, rows, classes=images.classes, needs=LowRank.needs)
     known, prices, macs = metrics(found), Prices(Budget(1.0), network.macs), network.macs.by_layer()
-    positions = {target: places for target, _, places in network.macs.nodes}
+    positions = {target: elements for target, _, elements in network.macs.nodes}
     for target in prices.targets():
         module = prices.module(target)
         kind = kind_of(module, positions[target])

@@ -126,7 +126,7 @@ def counted(model: BaseModel) -> tuple[int, int]:
 
 
 def lost(answers: Answers) -> Tensor:
-    """By image, 1 where the base model alone is right, -1 where ours alone is."""
+    """By image, 1 where the base model alone is right, -1 where the smaller one alone is."""
     return answers.base_right.double() - answers.right.double()
 
 

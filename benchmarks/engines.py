@@ -2,8 +2,8 @@
 
 python benchmarks/engines.py BUNDLE CIFAR100        # BUNDLE: a folder made by sinf build
 
-Written to benchmarks/results/engines_MODEL_cpu.csv after every engine. One thread; base and ours take turns. The column
-``what`` says what is measured: ``time`` of a batch, ``stages`` of one image in milliseconds, ``file`` sizes,
+Written to benchmarks/results/engines_MODEL_cpu.csv after every engine. One thread; base model and bundle take turns.
+The column ``what`` says what is measured: ``time`` of a batch, ``stages`` of one image in milliseconds, ``file`` sizes,
 ``answers`` of the single file beside the bundle's, ``edge`` runtime in a process that cannot import torch.
 """
 
@@ -195,8 +195,8 @@ def _stages(model: SemanticModel, router: FeatureRouter, given: Any, turns: int)
 
 
 def _accuracy(model: SemanticModel, router: FeatureRouter, test: LabelledImages, whole: Evaluation, common: Row) -> Row:
-    """Of base and ours in one engine and precision; the loss is against the base model in f32, which is the same in
-    every engine within rounding."""
+    """Of base model and bundle in one engine and precision; the loss is against the base model in f32, which is the
+    same in every engine within rounding."""
     if common["engine"] == "torch":
         return {"base_top1": whole.base_top1, "top1": whole.top1, "loss": whole.loss, "fallback": whole.fallback}
     base_right = right = fell_back = 0

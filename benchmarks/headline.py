@@ -41,8 +41,8 @@ CONFIDENT = {"vgg16": ((1.0, 0.95), (0.5, 0.95))}  # asked and confidence of mor
 COLUMNS = (
     "model", "dataset", "engine", "precision", "device", "batch", "threads", "pairs", "method", "plan", "asked",
     "confidence", "calibration_loss", "base_top1", "loss", "loss_low", "loss_high", "images", "cost", "macs_saved",
-    "time_saved", "time_saved_low", "time_saved_high", "params_active", "fallback", "tried", "threshold", "early",
-    "base_ms", "ms", "load", "seed", "date", "versions",
+    "time_saved", "time_saved_low", "time_saved_high", "params_active", "fallback", "subgraph_ran", "threshold",
+    "early", "base_ms", "ms", "load", "seed", "date", "versions",
 )  # fmt: skip
 IDENTITY = ("engine", "method", "asked", "confidence")
 
@@ -138,7 +138,7 @@ def measure(
             calibration_loss=choice.calibration_loss, base_top1=choice.base_top1, loss=choice.loss, loss_low=low,
             loss_high=high, images=len(choice.losses), cost=choice.cost, macs_saved=choice.macs_saved,
             time_saved=taken.time_saved, time_saved_low=taken.low, time_saved_high=taken.high,
-            params_active=choice.params_active, fallback=choice.fallback, tried=choice.subgraph_ran,
+            params_active=choice.params_active, fallback=choice.fallback, subgraph_ran=choice.subgraph_ran,
             base_ms=taken.base_mean, ms=taken.mean, load=taken.load, **thresholds(choice),
         )  # fmt: skip
         print(

@@ -129,7 +129,7 @@ def optimized() -> str:
 
 OTHERWISE = {
     "torch, as loaded": "your model as loaded, torch", "torch, compiled": "your model, torch.compile",
-    "base int8": "base model, int8 by the engine's quantiser, weights rounded as ours are",
+    "base int8": "base model, int8 by the engine's quantiser, weights rounded as sinf rounds them",
 }  # fmt: skip
 
 
@@ -380,7 +380,7 @@ def engines(model: str) -> str:
     rows = [row for row in read(f"engines_{model}_cpu.csv") if row["what"] == "time"]
     if not rows:
         return MISSING
-    head = ("engine", "precision", "batch", "base, ms", "ours, ms", "time saved", "95 %", "of the MACs saved", "loss",
+    head = ("engine", "precision", "batch", "base, ms", "bundle, ms", "time saved", "95 %", "of the MACs saved", "loss",
             "load, cores")  # fmt: skip
     lines = []
     for row in rows:
@@ -442,7 +442,7 @@ def dynamic_time() -> str:
     return markdown(head, lines)
 
 
-#: ManiDP, CIFAR-10: error of the base model, error of ours in per cent, share of MACs saved.
+#: ManiDP, CIFAR-10: error of the base model, error of the pruned one in per cent, share of MACs saved.
 MANIDP = {"resnet20": (7.78, 7.95, 54.2), "resnet32": (7.34, 7.85, 63.2), "resnet56": (6.30, 6.36, 62.4)}
 
 

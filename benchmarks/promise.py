@@ -34,7 +34,7 @@ from sinf.pipelines.calibration import FITTING, set_thresholds
 from sinf.routing.threshold import Calibration, candidate_thresholds, choose_threshold
 
 STEPS = 200_000
-GAINED = 0.02  # of the images: the base model is wrong, and ours right
+GAINED = 0.02  # of the images: the base model is wrong, and the pipeline right
 CONFIDENCES = (0.95, 0.9, 0.6)
 LIMIT, TRIALS, SPLITS = 0.05, 1000, 200
 TAIL_COSTS = (0.2, 1.0)  # of a subgraph and of the full tail: the early threshold depends on their ratio

@@ -33,8 +33,8 @@ METHODS = (ROUTED, CHANNELS, "semantic-noreconstruct", "semantic-wholeextractor"
 COLUMNS = (
     "model", "dataset", "method", "criterion", "reconstruct", "engine", "precision", "device", "batch", "threads",
     "base_top1", "top1", "loss", "loss_low", "loss_high", "calibration_loss", "cost", "macs_saved", "time_saved",
-    "time_saved_low", "time_saved_high", "params_active", "fallback", "tried", "limit", "threshold", "early", "cut",
-    "common", "extractor", "fallback_budget", "subgraph", "base_ms", "ms", "load", "seed", "date", "versions",
+    "time_saved_low", "time_saved_high", "params_active", "fallback", "subgraph_ran", "limit", "threshold", "early",
+    "cut", "common", "extractor", "fallback_budget", "subgraph", "base_ms", "ms", "load", "seed", "date", "versions",
 )  # fmt: skip
 #: Two rows that agree in these are one point; the newer replaces the older.
 IDENTITY = ("method", "cut", "common", "extractor", "fallback_budget", "subgraph", "limit")
@@ -85,7 +85,7 @@ def main(
             top1=choice.base_top1 - choice.loss / 100, loss=choice.loss, loss_low=low, loss_high=high,
             calibration_loss=choice.calibration_loss, cost=choice.cost, macs_saved=choice.macs_saved,
             time_saved=taken.time_saved, time_saved_low=taken.low, time_saved_high=taken.high,
-            params_active=choice.params_active, fallback=choice.fallback, tried=choice.subgraph_ran,
+            params_active=choice.params_active, fallback=choice.fallback, subgraph_ran=choice.subgraph_ran,
             base_ms=taken.base_mean, ms=taken.mean, load=taken.load,
         )  # fmt: skip
         print(

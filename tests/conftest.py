@@ -188,7 +188,7 @@ def built_sparse(build_once: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def places(built: Path, tiny_images: LabelledImages, once: Once) -> dict[str, Path]:
+def folders(built: Path, tiny_images: LabelledImages, once: Once) -> dict[str, Path]:
     """A folder of every kind. Do not write into it."""
 
     def make(folder: Path) -> None:

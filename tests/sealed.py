@@ -147,13 +147,13 @@ VALUES = {
 Place = tuple[str | int, ...]
 
 
-def places(value: Any, above: Place = ()) -> Iterator[Place]:
+def positions(value: Any, above: Place = ()) -> Iterator[Place]:
     """Every value of a record, by the way to it."""
     if above:
         yield above
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, each in inner:
-        yield from places(each, (*above, key))
+        yield from positions(each, (*above, key))
 
 
 def _twice(owner: Any, key: Any) -> None:

@@ -37,8 +37,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def place(kind: str, places: dict[str, Path]) -> Path:
-    return places[kind]
+def place(kind: str, folders: dict[str, Path]) -> Path:
+    return folders[kind]
 
 
 @pytest.fixture
@@ -158,27 +158,27 @@ def test_profile(sinf: Program, place: Path, kind: str, tmp_path: Path) -> None:
 # ---- a plain model beside a base model
 
 
-def test_a_plain_model_beside_its_base(sinf: Program, places: dict[str, Path], data: Path, tmp_path: Path) -> None:
-    base = ("--base", places["static"])
-    shown = sinf("eval", places["static"], "--data", data, "--split", "test", *base, "--json", tmp_path / "e.json")
+def test_a_plain_model_beside_its_base(sinf: Program, folders: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    base = ("--base", folders["static"])
+    shown = sinf("eval", folders["static"], "--data", data, "--split", "test", *base, "--json", tmp_path / "e.json")
     assert "difference" in shown
     record = json.loads((tmp_path / "e.json").read_text())
     assert record["loss"] == 0
     assert record["base_size"] == {"macs": record["macs"], "parameters": record["parameters"]}
-    words = ("bench", places["static"], "--data", data, "--split", "test", "--pairs", 2, "--batch", 4, *base)
+    words = ("bench", folders["static"], "--data", data, "--split", "test", "--pairs", 2, "--batch", 4, *base)
     assert "time saved" in sinf(*words)
     int8 = ("--precision", "int8", "--engine", "onnxruntime", "--calibrate", "test")
     assert "top-1 in int8: base" in sinf(*words, *int8)
     for name in ("semantic", "dynamic"):
-        assert "holds its base" in sinf.refused("eval", places[name], "--data", data, *base)
+        assert "holds its base" in sinf.refused("eval", folders[name], "--data", data, *base)
 
 
 @pytest.mark.parametrize("engine", tiny.ENGINES)
-def test_a_plain_model_answers_the_same_in_every_engine(engine: str, places: dict[str, Path]) -> None:
+def test_a_plain_model_answers_the_same_in_every_engine(engine: str, folders: dict[str, Path]) -> None:
     from sinf.engine.engines import native
     from sinf.engine.network_engine import open_network
 
-    model = library.from_pretrained(places["static"])
+    model = library.from_pretrained(folders["static"])
     run = open_network(model.network, model.preprocessing.size, engine)
     with torch.no_grad():
         for some in (IMAGES[:1], IMAGES):
@@ -186,11 +186,11 @@ def test_a_plain_model_answers_the_same_in_every_engine(engine: str, places: dic
             torch.testing.assert_close(found, model(some), rtol=1e-3, atol=1e-3)
 
 
-def test_a_plain_model_in_openvino(sinf: Program, places: dict[str, Path], tmp_path: Path) -> None:
+def test_a_plain_model_in_openvino(sinf: Program, folders: dict[str, Path], tmp_path: Path) -> None:
     import openvino
 
-    sinf("export", places["static"], tmp_path / "all.xml", "--format", "openvino")
-    model = library.from_pretrained(places["static"])
+    sinf("export", folders["static"], tmp_path / "all.xml", "--format", "openvino")
+    model = library.from_pretrained(folders["static"])
     read = openvino.Core().read_model(tmp_path / "all.xml")
     told = json.loads(read.get_rt_info("sinf").astype(str))
     assert told["classes"] == model.classes
@@ -201,13 +201,13 @@ def test_a_plain_model_in_openvino(sinf: Program, places: dict[str, Path], tmp_p
 
 
 def test_a_folder_in_integers_is_for_devices_without_torch(
-    sinf: Program, places: dict[str, Path], data: Path, tmp_path: Path
+    sinf: Program, folders: dict[str, Path], data: Path, tmp_path: Path
 ) -> None:
     """Of a plain model and of a bundle, by the same words."""
     for kind in ("static", "semantic"):
         words = ("--layout", "split", "--precision", "int8", "--data", data, "--split", "train")
-        sinf("export", places[kind], tmp_path / kind, *words)
-        light, model = edge.load(tmp_path / kind), library.from_pretrained(places[kind])
+        sinf("export", folders[kind], tmp_path / kind, *words)
+        light, model = edge.load(tmp_path / kind), library.from_pretrained(folders[kind])
         assert (light.precision, light.classes) == ("int8", model.classes)
         assert light(IMAGES.numpy()).shape == (len(IMAGES), len(model.classes))
 
@@ -225,9 +225,9 @@ def test_a_folder_in_integers_is_for_devices_without_torch(
     ],
 )
 def test_what_makes_no_sense(
-    sinf: Program, places: dict[str, Path], data: Path, tmp_path: Path, words: tuple[object, ...], says: str
+    sinf: Program, folders: dict[str, Path], data: Path, tmp_path: Path, words: tuple[object, ...], says: str
 ) -> None:
-    names = {"STATIC": places["static"], "DYNAMIC": places["dynamic"], "DATA": data, "OUT": tmp_path / "out"}
+    names = {"STATIC": folders["static"], "DYNAMIC": folders["dynamic"], "DATA": data, "OUT": tmp_path / "out"}
     assert says in sinf.refused(*(names.get(str(word), word) for word in words))
 
 
@@ -235,7 +235,7 @@ def test_what_makes_no_sense(
 
 
 def test_training_on_keeps_batch_norms(
-    sinf: Program, data: Path, tiny_images: LabelledImages, tmp_path: Path, places: dict[str, Path]
+    sinf: Program, data: Path, tiny_images: LabelledImages, tmp_path: Path, folders: dict[str, Path]
 ) -> None:
     make_static(tiny_images, tmp_path, keep_batch_norm=True)
     train = ("--data", data, "--epochs", 1, "--batch", 30, "--learning-rate", 0.01)
@@ -246,7 +246,7 @@ def test_training_on_keeps_batch_norms(
     folded = library.from_pretrained(tmp_path / "run" / "pruned")
     assert not has_batch_norms(folded)
     assert folded.made_by["trained further"] == "1 epochs on train"
-    _, _, err = sinf.call("train", places["static"], *train, "--out", tmp_path / "other", "--keep-batch-norm")
+    _, _, err = sinf.call("train", folders["static"], *train, "--out", tmp_path / "other", "--keep-batch-norm")
     assert "--keep-batch-norm" in err
 
 
@@ -379,9 +379,9 @@ def test_the_card_says_what_the_model_is_fed(place: Path, model: Any) -> None:
     assert "preprocess(" in card
 
 
-def test_the_names_are_those_of_the_edge(places: dict[str, Path], tmp_path: Path, sinf: Program) -> None:
-    sinf("export", places["semantic"], tmp_path / "split")
-    there, here = edge.load(tmp_path / "split"), library.from_pretrained(places["semantic"])
+def test_the_names_are_those_of_the_edge(folders: dict[str, Path], tmp_path: Path, sinf: Program) -> None:
+    sinf("export", folders["semantic"], tmp_path / "split")
+    there, here = edge.load(tmp_path / "split"), library.from_pretrained(folders["semantic"])
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     assert there.classes == here.classes
     assert there.clusters == here.clusters
@@ -394,10 +394,10 @@ def test_a_folder_of_something_else_is_no_artefact(tmp_path: Path) -> None:
         library.from_pretrained(tmp_path)
 
 
-def test_a_damaged_plain_model(places: dict[str, Path], tmp_path: Path) -> None:
+def test_a_damaged_plain_model(folders: dict[str, Path], tmp_path: Path) -> None:
     import shutil
 
-    shutil.copytree(places["static"], tmp_path / "copy")
+    shutil.copytree(folders["static"], tmp_path / "copy")
     path = tmp_path / "copy" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ModelError, match="changed"):

@@ -41,15 +41,15 @@ def times_of(count: MacCount, each: dict[str, float] | None = None, rest: float 
     layers: dict[str, Price] = {}
     total = 0.0
     for target in Prices(Budget(1.0), count).targets():
-        calls = [places for name, _, places in count.nodes if name == target]
+        calls = [positions for name, _, positions in count.nodes if name == target]
         module, scale = next(m for name, m, _ in count.nodes if name == target), (each or {}).get(target, 1.0)
         (out, into), kernel = module.weight.shape[:2], module.weight[0, 0].numel()
-        places = calls[0] // kernel
+        positions = calls[0] // kernel
         rows, columns = (module.weight.shape[2:]) if module.weight.ndim == 4 else (1, 1)
         layers[target] = Price(
-            Widths(pair=scale * places * kernel),
-            Line(0.0, scale * places * (into * kernel + out)),
-            Line(0.0, scale * places * (into * columns + out * rows)),
+            Widths(pair=scale * positions * kernel),
+            Line(0.0, scale * positions * (into * kernel + out)),
+            Line(0.0, scale * positions * (into * columns + out * rows)),
         )
-        total += len(calls) * scale * places * kernel * out * into
+        total += len(calls) * scale * positions * kernel * out * into
     return LayerTimes("here", "f32", total + rest, total, tuple(layers.items()))

@@ -122,21 +122,21 @@ class _Export:
         """
         if top < 1:
             raise ConfigError("top must be at least 1", got=top, remedy="leave it out")
-        found: list[dict[str, Any]] = []
+        predictions: list[dict[str, Any]] = []
         for number, picture in enumerate(_several(images)):
             name = str(picture if isinstance(picture, (str, Path)) else getattr(picture, "filename", "") or number)
             try:
                 pixels = self._pixels(picture)
             except DataError as error:
-                found.append({"image": name, "error": str(error)})
+                predictions.append({"image": name, "error": str(error)})
                 continue
             logits, details = self._answer(self.normalise(pixels[None]))
             shares = np.exp(logits[0] - logits[0].max())
             shares = shares / shares.sum()
             best = np.argsort(-shares, kind="stable")[:top]
             classes = [{"name": self.classes[i], "probability": float(shares[i])} for i in best]
-            found.append({"image": name, "classes": classes, **details})
-        return found
+            predictions.append({"image": name, "classes": classes, **details})
+        return predictions
 
     def _answer(self, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         """Of one image: logits (1, classes), and what the method adds to a prediction."""

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from program import Program
-from sealed import EDITS, TIMES, Place, answers, edited, forge, places, rewrite, rewrite_digests, same, tiny_bundle
+from sealed import EDITS, TIMES, Place, answers, edited, forge, positions, rewrite, rewrite_digests, same, tiny_bundle
 from sinf.bundle.semantic import Bundle
 from sinf.bundle.times import read_times, replace_times
 from sinf.data.clusters import Clusters
@@ -259,7 +259,7 @@ def all_edits(folder: Path) -> list[tuple[str, Place, str]]:
     return [
         (name, place, edit)
         for name, record in records.items()
-        for place in places(record)
+        for place in positions(record)
         if place[:2] != ("model", "options") or len(place) == 2
         for edit in EDITS
     ]
@@ -507,16 +507,16 @@ def test_thousands_of_flipped_bytes_are_refused_or_harmless(kind: str, bundle: P
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Nothing reaches a network; what tried is in the list."""
-    tried: list[object] = []
+    addresses: list[object] = []
 
     def refuse(*address: object, **options: object) -> None:
-        tried.append(address)
+        addresses.append(address)
         raise OSError("there is no network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    return tried
+    return addresses
 
 
 def hostile_folder(folder: Path) -> Path:

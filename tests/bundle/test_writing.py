@@ -24,17 +24,17 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_what_is_saved_again_is_the_same(places: dict[str, Path], tmp_path: Path, name: str) -> None:
-    model = from_pretrained(places[name])
+def test_what_is_saved_again_is_the_same(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+    model = from_pretrained(folders[name])
     model.save_pretrained(tmp_path / "again")
-    before, after = contents(places[name]), contents(tmp_path / "again")
+    before, after = contents(folders[name]), contents(tmp_path / "again")
     before.pop("times.json", None)
     assert before == after
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_hashes_digest_and_signature(places: dict[str, Path], tmp_path: Path, name: str) -> None:
-    from_pretrained(places[name]).save_pretrained(tmp_path / "made", key=KEY)
+def test_hashes_digest_and_signature(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+    from_pretrained(folders[name]).save_pretrained(tmp_path / "made", key=KEY)
     config = json.loads((tmp_path / "made" / "config.json").read_text())
     record, _ = unsealed(config, BundleError, "config.json", KEY)
     assert record["sha256"] == {file: sha256(tmp_path / "made" / file) for file in record["sha256"]}
@@ -46,14 +46,16 @@ def test_hashes_digest_and_signature(places: dict[str, Path], tmp_path: Path, na
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("there", [*KINDS, "other"])
-def test_a_folder_is_replaced_by_its_kind_alone(places: dict[str, Path], tmp_path: Path, name: str, there: str) -> None:
+def test_a_folder_is_replaced_by_its_kind_alone(
+    folders: dict[str, Path], tmp_path: Path, name: str, there: str
+) -> None:
     folder = tmp_path / "folder"
     if there == "other":
         folder.mkdir()
         (folder / "config.json").write_text('{"format": "of mine"}')
     else:
-        shutil.copytree(places[there], folder)
-    before, model = contents(folder), from_pretrained(places[name])
+        shutil.copytree(folders[there], folder)
+    before, model = contents(folder), from_pretrained(folders[name])
     if there == name or {there, name} == {"semantic", "dynamic"}:
         model.save_pretrained(folder)
         assert method_of(folder) == name
@@ -93,8 +95,8 @@ def test_where_a_folder_may_be(tmp_path: Path, kind: Kind) -> None:
         write_folder(tmp_path / "file" / "in it", kind, Payload({}, {}, "", (), lambda partial, written: None))
 
 
-def test_methods_are_told_by_the_config_alone(places: dict[str, Path], tmp_path: Path) -> None:
-    assert {name: method_of(place) for name, place in places.items()} == {name: name for name in KINDS}
+def test_methods_are_told_by_the_config_alone(folders: dict[str, Path], tmp_path: Path) -> None:
+    assert {name: method_of(place) for name, place in folders.items()} == {name: name for name in KINDS}
     assert method_of(tmp_path) is None
     for text in ("[]", "{", "{}", '{"method": "semantic"}'):
         (tmp_path / "config.json").write_text(text)

@@ -25,23 +25,23 @@ def test_every_verb_has_one() -> None:
     assert without == NO_MODEL
 
 
-def profile(places: dict[str, Path], weights: Path, out: Path) -> tuple[object, ...]:
+def profile(folders: dict[str, Path], weights: Path, out: Path) -> tuple[object, ...]:
     return ("profile", "vgg11", "--weights", weights)
 
 
-def profile_of_a_bundle(places: dict[str, Path], weights: Path, out: Path) -> tuple[object, ...]:
-    return ("profile", places["semantic"])
+def profile_of_a_bundle(folders: dict[str, Path], weights: Path, out: Path) -> tuple[object, ...]:
+    return ("profile", folders["semantic"])
 
 
-def dynamic_export(places: dict[str, Path], weights: Path, out: Path) -> tuple[object, ...]:
-    return ("dynamic", "export", places["dynamic"], out / "out.onnx")
+def dynamic_export(folders: dict[str, Path], weights: Path, out: Path) -> tuple[object, ...]:
+    return ("dynamic", "export", folders["dynamic"], out / "out.onnx")
 
 
 @pytest.mark.parametrize("words_of", [profile, profile_of_a_bundle, dynamic_export])
 def test_what_an_error_names_is_enough(
-    sinf: Program, words_of: Callable[..., tuple[object, ...]], places: dict[str, Path], weights: Path, tmp_path: Path
+    sinf: Program, words_of: Callable[..., tuple[object, ...]], folders: dict[str, Path], weights: Path, tmp_path: Path
 ) -> None:
-    words = words_of(places, weights, tmp_path)
+    words = words_of(folders, weights, tmp_path)
     line = sinf.refused(*words, "--memory", TOO_SMALL)
     assert "must fit into memory" in line
     assert not (tmp_path / "out.onnx").exists()

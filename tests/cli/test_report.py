@@ -12,12 +12,12 @@ from program import Program
 
 
 @pytest.mark.parametrize("kind", ["semantic", "static", "dynamic"])
-def test_report_of_every_kind(sinf: Program, places: dict[str, Path], data: Path, tmp_path: Path, kind: str) -> None:
+def test_report_of_every_kind(sinf: Program, folders: dict[str, Path], data: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "page.html"
-    text = sinf("report", places[kind], "--data", data, "--split", "test", "--out", out)
+    text = sinf("report", folders[kind], "--data", data, "--split", "test", "--out", out)
     assert "opens in any browser" in text
     page = ElementTree.fromstring(out.read_text(encoding="utf-8"))
-    assert f"sinf report {places[kind]}" in "".join(page.itertext())
+    assert f"sinf report {folders[kind]}" in "".join(page.itertext())
     assert sorted(each.name for each in tmp_path.iterdir()) == ["page.html"]
 
 
@@ -30,15 +30,17 @@ def test_report_has_what_eval_says(sinf: Program, built_cascade: Path, data: Pat
     assert f"top-1 {100 * record['top1']:.2f} % instead of" in (tmp_path / "page.html").read_text()
 
 
-def test_bad_options_of_report(sinf: Program, places: dict[str, Path], data: Path, tmp_path: Path) -> None:
+def test_bad_options_of_report(sinf: Program, folders: dict[str, Path], data: Path, tmp_path: Path) -> None:
     words = ["--data", data, "--split", "test"]
     out = tmp_path / "page.html"
-    assert "ends in .html" in sinf.refused("report", places["static"], *words, "--out", tmp_path / "page.txt")
+    assert "ends in .html" in sinf.refused("report", folders["static"], *words, "--out", tmp_path / "page.txt")
     assert "readable JSON" in sinf.refused(
-        "report", places["static"], *words, "--out", out, "--results", tmp_path / "none.json"
+        "report", folders["static"], *words, "--out", out, "--results", tmp_path / "none.json"
     )
-    assert "no fallback" in sinf.refused("report", places["static"], *words, "--out", out, "--threshold", 0.5)
-    assert "holds its base model" in sinf.refused("report", places["semantic"], *words, "--out", out, "--base", "vgg11")
+    assert "no fallback" in sinf.refused("report", folders["static"], *words, "--out", out, "--threshold", 0.5)
+    assert "holds its base model" in sinf.refused(
+        "report", folders["semantic"], *words, "--out", out, "--base", "vgg11"
+    )
     assert not out.exists()
 
 

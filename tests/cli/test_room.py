@@ -50,8 +50,8 @@ def seen() -> Iterator[list[int]]:
 
 
 @pytest.fixture(params=sorted(MODELS))
-def place(request: pytest.FixtureRequest, places: dict[str, Path]) -> Path:
-    return places[request.param]
+def place(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Path:
+    return folders[request.param]
 
 
 @pytest.fixture
@@ -99,8 +99,8 @@ def refuses_until_enough(sinf: Program, *words: object, run: Callable[..., str] 
 
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
-def test_eval(sinf: Program, kind: str, places: dict[str, Path], data: Path, tmp_path: Path, seen: list[int]) -> None:
-    words = ("eval", places[kind], "--data", data, "--split", "test")
+def test_eval(sinf: Program, kind: str, folders: dict[str, Path], data: Path, tmp_path: Path, seen: list[int]) -> None:
+    words = ("eval", folders[kind], "--data", data, "--split", "test")
     assert "batches of 50" in said(sinf, *words, "--json", tmp_path / "whole.json")
     assert max(seen) == 50
     seen.clear()
@@ -114,9 +114,9 @@ def test_eval(sinf: Program, kind: str, places: dict[str, Path], data: Path, tmp
 
 
 @pytest.mark.parametrize(("verb", "step"), [("eval", "evaluation"), ("bench", "timing")])
-def test_the_verbs_of_dynamic(sinf: Program, verb: str, step: str, places: dict[str, Path], data: Path) -> None:
+def test_the_verbs_of_dynamic(sinf: Program, verb: str, step: str, folders: dict[str, Path], data: Path) -> None:
     """They are those without ``dynamic``, for bundles of one kind."""
-    words = ("dynamic", verb, places["dynamic"], "--data", data, "--split", "test")
+    words = ("dynamic", verb, folders["dynamic"], "--data", data, "--split", "test")
     assert f"6 in {step}" in fits(sinf, *words, "--memory", SMALL)
     refuses_until_enough(sinf, *words)
 
@@ -129,9 +129,9 @@ def test_report(sinf: Program, place: Path, data: Path, tmp_path: Path, seen: li
 
 
 def test_eval_beside_a_base_model(
-    sinf: Program, places: dict[str, Path], weights: Path, data: Path, seen: list[int]
+    sinf: Program, folders: dict[str, Path], weights: Path, data: Path, seen: list[int]
 ) -> None:
-    words = ("eval", places["static"], "--data", data, "--split", "test", "--base", "vgg11", "--base-weights", weights)
+    words = ("eval", folders["static"], "--data", data, "--split", "test", "--base", "vgg11", "--base-weights", weights)
     assert "6 in evaluation" in said(sinf, *words, "--memory", SMALL)
     assert max(seen) == FITS
 
@@ -177,10 +177,10 @@ def test_bench_in_int8_runs_all_of_it_in_small_batches(
 
 
 def test_timed_images_fit_too(
-    sinf: Program, places: dict[str, Path], data: Path, monkeypatch: pytest.MonkeyPatch
+    sinf: Program, folders: dict[str, Path], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sinf.cli.room._FLOAT", 10**7 // (3 * 3 * 32 * 32))
-    words = ("bench", places["static"], "--data", data, "--split", "test", "--pairs", 2, "--batch", 1)
+    words = ("bench", folders["static"], "--data", data, "--split", "test", "--pairs", 2, "--batch", 1)
     found = re.search(r"batches of (\d+) in timed images", said(sinf, *words, "--memory", SMALL))
     assert found is not None
     assert 50 <= int(found[1]) <= 55
@@ -267,32 +267,32 @@ def test_answers_of_images_without_labels(
 
 
 @pytest.mark.parametrize("verb", ["eval", "bench"])
-def test_what_is_no_size(sinf: Program, verb: str, places: dict[str, Path], data: Path) -> None:
-    words = (verb, places["static"], "--data", data, "--split", "test", "--memory", "much")
+def test_what_is_no_size(sinf: Program, verb: str, folders: dict[str, Path], data: Path) -> None:
+    words = (verb, folders["static"], "--data", data, "--split", "test", "--memory", "much")
     assert "8GB" in sinf.refused(*words)
 
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
-def test_export(sinf: Program, kind: str, places: dict[str, Path], tmp_path: Path) -> None:
+def test_export(sinf: Program, kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
     """What is compared does not shrink: it fits, or the error says what would be enough."""
-    words = ("export", places[kind], tmp_path / "out.onnx", "--layout", "single")
+    words = ("export", folders[kind], tmp_path / "out.onnx", "--layout", "single")
     assert "export must fit into memory" in sinf.refused(*words, "--memory", "1GB")
     assert not (tmp_path / "out.onnx").exists()
     refuses_until_enough(sinf, *words, run=said)
     assert (tmp_path / "out.onnx").exists()
 
 
-def test_export_in_int8(sinf: Program, places: dict[str, Path], data: Path, tmp_path: Path) -> None:
+def test_export_in_int8(sinf: Program, folders: dict[str, Path], data: Path, tmp_path: Path) -> None:
     """The images that set its ranges run sixteen at once."""
-    words = ("export", places["static"], tmp_path / "out", "--precision", "int8", "--data", data)
+    words = ("export", folders["static"], tmp_path / "out", "--precision", "int8", "--data", data)
     assert "calibration must fit into memory" in sinf.refused(*words, "--memory", "2GB")
     assert "about" in said(sinf, *words)
     assert "int8" in (tmp_path / "out" / "manifest.json").read_text()
 
 
-def test_tune(sinf: Program, places: dict[str, Path], tmp_path: Path, seen: list[int]) -> None:
+def test_tune(sinf: Program, folders: dict[str, Path], tmp_path: Path, seen: list[int]) -> None:
     """Timed are the sizes that fit, two at least."""
-    shutil.copytree(places["semantic"], tmp_path / "bundle")
+    shutil.copytree(folders["semantic"], tmp_path / "bundle")
     words = ("tune", tmp_path / "bundle", "--turns", 1)
     assert "batches of 6 in tails" in said(sinf, *words, "--memory", SMALL)
     assert max(seen) == 4

@@ -71,10 +71,10 @@ def test_ranks_stay_within_a_budget_of_time(share: float, seed: int, dear: str, 
 def test_time_decides_where_it_is_not_what_macs_are() -> None:
     count = counted(traced(Chain()))
     known = metrics_of(count)
-    alike = choose_ranks(Budget(0.7, times=times_of(count)), count, known, 1)
+    same_prices = choose_ranks(Budget(0.7, times=times_of(count)), count, known, 1)
     dear = choose_ranks(Budget(0.7, times=times_of(count, {"head": 50.0})), count, known, 1)
     assert "head" in dear
-    assert alike != dear
+    assert same_prices != dear
 
 
 def test_a_second_call_costs_too() -> None:

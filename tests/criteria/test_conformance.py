@@ -198,13 +198,13 @@ def permuted(graph: fx.GraphModule, coupling: Coupling, unit_of: Tensor) -> fx.G
 
     def order(units: Tensor) -> Tensor:
         """Where each channel is taken from; the first channel of a unit from the first, the second from the second."""
-        places: dict[int, list[int]] = {}
+        channels: dict[int, list[int]] = {}
         for place, unit in enumerate(units.tolist()):
-            places.setdefault(unit, []).append(place)
-        used = dict.fromkeys(places, 0)
+            channels.setdefault(unit, []).append(place)
+        used = dict.fromkeys(channels, 0)
         found = []
         for unit in units.tolist():
-            found.append(places[int(unit_of[unit])][used[unit]])
+            found.append(channels[int(unit_of[unit])][used[unit]])
             used[unit] += 1
         return torch.tensor(found)
 

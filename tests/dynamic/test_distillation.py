@@ -107,10 +107,10 @@ def test_the_base_model_teaches_as_it_was_on_the_images_of_the_step(
 def test_without_labels_only_the_base_model_teaches(tmp_path: Path, images: LabelledImages) -> None:
     """At a weight of 1 and without complexity, whose weights of images are of labels, no label matters."""
     other = images.labelled_by((images.labels + 1) % CLASSES, images.class_names)
-    for weight, alike in ((1.0, True), (0.7, False)):
+    for weight, equal in ((1.0, True), (0.7, False)):
         config = replace(CONFIG, complexity=0.0, distillation=Distillation(weight))
         one, two = (train(small(), part, tmp_path / f"{weight}{i}", config) for i, part in enumerate((images, other)))
-        assert trained_alike(one, two) == alike
+        assert trained_alike(one, two) == equal
 
 
 @pytest.mark.parametrize("kind", METHODS)

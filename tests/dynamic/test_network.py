@@ -74,11 +74,11 @@ def test_one_input_sees_the_base_model_without_its_channels(binary: bool) -> Non
     assert 0 < int((~keep).sum()) < keep.numel()
     assert len({tuple(row.tolist()) for row in keep}) > 1
     network.enabled = False
-    alike = [
+    equal = [
         torch.allclose(MaskedBranches(network, k).run(image[None])[0], ours, atol=1e-4)
         for k, image, ours in zip(keep, x, logits, strict=True)
     ]
-    assert all(alike) if binary else not any(alike)
+    assert all(equal) if binary else not any(equal)
 
 
 @torch.no_grad()

@@ -85,8 +85,8 @@ def same_in_threads(run: Callable[[torch.Tensor], Any], batches: list[torch.Tens
 
     def work(number: int) -> list[tuple[int, Any]]:
         start.wait()
-        places = [(number + call) % len(batches) for call in range(CALLS)]
-        return [(place, run(batches[place])) for place in places]
+        indices = [(number + call) % len(batches) for call in range(CALLS)]
+        return [(place, run(batches[place])) for place in indices]
 
     with ThreadPoolExecutor(THREADS) as pool:
         for answers in list(pool.map(work, range(THREADS))):

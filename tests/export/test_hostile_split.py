@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sealed import EDITS, edited, forge, places, rewrite, rewrite_digests
+from sealed import EDITS, edited, forge, positions, rewrite, rewrite_digests
 from sinf import edge
 from sinf.bundle.plain import PlainModel
 from sinf.engine.torch_engine import SemanticModel
@@ -30,10 +30,10 @@ def exported(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def network(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def network(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The export of one network, as ``sinf optimize`` writes it too."""
     folder = tmp_path_factory.mktemp("exports") / "network"
-    export_network(PlainModel.from_pretrained(places["static"]), folder, promise="nothing")
+    export_network(PlainModel.from_pretrained(folders["static"]), folder, promise="nothing")
     return folder
 
 
@@ -72,7 +72,7 @@ def same(ours: list[np.ndarray] | None, expected: list[np.ndarray]) -> bool:
 def try_edits(folder: Path, count: int | None) -> None:
     path, expected = folder / edge.MANIFEST, answers(folder)
     manifest = json.loads(path.read_text())
-    listed = [(place, edit) for place in places(manifest) for edit in EDITS]
+    listed = [(place, edit) for place in positions(manifest) for edit in EDITS]
     for place, edit in listed if count is None else random.Random(0).sample(listed, count):
         record = edited(manifest, place, edit)
         path.write_text(json.dumps(record))

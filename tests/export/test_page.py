@@ -61,7 +61,7 @@ def test_everything_is_in_the_folder(exported: Path, gallery: LabelledImages, mo
     assert sorted(path.name for path in (exported / "runtime").iterdir()) == sorted(RUNTIME)
     manifest = json.loads((exported / "manifest.json").read_text())
     assert manifest["classes"] == list(model.bundle.class_names)
-    for which, name in (("ours", "model.onnx"), ("base", "base.onnx")):
+    for which, name in (("bundle", "model.onnx"), ("base", "base.onnx")):
         assert manifest["bytes"][which] == (exported / name).stat().st_size
     pixels = gallery.pixels(model.bundle.spec.preprocessing).numpy()
     for picture, expected, label in zip(manifest["gallery"], pixels, gallery.labels.tolist(), strict=True):
@@ -255,7 +255,7 @@ def test_a_person_picks_and_drops_images(in_browser: browser.Browser, model: Sem
     window.click("#gallery li:nth-child(3) button")
     window.wait("document.getElementById('caption').innerText === 'green'")
     window.wait("!document.getElementById('result').classList.contains('busy')")
-    assert "ms" in window.text("#ours-time")
+    assert "ms" in window.text("#bundle-time")
     assert "ms" in window.text("#base-time")
     assert "time saved" in window.text("#saved") or "slower" in window.text("#saved")
     assert window.run("return document.querySelectorAll('#classes li').length;") == 5

@@ -121,9 +121,9 @@ def test_costs_count_both_layers() -> None:
         module.register_forward_hook(lambda m, a, y, name=name: found.update({name: tuple(y.shape)}))
     two(x)
     assert found == {"reduce": tuple(reduced), "expand": tuple(expanded)}
-    places = reduced[2] * reduced[3] * 2 * 6 * 3 + expanded[2] * expanded[3] * 5 * 2 * 3
+    macs = reduced[2] * reduced[3] * 2 * 6 * 3 + expanded[2] * expanded[3] * 5 * 2 * 3
     before = MacCount(graph, coupling).by_layer()
-    assert network.cost_of(two) == sum(before.values()) - before["second.0"] + places
+    assert network.cost_of(two) == sum(before.values()) - before["second.0"] + macs
     assert parameters_of(two) == parameters_of(graph) - 5 * 6 * 9 + 2 * 6 * 3 + 5 * 2 * 3 + (
         0 if graph.get_submodule("second.0").bias is not None else 5
     )

@@ -76,10 +76,10 @@ def test_a_model_that_decides_by_the_batch_is_refused() -> None:
 
 
 def test_every_node_knows_the_module_in_which_it_was_made() -> None:
-    places = {node.name: node.meta["module_path"] for node in traced(Residual()).graph.nodes if node.op != "output"}
-    assert places["stem_0"] == "stem.0"
-    assert places["inner_0_1"] == "inner.0.1"
-    assert places["add_"] == ""
+    paths = {node.name: node.meta["module_path"] for node in traced(Residual()).graph.nodes if node.op != "output"}
+    assert paths["stem_0"] == "stem.0"
+    assert paths["inner_0_1"] == "inner.0.1"
+    assert paths["add_"] == ""
 
 
 def test_layers_of_other_libraries_stay_whole_and_their_activations_are_seen() -> None:

@@ -88,13 +88,13 @@ def write(path: Path, config: Any, *, digest: bool = False) -> None:
     (path / CONFIG).write_text(json.dumps(config))
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def positions(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where something stands in a config; of lists and records the first, a middle and the last entry."""
     if path:
         yield path
     keys: list[Any] = [*value] if isinstance(value, dict) else [*range(len(value))] if isinstance(value, list) else []
     for key in keys if len(keys) <= 12 else [keys[0], keys[len(keys) // 2], keys[-1]]:
-        yield from places(value[key], (*path, key))
+        yield from positions(value[key], (*path, key))
 
 
 def nested(depth: int) -> Any:
@@ -128,7 +128,7 @@ def changed(config: Any, path: tuple[Any, ...], value: Any) -> Any:
 def mutations(config: Any, part: int, parts: int) -> Iterator[tuple[str, Any]]:
     """Every field in every way; ``part`` of ``parts`` of them."""
     number = 0
-    for path in places(config):
+    for path in positions(config):
         for name, value in CHANGES.items():
             number += 1
             if number % parts == part:

@@ -47,8 +47,8 @@ def test_a_deeper_vgg_gets_every_layer_in_its_block() -> None:
     assert start.random == (
         "features.23", "features.24", "features.36", "features.37", "features.49", "features.50",
     )  # fmt: skip
-    places = {0: 0, 14: 14, 20: 20, 24: 27, 30: 33, 34: 40, 40: 46}
-    for old, new in places.items():
+    positions = {0: 0, 14: 14, 20: 20, 24: 27, 30: 33, 34: 40, 40: 46}
+    for old, new in positions.items():
         for shift in (0, 1):  # the convolution, and its norm
             key = f"features.{{}}.{'weight' if shift == 0 else 'running_var'}"
             assert torch.equal(start.state[key.format(new + shift)], given[key.format(old + shift)])

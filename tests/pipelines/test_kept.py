@@ -65,8 +65,8 @@ def test_nothing_removed_is_all_kept(built: Path) -> None:
     assert {layer.cost for layer in parts[1].layers} == {1.0}
 
 
-def test_a_plain_network_beside_its_base_by_name(places: dict[str, Path]) -> None:
-    model = from_pretrained(places["static"]).base_model()
+def test_a_plain_network_beside_its_base_by_name(folders: dict[str, Path]) -> None:
+    model = from_pretrained(folders["static"]).base_model()
     base = small("vgg11", 0.125)
     (alone,), (beside,) = kept_of_plain(model, None), kept_of_plain(model, base)
     assert alone.cost is None
@@ -75,8 +75,8 @@ def test_a_plain_network_beside_its_base_by_name(places: dict[str, Path]) -> Non
     assert all(layer.base_channels is not None for layer in beside.layers)
 
 
-def test_gates_keep_shares_of_channels(places: dict[str, Path]) -> None:
-    network = DynamicModel.from_pretrained(places["dynamic"]).network
+def test_gates_keep_shares_of_channels(folders: dict[str, Path]) -> None:
+    network = DynamicModel.from_pretrained(folders["dynamic"]).network
     (part,) = kept_of_dynamic(network, torch.full((len(network.sites),), 0.25))
     assert [layer.width for layer in part.layers] == [0.25] * len(network.sites)
     assert part.cost is None

@@ -371,13 +371,13 @@ def test_it_is_public() -> None:
     assert public.optimize is optimize
 
 
-@pytest.mark.parametrize(("budget", "tried"), [(0.5, {"ranks"}), (0.8, {"ranks", "channels"})])
+@pytest.mark.parametrize(("budget", "methods"), [(0.5, {"ranks"}), (0.8, {"ranks", "channels"})])
 def test_another_method_is_tried_where_the_first_does_not_do_well(
-    budget: float, tried: set[str], optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path
+    budget: float, methods: set[str], optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path
 ) -> None:
     found = optimized(tmp_path / "fast", methods=("ranks", "channels"), budgets=(budget,), cuts=(), max_loss=0.99)
-    assert {each.name.split(",")[0] for each in found.rows} == tried
-    assert ("channels: not tried, since ranks do well" in found.left_out) == (len(tried) == 1)
+    assert {each.name.split(",")[0] for each in found.rows} == methods
+    assert ("channels: not tried, since ranks do well" in found.left_out) == (len(methods) == 1)
 
 
 # ---- bundles
@@ -448,7 +448,7 @@ def test_thresholds_are_set_by_answers_in_the_engine(
     place = Place("onnxruntime", 1, tiny_images.inputs(preprocessing)[:8])
     candidates = Routed(cascade, "cascade").open(place, precision, calibration, 0.05, lambda done, total: None)
     assert candidates
-    router = place.known["cascade", precision].get()
+    router = place.results["cascade", precision].get()
     found = tail_answers(router, "onnxruntime", calibration, preprocessing)
     observed = answers_of(candidates[-1].run, calibration, preprocessing)
     both = (found.subgraph == observed) | (found.full == observed)
@@ -490,11 +490,11 @@ def test_budgets_are_of_time_where_it_will_run(
 
     first = made(place)
     assert asked == [("torch", {"precision": "f32", "batch": 2, "threads": 1})]
-    again = made(replace(place, known={}))
+    again = made(replace(place, results={}))
     assert len(asked) == 1
     assert [row.name for row in again.rows] == [row.name for row in first.rows]
     monkeypatch.setattr("sinf.pipelines.times.FORMAT", 0)  # as a version stored them that timed layers in another way
-    made(replace(place, known={}))
+    made(replace(place, results={}))
     assert len(asked) == 2
     assert "60 % of the time in here kept" in (tmp_path / "fast" / "README.md").read_text()
 
@@ -507,10 +507,10 @@ def test_little_memory_changes_nothing_but_what_is_open(
     config = OptimizeConfig(**SMALL, engine="onnxruntime", precisions=("f32", "int8"))
     found = []
     for name, memory in (("much", None), ("little", 1)):
-        place = replace(optimized.place("onnxruntime"), memory=memory, known={})
+        place = replace(optimized.place("onnxruntime"), memory=memory, results={})
         parts = optimized.base, optimized.scoring, optimized.calibration
         found.append(optimize(*parts, config, tmp_path / name, work=optimized.work, place=place))
-        running = [each for each in place.known.values() if isinstance(each, Running)]
+        running = [each for each in place.results.values() if isinstance(each, Running)]
         assert len(running) >= 6
         assert sum(each.open for each in running) == (len(running) if memory is None else 1)
     much, little = found

@@ -89,4 +89,4 @@ def test_what_was_made_of_a_network_goes_with_it() -> None:
 def test_places_are_told_apart_by_what_they_are() -> None:
     place = place_of(1)
     assert place.once("a", "f32", lambda: 1) == place.once("a", "f32", lambda: 2) == 1
-    assert replace(place, known={}).once("a", "f32", lambda: 2) == 2
+    assert replace(place, results={}).once("a", "f32", lambda: 2) == 2

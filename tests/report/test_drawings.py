@@ -45,7 +45,7 @@ def test_ticks_are_round_and_within(low: float, span: float) -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.lists(st.floats(0, 1), max_size=60))
 def test_a_histogram_counts_every_value_once(first: list[float], second: list[float]) -> None:
-    groups = [("ours", first), ("refused", second)]
+    groups = [("delivered", first), ("refused", second)]
     drawn = charts.histogram(groups, 0.0, 1.0, "label", "across", bins=10)
     unit = None
     for class_, values in groups:
@@ -53,28 +53,28 @@ def test_a_histogram_counts_every_value_once(first: list[float], second: list[fl
         if values:
             unit = unit or total / len(values)
             assert total == pytest.approx(unit * len(values), rel=0.02, abs=0.1)
-    assert len(rects(drawn, "ours")) == len({min(9, int(value / 0.1)) for value in first})
+    assert len(rects(drawn, "delivered")) == len({min(9, int(value / 0.1)) for value in first})
 
 
 def test_a_threshold_lies_where_its_value_is() -> None:
-    drawn = charts.histogram([("ours", [0.05, 0.95])], 0.0, 1.0, "l", "a", (0.5, "threshold <0.5>"), bins=10)
+    drawn = charts.histogram([("delivered", [0.05, 0.95])], 0.0, 1.0, "l", "a", (0.5, "threshold <0.5>"), bins=10)
     lines = [each for each in ElementTree.fromstring(drawn).iter("line") if each.get("class") == "limit"]
-    low, high = sorted(each["x"] for each in rects(drawn, "ours"))
+    low, high = sorted(each["x"] for each in rects(drawn, "delivered"))
     assert low < float(lines[0].attrib["x1"]) < high
     assert "threshold &lt;0.5&gt;" in drawn
 
 
 def test_shares_fill_the_whole() -> None:
-    drawn = charts.shares([("a", 0.25, "ours"), ("b", 0.75, "refused")])
-    widths = [rects(drawn, class_)[0]["width"] for class_ in ("ours", "refused")]
+    drawn = charts.shares([("a", 0.25, "delivered"), ("b", 0.75, "refused")])
+    widths = [rects(drawn, class_)[0]["width"] for class_ in ("delivered", "refused")]
     assert widths == pytest.approx([0.25 * svg.WIDTH, 0.75 * svg.WIDTH])
 
 
 def test_bars_and_dots_are_as_long_as_their_shares() -> None:
-    assert rects(charts.bar(0.4), "ours")[0]["width"] == pytest.approx(40)
-    assert rects(charts.bar(1.7), "ours")[0]["width"] == pytest.approx(100)
+    assert rects(charts.bar(0.4), "delivered")[0]["width"] == pytest.approx(40)
+    assert rects(charts.bar(1.7), "delivered")[0]["width"] == pytest.approx(100)
     points = ElementTree.fromstring(charts.dots(0.75, 0.25)).findall("circle")
-    assert [each.get("class") for each in points] == ["base", "ours"]
+    assert [each.get("class") for each in points] == ["base", "delivered"]
     assert float(points[0].attrib["cx"]) > float(points[1].attrib["cx"])
     assert 'class="lost"' in charts.dots(0.75, 0.25)
     assert 'class="won"' in charts.dots(0.25, 0.75)
@@ -99,8 +99,8 @@ def test_a_tree_has_every_leaf_once_and_no_crossings(leaves: int, seed: int) -> 
     below = {leaf: {leaf} for leaf in range(leaves)}
     for number, (a, b) in enumerate(made.merges):
         below[leaves + number] = below[a] | below[b]
-        places = sorted(made.order.index(leaf) for leaf in below[leaves + number])
-        assert places == list(range(places[0], places[-1] + 1)), "what was joined lies together"
+        positions = sorted(made.order.index(leaf) for leaf in below[leaves + number])
+        assert positions == list(range(positions[0], positions[-1] + 1)), "what was joined lies together"
     assert list(made.heights) == sorted(made.heights)
     drawn = ElementTree.fromstring(dendrogram.dendrogram(apart, [f"<{n}>" for n in range(leaves)], [0] * leaves, "l"))
     assert len(drawn.findall("path")) == leaves - 1

@@ -34,8 +34,8 @@ KINDS = ["semantic", "ranks", "cascade", "static", "dynamic"]
 
 
 @pytest.fixture(scope="session")
-def folders(places: dict[str, Path], built_ranks: Path, built_cascade: Path) -> dict[str, Path]:
-    return {**places, "ranks": built_ranks, "cascade": built_cascade}
+def all_folders(folders: dict[str, Path], built_ranks: Path, built_cascade: Path) -> dict[str, Path]:
+    return {**folders, "ranks": built_ranks, "cascade": built_cascade}
 
 
 @pytest.fixture
@@ -66,10 +66,10 @@ def section(page: ElementTree.Element, name: str) -> ElementTree.Element:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_page_is_well_formed_and_loads_nothing(
-    kind: str, folders: dict[str, Path], images: LabelledImages, out: Path
+    kind: str, all_folders: dict[str, Path], images: LabelledImages, out: Path
 ) -> None:
-    model = from_pretrained(folders[kind])
-    write_report(model, images, out, source=folders[kind])  # type: ignore[arg-type]
+    model = from_pretrained(all_folders[kind])
+    write_report(model, images, out, source=all_folders[kind])  # type: ignore[arg-type]
     page, text = parsed(out), out.read_text(encoding="utf-8")
     assert text.startswith("<!DOCTYPE html>")
     names = {each.tag for each in page.iter()}
@@ -92,15 +92,15 @@ def test_a_page_is_well_formed_and_loads_nothing(
 
 @pytest.mark.parametrize("kind", ["semantic", "ranks", "cascade"])
 def test_a_page_of_a_bundle_has_the_numbers_of_an_evaluation(
-    kind: str, folders: dict[str, Path], images: LabelledImages, out: Path
+    kind: str, all_folders: dict[str, Path], images: LabelledImages, out: Path
 ) -> None:
-    model = SemanticModel.from_pretrained(folders[kind])
+    model = SemanticModel.from_pretrained(all_folders[kind])
     model.threshold = 0.0
     confidence = model.route(images.inputs(model.preprocessing)[:]).confidence
     model.threshold = float(confidence.median())  # some stop, some fall back
     expected = evaluate(model, images)
     assert 0.1 < expected.fallback < 0.9
-    found = write_report(model, images, out, source=folders[kind])
+    found = write_report(model, images, out, source=all_folders[kind])
     assert found.loss is not None
     assert found.loss.points == pytest.approx(expected.loss)
     assert found.macs == pytest.approx(expected.macs)
@@ -126,14 +126,14 @@ def test_a_page_of_a_bundle_has_the_numbers_of_an_evaluation(
 
 
 def test_a_page_of_a_plain_model_alone_and_beside_its_base(
-    places: dict[str, Path], images: LabelledImages, out: Path
+    folders: dict[str, Path], images: LabelledImages, out: Path
 ) -> None:
-    model, base = from_pretrained(places["static"]), small("vgg11", 0.125)
-    write_report(model, images, out, source=places["static"])  # type: ignore[arg-type]
+    model, base = from_pretrained(folders["static"]), small("vgg11", 0.125)
+    write_report(model, images, out, source=folders["static"])  # type: ignore[arg-type]
     expected = evaluate_plain(model, images)  # type: ignore[arg-type]
     assert f"{100 * expected.top1:.2f} %" in words(parsed(out))
     assert "was not given" in words(parsed(out))
-    write_report(model, images, out, source=places["static"], base=base)  # type: ignore[arg-type]
+    write_report(model, images, out, source=folders["static"], base=base)  # type: ignore[arg-type]
     expected = evaluate_plain(model, images, base)  # type: ignore[arg-type]
     text = words(parsed(out))
     assert expected.base is not None
@@ -142,9 +142,9 @@ def test_a_page_of_a_plain_model_alone_and_beside_its_base(
     assert f"{expected.base_size.macs / expected.macs:.2f} times" in text
 
 
-def test_a_page_of_a_dynamic_bundle(places: dict[str, Path], images: LabelledImages, out: Path) -> None:
-    model = DynamicModel.from_pretrained(places["dynamic"])
-    write_report(model, images, out, source=places["dynamic"])
+def test_a_page_of_a_dynamic_bundle(folders: dict[str, Path], images: LabelledImages, out: Path) -> None:
+    model = DynamicModel.from_pretrained(folders["dynamic"])
+    write_report(model, images, out, source=folders["dynamic"])
     expected = evaluate_dynamic(model, images)
     text = words(parsed(out))
     assert f"top-1 {100 * expected.top1:.2f} % instead of {100 * expected.base_top1:.2f} %" in text
@@ -157,9 +157,9 @@ def test_a_page_of_a_dynamic_bundle(places: dict[str, Path], images: LabelledIma
 
 @pytest.mark.parametrize("kind", ["semantic", "cascade", "static"])
 def test_the_promise_stands_word_by_word(
-    kind: str, folders: dict[str, Path], images: LabelledImages, out: Path
+    kind: str, all_folders: dict[str, Path], images: LabelledImages, out: Path
 ) -> None:
-    model = from_pretrained(folders[kind])
+    model = from_pretrained(all_folders[kind])
     if isinstance(model, SemanticModel):
         assert model.bundle.threshold is not None
         sure = replace(model.bundle.threshold, confidence=0.95, engine="onnxruntime", precision="int8")
@@ -167,7 +167,7 @@ def test_the_promise_stands_word_by_word(
         promise = sure.promise(None, "onnxruntime", "int8")
     else:
         promise = model.made_by["promise"] = "With confidence 0.9 <all> is well."  # type: ignore[union-attr]
-    write_report(model, images, out, source=folders[kind])  # type: ignore[arg-type]
+    write_report(model, images, out, source=all_folders[kind])  # type: ignore[arg-type]
     quote = parsed(out).find(".//blockquote")
     assert quote is not None
     assert words(quote) == promise
@@ -280,23 +280,23 @@ def test_results_of_another_artefact_are_said_to_be_so(
 
 
 def test_times_of_bench_and_of_the_folder(
-    places: dict[str, Path], images: LabelledImages, tmp_path: Path, out: Path
+    folders: dict[str, Path], images: LabelledImages, tmp_path: Path, out: Path
 ) -> None:
-    model = from_pretrained(places["static"])
+    model = from_pretrained(folders["static"])
     path = tmp_path / "bench.json"
     path.write_text(json.dumps({"engine": "openvino int8", "latency": [asdict(latency(4.0, off=0.02))]}))
-    write_report(model, images, out, source=places["static"], results=path)  # type: ignore[arg-type]
+    write_report(model, images, out, source=folders["static"], results=path)  # type: ignore[arg-type]
     assert "10.00 ms → 4.00 ms in openvino int8, batch 1, 1 thread; 60.0 % saved" in words(parsed(out))
     assert "Times were not given" not in words(parsed(out))
     path.write_text(json.dumps({"latency": [{"batch": 1, "mean": 4.0}]}))  # timed alone
-    write_report(model, images, out, source=places["static"], results=path)  # type: ignore[arg-type]
+    write_report(model, images, out, source=folders["static"], results=path)  # type: ignore[arg-type]
     assert "Times were not given" in words(parsed(out))
 
 
 def test_what_prune_measured_stands_in_for_the_base_model(
-    places: dict[str, Path], images: LabelledImages, tmp_path: Path, out: Path
+    folders: dict[str, Path], images: LabelledImages, tmp_path: Path, out: Path
 ) -> None:
-    model, base = from_pretrained(places["static"]).base_model(), small("vgg11", 0.125)
+    model, base = from_pretrained(folders["static"]).base_model(), small("vgg11", 0.125)
     compared = compare(base, model, images, batches=(1,), pairs=2)
     made = save(model, tmp_path / "pruned", images.class_names, comparison=compared)
     write_report(made, images, out, source=tmp_path / "pruned")
@@ -354,7 +354,7 @@ def test_results_of_something_else_are_refused(
     assert not out.exists()
 
 
-# ---- places, and what does not go together
+# ---- folders, and what does not go together
 
 
 def test_only_a_report_is_replaced(built: Path, images: LabelledImages, tmp_path: Path, out: Path) -> None:
@@ -373,7 +373,7 @@ def test_only_a_report_is_replaced(built: Path, images: LabelledImages, tmp_path
 
 
 def test_a_bundle_takes_no_other_base_and_images_need_labels(
-    built: Path, places: dict[str, Path], images: LabelledImages
+    built: Path, folders: dict[str, Path], images: LabelledImages
 ) -> None:
     base = small("vgg11", 0.125)
     with pytest.raises(ConfigError, match="holds its base model"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sealed import EDITS, edited, places
+from sealed import EDITS, edited, positions
 from sinf.errors import ConfigError, StorageError
 from sinf.report import tables
 from sinf.report.runs import add_run, read_runs
@@ -70,7 +70,7 @@ def test_a_run_that_was_changed_is_shown_or_refused(tmp_path: Path) -> None:
     row = {"batch": 2, "threads": 1, "median": 3.0}
     path = add_run(tmp_path, record(threshold=0.5, latency=[ROW, row], energy=[{"batch": 1, "saved": 0.1}]))
     whole, shown = json.loads(path.read_text()), 0
-    changes = [(place, edit) for place in places(whole) for edit in EDITS]
+    changes = [(place, edit) for place in positions(whole) for edit in EDITS]
     for place, edit in random.Random(0).sample(changes, 150):
         path.write_text(json.dumps(edited(whole, place, edit)))
         line = ""

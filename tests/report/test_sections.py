@@ -75,7 +75,7 @@ def test_every_input_stops_somewhere(found: Findings) -> None:
     assert made is not None
     assert [each.images for each in made.stops] == [12, 6, 6]
     assert sum(each.share for each in made.stops) == 1
-    assert [each.class_ for each in made.stops] == ["ours", "refused", "early"]
+    assert [each.class_ for each in made.stops] == ["delivered", "refused", "early"]
     assert "0.5 or more" in made.stops[0].why
     assert "below 0.25" in made.stops[2].why
     shown = [float(each.lines[-1].split()[-1]) for each in made.stops[0].examples]

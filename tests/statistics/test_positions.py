@@ -18,15 +18,15 @@ from tiny import COLOUR, traced
 
 
 @given(st.integers(1, 600), st.integers(1, 300))
-def test_positions_are_drawn_evenly_and_without_repetition(places: int, most: int) -> None:
-    found = some_positions(places, most)
-    if places <= most:
+def test_positions_are_drawn_evenly_and_without_repetition(count: int, most: int) -> None:
+    found = some_positions(count, most)
+    if count <= most:
         assert found is None
         return
     assert found is not None
     assert len(set(found.tolist())) == most
-    assert 0 <= int(found.min()) <= int(found.max()) < places
-    again = some_positions(places, most)
+    assert 0 <= int(found.min()) <= int(found.max()) < count
+    again = some_positions(count, most)
     assert again is not None
     assert torch.equal(found, again)
 
@@ -68,8 +68,8 @@ def test_sums_over_some_positions_are_near_those_over_all(monkeypatch: pytest.Mo
 
     some = sums()
     for module in ("statistic", "one_pass"):
-        monkeypatch.setattr(f"sinf.statistics.{module}.some_positions", lambda places: None)
-    monkeypatch.setattr("sinf.statistics.kernel_rows.some_positions", lambda places, most: None)
+        monkeypatch.setattr(f"sinf.statistics.{module}.some_positions", lambda count: None)
+    monkeypatch.setattr("sinf.statistics.kernel_rows.some_positions", lambda count, most: None)
     every = sums()
     for target in ("first", "second"):
         one, other = some[target], every[target]

@@ -50,9 +50,9 @@ _add(app, clusters.clusters, "Group the classes of data without superclasses.", 
 _add(app, models.train, "Train a network from random weights, or a pruned one on.", runs=True)
 _add(app, prune.prune, "Make a model smaller for all its classes: a plain model.", runs=True)
 _add(app, bundles.build, "Make a bundle: a subgraph for every semantic cluster.", runs=True)
-_add(app, artefacts.evaluate, "Accuracy and MACs, base beside ours.", "eval")
+_add(app, artefacts.evaluate, "Accuracy and MACs, beside the base model's.", "eval")
 _add(app, artefacts.predict, "Classes, route and time of images.")
-_add(app, bench.bench, "Time of base and ours, in turns, in one engine.")
+_add(app, bench.bench, "Time beside the base model's, in turns, in one engine.")
 _add(app, bench.tune, "Measure what the tails cost here, for small batches.")
 _add(app, bench.results, "Runs of sinf bench beside each other.")
 _add(app, report.report, "One page that shows what was made, to send to anyone.")
@@ -134,14 +134,14 @@ class _WarningsOnce:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        ours = issubclass(category, DataWarning)
-        key = (category, str(message)) if ours else (category, filename, lineno)
+        of_data = issubclass(category, DataWarning)
+        key = (category, str(message)) if of_data else (category, filename, lineno)
         if key in self._shown:
             return
         self._shown.add(key)
         text = (
             f"warning: {printable(str(message))}\n"
-            if ours
+            if of_data
             else warnings.formatwarning(message, category, filename, lineno, "")
         )
         print(text, file=sys.stderr, end="")

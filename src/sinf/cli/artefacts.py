@@ -31,7 +31,7 @@ def evaluate(
     threshold: options.Threshold = None,
     allow_factory: options.AllowFactory = False,
 ) -> dict[str, Any]:
-    """Accuracy, MACs and parameters, base beside ours; of a bundle also by cluster, or how the MACs are spread."""
+    """Accuracy, MACs and parameters, beside the base model's; of a bundle also by cluster, or how MACs are spread."""
     from sinf.cli.room import Need, fit
 
     kind = kind_of(artefact, threshold=threshold, base=base)

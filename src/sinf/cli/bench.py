@@ -38,8 +38,8 @@ def bench(
     allow_factory: options.AllowFactory = False,
     results: Annotated[Path | None, Option("Also add the result to this folder (sinf results).", RUN)] = None,
 ) -> dict[str, Any]:
-    """Time of base and ours, in turns in one process and one engine; of a bundle also by stage and by route, memory,
-    sizes, energy. A pruned model is timed alone without --base."""
+    """Time beside that of the base model, in turns in one process and one engine; of a bundle also by stage and by
+    route, memory, sizes, energy. A pruned model is timed alone without --base."""
     from sinf.engine.engines import require_precision
     from sinf.report import runs
 
@@ -116,12 +116,12 @@ def tune(
         model, engine, threads=pinned, precision=precision, calibration=calibration_images(model, held_out)
     )
     with options.Steps() as steps:
-        found = measure_tails(
+        times = measure_tails(
             model, router, engine, precision, pinned, batches=tuple(size for size in BATCHES if size <= largest),
             turns=turns, progress=lambda done, all: steps("tails", done, all),
         )  # fmt: skip
-    replace_times(Path(bundle), found, options.key())
-    tables.show_times(found)
+    replace_times(Path(bundle), times, options.key())
+    tables.show_times(times)
 
 
 def results(
@@ -131,6 +131,6 @@ def results(
     """Runs of sinf bench beside each other: one table a machine, oldest first."""
     from sinf.report import runs, tables
 
-    found = runs.read_runs(folder)
-    tables.show_runs(found, None if batch is None else list(batch))
-    return {"runs": [{"file": run.file, **run.record} for run in found]}
+    records = runs.read_runs(folder)
+    tables.show_runs(records, None if batch is None else list(batch))
+    return {"runs": [{"file": run.file, **run.record} for run in records]}

@@ -57,7 +57,7 @@ def clusters(
     images = data.for_model(base, images, machine.memory)
     held_out = data.for_model(base, held_out, machine.memory)
     with options.Steps() as steps:
-        found = find_clusters(
+        clustering = find_clusters(
             base,
             images,
             check=held_out,
@@ -71,11 +71,11 @@ def clusters(
             progress=steps,
             notice=options.announce,
         )
-    tables.show_clusters(found, 100 * max_loss)
+    tables.show_clusters(clustering, 100 * max_loss)
     if out is not None:
-        found.save(out)
+        clustering.save(out)
         print(f"{out} is for sinf build --clusters; edit it as you like: every class in one cluster")
-    return found.to_json()
+    return clustering.to_json()
 
 
 def named_clusters(
@@ -99,7 +99,7 @@ def named_clusters(
     if name != "found":
         return files.from_file(name, scoring.class_names)
     images = scoring.sample(_FOUND_ON, config.seed)
-    found = find_clusters(base, images, cut=cut, max_loss=config.max_loss, memory=config.memory, progress=steps)
-    back = 100 * found.found.fallback
-    options.announce(f"clusters: {len(found.clusters)} found; about {back:.0f} % of the images would fall back")
-    return found.clusters
+    clustering = find_clusters(base, images, cut=cut, max_loss=config.max_loss, memory=config.memory, progress=steps)
+    back = 100 * clustering.found.fallback
+    options.announce(f"clusters: {len(clustering.clusters)} found; about {back:.0f} % of the images would fall back")
+    return clustering.clusters

@@ -99,13 +99,15 @@ def _run(out: Path, machine: options.Machine) -> None:
     )  # fmt: skip
     with options.Steps() as steps:
         place = place_of(config, scoring, base.spec.preprocessing)
-        found = optimize(base, scoring, calibration, config, fast, progress=steps, place=place)
+        optimized = optimize(base, scoring, calibration, config, fast, progress=steps, place=place)
         model = from_pretrained(fast)
-        alone = {PARTS: parts_alone(model, place, found.chosen.precision)} if isinstance(model, SemanticModel) else {}
+        alone = (
+            {PARTS: parts_alone(model, place, optimized.chosen.precision)} if isinstance(model, SemanticModel) else {}
+        )
         confirmed = confirm(base, {CHOSEN: fast}, test, place, instead=alone, progress=steps)
-    show_optimized(found, config, fast)
+    show_optimized(optimized, config, fast)
     console.print(_confirmed(confirmed, len(test)))
-    files.write_json({"folder": str(fast), **found.to_json()}, out / "found.json")
+    files.write_json({"folder": str(fast), **optimized.to_json()}, out / "found.json")
     write_report(
         model, test, out / "report.html", source=fast, base=base if isinstance(model, PlainModel) else None,
         results=out / "found.json", command="sinf demo",
@@ -113,21 +115,22 @@ def _run(out: Path, machine: options.Machine) -> None:
     console.print(f"{out / 'report.html'} shows it. {time.perf_counter() - start:.0f} s in all.")
 
 
-def _confirmed(found: Confirmed, images: int) -> str:
+def _confirmed(confirmed: Confirmed, images: int) -> str:
     """One sentence of what the test images say."""
     from sinf.pipelines.confirm import INT8, PARTS
     from sinf.pipelines.optimize_search import OWN
 
-    loss, ours = found.losses[CHOSEN], found.times[CHOSEN]
+    loss, delivered = confirmed.losses[CHOSEN], confirmed.times[CHOSEN]
     parts = ""
-    if PARTS in found.times:  # of one network there are none
-        less, lost = 100 * (1 - ours.mean / found.times[PARTS].mean), found.losses[PARTS].points
+    if PARTS in confirmed.times:  # of one network there are none
+        less, lost = 100 * (1 - delivered.mean / confirmed.times[PARTS].mean), confirmed.losses[PARTS].points
         parts = f", {less:.1f} % less than {PARTS} alone ({lost:.2f} points lost)"
     return (
         f"On {images} test images, which chose nothing: {loss.points:.2f} points lost ({loss.low:.1f} .. "
-        f"{loss.high:.1f}), {found.times[OWN].mean / ours.mean:.1f} times less time than the model as loaded "
-        f"({found.times[OWN].mean:.2f} -> {ours.mean:.2f} ms), {100 * ours.time_saved:.1f} % less than the base model "
-        f"in the same engine, {100 * (1 - ours.mean / found.times[INT8].mean):.1f} % less than that in int8{parts}."
+        f"{loss.high:.1f}), {confirmed.times[OWN].mean / delivered.mean:.1f} times less time than the model as loaded "
+        f"({confirmed.times[OWN].mean:.2f} -> {delivered.mean:.2f} ms), {100 * delivered.time_saved:.1f} % less "
+        f"than the base model in the same engine, "
+        f"{100 * (1 - delivered.mean / confirmed.times[INT8].mean):.1f} % less than that in int8{parts}."
     )
 
 

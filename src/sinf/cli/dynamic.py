@@ -133,7 +133,7 @@ def evaluate(
         Path | None, Option("Also draw MACs by difficulty, similarities, and classes by layer: a PNG.")
     ] = None,
 ) -> dict[str, Any]:
-    """Accuracy, base beside ours, and how the MACs of inputs are spread."""
+    """Accuracy of base model and bundle, and how the MACs of inputs are spread."""
     from sinf.cli.room import fit
     from sinf.dynamic.manifold import explore
     from sinf.report import dynamic_figure
@@ -165,7 +165,7 @@ def bench(
     engine: Annotated[str, Option("What runs both: torch or onnxruntime (batch 1).")] = "torch",
     allow_factory: options.AllowFactory = False,
 ) -> dict[str, Any]:
-    """Latency of base and ours, in turns in one process and one engine."""
+    """Latency of base model and bundle, in turns in one process and one engine."""
     pinned = machine.pin()
     start = time.perf_counter()
     model = _load(bundle, allow_factory)
@@ -226,14 +226,14 @@ class Dynamic(Kind):
         largest = largest_batch(asked.engine)
         default = (1, 32) if largest is None else (1,)
         sizes, x = asked.plan(self.need(model), model.preprocessing, default, largest)
-        base, ours = open_engine(model, asked.engine, asked.threads)
+        base, gated = open_engine(model, asked.engine, asked.threads)
         rows = []
         with options.Steps() as steps:
             for size in sizes:
                 rows.append(
                     latency(
                         base,
-                        ours,
+                        gated,
                         native(asked.engine, x),
                         batch=size,
                         pairs=asked.pairs if size == 1 else max(10, asked.pairs // 4),

@@ -65,9 +65,9 @@ def optimize(
     named = clusters or ("none" if data.cluster_column is None else "column")
     with options.Steps() as steps:
         config = replace(config, clusters=named_clusters(named, base, config, steps, scoring, calibration, selection))
-        found = run(
+        optimized = run(
             base, scoring, calibration, config, out, selection=selection, work=work, progress=steps,
             expect=lambda expected: options.announce(expected.line()), key=options.key(),
         )  # fmt: skip
-    show_optimized(found, config, out)
-    return {"folder": str(out), **found.to_json()}
+    show_optimized(optimized, config, out)
+    return {"folder": str(out), **optimized.to_json()}

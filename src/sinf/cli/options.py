@@ -51,7 +51,7 @@ Runtime = Annotated[
     Path | None,
     Option("Of web: folder of the npm package onnxruntime-web.", otherwise="in node_modules here"),
 ]
-Pairs = Annotated[int, Option("Measurements of time of each, base and ours in turns.", RUN, low=2)]
+Pairs = Annotated[int, Option("Measurements of time of each, base model and the other in turns.", RUN, low=2)]
 _CLUSTERS = Option(
     "Semantic clusters of bundles: column, found (in the model), none (cascades alone), or a file of sinf clusters."
 )

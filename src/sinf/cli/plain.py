@@ -53,7 +53,7 @@ class Plain(Kind):
             sample = asked.held_out.sample(CALIBRATION)
             calibration = feed.normalise(sample.pixels(feed, 0, CALIBRATION))
         how: dict[str, Any] = {"threads": asked.threads, "precision": asked.precision, "calibration": calibration}
-        ours = open_network(model.network, size, asked.engine, **how)
+        network = open_network(model.network, size, asked.engine, **how)
         base = None
         if asked.base is not None:
             base = open_network(prepare(trace(asked.base.module, feed)), size, asked.engine, **how)
@@ -61,7 +61,7 @@ class Plain(Kind):
         with options.Steps() as steps:
             right = None
             if asked.precision != "f32":
-                named = _named(ours, base)
+                named = _named(network, base)
                 right = {name: right_share(run, given, images.labels, images.batch) for name, run in named.items()}
             rows: list[Any] = []
             for batch in sizes:
@@ -71,7 +71,7 @@ class Plain(Kind):
                     steps(name, done, total)
 
                 run: dict[str, Any] = {"batch": batch, "pairs": pairs, "threads": asked.threads, "progress": show}
-                rows.append(alone(ours, given, **run) if base is None else latency(base, ours, given, **run))
+                rows.append(alone(network, given, **run) if base is None else latency(base, network, given, **run))
         engine = asked.engine if asked.precision == "f32" else f"{asked.engine} {asked.precision}"
         facts = measure.facts(asked.source, asked.load_seconds, engine)
         if base is None:
@@ -114,5 +114,5 @@ class Plain(Kind):
         artefacts.show_classes(records)
 
 
-def _named(ours: Any, base: Any) -> dict[str, Any]:
-    return {"ours": ours} if base is None else {"base": base, "ours": ours}
+def _named(network: Any, base: Any) -> dict[str, Any]:
+    return {"ours": network} if base is None else {"base": base, "ours": network}

@@ -47,13 +47,13 @@ def report(
     need = kind.need(model) if beside is None else kind.need(model).beside(Need.of_model(beside))
     fit(machine.memory, "report", need, model.preprocessing, images)
     with options.Steps() as steps:
-        found = write_report(
+        findings = write_report(
             model, images, out, source=artefact, base=beside, results=results, command=command_of(sys.argv[1:]),
             progress=lambda done, total: steps("answers", done, total),
         )  # fmt: skip
-    if found.base is None:
+    if findings.base is None:
         options.announce("a plain model does not hold its base model: --base MODEL shows what was lost")
-    if results is None and not (found.kind == "static" and model.measured):
+    if results is None and not (findings.kind == "static" and model.measured):
         options.announce("no times: --results FILE takes what optimize, bench, prune or build wrote with --json")
-    lost = "" if found.loss is None else f"; lost: {found.loss.points:.2f} points on {len(images):,} images"
+    lost = "" if findings.loss is None else f"; lost: {findings.loss.points:.2f} points on {len(images):,} images"
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, opens in any browser{lost}")

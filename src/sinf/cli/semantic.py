@@ -148,7 +148,7 @@ def _time(router: FeatureRouter, x: Any, sizes: list[int], pairs: int, threads: 
 def _accuracy(
     model: Any, router: FeatureRouter, x: Any, images: LabelledImages, steps: options.Steps
 ) -> dict[str, float]:
-    """Top-1 of the timed images: the base model in f32, and base and ours in the engine's precision."""
+    """Top-1 of the timed images: the base model in f32, and base model and bundle in the engine's precision."""
     import numpy as np
 
     right, batch = {"images": float(len(x)), "base_f32": 0.0, "base": 0.0, "ours": 0.0}, images.batch

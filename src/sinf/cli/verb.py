@@ -109,14 +109,14 @@ class Group:
 
 def options_of(function: Callable[..., Any]) -> dict[str, Group | Given | None]:
     """By parameter what its options are; None for the context."""
-    found: dict[str, Group | Given | None] = {}
+    options: dict[str, Group | Given | None] = {}
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
         hint = parameter.annotation
         if isinstance(hint, type) and is_dataclass(hint):
-            found[name] = Group(hint, parameter.default)
+            options[name] = Group(hint, parameter.default)
         else:
-            found[name] = Given.of(name, hint, parameter.default)
-    return found
+            options[name] = Given.of(name, hint, parameter.default)
+    return options
 
 
 def verb(function: Callable[..., dict[str, Any] | None], *, runs: bool = False) -> Callable[..., None]:

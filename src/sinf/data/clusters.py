@@ -121,12 +121,12 @@ def from_file(path: str | Path, class_names: list[str]) -> Clusters:
     members = []
     for cluster, classes in record.items():
         for c in classes:
-            known = (
+            exists = (
                 c in number
                 if isinstance(c, str)
                 else isinstance(c, int) and not isinstance(c, bool) and 0 <= c < len(class_names)
             )
-            if not known:
+            if not exists:
                 raise ClusterError(f"{path}: no such class in cluster {cluster!r}", got=repr(c), remedy="correct it")
         members.append([number[c] if isinstance(c, str) else c for c in classes])
     times = Counter(c for classes in members for c in classes)

@@ -39,6 +39,6 @@ def warn_of_shared(images: LabelledImages, kind: str, others: LabelledImages, pu
 
 def _shared(images: LabelledImages, others: LabelledImages) -> int:
     """How many of the images are among the others, 0 where they may be so by chance."""
-    known = set(others.digests())
-    shared = sum(digest in known for digest in images.digests())
+    digests = set(others.digests())
+    shared = sum(digest in digests for digest in images.digests())
     return shared if shared > _BY_CHANCE * len(images) else 0

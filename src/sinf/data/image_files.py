@@ -53,10 +53,10 @@ def _below(folder: str) -> Iterator[str]:
     """All files below a folder, folder by folder."""
     try:
         with os.scandir(folder) as entries:
-            found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+            children = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
     except OSError as error:
         raise DataError("a folder of images must be readable", got=error, remedy="name another") from error
-    for name, is_folder in found:
+    for name, is_folder in children:
         path = os.path.join(folder, name)
         if is_folder:
             yield from _below(path)

@@ -41,14 +41,14 @@ def read_label_file(path: str | Path) -> dict[str, str | int | None]:
 
 
 def _of_csv(text: str, path: Path) -> dict[str, str | int | None]:
-    found: dict[str, str | int | None] = {}
+    class_of: dict[str, str | int | None] = {}
     rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if any(cell.strip() for cell in row)]
     if rows and [cell.strip().lower() for cell in rows[0]] == ["label", "class"]:
         rows = rows[1:]
     for row in rows:
-        if len(row) != 2 or row[0] in found:
+        if len(row) != 2 or row[0] in class_of:
             got = f"{shortened(row, 100)}{' twice' if len(row) == 2 else ''}"
             raise DataError(f"{path}: a row has a label and a class, each label once", got=got, remedy="correct it")
         value = row[1].strip()
-        found[row[0]] = None if not value else int(value) if value.isdecimal() else value
-    return found
+        class_of[row[0]] = None if not value else int(value) if value.isdecimal() else value
+    return class_of

@@ -60,7 +60,7 @@ def are_numbers(names: list[str] | tuple[str, ...]) -> bool:
 def match_labels(
     images: LabelledImages,
     count: int,
-    known: ModelClasses | None,
+    model_classes: ModelClasses | None,
     *,
     file: str | Path | None = None,
     likely: ModelClasses | None = None,
@@ -68,16 +68,16 @@ def match_labels(
     """The images as a model of ``count`` classes sees them.
 
     Args:
-        known: the names of its classes, where it has any.
+        model_classes: the names of its classes, where it has any.
         file: a file that :func:`sinf.data.label_file.read_label_file` reads, or ``"numbers"``.
         likely: names that it may well have though nobody says so; they are taken if they hold all labels.
 
     Raises:
         DataError: a label is none of the model's classes, or may be several; some of them are named.
     """
-    if known is not None and (len(known.names) != count or are_numbers(known.names)):
-        known = None
-    if file is None and known is None:
+    if model_classes is not None and (len(model_classes.names) != count or are_numbers(model_classes.names)):
+        model_classes = None
+    if file is None and model_classes is None:
         plain = _by_number(images, count)
         if plain is not None:
             return plain
@@ -89,11 +89,11 @@ def match_labels(
                 got=f"{images.classes} classes instead of {count}",
                 remedy=_REMEDY,
             )
-        return Matched(plain.images if known is None else _named(plain.images, known.names), plain.said)
+        return Matched(plain.images if model_classes is None else _named(plain.images, model_classes.names), plain.said)
     given = {} if file is None else read_label_file(file)
     if not given and images.numbered:
-        return _numbers_of(images, count, known)
-    return _by_name(images, count, known or likely, given, certain=known is not None)
+        return _numbers_of(images, count, model_classes)
+    return _by_name(images, count, model_classes or likely, given, certain=model_classes is not None)
 
 
 def _by_number(images: LabelledImages, count: int, asked: bool = False) -> Matched | None:
@@ -122,15 +122,15 @@ def _numbers_said(images: LabelledImages, count: int) -> str:
     return f"{images.name}: its labels are numbers, taken for those of the model's {count} classes"
 
 
-def _numbers_of(images: LabelledImages, count: int, known: ModelClasses | None) -> Matched:
+def _numbers_of(images: LabelledImages, count: int, model_classes: ModelClasses | None) -> Matched:
     """Data without names, for a model with names."""
-    if images.classes > count or known is None:
+    if images.classes > count or model_classes is None:
         raise DataError(
             f"{images.name}: labels must be class numbers of the model, 0..{count - 1}",
             got=f"numbers up to {images.classes - 1}",
             remedy=_REMEDY,
         )
-    named = images.relabelled(list(range(images.classes)), list(known.names))
+    named = images.relabelled(list(range(images.classes)), list(model_classes.names))
     return Matched(named, _numbers_said(images, count))
 
 
@@ -141,13 +141,13 @@ def _named(images: LabelledImages, names: tuple[str, ...]) -> LabelledImages:
 def _by_name(
     images: LabelledImages,
     count: int,
-    known: ModelClasses | None,
+    model_classes: ModelClasses | None,
     given: dict[str, str | int | None],
     *,
     certain: bool,
 ) -> Matched:
     used = images.used_classes()
-    finder = None if known is None else _Finder(known)
+    finder = None if model_classes is None else _Finder(model_classes)
     mapping: list[int | None] = [None] * images.classes  # None: no image has it, or it is left out
     wrong: list[str] = []
     by_file = left_out = 0
@@ -157,49 +157,49 @@ def _by_name(
             by_file += 1
             target = given[label]
             left_out += target is None
-            found = [] if target is None else _of_file(label, target, count, finder)
-            mapping[number] = found[0] if found else None
+            candidates = [] if target is None else _of_file(label, target, count, finder)
+            mapping[number] = candidates[0] if candidates else None
             continue
-        found = finder.find(label) if finder is not None else []
-        if len(found) == 1:
-            mapping[number] = found[0]
+        candidates = finder.find(label) if finder is not None else []
+        if len(candidates) == 1:
+            mapping[number] = candidates[0]
         else:
-            several = " or ".join(str(each) for each in found[:3])
-            wrong.append(repr(label) if not found else f"{label!r} (class {several})")
+            several = " or ".join(str(each) for each in candidates[:3])
+            wrong.append(repr(label) if not candidates else f"{label!r} (class {several})")
     times = Counter(mapping[number] for number in used if mapping[number] is not None)
     for number in used:  # only a file may put several labels into one class
         label, to = images.class_names[number], mapping[number]
         if label not in given and to is not None and times[to] > 1:
             wrong.append(f"{label!r} (class {to} like another)")
     if wrong:
-        raise _unmatched(images, count, wrong, len(used), known if certain else None)
+        raise _unmatched(images, count, wrong, len(used), model_classes if certain else None)
     if left_out == len(used):
         raise DataError(f"{images.name}: labels must leave some images", got="all left out", remedy=_REMEDY)
-    names = list(known.names) if known is not None else _names_of(images, count, mapping)
+    names = list(model_classes.names) if model_classes is not None else _names_of(images, count, mapping)
     matched = images.relabelled(mapping, names)
-    return Matched(matched, _said(images, matched, count, known, by_file, left_out, mapping, certain))
+    return Matched(matched, _said(images, matched, count, model_classes, by_file, left_out, mapping, certain))
 
 
 def _of_file(label: str, target: str | int, count: int, finder: _Finder | None) -> list[int]:
     """The class that a file names, by its number or as the model calls it."""
-    found = [target] if isinstance(target, int) and target < count else []
+    candidates = [target] if isinstance(target, int) and target < count else []
     if isinstance(target, str) and finder is not None:
-        found = finder.find(target)
-    if len(found) != 1:
+        candidates = finder.find(target)
+    if len(candidates) != 1:
         what = f"0..{count - 1}" if finder is None else f"0..{count - 1} or one name of one class"
         raise DataError(f"the labels file must name a class of the model, {what}", got=f"{label!r}: {target!r}")
-    return found
+    return candidates
 
 
 class _Finder:
     """Finds classes by what they are called."""
 
-    def __init__(self, known: ModelClasses) -> None:
+    def __init__(self, model_classes: ModelClasses) -> None:
         self._steps: list[dict[str, list[int]]] = [{}, {}, {}]
-        for number, name in enumerate(known.names):
+        for number, name in enumerate(model_classes.names):
             self._steps[0].setdefault(name, []).append(number)
             self._steps[1].setdefault(_simple(name), []).append(number)
-        for number, others in enumerate(known.others):
+        for number, others in enumerate(model_classes.others):
             for other in {_simple(each) for each in others}:
                 self._steps[2].setdefault(other, []).append(number)
 
@@ -226,10 +226,12 @@ def _names_of(images: LabelledImages, count: int, mapping: list[int | None]) -> 
 
 
 def _unmatched(
-    images: LabelledImages, count: int, wrong: list[str], used: int, known: ModelClasses | None
+    images: LabelledImages, count: int, wrong: list[str], used: int, model_classes: ModelClasses | None
 ) -> DataError:
     shown = ", ".join(wrong[:_SHOWN]) + (", ..." if len(wrong) > _SHOWN else "")
-    whose = f"the model's {count} classes" + ("" if known is None else f" ({known.source}: {known.names[0]!r}, ...)")
+    whose = f"the model's {count} classes" + (
+        "" if model_classes is None else f" ({model_classes.source}: {model_classes.names[0]!r}, ...)"
+    )
     remedy = f"{_REMEDY}, null for images to leave out; or --labels numbers, if its class numbers are the model's"
     if any(_SYNSET.search(each) for each in wrong):
         remedy = f'run: pip install "sinf[timm]", which knows the synsets of ImageNet; or {remedy}'
@@ -244,7 +246,7 @@ def _said(
     images: LabelledImages,
     matched: LabelledImages,
     count: int,
-    known: ModelClasses | None,
+    model_classes: ModelClasses | None,
     by_file: int,
     left_out: int,
     mapping: list[int | None],
@@ -258,8 +260,10 @@ def _said(
     ):
         return None  # the same names in the same order
     parts = [f"{len(images.used_classes())} labels are {len(reached)} of the model's {count} classes"]
-    if known is not None:
-        parts.append(f"by the names of {known.source}" + ("" if certain else ", which the model does not say it has"))
+    if model_classes is not None:
+        parts.append(
+            f"by the names of {model_classes.source}" + ("" if certain else ", which the model does not say it has")
+        )
     if by_file:
         parts.append(f"{by_file} by the file")
     if left_out:

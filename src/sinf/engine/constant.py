@@ -63,12 +63,12 @@ class ConstantModule(nn.Module):
         yield from self._named("named_buffers", prefix, recurse, remove_duplicate)
 
     def _named(self, what: str, prefix: str, recurse: bool, remove_duplicate: bool) -> Iterator[tuple[str, Any]]:
-        seen: set[int] = set()  # parts may share tensors
+        ids: set[int] = set()  # parts may share tensors
         for name, module in self.held().items() if recurse else ():
             inner = f"{prefix}.{name}" if prefix else name
             for path, tensor in getattr(module, what)(inner, remove_duplicate=remove_duplicate):
-                if not remove_duplicate or id(tensor) not in seen:
-                    seen.add(id(tensor))
+                if not remove_duplicate or id(tensor) not in ids:
+                    ids.add(id(tensor))
                     yield path, tensor
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:

@@ -77,8 +77,8 @@ class DeferralHead(nn.Module):
         """Of logits (N, classes of the cluster) and log-probabilities of the clusters (N, clusters): logits over all
         classes (N, classes), and the probability (N,) that the route loses nothing."""
         inside = logits.log_softmax(1)
-        known = torch.cat([log_clusters, logits, inside, inside.amax(1, keepdim=True)], 1)
-        answer = torch.addmm(self.bias, known, self.matrix)
+        inputs = torch.cat([log_clusters, logits, inside, inside.amax(1, keepdim=True)], 1)
+        answer = torch.addmm(self.bias, inputs, self.matrix)
         return answer.index_select(1, self.sources), answer.select(1, -1).sigmoid()
 
 

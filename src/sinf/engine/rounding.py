@@ -82,8 +82,8 @@ def round_weights(
         for layer in layers:
             weight = torch.from_numpy(numpy_helper.to_array(stored[layer.weight]).copy())
             by_group = weight.unflatten(0, (layer.groups, -1)).flatten(2)
-            found = rounded_to_steps(by_group, moments.pop(layer.weight), steps).view_as(weight)
-            stored[layer.weight].CopyFrom(numpy_helper.from_array(found.numpy(), layer.weight))
+            on_steps = rounded_to_steps(by_group, moments.pop(layer.weight), steps).view_as(weight)
+            stored[layer.weight].CopyFrom(numpy_helper.from_array(on_steps.numpy(), layer.weight))
     return rounded
 
 
@@ -97,7 +97,7 @@ def rounded_to_steps(weight: Tensor, moments: Tensor, steps: int) -> Tensor:
     damped = moments.double() + _DAMPING * level[:, None, None] * torch.eye(moments.shape[1], dtype=torch.float64)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     spread = torch.linalg.cholesky(inverse, upper=True)  # row i: how inputs from i on take over what i changed
-    found = torch.zeros_like(left)
+    rounded = torch.zeros_like(left)
     for first in range(0, left.shape[2], _BLOCK):
         last = min(first + _BLOCK, left.shape[2])
         changed = torch.zeros_like(left[:, :, first:last])
@@ -105,12 +105,12 @@ def rounded_to_steps(weight: Tensor, moments: Tensor, steps: int) -> Tensor:
             value = left[:, :, i]
             step = (value / scale).round().clamp(-steps, steps)
             step = torch.where(largest == i, steps * weight[:, :, i].sign(), step)
-            found[:, :, i] = step * scale
-            off = (value - found[:, :, i]) / spread[:, i, i, None]
+            rounded[:, :, i] = step * scale
+            off = (value - rounded[:, :, i]) / spread[:, i, i, None]
             left[:, :, i:last] -= off[:, :, None] * spread[:, None, i, i:last]
             changed[:, :, i - first] = off
         left[:, :, last:] -= changed @ spread[:, first:last, last:]
-    return found.float()
+    return rounded.float()
 
 
 def _sums(inputs: int, groups: int) -> int:
@@ -144,21 +144,21 @@ def _layers(model: onnx.ModelProto, kept: Collection[str]) -> list[_Layer]:
     readers: dict[str, int] = {}
     for name in (name for node in model.graph.node for name in node.input):
         readers[name] = readers.get(name, 0) + 1
-    found = []
+    layers = []
     for node in model.graph.node:
         if node.name in kept or node.op_type not in ("Conv", "Gemm") or readers[node.input[1]] > 1:
             continue
         reads, weight = node.input[:2]
         said = {each.name: helper.get_attribute_value(each) for each in node.attribute}
         if node.op_type == "Gemm" and weight in sizes and said.get("transB") and not said.get("transA"):
-            found.append(_Layer(reads, weight, sizes[weight][1]))
+            layers.append(_Layer(reads, weight, sizes[weight][1]))
         if node.op_type == "Conv" and len(sizes.get(weight, ())) == 4 and said.get("auto_pad", b"NOTSET") == b"NOTSET":
             top, left, bottom, right = said.get("pads", (0, 0, 0, 0))
             zeros = (top, bottom, left, right)
             down, across = said.get("strides", (1, 1))
             window = Window(sizes[weight][2:], (down, across), tuple(said.get("dilations", (1, 1))), zeros)
-            found.append(_Layer(reads, weight, math.prod(sizes[weight][1:]), said.get("group", 1), window))
-    return [layer for layer in found if _equations(layer.inputs, layer.groups) <= _EQUATIONS]
+            layers.append(_Layer(reads, weight, math.prod(sizes[weight][1:]), said.get("group", 1), window))
+    return [layer for layer in layers if _equations(layer.inputs, layer.groups) <= _EQUATIONS]
 
 
 def _second_moments(model: onnx.ModelProto, layers: list[_Layer], feeds: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -171,8 +171,8 @@ def _second_moments(model: onnx.ModelProto, layers: list[_Layer], feeds: Sequenc
     inner = [name for name in reads if name not in inputs]
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
-    known = {each.name for each in watched.graph.output}
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner if name not in known)
+    outputs = {each.name for each in watched.graph.output}
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner if name not in outputs)
     session = InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
     sums: dict[str, Tensor] = {}
     for feed in feeds:
@@ -188,6 +188,6 @@ def _second_moments(model: onnx.ModelProto, layers: list[_Layer], feeds: Sequenc
                 rows[layer.weight].append(layer.rows(x, number * positions, step))
         for name, parts in rows.items():
             taken = torch.cat(parts, 1)
-            found = (taken.transpose(1, 2) @ taken).double()
-            sums[name] = sums[name] + found if name in sums else found
+            gram = (taken.transpose(1, 2) @ taken).double()
+            sums[name] = sums[name] + gram if name in sums else gram
     return sums

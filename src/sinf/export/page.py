@@ -119,7 +119,10 @@ def export_page(
             **description(model),
             "format": "web",
             "gallery": pictures,
-            "bytes": {"ours": (partial / "model.onnx").stat().st_size, "base": (partial / "base.onnx").stat().st_size},
+            "bytes": {
+                "bundle": (partial / "model.onnx").stat().st_size,
+                "base": (partial / "base.onnx").stat().st_size,
+            },
             "sha256": {name: sha256(partial / name) for name in ("model.onnx", "base.onnx")},
         }
         write_json(sealed(record), partial / edge.MANIFEST)

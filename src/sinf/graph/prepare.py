@@ -1,7 +1,7 @@
-"""What every torch network gets before it is run or timed, the base model as much as ours: batch norms folded into the
-convolutions before them, and weights in the order of channels_last, which CPUs read fastest at batch 1. Checks of
-shapes, which the trace has passed, and layers that do nothing are left out: between a convolution and its norm they
-would keep it from folding.
+"""What every torch network gets before it is run or timed, the base model as much as what is made of it: batch norms
+folded into the convolutions before them, and weights in the order of channels_last, which CPUs read fastest at batch
+1. Checks of shapes, which the trace has passed, and layers that do nothing are left out: between a convolution and its
+norm they would keep it from folding.
 """
 
 from __future__ import annotations

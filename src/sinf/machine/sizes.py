@@ -20,13 +20,13 @@ def parse(text: str) -> int:
     Raises:
         ConfigError: it is no size.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)\s*", text.upper())
-    unit = found[2] if found else None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)\s*", text.upper())
+    unit = match[2] if match else None
     if unit and not unit.endswith("B"):
         unit += "B"
-    if found is None or unit not in _UNITS:
+    if match is None or unit not in _UNITS:
         raise ConfigError("memory must be a size in bytes", got=text, remedy="e.g. 8GB or 800MB")
-    return int(float(found[1]) * _UNITS[unit])
+    return int(float(match[1]) * _UNITS[unit])
 
 
 def say(size: float) -> str:

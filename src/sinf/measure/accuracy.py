@@ -40,7 +40,7 @@ class ClusterReport:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Base beside ours on labelled images. ``loss`` is in percentage points, the other shares are fractions of 1.
+    """Base model and bundle on labelled images. ``loss`` is in percentage points, the other shares are fractions of 1.
 
     ``subgraph_ran`` is the share that runs a subgraph; some of them fall back after it. ``within`` is the accuracy when
     the true cluster is given: of the base model limited to the cluster's classes, and of the cluster's subgraph.
@@ -192,21 +192,21 @@ def evaluate(
     done = 0
     for x, y in images.batches(model.bundle.spec.preprocessing, batch):
         base = model.engine.base(x)
-        ours = router.route(x)
+        routed = router.route(x)
         true = of_class[y]
         limited = base.masked_fill(of_class[None] != true[:, None], -torch.inf)
         add(
             y=y,
             true=true,
             base=base.argmax(1) == y,
-            ours=ours.logits.argmax(1) == y,
+            right=routed.logits.argmax(1) == y,
             base5=_in_top5(base, y),
-            ours5=_in_top5(ours.logits, y),
+            right5=_in_top5(routed.logits, y),
             base_within=limited.argmax(1) == y,
             within=_within(model, x, y, true),
-            route=ours.route,
-            fell_back=ours.fell_back,
-            subgraph_ran=ours.subgraph_ran,
+            route=routed.route,
+            fell_back=routed.fell_back,
+            subgraph_ran=routed.subgraph_ran,
         )
         done += len(y)
         if progress is not None:
@@ -247,7 +247,7 @@ def _summary(model: SemanticModel, rows: dict[str, Tensor], empty: list[str]) ->
                 name,
                 int(mine.sum()),
                 mean("base", mine),
-                mean("ours", mine),
+                mean("right", mine),
                 mean("base_within", mine),
                 mean("within", mine),
                 mean("routed_right", mine),
@@ -259,10 +259,10 @@ def _summary(model: SemanticModel, rows: dict[str, Tensor], empty: list[str]) ->
     return Evaluation(
         images=len(rows["y"]),
         base_top1=mean("base"),
-        top1=mean("ours"),
-        loss=100 * (mean("base") - mean("ours")),
+        top1=mean("right"),
+        loss=100 * (mean("base") - mean("right")),
         base_top5=mean("base5"),
-        top5=mean("ours5"),
+        top5=mean("right5"),
         base_within=mean("base_within"),
         within=mean("within"),
         route_accuracy=mean("routed_right"),

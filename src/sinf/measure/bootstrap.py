@@ -19,11 +19,11 @@ def interval(
     from scipy.stats import bootstrap  # takes half a second
 
     given = tuple(np.asarray(sample, dtype=np.float64) for sample in samples)
-    found = bootstrap(
+    bounds = bootstrap(
         given, statistic, paired=True, vectorized=True, n_resamples=draws, batch=_batch(given[0]),
         confidence_level=share, method="percentile", rng=0,
     ).confidence_interval  # fmt: skip
-    return float(found.low), float(found.high)
+    return float(bounds.low), float(bounds.high)
 
 
 def _batch(sample: np.ndarray) -> int:

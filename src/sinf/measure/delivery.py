@@ -50,16 +50,16 @@ class ExpectedLoss:
         """From the classes that both networks answer, (N,), and the labels (N,)."""
         if not len(base):
             raise ConfigError("an expected loss needs held-out images", got="none", remedy="give more images")
-        right = torch.ones_like(base, dtype=torch.bool) if labels is None else base == labels
-        ours = answers == (base if labels is None else labels)
-        lost, won, count = int((right & ~ours).sum()), int((~right & ours).sum()), len(base)
+        base_right = torch.ones_like(base, dtype=torch.bool) if labels is None else base == labels
+        right = answers == (base if labels is None else labels)
+        lost, won, count = int((base_right & ~right).sum()), int((~base_right & right).sum()), len(base)
         low, high = _interval(lost, won, count)
         return ExpectedLoss(
             points=100 * (lost - won) / count,
             low=low,
             high=high,
             disagreement=float((base != answers).double().mean()),
-            base_top1=None if labels is None else float(right.double().mean()),
+            base_top1=None if labels is None else float(base_right.double().mean()),
             images=count,
         )
 
@@ -145,11 +145,11 @@ def time_beside(
     times: dict[str, tuple[Latency, ...]] = dict.fromkeys(networks, ())
     for batch in limits.batches:
         pairs = limits.pairs if batch == 1 else max(10, limits.pairs // 5)
-        found = interleaved(
+        latencies = interleaved(
             base, networks, x, batch=batch, pairs=pairs, warmup=max(2, pairs // 10), threads=limits.threads,
             progress=progress,
         )  # fmt: skip
-        times = {name: (*times[name], latency) for name, latency in found.items()}
+        times = {name: (*times[name], latency) for name, latency in latencies.items()}
     return times
 
 

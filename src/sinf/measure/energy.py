@@ -1,8 +1,8 @@
-"""Energy of ours beside that of the base model, where the machine counts it: processors in the kernel's powercap tree
-(RAPL), NVIDIA GPUs through NVML.
+"""Energy of a model beside that of its base model, where the machine counts it: processors in the kernel's powercap
+tree (RAPL), NVIDIA GPUs through NVML.
 
 A counter is that of a whole package or card and of everything that runs on it, and moves about once a millisecond: base
-and ours take turns for blocks of seconds, not batch by batch.
+model and the other take turns for blocks of seconds, not batch by batch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class Energy:
-    """Joules an image by one meter; ``saved`` is 1 - ours / base."""
+    """Joules an image by one meter; ``saved`` is 1 - ours / base, ``ours`` the model's."""
 
     meter: str
     batch: int
@@ -114,7 +114,7 @@ def _find_nvml() -> tuple[list[Meter], list[str]]:
 @torch.no_grad()
 def energy(
     base: Callable[[Any], Any],
-    ours: Callable[[Any], Any],
+    model: Callable[[Any], Any],
     images: Tensor | np.ndarray,
     meters: list[Meter],
     *,
@@ -130,13 +130,13 @@ def energy(
     done = np.zeros(2)
     with pinned_threads(threads):
         for block in range(2 * blocks):
-            which = (block + block // 2) % 2  # base, ours, ours, base: neither profits from the machine's warming up
-            model = (base, ours)[which]
+            which = (block + block // 2) % 2  # base, model, model, base: neither profits from the machine's warming up
+            running = (base, model)[which]
             before = np.array([meter.joules() for meter in meters])
             end = time.perf_counter() + seconds
             count = 0
             while not count or time.perf_counter() < end:
-                model(images[[(count + i) % len(images) for i in range(batch)]])
+                running(images[[(count + i) % len(images) for i in range(batch)]])
                 count += batch
             joules[which] += np.array([meter.joules() for meter in meters]) - before
             done[which] += count

@@ -75,20 +75,20 @@ def evaluate(
         raise ConfigError("the base model must have the classes of the plain model", got=got, remedy="name another")
     empty = images.warn_of_empty_classes("the evaluation")
     other = None if base is None else prepare(trace(base.module, base.spec.preprocessing))
-    ours, theirs, done = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), 0
+    right, base_right, done = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), 0
     for x, y in images.batches(model.preprocessing):
-        ours += _right(model, x, y)
+        right += _right(model, x, y)
         if other is not None and base is not None:
             same = base.spec.preprocessing == model.preprocessing
             own = x if same else base.spec.preprocessing.normalise(
                 images.pixels(base.spec.preprocessing, done, done + len(y))
             )  # fmt: skip
-            theirs += _right(other, own, y)
+            base_right += _right(other, own, y)
         done += len(y)
         if progress is not None:
             progress(done, len(images))
     size = Size.of(model.base_model())
-    (top1, top5), (base1, base5) = (ours / done).tolist(), (theirs / done).tolist()
+    (top1, top5), (base1, base5) = (right / done).tolist(), (base_right / done).tolist()
     return PlainEvaluation(
         images=done,
         top1=top1,

@@ -24,8 +24,8 @@ from sinf.routing.router import FALLBACK, FIRST, FRONT, Engine, FeatureRouter, p
 
 @dataclass(frozen=True)
 class ClusterTime:
-    """Images whose route is one cluster: median milliseconds of base and ours on them, and of the subgraph where it
-    ran (None where it never did); ``fallback`` is the share that fell back."""
+    """Images whose route is one cluster: median milliseconds of the base model (``base``) and of the bundle (``ours``)
+    on them, and of the subgraph where it ran (None where it never did); ``fallback`` is the share that fell back."""
 
     name: str
     images: int
@@ -70,7 +70,7 @@ class StageTimes:
 
 @dataclass
 class _Turn:
-    """Milliseconds of one image: base model, ours and its parts, and the parts when they are run bare."""
+    """Milliseconds of one image: base model, bundle and its parts, and the parts when they are run bare."""
 
     route: int
     subgraph_ran: bool
@@ -114,57 +114,57 @@ def stage_times(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> StageTimes:
-    """Time base model, ours and its bare parts in turns, one image (of N, C, H, W) at a time.
+    """Time base model, bundle and its bare parts in turns, one image (of N, C, H, W) at a time.
 
     ``router`` is what :func:`sinf.engine.engines.open_engine` gives, ``names`` are those of the clusters. Every image
     is run once before it is timed, so that all parts are there.
     """
     require_timing(images, batch=1, pairs=turns, threads=threads)
     clock = _Clock(router.engine)
-    ours = router.over(clock, router.times)
-    seen: list[_Turn] = []
+    timed = router.over(clock, router.times)
+    records: list[_Turn] = []
     with pinned_threads(threads):
         for turn in range(turns):
             x = images[turn % len(images)][None]
             if turn < len(images):
-                routed = ours.route(x)
-                found = _Turn(int(routed.route[0]), bool(routed.subgraph_ran[0]), bool(routed.fell_back[0]))
-                _run_bare(router.engine, x, found)
+                routed = timed.route(x)
+                record = _Turn(int(routed.route[0]), bool(routed.subgraph_ran[0]), bool(routed.fell_back[0]))
+                _run_bare(router.engine, x, record)
             else:
-                found = replace(seen[turn % len(images)])
-            seen.append(found)
+                record = replace(records[turn % len(images)])
+            records.append(record)
         router.base(images[:1])
-        for turn, found in enumerate(seen):
-            _time_turn(router, ours, clock, images[turn % len(images)][None], found, turn)
+        for turn, record in enumerate(records):
+            _time_turn(router, timed, clock, images[turn % len(images)][None], record, turn)
             if progress is not None:
                 progress(turn + 1, turns)
-    return _summary(seen, names)
+    return _summary(records, names)
 
 
 def _time_turn(
-    router: FeatureRouter, ours: FeatureRouter, clock: _Clock, x: Tensor | np.ndarray, found: _Turn, turn: int
+    router: FeatureRouter, timed: FeatureRouter, clock: _Clock, x: Tensor | np.ndarray, record: _Turn, turn: int
 ) -> None:
     def base() -> None:
-        found.base = _milliseconds(lambda: router.base(x))
+        record.base = _milliseconds(lambda: router.base(x))
 
     def whole() -> None:
         clock.times = {}
-        found.whole = _milliseconds(lambda: ours(x))
-        found.front = clock.times[FIRST if ours.cascade else FRONT]
-        found.subgraph = clock.times.get(part_name(found.route), 0.0)
-        found.fallback = clock.times.get(FALLBACK, 0.0)
+        record.whole = _milliseconds(lambda: timed(x))
+        record.front = clock.times[FIRST if timed.cascade else FRONT]
+        record.subgraph = clock.times.get(part_name(record.route), 0.0)
+        record.fallback = clock.times.get(FALLBACK, 0.0)
 
     def bare_parts() -> None:
-        found.bare_front, found.bare_subgraph = _run_bare(router.engine, x, found)
+        record.bare_front, record.bare_subgraph = _run_bare(router.engine, x, record)
 
     jobs = (base, whole, bare_parts)
     for place in range(3):
         jobs[(turn + place) % 3]()  # each comes first, second and third as often: what ran before fills the caches
-    if ours.cascade:  # its front and subgraph are one part
-        found.front, found.subgraph = found.bare_front, found.front - found.bare_front
+    if timed.cascade:  # its front and subgraph are one part
+        record.front, record.subgraph = record.bare_front, record.front - record.bare_front
 
 
-def _run_bare(engine: Engine, x: Any, found: _Turn) -> tuple[float, float]:
+def _run_bare(engine: Engine, x: Any, record: _Turn) -> tuple[float, float]:
     """Milliseconds of extractor and of subgraph (0 where it does not run)."""
     outputs: list[Any] = []
 
@@ -172,7 +172,7 @@ def _run_bare(engine: Engine, x: Any, found: _Turn) -> tuple[float, float]:
         return _milliseconds(lambda: outputs.append(engine.run(bare(part), given)[0]))
 
     front = run(FRONT, x)
-    return front, run(part_name(found.route), outputs[0]) if found.subgraph_ran else 0.0
+    return front, run(part_name(record.route), outputs[0]) if record.subgraph_ran else 0.0
 
 
 def _milliseconds(job: Callable[[], object]) -> float:
@@ -205,15 +205,15 @@ def _summary(turns: list[_Turn], names: tuple[str, ...]) -> StageTimes:
 
 def _of_cluster(name: str, turns: list[_Turn]) -> ClusterTime:
     ran = [t.subgraph for t in turns if t.subgraph_ran]
-    base, ours = _median([t.base for t in turns]), _median([t.whole for t in turns])
+    base, whole = _median([t.base for t in turns]), _median([t.whole for t in turns])
     return ClusterTime(
         name=name,
         images=len(turns),
         fallback=sum(t.fell_back for t in turns) / len(turns),
         subgraph=_median(ran) if ran else None,
         base=base,
-        ours=ours,
-        time_saved=1 - ours / base,
+        ours=whole,
+        time_saved=1 - whole / base,
     )
 
 

@@ -1,4 +1,4 @@
-"""Time of ours beside that of the base model, in pairs: both take turns on the same inputs in one process and one
+"""Time of a model beside that of its base model, in pairs: both take turns on the same inputs in one process and one
 engine, so that whatever slows the machine slows both. What other processes take meanwhile is part of the result."""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TICKS = 100  # a second, in it
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds a batch. ``time_saved`` is 1 - ours / base of the means, since it is the mean that a server's bill
+    """Milliseconds a batch. ``time_saved`` is 1 - model / base of the means, since it is the mean that a server's bill
     adds up; ``*_low`` and ``*_high`` bound what they follow, ``low`` and ``high`` bound ``time_saved`` (95 %, bootstrap
     over the pairs). ``load`` is what other processes took meanwhile, in cores; None where the system does not tell."""
 
@@ -55,7 +55,7 @@ class Latency:
 
 def latency(
     base: Callable[[Any], Any],
-    ours: Callable[[Any], Any],
+    model: Callable[[Any], Any],
     images: Tensor | np.ndarray,
     *,
     batch: int = 1,
@@ -64,14 +64,14 @@ def latency(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> Latency:
-    """Time ``base`` and ``ours`` in turns on batches of ``images`` (N, C, H, W), which are used over and over.
+    """Time ``base`` and ``model`` in turns on batches of ``images`` (N, C, H, W), which are used over and over.
 
     ``threads`` are torch's; other engines have their own, set when they are opened.
 
     The inputs must be like those of the application: what an input costs depends on where it is sent.
     """
     options: dict[str, Any] = {"batch": batch, "pairs": pairs, "warmup": warmup, "threads": threads}
-    return interleaved(base, {"ours": ours}, images, progress=progress, **options)["ours"]
+    return interleaved(base, {"model": model}, images, progress=progress, **options)["model"]
 
 
 @torch.no_grad()
@@ -178,12 +178,12 @@ def alone(
     Raises:
         ConfigError: an option is out of range, or there are no images.
     """
-    found = latency(
+    beside = latency(
         lambda x: None, model, images, batch=batch, pairs=pairs, warmup=warmup, threads=threads, progress=progress
     )
     return Alone(
-        found.batch, found.threads, found.pairs, found.mean, found.median, found.median_low, found.median_high,
-        found.p95, found.load,
+        beside.batch, beside.threads, beside.pairs, beside.mean, beside.median, beside.median_low, beside.median_high,
+        beside.p95, beside.load,
     )  # fmt: skip
 
 
@@ -212,7 +212,7 @@ class OtherProcesses:
 
 
 def summary(times: Tensor, batch: int, threads: int) -> Latency:
-    """Of milliseconds (2, pairs): base model, ours."""
+    """Of milliseconds (2, pairs): base model, and the model beside it."""
     pairs = times.shape[1]
     saved = interval(_time_saved, times[0], times[1], draws=_DRAWS)
     base_median, median = (interval(np.median, each, draws=_DRAWS) for each in times)
@@ -237,9 +237,9 @@ def summary(times: Tensor, batch: int, threads: int) -> Latency:
     )
 
 
-def _time_saved(base: np.ndarray, ours: np.ndarray, axis: int) -> np.ndarray:
+def _time_saved(base: np.ndarray, model: np.ndarray, axis: int) -> np.ndarray:
     """Of milliseconds (..., pairs)."""
-    return 1 - ours.mean(axis) / base.mean(axis)
+    return 1 - model.mean(axis) / base.mean(axis)
 
 
 def require_timing(images: Tensor | np.ndarray, *, batch: int, pairs: int, threads: int, warmup: int = 0) -> None:

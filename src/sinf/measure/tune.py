@@ -56,17 +56,17 @@ def measure_tails(
         for place, count in enumerate(batches):
             for part in (*names, FALLBACK):
                 milliseconds(part, count)  # makes the part, and what an engine keeps for this batch size
-            ours: list[float] = []
-            theirs: list[float] = []
+            subgraph_times: list[float] = []
+            fallback_times: list[float] = []
             for turn in range(turns):
                 for number, name in enumerate(names):
-                    ours.append(milliseconds(name, count))
+                    subgraph_times.append(milliseconds(name, count))
                     if number % 2 == turn % 2 or len(names) == 1:
-                        theirs.append(milliseconds(FALLBACK, count))
+                        fallback_times.append(milliseconds(FALLBACK, count))
                 if progress is not None:
                     progress(place * turns + turn + 1, len(batches) * turns)
-            subgraph.append(median(ours))
-            fallback.append(median(theirs))
+            subgraph.append(median(subgraph_times))
+            fallback.append(median(fallback_times))
     processor = machine()["processor"]
     return TailTimes(
         engine, precision, threads, processor, batches, tuple(subgraph), tuple(fallback), _returning(model)

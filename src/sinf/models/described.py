@@ -47,6 +47,6 @@ def of_graph(graph: fx.GraphModule, spec: ModelSpec) -> BaseModel:
     return BaseModel(module, spec)
 
 
-def difference(expected: Tensor, found: Tensor) -> float:
+def difference(expected: Tensor, answers: Tensor) -> float:
     """The largest between two answers, as a share of the largest logit."""
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    return float((answers - expected).abs().max() / expected.abs().max().clamp(min=1e-30))

@@ -100,8 +100,8 @@ def make_foreign(
         classes = counted
     if classes is None:
         raise ModelError(f"{name}: the number of classes must be known", remedy="give it")
-    known = made.classes if made.classes is not None and len(made.classes.names) == classes else None
-    return Foreign(module, ModelSpec(made.name, classes, preprocessing, made.options), known, notes)
+    class_names = made.classes if made.classes is not None and len(made.classes.names) == classes else None
+    return Foreign(module, ModelSpec(made.name, classes, preprocessing, made.options), class_names, notes)
 
 
 def _prepared(
@@ -116,14 +116,13 @@ def _prepared(
     """What a model is fed, and notes on what nobody said. ``certain`` is whether what its library says is of these
     weights, and not of others of the same architecture."""
     wanted, whose = made.wanted, "given"
-    found = size
-    if found is None and certain:
-        found, whose = wanted.size, "its library's"
-    if found is None and images is not None and (common := images.common_size()) is not None:
-        found, whose = (_channels(made.module) or common[0], *common[1:]), "the images'"
-    if found is None:
-        found, whose = wanted.size, "its library's for other weights"
-    if found is None:
+    if size is None and certain:
+        size, whose = wanted.size, "its library's"
+    if size is None and images is not None and (common := images.common_size()) is not None:
+        size, whose = (_channels(made.module) or common[0], *common[1:]), "the images'"
+    if size is None:
+        size, whose = wanted.size, "its library's for other weights"
+    if size is None:
         raise ModelError(
             f"the size of the images for {name} must be known",
             got="neither a size nor images of one size",
@@ -131,17 +130,17 @@ def _prepared(
         )
     notes = []
     if whose not in ("given", "its library's"):
-        shown = "x".join(map(str, found))
+        shown = "x".join(map(str, size))
         notes.append(f"{name}: images of {shown}, a size that is {whose} (--size changes it)")
     said_nothing = mean is None and std is None and not certain
     if said_nothing:
         notes.append(f"{name}: mean and deviation of pixels are ImageNet's (--mean and --std change them)")
-    same = certain and found == wanted.size
+    same = certain and size == wanted.size
     mean, std = mean or wanted.mean or IMAGENET_MEAN, std or wanted.std or IMAGENET_STD
-    if said_nothing and len(mean) != found[0]:  # gray images, or more channels than colours
-        mean, std = ((sum(each) / len(each),) * found[0] for each in (IMAGENET_MEAN, IMAGENET_STD))
+    if said_nothing and len(mean) != size[0]:  # gray images, or more channels than colours
+        mean, std = ((sum(each) / len(each),) * size[0] for each in (IMAGENET_MEAN, IMAGENET_STD))
     preprocessing = Preprocessing(
-        found,
+        size,
         mean,
         std,
         wanted.resize if same else None,
@@ -253,10 +252,10 @@ def _make_hf(request: Request) -> _Made:
 def _processor(transformers: Any, name: str) -> dict[str, Any]:
     """The configuration of the image processor that comes with a model, as data; empty where none does."""
     try:
-        found, _ = transformers.image_processing_base.ImageProcessingMixin.get_image_processor_dict(name)
+        config, _ = transformers.image_processing_base.ImageProcessingMixin.get_image_processor_dict(name)
     except Exception:  # no such file, no network: many types
         return {}
-    return dict(found)
+    return dict(config)
 
 
 def _of_hf(model: nn.Module, name: str, processor: dict[str, Any]) -> _Made:

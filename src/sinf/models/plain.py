@@ -93,8 +93,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         if len(content) > MAX_BYTES or sum(map(content.count, (b"[", b"{", b","))) > MAX_ITEMS:
             raise _refusal(f"{path} must be small", f"more than {MAX_BYTES >> 20} MB or {MAX_ITEMS} items")
         config = json.loads(content.decode())
-        if (found := config.get("format") if isinstance(config, dict) else None) != FORMAT:
-            raise _refusal(f"{path} must have the format {FORMAT}", found, "write it again with sinf prune")
+        if (format_ := config.get("format") if isinstance(config, dict) else None) != FORMAT:
+            raise _refusal(f"{path} must have the format {FORMAT}", format_, "write it again with sinf prune")
         require_data(config)
         if config["digest"] != digest(config):
             raise _refusal(f"{path} must be as it was written", "a digest of another content")
@@ -322,8 +322,8 @@ def function(name: str) -> Callable[..., Any]:
         return _attribute
     if own not in names or not hasattr(library, own):
         raise _refusal("no function of tensors that a network may call", repr(name))
-    found = getattr(library, own)
-    return partial(_arithmetic, found) if home == "operator" and own not in ("getitem", "eq", "ne") else found
+    callable_ = getattr(library, own)
+    return partial(_arithmetic, callable_) if home == "operator" and own not in ("getitem", "eq", "ne") else callable_
 
 
 def _attribute(value: Any, name: str) -> Any:
@@ -429,19 +429,19 @@ def _replace(value: Any, leaf: Callable[[Any], Any]) -> Any:
 def _with_last_uses(steps: list[_Step], named: dict[str, Any]) -> list[_Step]:
     """Steps with the values that nobody reads after each; they read what is there, and their names are their own."""
     last: dict[str, str] = {}
-    known: set[str] = set()
+    defined: set[str] = set()
     for step in steps:
         leaves: list[Any] = []
         _replace((step.args, step.kwargs), leaves.append)
         sources = {leaf.step for leaf in leaves if isinstance(leaf, _Value)}
-        if not sources <= known:
-            raise _refusal(f"step {step.name[:100]!r} reads what is not there", sorted(sources - known))
+        if not sources <= defined:
+            raise _refusal(f"step {step.name[:100]!r} reads what is not there", sorted(sources - defined))
         if step.do in named and step.of not in named[step.do]:
             raise _refusal(f"no such {step.do} in the description", repr(step.of))
-        if step.name in known:
+        if step.name in defined:
             raise _refusal("steps need names of their own", repr(step.name))
         last |= dict.fromkeys([*sources, step.name], step.name)
-        known.add(step.name)
+        defined.add(step.name)
     if [step.do for step in steps].count("output") != 1 or steps[-1].do != "output":
         raise _refusal("the last step, and no other, must be the output", f"{len(steps)} steps")
     done: dict[str, list[str]] = {}

@@ -49,11 +49,11 @@ def start_from(base: BaseModel, weights: Mapping[str, Tensor], seed: int) -> Sta
     network = base.module if base.spec.is_factory else _made(base, seed)
     state = {key: value.detach().clone() for key, value in network.state_dict().items()}
     own, given = _layers(state), _layers(weights)
-    places = _places(base, state, given, weights)
-    heads = [name for name in given if _is_head(own.get(places[name]), given[name], base.spec.classes)]
+    names = _names_in_network(base, state, given, weights)
+    heads = [name for name in given if _is_head(own.get(names[name]), given[name], base.spec.classes)]
     for name in heads:
         del given[name]
-    wrong = [name for name in given if not _same(own.get(places[name], {}), given[name])]
+    wrong = [name for name in given if not _same(own.get(names[name], {}), given[name])]
     if wrong or not given:
         got = "none" if not given else f"{len(wrong)} of {len(given)} do not, the first {wrong[0]}"
         shapes = "" if not wrong else f" ({_shapes(given[wrong[0]])})"
@@ -61,8 +61,8 @@ def start_from(base: BaseModel, weights: Mapping[str, Tensor], seed: int) -> Sta
         raise ModelError(what, got=got + shapes, remedy=_REMEDY)
     for name in given:
         for part, tensor in given[name].items():
-            own[places[name]][part].copy_(tensor)
-    filled = {places[name] for name in given}
+            own[names[name]][part].copy_(tensor)
+    filled = {names[name] for name in given}
     return Start(state, tuple(name for name in own if name not in filled), tuple(heads))
 
 
@@ -73,22 +73,22 @@ def _made(base: BaseModel, seed: int) -> torch.nn.Module:
 
 
 def _layers(state: Mapping[str, Tensor]) -> Layers:
-    found: Layers = {}
+    layers: Layers = {}
     for key, tensor in state.items():
         layer, _, part = key.rpartition(".")
         if part != _COUNTER:
-            found.setdefault(layer, {})[part] = tensor
-    return found
+            layers.setdefault(layer, {})[part] = tensor
+    return layers
 
 
-def _places(
+def _names_in_network(
     base: BaseModel, state: Mapping[str, Tensor], given: Layers, weights: Mapping[str, Tensor]
 ) -> dict[str, str]:
     """By layer of the weights, the name of the network's layer that it would be."""
     if base.spec.name not in vgg.NAMES:
         return {name: name for name in given}
-    theirs, ours = vgg.places(weights), {place: name for name, place in vgg.places(state).items()}
-    return {name: ours.get(theirs.get(name, ""), name if name not in theirs else "") for name in given}
+    positions, name_at = vgg.positions(weights), {place: name for name, place in vgg.positions(state).items()}
+    return {name: name_at.get(positions.get(name, ""), name if name not in positions else "") for name in given}
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -75,9 +75,9 @@ def head_size(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> int | N
     if own.keys() != state.keys() and not own.keys() - state.keys() <= {k for k in own if "num_batches_tracked" in k}:
         return None
     shapes = [(own[key].shape, state[key].shape) for key in own.keys() & state.keys()]
-    other = [(ours, theirs) for ours, theirs in shapes if ours != theirs]
-    sizes = {(ours[:1], theirs[:1]) for ours, theirs in other}
-    if len(sizes) != 1 or any(ours[1:] != theirs[1:] for ours, theirs in other):
+    other = [(network, given) for network, given in shapes if network != given]
+    sizes = {(network[:1], given[:1]) for network, given in other}
+    if len(sizes) != 1 or any(network[1:] != given[1:] for network, given in other):
         return None
     return int(other[0][1][0])
 

@@ -16,7 +16,7 @@ from PIL import Image
 from sinf.data.labels import ModelClasses, are_numbers
 
 IMAGENET_CLASSES = 1000
-_ALIKE = 0.95  # of the names of a model of 1,000 classes that must be ImageNet's, for the others to be
+_SAME_NAMES = 0.95  # of the names of a model of 1,000 classes that must be ImageNet's, for the others to be
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ def of_timm(config: Mapping[str, Any]) -> Wanted:
         resize = (scaled[0], scaled[1])
     elif mode == "center":
         resize = scaled[0]
-    known = interpolation in ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")
+    supported = interpolation in ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")
     return _fitting(
-        Wanted(size, tuple(config["mean"]), tuple(config["std"]), resize, interpolation if known else "bicubic")
+        Wanted(size, tuple(config["mean"]), tuple(config["std"]), resize, interpolation if supported else "bicubic")
     )
 
 
@@ -159,13 +159,13 @@ def classes_of_hf(config: Any) -> ModelClasses | None:
 def with_synsets(names: list[str], source: str) -> ModelClasses:
     """Names with their synonyms; where they are ImageNet-1k's in its order, with those of WordNet, too."""
     others = [tuple(_words(name)) for name in names]
-    known = imagenet_classes() if len(names) == IMAGENET_CLASSES else None
-    if known is not None:
-        simple = [{each.casefold() for each in (n, *o)} for n, o in zip(known.names, known.others, strict=True)]
+    imagenet = imagenet_classes() if len(names) == IMAGENET_CLASSES else None
+    if imagenet is not None:
+        simple = [{each.casefold() for each in (n, *o)} for n, o in zip(imagenet.names, imagenet.others, strict=True)]
         pairs = zip(others, simple, strict=True)
         same = sum(bool({word.casefold() for word in words} & these) for words, these in pairs)
-        if same >= _ALIKE * len(names):
-            others = [(*o, *k) for o, k in zip(others, known.others, strict=True)]
+        if same >= _SAME_NAMES * len(names):
+            others = [(*o, *k) for o, k in zip(others, imagenet.others, strict=True)]
     return ModelClasses.of(names, source, tuple(others))
 
 

@@ -128,7 +128,7 @@ class _Identities(fx.Interpreter):
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
-        self.found: set[str] = set()
+        self.identities: set[str] = set()
         self.now = ""
 
     def run_node(self, n: fx.Node) -> Any:
@@ -139,7 +139,7 @@ class _Identities(fx.Interpreter):
         before = _version(args)
         value = super().call_function(target, args, kwargs)
         if args and value is args[0] and _version(args) == before:
-            self.found.add(self.now)
+            self.identities.add(self.now)
         return value
 
 
@@ -157,7 +157,7 @@ def _without_identities(graph: fx.GraphModule, shape: tuple[int, ...]) -> fx.Gra
     twins: dict[fx.Node, fx.Node] = {}
     new.output(new.graph_copy(graph.graph, twins))
     for node, twin in twins.items():
-        if node.name in finder.found and _known_name(node.target) is None:
+        if node.name in finder.identities and _known_name(node.target) is None:
             twin.replace_all_uses_with(twin.args[0])
             new.erase_node(twin)
     return fx.GraphModule(graph, new)

@@ -56,26 +56,26 @@ def make(name: str, classes: int, width: float = 1.0) -> VGG:
     return VGG(_CONVS_PER_BLOCK[name], classes, width)
 
 
-def places(state: Mapping[str, Tensor]) -> dict[str, str]:
+def positions(state: Mapping[str, Tensor]) -> dict[str, str]:
     """By name, where convolutions and norms stand: VGGs of other depths have other numbers for the same place."""
-    found = {}
+    position_of = {}
     for index, place in _convolutions(state).items():
-        found[f"features.{index}"] = f"block {place[0]} convolution {place[1]}"
-        found[f"features.{index + 1}"] = f"block {place[0]} norm {place[1]}"
-    return found
+        position_of[f"features.{index}"] = f"block {place[0]} convolution {place[1]}"
+        position_of[f"features.{index + 1}"] = f"block {place[0]} norm {place[1]}"
+    return position_of
 
 
 def _convolutions(state: Mapping[str, Tensor]) -> dict[int, tuple[int, int]]:
     """By number in ``features``, the block of each convolution and its number there, both from 0."""
     numbers = sorted(int(k.split(".")[1]) for k, t in state.items() if _CONV_WEIGHT.fullmatch(k) and t.ndim == 4)
-    found: dict[int, tuple[int, int]] = {}
+    position_of: dict[int, tuple[int, int]] = {}
     block = number = 0
     for index in numbers:
-        if found:
-            pooled = index - 4 in found  # a pooling stands between two blocks
+        if position_of:
+            pooled = index - 4 in position_of  # a pooling stands between two blocks
             block, number = (block + 1, 0) if pooled else (block, number + 1)
-        found[index] = (block, number)
-    return found
+        position_of[index] = (block, number)
+    return position_of
 
 
 def infer_options(state: Mapping[str, Tensor]) -> dict[str, float]:

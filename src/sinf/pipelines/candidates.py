@@ -52,7 +52,7 @@ _DIFFERING = (0.25, 1.0, 2.0, 2.8, 3.4, 4.0, 4.8, 5.6)
 
 @dataclass(frozen=True)
 class Promise:
-    """What was found on the calibration images: ``loss`` is a fraction; ``confidence`` is that with which the expected
+    """What the calibration images say: ``loss`` is a fraction; ``confidence`` is that with which the expected
     loss is within ``max_loss``, None without a guarantee."""
 
     max_loss: float
@@ -128,9 +128,9 @@ class Static(Design):
             return torch.as_tensor(running.get()(native(place.engine, x)))
 
         def answers(images: LabelledImages, progress: Progress) -> Tensor:
-            found = answers_of(run, images, self.model.spec.preprocessing, progress)
+            classes = answers_of(run, images, self.model.spec.preprocessing, progress)
             running.rest()
-            return found
+            return classes
 
         return place.once(f"{self.name}, run", precision, lambda: (run, once_a_set(answers)))
 
@@ -183,14 +183,14 @@ class Routed(Design):
         fed = self.bundle.spec.preprocessing
 
         def answers(images: LabelledImages, progress: Progress) -> TailAnswers:
-            found = tail_answers(running.get(), place.engine, images, fed, progress)
+            both = tail_answers(running.get(), place.engine, images, fed, progress)
             running.rest()
-            return found
+            return both
 
         tails = place.once(f"{self.name}, tails", precision, lambda: once_a_set(answers))
-        found = tails(selection, progress)
-        values = few_thresholds(found, max_loss, self.early)
-        made = [self._at(value, found, running, tails, place, precision) for value in values]
+        chosen_by = tails(selection, progress)
+        values = few_thresholds(chosen_by, max_loss, self.early)
+        made = [self._at(value, chosen_by, running, tails, place, precision) for value in values]
         return list({each.name: each for each in made}.values())  # the same inputs fall back: the same candidate
 
     def _opened(self, place: Place, precision: str) -> FeatureRouter:
@@ -202,15 +202,15 @@ class Routed(Design):
     def _at(
         self,
         value: float,
-        found: TailAnswers,
+        answers: TailAnswers,
         running: Running[FeatureRouter],
         tails: Callable[[LabelledImages, Progress], TailAnswers],
         place: Place,
         precision: str,
     ) -> Candidate:
         early = self.early
-        fallback = 1 - float(found.routed(value, early).double().mean())
-        ran = float(found.subgraph_ran(value, early).double().mean())
+        fallback = 1 - float(answers.routed(value, early).double().mean())
+        ran = float(answers.subgraph_ran(value, early).double().mean())
 
         def router() -> FeatureRouter:
             opened = running.get()
@@ -241,30 +241,30 @@ def once_a_set(
     answer: Callable[[LabelledImages, Progress], Opened],
 ) -> Callable[[LabelledImages, Progress], Opened]:
     """The same, computed once for every set of images."""
-    known: dict[str, Opened] = {}
+    kept: dict[str, Opened] = {}
 
     def remembered(images: LabelledImages, progress: Progress) -> Opened:
         name = images.fingerprint()
-        if name not in known:
-            known[name] = answer(images, progress)
-        return known[name]
+        if name not in kept:
+            kept[name] = answer(images, progress)
+        return kept[name]
 
     return remembered
 
 
-def few_thresholds(found: TailAnswers, max_loss: float, early: float = 0.0) -> list[float]:
+def few_thresholds(answers: TailAnswers, max_loss: float, early: float = 0.0) -> list[float]:
     """Those that may be worth a test where ``max_loss`` (a fraction) is allowed, the safest first."""
-    values = dict.fromkeys(least_thresholds(found, [share * max_loss for share in _DIFFERING], early))
+    values = dict.fromkeys(least_thresholds(answers, [share * max_loss for share in _DIFFERING], early))
     return [value for value in values if value < NEVER]
 
 
-def least_thresholds(found: TailAnswers, differing: Sequence[float], early: float = 0.0) -> list[float]:
+def least_thresholds(answers: TailAnswers, differing: Sequence[float], early: float = 0.0) -> list[float]:
     """The lowest thresholds, down to the first that is too low, with which at most these shares of the answers differ
     from the full tail's; :data:`NEVER` where none is. ``early`` is the early threshold."""
     accepted = [NEVER] * len(differing)
     worst = 0.0  # of this threshold and all above it
-    for threshold in candidate_thresholds(found.confidence):
-        worst = max(worst, float((found.at(threshold, early) != found.full).double().mean()))
+    for threshold in candidate_thresholds(answers.confidence):
+        worst = max(worst, float((answers.at(threshold, early) != answers.full).double().mean()))
         accepted = [threshold if worst <= most else old for most, old in zip(differing, accepted, strict=True)]
         if worst > max(differing):
             break

@@ -62,7 +62,7 @@ class Findings:
         name: of the model that it was made from.
         class_names: in the order of the logits.
         images: that it was run on, with the model's classes as labels.
-        base, ours: ``(N,)`` the classes that base model and artefact answer; no base of a plain model without one.
+        base, answers: ``(N,)`` the classes that base model and artefact answer; no base of a plain model without one.
         base_macs, macs: of one image, of the artefact in the mean over the images; None where there is no base.
         base_parameters, parameters: the same of the parameters, which are those that an image needs.
         parts: what is left of every layer.
@@ -81,7 +81,7 @@ class Findings:
     class_names: tuple[str, ...]
     images: LabelledImages
     base: Tensor | None
-    ours: Tensor
+    answers: Tensor
     base_macs: int | None
     macs: float
     base_parameters: int | None
@@ -97,12 +97,12 @@ class Findings:
     @property
     def loss(self) -> ExpectedLoss | None:
         """Loss of top-1 against the base model, in points with its 95 % interval."""
-        return None if self.base is None else ExpectedLoss.of(self.base, self.ours, self.images.labels)
+        return None if self.base is None else ExpectedLoss.of(self.base, self.answers, self.images.labels)
 
     @property
     def right(self) -> Tensor:
         """``(N,)`` whether the artefact is right."""
-        return self.ours == self.images.labels
+        return self.answers == self.images.labels
 
     @property
     def base_right(self) -> Tensor | None:
@@ -188,12 +188,12 @@ def _find_semantic(model: SemanticModel, images: LabelledImages, progress: Progr
     confusions = _Confusions(len(bundle.class_names)) if several else None
     for x, _ in images.batches(model.preprocessing):
         logits = model.engine.base(x)
-        ours = router.route(x)
+        routed = router.route(x)
         if confusions is not None:
             confusions.add(logits)
         rows.add(
-            base=logits.argmax(1), ours=ours.logits.argmax(1), route=ours.route, confidence=ours.confidence,
-            fell_back=ours.fell_back, subgraph_ran=ours.subgraph_ran,
+            base=logits.argmax(1), answers=routed.logits.argmax(1), route=routed.route, confidence=routed.confidence,
+            fell_back=routed.fell_back, subgraph_ran=routed.subgraph_ran,
         )  # fmt: skip
     costs = Costs.of(model)
     went = rows["route"], rows["subgraph_ran"], rows["fell_back"]
@@ -204,7 +204,7 @@ def _find_semantic(model: SemanticModel, images: LabelledImages, progress: Progr
         class_names=bundle.class_names,
         images=images,
         base=rows["base"],
-        ours=rows["ours"],
+        answers=rows["answers"],
         base_macs=costs.base_macs,
         macs=mean_cost(costs.macs, *went),
         base_parameters=costs.base_parameters,
@@ -230,7 +230,7 @@ def _find_plain(model: PlainModel, images: LabelledImages, base: BaseModel | Non
     before = None if base is None else prepare(trace(base.module, base.spec.preprocessing))
     rows, done = _Rows(len(images), progress), 0
     for x, y in images.batches(model.preprocessing):
-        values = {"ours": model(x).argmax(1)}
+        values = {"answers": model(x).argmax(1)}
         if before is not None and base is not None:
             feed = base.spec.preprocessing
             same = feed == model.preprocessing
@@ -245,7 +245,7 @@ def _find_plain(model: PlainModel, images: LabelledImages, base: BaseModel | Non
         class_names=model.class_names,
         images=images,
         base=None if base is None else rows["base"],
-        ours=rows["ours"],
+        answers=rows["answers"],
         base_macs=None if base_size is None else base_size.macs,
         macs=size.macs,
         base_parameters=None if base_size is None else base_size.parameters,
@@ -262,7 +262,7 @@ def _find_dynamic(model: DynamicModel, images: LabelledImages, progress: Progres
     for x, _ in images.batches(model.preprocessing):
         chosen = model.choose(x)
         rows.add(
-            base=model.base(x).argmax(1), ours=chosen.logits.argmax(1), macs=chosen.macs, remaining=chosen.remaining
+            base=model.base(x).argmax(1), answers=chosen.logits.argmax(1), macs=chosen.macs, remaining=chosen.remaining
         )
     base = Size.of(model.base_model())
     parameters = sum(p.numel() for p in model.network.parameters())
@@ -272,7 +272,7 @@ def _find_dynamic(model: DynamicModel, images: LabelledImages, progress: Progres
         class_names=model.class_names,
         images=images,
         base=rows["base"],
-        ours=rows["ours"],
+        answers=rows["answers"],
         base_macs=model.network.base_macs,
         macs=float(rows["macs"].double().mean()),
         base_parameters=base.parameters,

@@ -39,7 +39,7 @@ def budget_within(
     MACs, where layers cannot be timed one by one.
 
     ``graph`` is the base model, ``made`` what a budget makes of it; its weights do not count. ``images`` are some
-    normalised ones (N, C, H, W), with which all are timed. What was found is kept in the ``store``, by the machine, the
+    normalised ones (N, C, H, W), with which all are timed. The budget is kept in the ``store``, by the machine, the
     target and what else it ``depends`` on: later steps depend on it, and after a kill the same must come again.
 
     Raises:
@@ -63,16 +63,16 @@ def budget_within(
             )  # fmt: skip
 
         def ratio(share: float) -> float:
-            ours = opened(prepare(made(Budget(share, WEIGHT_COST, times))))
-            found = latency(base, ours, given, batch=target.batch, pairs=target.pairs, threads=target.threads)
-            return found.median / found.base_median
+            smaller = opened(prepare(made(Budget(share, WEIGHT_COST, times))))
+            tensors = latency(base, smaller, given, batch=target.batch, pairs=target.pairs, threads=target.threads)
+            return tensors.median / tensors.base_median
 
         share = largest_in_time(ratio, target.time, progress("latency budget"))
-        found = {"share": torch.tensor(share, dtype=torch.float64)}
-        return found if times is None else found | to_tensors(times)
+        tensors = {"share": torch.tensor(share, dtype=torch.float64)}
+        return tensors if times is None else tensors | to_tensors(times)
 
     depends = depends | asdict(target) | machine() | {"engine version": runtime_of(target.engine).version}
     depends |= {"times": FORMAT}
-    found = store.get("latency-budget", depends, measured)
-    times = from_tensors(found) if "where" in found else None
-    return Budget(found["share"].item(), WEIGHT_COST, times)
+    tensors = store.get("latency-budget", depends, measured)
+    times = from_tensors(tensors) if "where" in tensors else None
+    return Budget(tensors["share"].item(), WEIGHT_COST, times)

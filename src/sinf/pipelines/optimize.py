@@ -94,11 +94,13 @@ def optimize(
     rows, own = search.measure(list(candidates.values()))
     tested = {(row.name, row.precision): row for row in search.test(rows, candidates)}
     rows = [tested.get((row.name, row.precision), row) for row in rows]
-    found = _chosen(rows, own, search, config)
-    candidates[found.chosen.name, found.chosen.precision].save(folder, found.promise, scoring.class_names, key)
+    optimized = _chosen(rows, own, search, config)
+    candidates[optimized.chosen.name, optimized.chosen.precision].save(
+        folder, optimized.promise, scoring.class_names, key
+    )
     if work is None:
         shutil.rmtree(steps, ignore_errors=True)
-    return found
+    return optimized
 
 
 def _chosen(rows: list[Row], own: Latency, search: Search, config: OptimizeConfig) -> Optimized:
@@ -114,15 +116,15 @@ def _chosen(rows: list[Row], own: Latency, search: Search, config: OptimizeConfi
             numbers={"rows": [row.to_json() for row in rows], "left_out": left_out},
         )
     chosen, promise = min(accepted, key=lambda pair: pair[0].share)
-    found = Optimized(chosen, promise, tuple(rows), own, tuple(left_out))
+    optimized = Optimized(chosen, promise, tuple(rows), own, tuple(left_out))
     if not is_faster((chosen.time,)):
         raise DoesNotPayError(
             "what is delivered must be faster than the base model in its engine",
             got=f"{100 * chosen.time.time_saved:.1f} % less time by {chosen.name}",
             remedy=f"{longer}allow more loss, or leave the model as it is",
-            numbers=found.to_json(),
+            numbers=optimized.to_json(),
         )
-    return found
+    return optimized
 
 
 def parted(images: LabelledImages, share: float, seed: int) -> tuple[LabelledImages, LabelledImages]:

@@ -84,9 +84,11 @@ def likely_loss(chosen_by: ExpectedLoss, losses: Tensor | None = None) -> float:
     usual = LOST * chosen_by.disagreement
     if not usual:
         return points
-    seen, guess = changed / count, (_SPREAD * usual) ** 2  # variances
-    likely = (points * guess + usual * seen) / (guess + seen) + _SURER * (guess * seen / (guess + seen)) ** 0.5
-    far = _FAR * seen**0.5
+    sampling, guess = changed / count, (_SPREAD * usual) ** 2  # variances
+    likely = (points * guess + usual * sampling) / (guess + sampling) + _SURER * (
+        guess * sampling / (guess + sampling)
+    ) ** 0.5
+    far = _FAR * sampling**0.5
     return min(max(likely, points - far), points + far)
 
 

@@ -133,8 +133,8 @@ class Search:
             run, _ = Static(self.base, BASE).run_in(self.place, precision)
             return network_times(self.base, where, StepStore(self.work), self.progress, run=run)
 
-        found: LayerTimes = self.place.once("times of layers", precision, measured)
-        return found
+        times: LayerTimes = self.place.once("times of layers", precision, measured)
+        return times
 
     @cached_property
     def _own(self) -> tuple[Tensor, Tensor]:

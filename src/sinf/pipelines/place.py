@@ -83,14 +83,14 @@ class Place:
     threads: int
     ranges: Tensor
     memory: int | None = None
-    known: dict[tuple[str, str], Any] = field(default_factory=dict, compare=False)
+    results: dict[tuple[str, str], Any] = field(default_factory=dict, compare=False)
     _open: list[Running[Any]] = field(default_factory=list, init=False, compare=False)
 
     def once(self, name: str, precision: str, compute: Callable[[], Other]) -> Other:
-        """What is known by that name, in that precision."""
-        if (name, precision) not in self.known:
-            self.known[name, precision] = compute()
-        return cast(Other, self.known[name, precision])
+        """What ``compute`` returned for that name, in that precision."""
+        if (name, precision) not in self.results:
+            self.results[name, precision] = compute()
+        return cast(Other, self.results[name, precision])
 
     def let_in(self, running: Running[Any], open_it: Callable[[], Opened]) -> Opened:
         """Open it, and close what was opened first where both do not fit."""

@@ -53,7 +53,7 @@ def histogram(
     return svg.drawing(_HEIGHT, label, parts)
 
 
-def bar(share: float, class_: str = "ours") -> Markup:
+def bar(share: float, class_: str = "delivered") -> Markup:
     """A share of 1 as a bar of a table's cell, which says it in numbers beside."""
     inner = svg.element("rect", x=0, y=0, width=100.0 * min(1.0, max(0.0, share)), height=8, class_=class_)
     whole = svg.element("rect", x=0, y=0, width=100, height=8, class_="rest")
@@ -69,7 +69,7 @@ def dots(before: float | None, after: float) -> Markup:
     if before is not None:
         parts.append(svg.line(scale(before), 6, scale(after), 6, "lost" if after < before else "won"))
         parts.append(svg.element("circle", cx=scale(before), cy=6, r=3, class_="base"))
-    parts.append(svg.element("circle", cx=scale(after), cy=6, r=3, class_="ours"))
+    parts.append(svg.element("circle", cx=scale(after), cy=6, r=3, class_="delivered"))
     return svg.element("svg", *parts, viewBox="0 0 120 12", class_="dots", aria_hidden="true")
 
 

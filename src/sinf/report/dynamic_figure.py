@@ -12,7 +12,7 @@ from torch import Tensor
 from sinf.dynamic.manifold import Manifold, Similarity
 from sinf.errors import DependencyError
 
-_BASE, _OURS, _GREY = "#9aa5b1", "#0b7285", "#495057"
+_BASE, _TRAINED, _GREY = "#9aa5b1", "#0b7285", "#495057"
 _BINS, _LEAST = 20, 20
 
 
@@ -32,7 +32,7 @@ def draw(manifold: Manifold, class_names: list[str], path: str | Path) -> Path:
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
     _difficulty(left, manifold)
-    for similarity, colour, when in ((manifold.before, _BASE, "before"), (manifold.after, _OURS, "after")):
+    for similarity, colour, when in ((manifold.before, _BASE, "before"), (manifold.after, _TRAINED, "after")):
         _similarities(middle, similarity, colour, f"{when} training (r = {similarity.correlation:.2f})")
     middle.set_xlabel("similarity of two inputs' features (cosine)")
     middle.set_ylabel("similarity of the channels that they keep")
@@ -53,8 +53,8 @@ def _difficulty(axis: Any, manifold: Manifold) -> None:
     parts = manifold.macs[order].chunk(_BINS)
     x = [100 * (i + 0.5) / len(parts) for i in range(len(parts))]
     low, high = ([100 * float(part.quantile(q)) for part in parts] for q in (0.1, 0.9))
-    axis.fill_between(x, low, high, color=_OURS, alpha=0.18, linewidth=0, label="80 % of the inputs")
-    axis.plot(x, [100 * float(part.mean()) for part in parts], "o-", color=_OURS, markersize=4, label="mean")
+    axis.fill_between(x, low, high, color=_TRAINED, alpha=0.18, linewidth=0, label="80 % of the inputs")
+    axis.plot(x, [100 * float(part.mean()) for part in parts], "o-", color=_TRAINED, markersize=4, label="mean")
     axis.set_xlabel("inputs from easy to hard for the base model, %")
     axis.set_ylabel("MACs of the base model, %")
     axis.set_title("what inputs cost", loc="left")
@@ -81,9 +81,9 @@ def _similarities(axis: Any, similarity: Similarity, colour: str, label: str) ->
 def _use(figure: Any, axis: Any, manifold: Manifold, class_names: list[str]) -> None:
     """Channels by class and layer, as the difference from the mean of the layer: layers differ more than classes.
     Classes without images are left out."""
-    seen = ~manifold.remaining.isnan().any(1)
-    class_names = [name for name, there in zip(class_names, seen.tolist(), strict=True) if there]
-    remaining = manifold.remaining[seen]
+    with_images = ~manifold.remaining.isnan().any(1)
+    class_names = [name for name, there in zip(class_names, with_images.tolist(), strict=True) if there]
+    remaining = manifold.remaining[with_images]
     over = 100 * (remaining - remaining.mean(0))
     most = max(1e-9, float(over.abs().max()))
     picture = axis.imshow(over.numpy(), aspect="auto", cmap="BrBG", vmin=-most, vmax=most, interpolation="nearest")

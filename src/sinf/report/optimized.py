@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from sinf.pipelines.optimize import OptimizeConfig, Optimized, Row
 
 
-def show_optimized(found: Optimized, config: OptimizeConfig, folder: Path) -> None:
+def show_optimized(optimized: Optimized, config: OptimizeConfig, folder: Path) -> None:
     """What was chosen and promised, then a table: what was tested and the fastest of every kind within the limit, the
     fastest last; how many others there were is said."""
-    console, chosen = Terminal(), found.chosen
-    times = found.own.mean / chosen.time.mean
+    console, chosen = Terminal(), optimized.chosen
+    times = optimized.own.mean / chosen.time.mean
     console.print(
         Text.assemble(
             (f"{times:.1f} times less time than your model as loaded", "bold"),
             f", {100 * chosen.time.time_saved:.1f} % less than it in {config.engine}, by {chosen.name}, "
-            f"{chosen.precision}. {found.promise}",
+            f"{chosen.precision}. {optimized.promise}",
         )
     )
     table = Table(
@@ -34,18 +34,18 @@ def show_optimized(found: Optimized, config: OptimizeConfig, folder: Path) -> No
     )
     for name in ("", "", "points lost", "ms", "less time"):
         table.add_column(name, justify="right" if name else "left", no_wrap=len(table.columns) != 1)
-    table.add_row("", "your model as loaded, torch f32", "", f"{found.own.mean:.2f}", "")
+    table.add_row("", "your model as loaded, torch f32", "", f"{optimized.own.mean:.2f}", "")
     table.add_row("", "base model, f32", "", f"{chosen.time.base_mean:.2f}", "")
-    shown = worth_showing(found.rows, config.max_loss)
+    shown = worth_showing(optimized.rows, config.max_loss)
     for row in sorted(shown, key=lambda row: -row.share):
         loss = f"{row.loss.points:.2f} ({row.loss.low:.1f} .. {row.loss.high:.1f})"
         what = f"{row.name}, {row.precision}"
         table.add_row(verdict(row, row == chosen), what, loss, f"{row.time.mean:.2f}", saved(row.time))
     console.print(table)
-    others = len(found.rows) - len(shown)
+    others = len(optimized.rows) - len(shown)
     if others:
         console.print(f"{others} others are slower than one of these, or lose more than was asked; --json has them.")
-    for reason in found.left_out:
+    for reason in optimized.left_out:
         console.print(f"left out: {reason}")
     console.print(f"{folder} is the chosen one.")
 

@@ -1,7 +1,7 @@
 """One page that shows what an artefact is and does: a file that holds all it needs, and runs nothing.
 
 page.html, page.css    the template, of jinja2, which escapes whatever is put into it
-sections, routes       what the sections show, from what was found of the artefact (sinf.pipelines.findings)
+sections, routes       what the sections show, from the findings about the artefact (sinf.pipelines.findings)
 front, charts, ...     drawings, as SVG
 """
 
@@ -88,7 +88,7 @@ def write_report(
     command: str | None = None,
     progress: Progress | None = None,
 ) -> Findings:
-    """Run an artefact and its base model over labelled images, and write what was found as one HTML page.
+    """Run an artefact and its base model over labelled images, and write the findings as one HTML page.
 
     Args:
         model: what :func:`sinf.from_pretrained` opened.
@@ -108,104 +108,106 @@ def write_report(
     path = check_out(out)
     measured = None if results is None else read_results(Path(results))
     origin = origin_of(source)
-    found = find(model, images, base, progress)
-    if measured is not None and of_another(found, measured, origin):
+    findings = find(model, images, base, progress)
+    if measured is not None and of_another(findings, measured, origin):
         warnings.warn(FOREIGN, DataWarning, stacklevel=2)
         measured = None
-    text = _CONTROL.sub("\ufffd", page(found, model.preprocessing, origin, measured, command))
+    text = _CONTROL.sub("\ufffd", page(findings, model.preprocessing, origin, measured, command))
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
-    return found
+    return findings
 
 
-def page(found: Findings, feed: Any, origin: Origin, results: Results | None, command: str | None = None) -> str:
+def page(findings: Findings, feed: Any, origin: Origin, results: Results | None, command: str | None = None) -> str:
     """The page as text. ``feed`` is the model's preprocessing; times are those of ``results``, or else those that the
     artefact itself holds."""
     if results is None:
         results = Results() if origin.measured is None else results_of(origin.measured, f"measured of {origin.name}")
     drawn, beyond = front(results.candidates, results.max_loss) if results.candidates else (None, 0)
-    first, rest = sections.first_and_rest(sections.classes(found))
-    kept = sections.kept(found)
+    first, rest = sections.first_and_rest(sections.classes(findings))
+    kept = sections.kept(findings)
     return _environment().get_template("page.html").render(
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         version=__version__,
         name=origin.name,
-        model=found.name,
-        kind=_KINDS[found.kind],
-        cascade=found.kind == "cascade",
-        images=found.images,
-        tiles=tiles(found, results),
-        promise=found.promise,
-        promised=not found.promise.startswith("No promise"),
-        notes=_notes(found, results),
+        model=findings.name,
+        kind=_KINDS[findings.kind],
+        cascade=findings.kind == "cascade",
+        images=findings.images,
+        tiles=tiles(findings, results),
+        promise=findings.promise,
+        promised=not findings.promise.startswith("No promise"),
+        notes=_notes(findings, results),
         results=results,
         front=drawn,
         beyond=beyond,
-        stops=sections.stops(found, feed),
-        routes=routes(found, feed),
-        changes=sections.changes(found, feed),
+        stops=sections.stops(findings, feed),
+        routes=routes(findings, feed),
+        changes=sections.changes(findings, feed),
         classes=first,
         more_classes=rest,
-        per_class=len(found.images) / max(1, len(first) + len(rest)),
+        per_class=len(findings.images) / max(1, len(first) + len(rest)),
         kept=kept,
         origin=origin,
-        made=_made(found),
+        made=_made(findings),
         commands=_commands(origin, results, command),
     )  # fmt: skip
 
 
-def of_another(found: Findings, results: Results, origin: Origin) -> bool:
+def of_another(findings: Findings, results: Results, origin: Origin) -> bool:
     """Whether candidates are surely not those that the artefact was chosen from."""
     if results.chosen is None:
         return False
     made = dict(origin.facts).get("made")
-    if found.kind == "static":
+    if findings.kind == "static":
         return made is not None and made != results.chosen.name
-    if found.calibrated is None or results.calibrated is None:
+    if findings.calibrated is None or results.calibrated is None:
         return results.chosen.kind == "static"
-    same = math.isclose(found.calibrated[0], results.calibrated[0], abs_tol=1e-6)
-    return not same or found.calibrated[1] != results.calibrated[1]
+    same = math.isclose(findings.calibrated[0], results.calibrated[0], abs_tol=1e-6)
+    return not same or findings.calibrated[1] != results.calibrated[1]
 
 
-def tiles(found: Findings, results: Results) -> list[Tile]:
+def tiles(findings: Findings, results: Results) -> list[Tile]:
     """What matters, first: time (or where none was measured, MACs), loss, MACs, and how many stop early."""
     made = [_time_tile(results.times[0])] if results.times else []
-    made += _loss_tiles(found, results)
-    base_macs = found.base_macs or (results.compared.base_macs if results.compared is not None else None)
+    made += _loss_tiles(findings, results)
+    base_macs = findings.base_macs or (results.compared.base_macs if results.compared is not None else None)
     if base_macs:
-        made.insert(len(made) if results.times else 0, _macs_tile(found, base_macs))
+        made.insert(len(made) if results.times else 0, _macs_tile(findings, base_macs))
     elif not results.times:
-        made.append(Tile(f"{found.macs / 1e6:.1f} M", "multiply-accumulates an image", "no base model to compare with"))
-    if found.routing is not None:
-        share = float((~found.routing.fell_back).double().mean())
-        where = "at the small tail" if found.routing.cascade else "at a subgraph"
+        made.append(
+            Tile(f"{findings.macs / 1e6:.1f} M", "multiply-accumulates an image", "no base model to compare with")
+        )
+    if findings.routing is not None:
+        share = float((~findings.routing.fell_back).double().mean())
+        where = "at the small tail" if findings.routing.cascade else "at a subgraph"
         made.append(Tile(f"{100 * share:.0f} %", f"of the images stop {where}", "the others run the full tail"))
     return made
 
 
-def _macs_tile(found: Findings, base: int) -> Tile:
-    times, mean = f"{base / found.macs:.2f}", "" if found.kind == "static" else " in the mean over the images"
+def _macs_tile(findings: Findings, base: int) -> Tile:
+    times, mean = f"{base / findings.macs:.2f}", "" if findings.kind == "static" else " in the mean over the images"
     if times == "1.00":
-        return Tile(f"{found.macs / 1e6:.1f} M", "multiply-accumulates an image", f"as many as the base model{mean}")
-    size = f"{found.macs / 1e6:.1f} M instead of {base / 1e6:.1f} M"
+        return Tile(f"{findings.macs / 1e6:.1f} M", "multiply-accumulates an image", f"as many as the base model{mean}")
+    size = f"{findings.macs / 1e6:.1f} M instead of {base / 1e6:.1f} M"
     return Tile(f"{times} times", "fewer multiply-accumulates", f"{size} an image{mean}")
 
 
 def _time_tile(times: Times) -> Tile:
-    inside = f"{times.base:.2f} ms → {times.ours:.2f} ms in {times.where}"
+    inside = f"{times.base:.2f} ms → {times.delivered:.2f} ms in {times.where}"
     saved = f"{100 * times.saved:.1f} % saved ({100 * times.low:.1f} .. {100 * times.high:.1f})"
     if times.own is None:
-        return Tile(f"{times.base / times.ours:.1f} times", "less time than the base model", f"{inside}; {saved}")
+        return Tile(f"{times.base / times.delivered:.1f} times", "less time than the base model", f"{inside}; {saved}")
     own = f"than your model as loaded ({times.own:.2f} ms)"
-    return Tile(f"{times.own / times.ours:.1f} times", f"less time {own}", f"base model: {inside}; {saved}")
+    return Tile(f"{times.own / times.delivered:.1f} times", f"less time {own}", f"base model: {inside}; {saved}")
 
 
-def _loss_tiles(found: Findings, results: Results) -> list[Tile]:
+def _loss_tiles(findings: Findings, results: Results) -> list[Tile]:
     """On the images of this page, in torch; and where it was made for something else, as it was measured there."""
-    made, loss, chosen = [], found.loss, results.chosen
-    elsewhere = found.runs_in not in (None, "torch f32")
+    made, loss, chosen = [], findings.loss, results.chosen
+    elsewhere = findings.runs_in not in (None, "torch f32")
     if chosen is not None and (loss is None or elsewhere):
-        where = f" in {found.runs_in}" if elsewhere else ""
+        where = f" in {findings.runs_in}" if elsewhere else ""
         interval = f"95 %: {chosen.low:.2f} .. {chosen.high:.2f}"
         made.append(
             Tile(
@@ -214,8 +216,8 @@ def _loss_tiles(found: Findings, results: Results) -> list[Tile]:
                 f"{interval}, on the {chosen.images:,} images that chose it",
             )
         )
-    if loss is not None and found.base_top1 is not None:
-        accuracy = f"top-1 {100 * found.top1:.2f} % instead of {100 * found.base_top1:.2f} %"
+    if loss is not None and findings.base_top1 is not None:
+        accuracy = f"top-1 {100 * findings.top1:.2f} % instead of {100 * findings.base_top1:.2f} %"
         interval = f"95 %: {loss.low:.2f} .. {loss.high:.2f}"
         what = "points lost in torch f32" if elsewhere else "points lost"
         made.append(Tile(f"{loss.points:.2f}", what, f"{interval}; {accuracy}, on {loss.images:,} images"))
@@ -224,32 +226,32 @@ def _loss_tiles(found: Findings, results: Results) -> list[Tile]:
         accuracy = f"top-1 {100 * was.top1:.2f} % instead of {100 * was.base_top1:.2f} %"
         made.append(Tile(f"{was.loss:.2f}", "points lost", f"{accuracy}, on {was.images:,} images when it was pruned"))
     elif not made:
-        where = f"on {len(found.images):,} images; no base model to compare with"
-        made.append(Tile(f"{100 * found.top1:.2f} %", "top-1", where))
+        where = f"on {len(findings.images):,} images; no base model to compare with"
+        made.append(Tile(f"{100 * findings.top1:.2f} %", "top-1", where))
     return made
 
 
-def _notes(found: Findings, results: Results) -> list[str]:
+def _notes(findings: Findings, results: Results) -> list[str]:
     """What a reader must know before the numbers."""
     notes = []
-    if found.base is None:
+    if findings.base is None:
         notes.append("A plain model does not hold its base model, which was not given: what was lost is not shown.")
-    if found.runs_in not in (None, "torch f32"):
-        notes.append(f"It was made for {found.runs_in}; the answers on this page are those of torch in f32.")
+    if findings.runs_in not in (None, "torch f32"):
+        notes.append(f"It was made for {findings.runs_in}; the answers on this page are those of torch in f32.")
     if not results.times:
         notes.append("Times were not given to this page.")
-    if empty := found.images.empty_classes():
-        notes.append(f"{len(empty)} of {found.images.classes} classes have no image here, and are left out.")
+    if empty := findings.images.empty_classes():
+        notes.append(f"{len(empty)} of {findings.images.classes} classes have no image here, and are left out.")
     return notes
 
 
-def _made(found: Findings) -> list[tuple[str, str]]:
+def _made(findings: Findings) -> list[tuple[str, str]]:
     """Of this page."""
     facts = machine()
     versions = f"sinf {__version__}, torch {torch.__version__}, python {platform.python_version()}"
     return [
-        ("images", f"{found.images.name}: {len(found.images):,}"),
-        ("sha256 of images and labels", found.images.fingerprint()),
+        ("images", f"{findings.images.name}: {len(findings.images):,}"),
+        ("sha256 of images and labels", findings.images.fingerprint()),
         ("answers by", f"torch f32; {versions}"),
         ("on", f"{facts['processor']}, {facts['cores']} cores"),
         ("date", f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"),

@@ -70,10 +70,10 @@ def spread(rows: torch.Tensor, count: int, labels: torch.Tensor) -> list[int]:
     ``labels`` of all images, as far as there are rows of others up to the next place."""
     if len(rows) <= count:
         return rows.tolist()
-    places = torch.linspace(0, len(rows), count + 1).long().tolist()
+    positions = torch.linspace(0, len(rows), count + 1).long().tolist()
     taken: list[int] = []
     shown: set[int] = set()
-    for start, stop in pairwise(places):
+    for start, stop in pairwise(positions):
         part = rows[start:stop].tolist()
         row = next((row for row in part if int(labels[row]) not in shown), part[0])
         shown.add(int(labels[row]))

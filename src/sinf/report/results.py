@@ -43,12 +43,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Times:
-    """Mean milliseconds a batch of the base model in the same engine, and of the artefact, where they were measured;
-    ``own`` are those of the model as it was loaded. ``saved`` is a fraction, between ``low`` and ``high``."""
+    """Mean milliseconds a batch of the base model in the same engine, and of the artefact, which is ``delivered``,
+    where they were measured; ``own`` are those of the model as it was loaded. ``saved`` is a fraction, between ``low``
+    and ``high``."""
 
     where: str
     base: float
-    ours: float
+    delivered: float
     own: float | None
     saved: float
     low: float
@@ -170,10 +171,10 @@ def _times(row: dict[str, Any], engine: str, own: float | None) -> Times:
     where = [engine]
     where += [f"batch {row['batch']}"] if "batch" in row else []
     where += [f"{row['threads']} thread{'s' if row['threads'] != 1 else ''}"] if "threads" in row else []
-    ours = float(row["mean"])
-    if ours <= 0:
-        raise ValueError(f"a mean of {ours} ms")
-    return Times(", ".join(where), float(row["base_mean"]), ours, own, float(row["time_saved"]), *_bounds(row))
+    mean = float(row["mean"])
+    if mean <= 0:
+        raise ValueError(f"a mean of {mean} ms")
+    return Times(", ".join(where), float(row["base_mean"]), mean, own, float(row["time_saved"]), *_bounds(row))
 
 
 def _bounds(row: dict[str, Any]) -> tuple[float, float]:

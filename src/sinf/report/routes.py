@@ -55,13 +55,13 @@ class Routes:
     leaves: str
 
 
-def routes(found: Findings, feed: Preprocessing) -> Routes | None:
+def routes(findings: Findings, feed: Preprocessing) -> Routes | None:
     """Of a bundle with several clusters, else None."""
-    went = found.routing
+    went = findings.routing
     if went is None or went.cascade:
         return None
     clusters, count = went.clusters, len(went.clusters)
-    true = clusters.of_class()[found.images.labels]
+    true = clusters.of_class()[findings.images.labels]
     counts = torch.bincount(true * count + went.route, minlength=count * count).view(count, count)
     shares = counts.double() / counts.sum(1, keepdim=True).clamp_min(1)
     names = [readable(name) for name in clusters.names]
@@ -70,38 +70,40 @@ def routes(found: Findings, feed: Preprocessing) -> Routes | None:
         label = f"Share of the images of each of {count} clusters (rows) by the route that they took (columns)."
         rows = [f"{number} {name}" for number, name in enumerate(names, 1)]
         drawn = charts.matrix(rows, [str(number + 1) for number in range(count)], shares.tolist(), label)
-    tree, leaves = _tree(found)
+    tree, leaves = _tree(findings)
     return Routes(
-        tuple(_cluster(found, feed, number, true == number) for number in range(count)),
+        tuple(_cluster(findings, feed, number, true == number) for number in range(count)),
         float((went.route == true).double().mean()),
         drawn,
-        _mistakes(found, counts, shares, true),
+        _mistakes(findings, counts, shares, true),
         tree,
         leaves,
     )
 
 
-def _cluster(found: Findings, feed: Preprocessing, number: int, mine: torch.Tensor) -> ClusterRow:
-    went = found.routing
+def _cluster(findings: Findings, feed: Preprocessing, number: int, mine: torch.Tensor) -> ClusterRow:
+    went = findings.routing
     if went is None:
         raise ValueError("a plain model has no clusters")
     members = went.clusters.members[number]
-    rows = one_of_each(found.images.labels, members, _EXAMPLES)
-    before = found.base_right
+    rows = one_of_each(findings.images.labels, members, _EXAMPLES)
+    before = findings.base_right
 
     def mean(values: torch.Tensor | None) -> float | None:
         return None if values is None or not bool(mine.any()) else float(values[mine].double().mean())
 
     return ClusterRow(
-        readable(went.clusters.names[number]), number + 1, tuple(readable(found.class_names[c]) for c in members),
-        int(mine.sum()), mean(before), mean(found.right), mean(went.route == number), mean(went.fell_back),
+        readable(went.clusters.names[number]), number + 1, tuple(readable(findings.class_names[c]) for c in members),
+        int(mine.sum()), mean(before), mean(findings.right), mean(went.route == number), mean(went.fell_back),
         dendrogram.colour(number, len(went.clusters)),
-        pictures(found.images, feed, rows, [None] * len(rows), [""] * len(rows)),
+        pictures(findings.images, feed, rows, [None] * len(rows), [""] * len(rows)),
     )  # fmt: skip
 
 
-def _mistakes(found: Findings, counts: torch.Tensor, shares: torch.Tensor, true: torch.Tensor) -> tuple[Mistake, ...]:
-    went = found.routing
+def _mistakes(
+    findings: Findings, counts: torch.Tensor, shares: torch.Tensor, true: torch.Tensor
+) -> tuple[Mistake, ...]:
+    went = findings.routing
     if went is None:
         return ()
     wrong = counts.clone()
@@ -116,11 +118,11 @@ def _mistakes(found: Findings, counts: torch.Tensor, shares: torch.Tensor, true:
     return tuple(made)
 
 
-def _tree(found: Findings) -> tuple[Markup | None, str]:
-    went, apart = found.routing, found.apart
+def _tree(findings: Findings) -> tuple[Markup | None, str]:
+    went, apart = findings.routing, findings.apart
     if went is None or apart is None:
         return None, ""
-    names, groups = [readable(name) for name in found.class_names], went.clusters.of_class().tolist()
+    names, groups = [readable(name) for name in findings.class_names], went.clusters.of_class().tolist()
     leaves = "class"
     if len(names) > dendrogram.MOST_LEAVES:
         apart, leaves = dendrogram.of_groups(apart, went.clusters.members), "cluster"

@@ -19,7 +19,7 @@ KEY = "sinf_bench"
 
 
 class _Row(Record):
-    """Times of one batch size, of which a table shows these; without a base model, ours alone."""
+    """Times of one batch size, of which a table shows these; without a base model, of the model alone."""
 
     model_config = ConfigDict(extra="allow")
 

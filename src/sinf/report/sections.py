@@ -1,4 +1,4 @@
-"""From what was found of an artefact to what the sections of a report show."""
+"""From the findings about an artefact to what the sections of a report show."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class ClassRow:
     dots: Markup
 
 
-def classes(found: Findings) -> list[ClassRow]:
+def classes(findings: Findings) -> list[ClassRow]:
     """Classes that have images; those that lose most come first, or without a base model those with most errors."""
-    labels, before = found.images.labels, found.base_right
+    labels, before = findings.images.labels, findings.base_right
     rows = []
-    for number in found.images.used_classes():
+    for number in findings.images.used_classes():
         mine = labels == number
-        after = _mean(found.right[mine])
+        after = _mean(findings.right[mine])
         was = None if before is None else _mean(before[mine])
         change = None if was is None else 100 * (after - was)
-        name = readable(found.class_names[number])
+        name = readable(findings.class_names[number])
         rows.append(ClassRow(name, int(mine.sum()), was, after, change, charts.dots(was, after)))
     return sorted(rows, key=lambda row: (row.after if row.change is None else row.change, row.after))
 
@@ -61,16 +61,16 @@ class Changes:
     examples: tuple[Picture, ...]
 
 
-def changes(found: Findings, feed: Preprocessing) -> Changes | None:
+def changes(findings: Findings, feed: Preprocessing) -> Changes | None:
     """None without a base model."""
-    before, after = found.base_right, found.right
+    before, after = findings.base_right, findings.right
     if before is None:
         return None
     lost = torch.nonzero(before & ~after).flatten()
-    rows = spread(lost, _EXAMPLES, found.images.labels)
+    rows = spread(lost, _EXAMPLES, findings.images.labels)
     return Changes(
         int((before & after).sum()), int((~before & ~after).sum()), len(lost), int((~before & after).sum()),
-        _pictures(found, feed, rows, None),
+        _pictures(findings, feed, rows, None),
     )  # fmt: skip
 
 
@@ -100,17 +100,17 @@ class Stops:
     caption: str
 
 
-def stops(found: Findings, feed: Preprocessing) -> Stops | None:
+def stops(findings: Findings, feed: Preprocessing) -> Stops | None:
     """Of a bundle; None of a plain model."""
-    if found.routing is not None:
-        return _stops_of_routes(found, feed)
-    if found.image_macs is not None:
-        return _stops_by_macs(found, feed)
+    if findings.routing is not None:
+        return _stops_of_routes(findings, feed)
+    if findings.image_macs is not None:
+        return _stops_by_macs(findings, feed)
     return None
 
 
-def _stops_of_routes(found: Findings, feed: Preprocessing) -> Stops:
-    went = found.routing
+def _stops_of_routes(findings: Findings, feed: Preprocessing) -> Stops:
+    went = findings.routing
     if went is None:
         raise ValueError("a plain model has no routes")
     where = "the small tail" if went.cascade else "their subgraph"
@@ -122,7 +122,7 @@ def _stops_of_routes(found: Findings, feed: Preprocessing) -> Stops:
             f"stop at {where}",
             "The threshold is 0: every answer stands." if went.threshold == 0
             else f"Its answer has a confidence of {limit} or more.",
-            "ours", ~went.fell_back,
+            "delivered", ~went.fell_back,
         ),
         (
             f"fall back after {where}", f"Its answer has less confidence than {limit}, so the full tail answers.",
@@ -136,7 +136,7 @@ def _stops_of_routes(found: Findings, feed: Preprocessing) -> Stops:
         ),
     )  # fmt: skip
     made = tuple(
-        _stop(found, feed, name, why, class_, mine, went.confidence, "confidence")
+        _stop(findings, feed, name, why, class_, mine, went.confidence, "confidence")
         for name, why, class_, mine in groups
         if bool(mine.any())
     )
@@ -144,7 +144,7 @@ def _stops_of_routes(found: Findings, feed: Preprocessing) -> Stops:
     drawn = None
     if bool(ran.any()):
         values = [
-            ("ours", went.confidence[ran & ~went.fell_back].tolist()),
+            ("delivered", went.confidence[ran & ~went.fell_back].tolist()),
             ("refused", went.confidence[ran & went.fell_back].tolist()),
         ]
         least = min([*went.confidence[ran].tolist(), *([went.threshold] if went.threshold > 0 else [])])
@@ -157,53 +157,53 @@ def _stops_of_routes(found: Findings, feed: Preprocessing) -> Stops:
     return Stops(made, charts.shares([(each.name, each.share, each.class_) for each in made]), drawn, caption)
 
 
-def _stops_by_macs(found: Findings, feed: Preprocessing) -> Stops | None:
-    macs = found.image_macs
-    if macs is None or found.base_macs is None:
+def _stops_by_macs(findings: Findings, feed: Preprocessing) -> Stops | None:
+    macs = findings.image_macs
+    if macs is None or findings.base_macs is None:
         return None
-    shares = macs.double() / found.base_macs
+    shares = macs.double() / findings.base_macs
     order = shares.argsort(stable=True)
     quarter = max(1, len(order) // 4)
     made = []
     for name, why, class_, rows in (
-        ("of the images: those that cost least", "Gates leave the fewest channels.", "ours", order[:quarter]),
+        ("of the images: those that cost least", "Gates leave the fewest channels.", "delivered", order[:quarter]),
         ("of the images: those that cost most", "Gates leave the most channels.", "refused", order[-quarter:]),
     ):
         mine = torch.zeros(len(order), dtype=torch.bool)
         mine[rows] = True
-        made.append(_stop(found, feed, name, why, class_, mine, shares, "share of the base model's MACs"))
+        made.append(_stop(findings, feed, name, why, class_, mine, shares, "share of the base model's MACs"))
     low, high = float(shares.min()), float(shares.max())
     label = (
         f"Histogram of the MACs of {len(shares)} images, from {100 * low:.0f} to {100 * high:.0f} % of the base model."
     )
     pad = max(0.01, 0.05 * (high - low))
     drawn = charts.histogram(
-        [("ours", shares.tolist())], low - pad, high + pad, label, "share of the base model's MACs",
+        [("delivered", shares.tolist())], low - pad, high + pad, label, "share of the base model's MACs",
         (float(shares.mean()), "mean"),
     )  # fmt: skip
     return Stops(tuple(made), None, drawn, "MACs of an image as a share of the base model's, in number of images.")
 
 
 def _stop(
-    found: Findings, feed: Preprocessing, name: str, why: str, class_: str, mine: Tensor, values: Tensor, of: str
+    findings: Findings, feed: Preprocessing, name: str, why: str, class_: str, mine: Tensor, values: Tensor, of: str
 ) -> Stop:
     rows = torch.nonzero(mine).flatten()
     rows = rows[values[rows].argsort(stable=True, descending=True)]
-    before = found.base_right
+    before = findings.base_right
     return Stop(
         name, why, class_, len(rows), len(rows) / len(mine),
-        None if before is None else _mean(before[mine]), _mean(found.right[mine]),
+        None if before is None else _mean(before[mine]), _mean(findings.right[mine]),
         f"mean {of} {_mean(values[mine]):.2f}",
-        _pictures(found, feed, spread(rows, _EXAMPLES, found.images.labels), values, of.split()[0]),
+        _pictures(findings, feed, spread(rows, _EXAMPLES, findings.images.labels), values, of.split()[0]),
     )  # fmt: skip
 
 
 def _pictures(
-    found: Findings, feed: Preprocessing, rows: list[int], values: Tensor | None, of: str = ""
+    findings: Findings, feed: Preprocessing, rows: list[int], values: Tensor | None, of: str = ""
 ) -> tuple[Picture, ...]:
-    answers = [found.class_names[int(found.ours[row])] for row in rows]
+    answers = [findings.class_names[int(findings.answers[row])] for row in rows]
     notes = ["" if values is None else f"{of} {float(values[row]):.2f}" for row in rows]
-    return pictures(found.images, feed, rows, answers, notes)
+    return pictures(findings.images, feed, rows, answers, notes)
 
 
 @dataclass(frozen=True)
@@ -246,12 +246,12 @@ class Kept:
     columns: tuple[str, ...]
 
 
-def kept(found: Findings) -> Kept:
+def kept(findings: Findings) -> Kept:
     """What is left of every layer, by part."""
-    relative = any(layer.base_macs for part in found.parts for layer in part.layers)
-    subgraphs = [part for part in found.parts if part.subgraph]
+    relative = any(layer.base_macs for part in findings.parts for layer in part.layers)
+    subgraphs = [part for part in findings.parts if part.subgraph]
     many = len(subgraphs) > _TABLES
-    shown = [part for part in found.parts if not (many and part.subgraph)]
+    shown = [part for part in findings.parts if not (many and part.subgraph)]
     names = [layer.name for layer in subgraphs[0].layers] if many else []
     drawn = None
     if many:

@@ -102,13 +102,15 @@ def show_build(bundle: Bundle, folder: Path, seconds: float, kept: tuple[float, 
 
 def show_evaluation(result: Evaluation) -> None:
     console = _console()
-    table = _table(f"{result.images} images, threshold {result.threshold:.3f}", "", "base", "ours", "difference")
-    for name, base, ours in (
+    table = _table(
+        f"{result.images} images, threshold {result.threshold:.3f}", "", "base model", "bundle", "difference"
+    )
+    for name, base, bundle in (
         ("top-1", result.base_top1, result.top1),
         ("top-5", result.base_top5, result.top5),
         ("within the true cluster", result.base_within, result.within),
     ):
-        table.add_row(name, _share(base), _share(ours), f"{100 * (ours - base):+.2f} points")
+        table.add_row(name, _share(base), _share(bundle), f"{100 * (bundle - base):+.2f} points")
     table.add_row("mean MACs", _count(result.base_macs), _count(result.macs), f"{-100 * result.macs_saved:+.1f} %")
     change = result.parameters_active / result.base_parameters - 1
     table.add_row(
@@ -120,8 +122,8 @@ def show_evaluation(result: Evaluation) -> None:
     console.print(table)
     show_promise(result.promise)
     clusters = _table(
-        "Semantic clusters", "cluster", "images", "base", "ours", "base within", "ours within", "route", "fallback",
-        "tail MACs", "tail parameters",
+        "Semantic clusters", "cluster", "images", "base model", "bundle", "base within", "bundle within", "route",
+        "fallback", "tail MACs", "tail parameters",
     )  # fmt: skip
     for c in result.clusters:
         clusters.add_row(
@@ -131,40 +133,42 @@ def show_evaluation(result: Evaluation) -> None:
     console.print(clusters)
 
 
-def show_clusters(found: FoundClusters, max_loss: float) -> None:
+def show_clusters(clustering: FoundClusters, max_loss: float) -> None:
     """Found clusters with their classes, what routing by them would do, and the same of the clusters that the data
     has; ``max_loss`` in points."""
     console = _console()
     table = _table("Clusters", "cluster", "classes", "images", "base right", "route as base", "falls back", left=2)
-    rows = zip(found.clusters.names, found.clusters.members, found.found.by_cluster, strict=True)
+    rows = zip(clustering.clusters.names, clustering.clusters.members, clustering.found.by_cluster, strict=True)
     for name, classes, (share, right, mimic, fallback) in rows:
-        listed = ", ".join(found.class_names[c] for c in classes)
+        listed = ", ".join(clustering.class_names[c] for c in classes)
         cells = (_share(share), "-" if right is None else _share(right), _share(mimic), _share(fallback))
         table.add_row(name, f"{len(classes)}: {listed}", *cells)
     console.print(table)
-    of = f"{found.found.images} images" + (" held out" if found.held_out else ", each half checked by the other")
+    of = f"{clustering.found.images} images" + (
+        " held out" if clustering.held_out else ", each half checked by the other"
+    )
     table = _table(
-        f"Routed after {found.cut} at most {max_loss:g} points lost, by a linear predictor; {of}",
+        f"Routed after {clustering.cut} at most {max_loss:g} points lost, by a linear predictor; {of}",
         "", "clusters", "largest", "base right", "route as base", "falls back", "points lost", "classes an image",
     )  # fmt: skip
-    for title, value in (("found", found.found), ("given by the data", found.given)):
+    for title, value in (("found", clustering.found), ("given by the data", clustering.given)):
         if value is not None:
             named = "-" if value.base_right is None else _share(value.base_right)
             shares = (named, _share(value.mimic), _share(value.fallback), f"{100 * value.loss:.2f}")
-            of_all = f"{value.classes:.1f} of {len(found.class_names)}"
+            of_all = f"{value.classes:.1f} of {len(clustering.class_names)}"
             table.add_row(title, str(value.clusters), f"{value.largest} classes", *shares, of_all)
     console.print(table)
-    if found.agreement is not None:
-        console.print(f"Adjusted Rand index of the two: {found.agreement:.2f}")
-    if len(found.classes_by_count) > 1:
-        counts = ", ".join(f"{count}: {classes:.1f}" for count, classes in found.classes_by_count.items())
+    if clustering.agreement is not None:
+        console.print(f"Adjusted Rand index of the two: {clustering.agreement:.2f}")
+    if len(clustering.classes_by_count) > 1:
+        counts = ", ".join(f"{count}: {classes:.1f}" for count, classes in clustering.classes_by_count.items())
         console.print(f"The number with the fewest classes an image was taken. Compared: {counts}.")
-    console.print(describe_fallback(found))
+    console.print(describe_fallback(clustering))
 
 
-def describe_fallback(found: FoundClusters) -> str:
+def describe_fallback(clustering: FoundClusters) -> str:
     """What the estimate comes to, in a sentence."""
-    value = found.found
+    value = clustering.found
     text = f"About {100 * value.fallback:.0f} % of the images would run the full tail."
     if value.fallback > 0.5:
         return f"{text} Routing by these clusters is unlikely to pay: sinf prune makes one network for all classes."
@@ -177,9 +181,9 @@ def show_promise(promise: str) -> None:
 
 def show_dynamic(result: DynamicEvaluation) -> None:
     console = _console()
-    table = _table(f"{result.images} images", "", "base", "ours", "difference")
-    for name, base, ours in (("top-1", result.base_top1, result.top1), ("top-5", result.base_top5, result.top5)):
-        table.add_row(name, _share(base), _share(ours), f"{100 * (ours - base):+.2f} points")
+    table = _table(f"{result.images} images", "", "base model", "bundle", "difference")
+    for name, base, bundle in (("top-1", result.base_top1, result.top1), ("top-5", result.base_top5, result.top5)):
+        table.add_row(name, _share(base), _share(bundle), f"{100 * (bundle - base):+.2f} points")
     macs, whole = result.macs, result.base_macs
     table.add_row("mean MACs", _count(whole), _count(macs.mean), f"{-100 * result.macs_saved:+.1f} %")
     for name, value in (("5th percentile", macs.p5), ("median", macs.median), ("95th percentile", macs.p95)):
@@ -199,7 +203,7 @@ def show_bench(rows: list[Latency], facts: dict[str, Any]) -> None:
     title = f"Milliseconds a batch, {facts['engine']}, {rows[0].threads} thread(s), {facts['processor']}"
     interval = "95 % interval"
     table = _table(
-        title, "batch", "base median", interval, "p95", "ours median", interval, "p95", "time saved (means)", interval
+        title, "batch", "base median", interval, "p95", "median", interval, "p95", "time saved (means)", interval
     )
     for r in rows:
         table.add_row(
@@ -236,7 +240,7 @@ def show_precision(precision: str, top1: dict[str, float] | None) -> None:
         return
     _console().print(
         f"top-1 of {top1['images']:.0f} images: base model in f32 {_share(top1['base_f32'])}, "
-        f"in {precision} {_share(top1['base'])}, ours in {precision} {_share(top1['ours'])}"
+        f"in {precision} {_share(top1['base'])}, bundle in {precision} {_share(top1['ours'])}"
     )
 
 
@@ -256,12 +260,12 @@ def show_stages(stages: StageTimes | None, energy: list[Energy], why: list[str])
             ("glue", stages.glue, 1.0),
         ):
             table.add_row(name, f"{value:.3f}", _share(value / stages.base), _share(share))
-        table.add_row("ours", f"{stages.ours:.3f}", _share(stages.ours / stages.base), "")
+        table.add_row("bundle", f"{stages.ours:.3f}", _share(stages.ours / stages.base), "")
         table.add_row("base model", f"{stages.base:.3f}", "", "")
         console.print(table)
         overhead = _share(stages.overhead)
         console.print(f"routing (predictor, deferral head, glue) takes {overhead} of the base model's time")
-        routes = _table("Routes", "cluster", "images", "fallback", "subgraph ms", "base ms", "ours ms", "time saved")
+        routes = _table("Routes", "cluster", "images", "fallback", "subgraph ms", "base ms", "bundle ms", "time saved")
         for c in stages.clusters:
             routes.add_row(
                 c.name, str(c.images), _share(c.fallback), "-" if c.subgraph is None else f"{c.subgraph:.2f}",
@@ -271,7 +275,7 @@ def show_stages(stages: StageTimes | None, energy: list[Energy], why: list[str])
     if not energy:
         console.print(f"energy: not available ({'; '.join(why)})")
         return
-    table = _table("Energy, millijoules an image", "meter", "batch", "base", "ours", "saved")
+    table = _table("Energy, millijoules an image", "meter", "batch", "base model", "bundle", "saved")
     for e in energy:
         table.add_row(e.meter, str(e.batch), f"{1000 * e.base:.2f}", f"{1000 * e.ours:.2f}", _share(e.saved))
     console.print(table)
@@ -284,7 +288,7 @@ def show_runs(runs: list[Run], batches: list[int] | None) -> None:
     for processor in dict.fromkeys(run.record["processor"] for run in runs):
         table = _table(
             f"Median milliseconds a batch, {processor}", "date", "bundle", "engine", "batch", "threads", "threshold",
-            "base ms", "ours ms", "saved", "95 % interval", *(["energy saved"] if counted else []), left=3,
+            "base ms", "bundle ms", "saved", "95 % interval", *(["energy saved"] if counted else []), left=3,
         )  # fmt: skip
         for run in runs:
             record = run.record

@@ -167,9 +167,9 @@ def _check(
     model: BaseModel, parts: list[LabelledImages], source: str, method: str, count: int | None, max_loss: float
 ) -> None:
     classes = model.spec.classes
-    for what, value, known in (("source", source, SOURCES), ("method", method, METHODS)):
-        if value not in known:
-            raise ConfigError(f"the {what} must be one of {', '.join(known)}", got=value, remedy=f"take {known[0]}")
+    for what, value, choices in (("source", source, SOURCES), ("method", method, METHODS)):
+        if value not in choices:
+            raise ConfigError(f"the {what} must be one of {', '.join(choices)}", got=value, remedy=f"take {choices[0]}")
     if classes < 3:
         raise ConfigError("clusters need at least 3 classes", got=classes, remedy="build without clusters")
     if count is not None and not 2 <= count < classes:
@@ -291,15 +291,15 @@ def partition(similarities: Tensor, count: int, method: str) -> Tensor:
     from sklearn.cluster import AgglomerativeClustering, SpectralClustering
 
     if method == "agglomerative":
-        found = AgglomerativeClustering(count, metric="precomputed", linkage="average").fit_predict(
+        labels = AgglomerativeClustering(count, metric="precomputed", linkage="average").fit_predict(
             distances(similarities)
         )
     else:
         made = SpectralClustering(count, affinity="precomputed", assign_labels="cluster_qr", random_state=0)
-        found = made.fit_predict(similarities.numpy())
-    first = {cluster: place for place, cluster in reversed(list(enumerate(found.tolist())))}
+        labels = made.fit_predict(similarities.numpy())
+    first = {cluster: place for place, cluster in reversed(list(enumerate(labels.tolist())))}
     order = {cluster: number for number, cluster in enumerate(sorted(first, key=lambda cluster: first[cluster]))}
-    return torch.tensor([order[cluster] for cluster in found.tolist()])
+    return torch.tensor([order[cluster] for cluster in labels.tolist()])
 
 
 def named(of_class: Tensor, similarities: Tensor, class_names: list[str], length: int = 60) -> Clusters:
@@ -324,9 +324,9 @@ def _superclasses(images: LabelledImages) -> Tensor | None:
     return from_column(images).of_class()
 
 
-def _agreement(ours: Tensor, given: Tensor) -> float:
+def _agreement(clusters: Tensor, given: Tensor) -> float:
     """The adjusted Rand index (Hubert and Arabie, Journal of Classification, 1985): 1 for the same partition, 0 for
     chance."""
     from sklearn.metrics import adjusted_rand_score
 
-    return float(adjusted_rand_score(given.numpy(), ours.numpy()))
+    return float(adjusted_rand_score(given.numpy(), clusters.numpy()))

@@ -2,9 +2,10 @@
 
 A route predictor alone is sure of some wrong routes, and those are most of the loss. The subgraph, having run, knows
 more: its weights answer as the base model's did, so an input of another cluster shows itself by low logits (its free
-energy, Liu et al., arXiv 2010.03759). The confidence is a logistic regression of the event "ours is right, or the base
-model is wrong too", the one that counts for the loss (post-hoc deferral, Jitkrittum et al., arXiv 2307.02764), on the
-log-probability of the route, the log-sum-exp of the subgraph's logits, and the log-probability of its first class.
+energy, Liu et al., arXiv 2010.03759). The confidence is a logistic regression of the event "the pipeline is right, or
+the base model is wrong too", the one that counts for the loss (post-hoc deferral, Jitkrittum et al., arXiv 2307.02764),
+on the log-probability of the route, the log-sum-exp of the subgraph's logits, and the log-probability of its first
+class.
 
 The confidence of a cascade, which has one route, comes of the margin between its subgraph's two largest logits: it
 needs no route, and orders the inputs better than the probability of the first class.
@@ -42,8 +43,8 @@ class Deferral:
 def _fitted_to(features: Tensor, harmless: Tensor) -> tuple[Tensor, Tensor] | None:
     """``(n, features)`` and ``(n,)`` of the images whose features are numbers, which no answer that is none has; None
     where they cannot tell: all are the same, or likelier routes, the first feature, look worse."""
-    known = features.isfinite().all(1)
-    features, harmless = features[known], harmless[known]
+    finite = features.isfinite().all(1)
+    features, harmless = features[finite], harmless[finite]
     if harmless.all() or not harmless.any() or features[harmless, 0].mean() <= features[~harmless, 0].mean():
         return None
     return features, harmless
@@ -54,14 +55,14 @@ def fit_deferral(log_route: Tensor, energy: Tensor, log_within: Tensor, harmless
 
     Where they cannot tell there is no fit.
     """
-    known = _fitted_to(torch.stack([log_route, energy, log_within], 1), harmless)
-    return Deferral() if known is None else Deferral(*_logistic(*known))
+    sample = _fitted_to(torch.stack([log_route, energy, log_within], 1), harmless)
+    return Deferral() if sample is None else Deferral(*_logistic(*sample))
 
 
 def fit_margin(margin: Tensor, harmless: Tensor) -> Deferral:
     """The same of a cascade, by the ``margin`` (N,) alone."""
-    known = _fitted_to(margin[:, None], harmless)
-    intercept, weight = (0.0, 1.0) if known is None else _logistic(*known)
+    sample = _fitted_to(margin[:, None], harmless)
+    intercept, weight = (0.0, 1.0) if sample is None else _logistic(*sample)
     return Deferral(intercept, route=0.0, margin=weight)
 
 

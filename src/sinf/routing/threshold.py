@@ -1,6 +1,6 @@
 """The threshold of the feature router: as much routing as a loss of accuracy allows, with a guarantee if asked for.
 
-The loss of an image is 1{ours wrong} - 1{base wrong}, of the whole pipeline: a confident route into a subgraph that
+The loss of an image is 1{pipeline wrong} - 1{base wrong}, of the whole pipeline: a confident route into a subgraph that
 then fails counts (a predictor's confidence alone says nothing about the specialist behind it, Jitkrittum et al., arXiv
 2307.02764).
 
@@ -53,8 +53,8 @@ class Calibration:
 
     def losses(self, threshold: float) -> Tensor:
         """``(N,)`` in {-1, 0, 1}."""
-        ours = torch.where(self.routed(threshold), self.routed_right, self.fallback_right)
-        return self.base_right.float() - ours.float()
+        right = torch.where(self.routed(threshold), self.routed_right, self.fallback_right)
+        return self.base_right.float() - right.float()
 
     def shuffled(self, seed: int) -> Calibration:
         """The same images in an order drawn by ``seed``."""

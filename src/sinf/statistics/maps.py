@@ -45,14 +45,14 @@ def map_source(graph: fx.GraphModule, coupling: Coupling, site: fx.Node) -> MapS
     read = coupling.reads[str(site.target)]
     source = site.all_input_nodes[0]
     dim = len(source.meta["shape"]) - 1 if isinstance(graph.get_submodule(str(site.target)), nn.Linear) else 1
-    found = MapSource(source, dim, read.repeat)
-    while _keeps_values(graph, found.node):
-        before = found.node.all_input_nodes[0]
+    origin = MapSource(source, dim, read.repeat)
+    while _keeps_values(graph, origin.node):
+        before = origin.node.all_input_nodes[0]
         slot = coupling.values.get(before.name)
         if slot is None or not torch.equal(slot.units, read.units):
             break
-        found = MapSource(before, slot.dim, slot.repeat)
-    return found
+        origin = MapSource(before, slot.dim, slot.repeat)
+    return origin
 
 
 def _keeps_values(graph: fx.GraphModule, node: fx.Node) -> bool:

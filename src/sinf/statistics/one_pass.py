@@ -70,15 +70,15 @@ def collect(
     if pool < 1:
         raise ConfigError("pool must be at least 1", got=pool, remedy="take 1")
     recorder = _Recorder(graph, coupling, kinds)
-    found = recorder.found
+    statistics = recorder.statistics
     if not kinds:
-        return found
+        return statistics
     generator = torch.Generator().manual_seed(seed)
-    draw, seen = random.Random(seed), torch.zeros(classes, dtype=torch.int64)
+    draw, images_so_far = random.Random(seed), torch.zeros(classes, dtype=torch.int64)
     step = near(graph, 2 if recorder.gradients else 1)
     step = step if at_once is None else min(at_once, step)
     for inputs, labels in batches:
-        whole, noise = _describe(labels, classes, pool, draw, seen), None
+        whole, noise = _describe(labels, classes, pool, draw, images_so_far), None
         for start in range(0, len(labels), step):
             rows = slice(start, start + step)
             recorder.batch, x = whole.part(rows), inputs[rows]
@@ -93,10 +93,10 @@ def collect(
                     recorder.add_changes(_loss(logits, labels[rows], answer), len(x))
             recorder.outputs, recorder.reads = [], []
             del logits
-        found.images += len(labels)
-    for site in found.values():
-        site.images = found.images
-    return found
+        statistics.images += len(labels)
+    for site in statistics.values():
+        site.images = statistics.images
+    return statistics
 
 
 def weights_of(graph: fx.GraphModule, coupling: Coupling) -> dict[str, Tensor]:
@@ -111,12 +111,12 @@ def weights_of(graph: fx.GraphModule, coupling: Coupling) -> dict[str, Tensor]:
     return weights
 
 
-def _describe(labels: Tensor, classes: int, pool: int, draw: random.Random, seen: Tensor) -> Batch:
-    """``seen`` (classes,) counts the images of every class so far."""
+def _describe(labels: Tensor, classes: int, pool: int, draw: random.Random, images_so_far: Tensor) -> Batch:
+    """``images_so_far`` (classes,) counts the images of every class so far."""
     ranks = torch.tensor([draw.random() for _ in labels], dtype=torch.float64)
     mine = nn.functional.one_hot(labels, classes)
-    before = (seen + mine.cumsum(0) - mine)[torch.arange(len(labels)), labels]
-    seen += mine.sum(0)
+    before = (images_so_far + mine.cumsum(0) - mine)[torch.arange(len(labels)), labels]
+    images_so_far += mine.sum(0)
     return Batch(labels, classes, pool, ranks, before < LOOKED_AT)
 
 
@@ -168,7 +168,7 @@ class _Recorder(fx.Interpreter):
         self.sites: set[fx.Node] = set()
         self.over = {node for node in graph.graph.nodes if _may_overwrite(graph, node)}
         self.sources: dict[fx.Node, list[tuple[str, MapSource]]] = {}
-        self.found = Statistics()
+        self.statistics = Statistics()
         self.batch: Batch
         self.outputs: list[tuple[str, Tensor]] = []
         self.reads: list[tuple[fx.Node, Tensor]] = []
@@ -181,7 +181,7 @@ class _Recorder(fx.Interpreter):
             if node.op != "call_module" or target not in weights:
                 continue
             self.sites.add(node)
-            self.found.setdefault(target, SiteStatistics(target, weights[target]))
+            self.statistics.setdefault(target, SiteStatistics(target, weights[target]))
             if self.of_maps:
                 source = map_source(graph, coupling, node)
                 self.sources.setdefault(source.node, []).append((target, source))
@@ -198,7 +198,7 @@ class _Recorder(fx.Interpreter):
         for target, source in self.sources.get(n, ()):
             maps = source.maps(self._of_all_images(n, cast(Tensor, value)), len(self.batch.labels))
             for kind in self.of_maps:
-                self.found[target].add(kind.of(maps, self.batch))
+                self.statistics[target].add(kind.of(maps, self.batch))
         return value
 
     def _visit(self, n: fx.Node) -> Tensor:
@@ -212,11 +212,11 @@ class _Recorder(fx.Interpreter):
         visit = Visit(self.layer_of(target), read, self.coupling.reads[target].repeat, self.batch)
         with torch.no_grad():
             for of_reads in self.of_reads:
-                self.found[target].add(of_reads.of(visit))
+                self.statistics[target].add(of_reads.of(visit))
             if self.of_outputs:
                 rows, count = self._outputs(target, value.detach())
                 for of_outputs in self.of_outputs:
-                    self.found[target].add(of_outputs.of(rows, count))
+                    self.statistics[target].add(of_outputs.of(rows, count))
         if not self.of_gradients:
             return value
         self.outputs.append((target, value))
@@ -255,7 +255,7 @@ class _Recorder(fx.Interpreter):
         for (target, value), gradient in zip(self.outputs, gradients, strict=True):
             gradient = torch.zeros_like(value) if gradient is None else gradient
             for kind in self.of_gradients:
-                self.found[target].add(kind.of(self._maps(target, gradient)))
+                self.statistics[target].add(kind.of(self._maps(target, gradient)))
 
     def add_changes(self, loss: Tensor, images: int) -> None:
         """``loss``: summed over images. The changes at all sites are added before they lose their sign."""
@@ -276,4 +276,5 @@ class _Recorder(fx.Interpreter):
                 changes.index_add_(1, slot.units, by_image(product, images).sum(1))
             for kind in self.of_units:
                 more = kind.of(changes)
-                self.found.units[kind] = self.found.units[kind] + more if kind in self.found.units else more
+                units = self.statistics.units
+                units[kind] = units[kind] + more if kind in units else more

@@ -39,12 +39,12 @@ def outer(rows: Tensor) -> Tensor:
     size = rows.shape[1]
     if size <= _BLOCK:
         return rows.T @ rows
-    found = rows.new_empty(size, size)
+    gram = rows.new_empty(size, size)
     for first in range(0, size, _BLOCK):
         last = min(first + _BLOCK, size)
-        found[first:last, :last] = rows[:, first:last].T @ rows[:, :last]
-        found[:first, first:last] = found[first:last, :first].T
-    return found
+        gram[first:last, :last] = rows[:, first:last].T @ rows[:, :last]
+        gram[:first, first:last] = gram[first:last, :first].T
+    return gram
 
 
 def outer_of_maps(maps: Tensor) -> Tensor:

@@ -9,20 +9,20 @@ export class Model {
     const ort = await import("./runtime/ort.wasm.min.mjs");
     ort.env.wasm.numThreads = 1;
     ort.env.wasm.wasmPaths = new URL("./runtime/", import.meta.url).href;
-    const done = { ours: 0, base: 0 };
-    const total = manifest.bytes.ours + manifest.bytes.base;
+    const done = { bundle: 0, base: 0 };
+    const total = manifest.bytes.bundle + manifest.bytes.base;
     const open = async (which, file) => {
       const bytes = await download(file, (count) => {
         done[which] = count;
-        progress(done.ours + done.base, total);
+        progress(done.bundle + done.base, total);
       });
       return ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
     };
-    return new Model(ort, manifest, await open("ours", "model.onnx"), await open("base", "base.onnx"));
+    return new Model(ort, manifest, await open("bundle", "model.onnx"), await open("base", "base.onnx"));
   }
 
-  constructor(ort, manifest, ours, base) {
-    Object.assign(this, { ort, manifest, ours, base, clusters: manifest.clusters.map(({ name }) => name) });
+  constructor(ort, manifest, bundle, base) {
+    Object.assign(this, { ort, manifest, bundle, base, clusters: manifest.clusters.map(({ name }) => name) });
   }
 
   /** RGBA pixels to {pixels, x}: bytes (H, W, C) of the model's size, and the normalised tensor (1, C, H, W). */
@@ -32,9 +32,9 @@ export class Model {
     return { pixels, x: new this.ort.Tensor("float32", normalise(pixels, preprocessing), [1, ...preprocessing.size]) };
   }
 
-  /** What ours says: logits, and the way that the image took. */
+  /** What the bundle says: logits, and the way that the image took. */
   async route(x) {
-    const out = await this.ours.run({ images: x });
+    const out = await this.bundle.run({ images: x });
     return {
       logits: Array.from(out.logits.data),
       route: Number(out.route.data[0]),
@@ -50,16 +50,16 @@ export class Model {
 
   /** Milliseconds of both on one image: medians of pairs in turns, after two that are not counted. */
   async time(x, pairs = 15) {
-    const times = { base: [], ours: [] };
+    const times = { base: [], bundle: [] };
     for (let pair = -2; pair < pairs; pair++) {
-      for (const which of pair % 2 ? ["ours", "base"] : ["base", "ours"]) {
+      for (const which of pair % 2 ? ["bundle", "base"] : ["base", "bundle"]) {
         const start = performance.now();
         await this[which].run({ images: x });
         if (pair >= 0) times[which].push(performance.now() - start);
       }
       await new Promise((resume) => setTimeout(resume)); // the page stays alive
     }
-    return { base: median(times.base), ours: median(times.ours), pairs };
+    return { base: median(times.base), bundle: median(times.bundle), pairs };
   }
 }
 

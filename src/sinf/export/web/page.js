@@ -24,7 +24,7 @@ async function start() {
     `${manifest.model}: ${manifest.classes.length} classes in ${model.clusters.length} semantic clusters. Early features ` +
     "tell the cluster, and a small subgraph of the network answers; an unsure image goes through the full tail.";
   $("about").textContent =
-    `onnxruntime-web, one thread. Ours is one ONNX file of ${megabytes(manifest.bytes.ours)}, the base model one of ` +
+    `onnxruntime-web, one thread. The bundle is one ONNX file of ${megabytes(manifest.bytes.bundle)}, the base model one of ` +
     `${megabytes(manifest.bytes.base)}. Times are medians of runs in turns in this browser.`;
   $("clusters").replaceChildren(...model.clusters.map((name) => element("li", { textContent: readable(name) })));
   $("gallery").replaceChildren(...manifest.gallery.map(sample));
@@ -76,9 +76,9 @@ function show(blob, name = blob.name ?? "pasted image", pressed = null) {
     const { pixels, x } = model.prepare(image);
     paint(pixels);
     $("caption").textContent = name;
-    const [ours, base] = [await model.route(x), await model.baseLogits(x)];
-    answer(ours, base);
-    way(ours);
+    const [bundle, base] = [await model.route(x), await model.baseLogits(x)];
+    answer(bundle, base);
+    way(bundle);
     times(await model.time(x));
     $("result").classList.remove("busy");
   });
@@ -86,15 +86,15 @@ function show(blob, name = blob.name ?? "pasted image", pressed = null) {
 
 function answer({ logits }, baseLogits) {
   const { classes } = model.manifest;
-  const [ours, base] = [softmax(logits), softmax(baseLogits)];
-  const best = ours.map((_, index) => index).sort((a, b) => ours[b] - ours[a]);
+  const [bundle, base] = [softmax(logits), softmax(baseLogits)];
+  const best = bundle.map((_, index) => index).sort((a, b) => bundle[b] - bundle[a]);
   $("classes").replaceChildren(
     ...best.slice(0, TOP).map((index) => {
       const row = element("li");
       const bar = element("i");
-      bar.style.width = `${100 * ours[index]}%`;
+      bar.style.width = `${100 * bundle[index]}%`;
       row.append(element("span", { textContent: readable(classes[index]), title: classes[index] }), bar);
-      row.append(element("output", { textContent: percent(ours[index]) }));
+      row.append(element("output", { textContent: percent(bundle[index]) }));
       return row;
     }),
   );
@@ -121,39 +121,39 @@ function way({ route, confidence, subgraphRan, fellBack }) {
   [...$("clusters").children].forEach((item, index) => (item.ariaCurrent = String(index === route)));
 }
 
-function times({ base, ours, pairs }) {
-  const longest = Math.max(base, ours);
+function times({ base, bundle, pairs }) {
+  const longest = Math.max(base, bundle);
   $("base-bar").style.width = `${(100 * base) / longest}%`;
-  $("ours-bar").style.width = `${(100 * ours) / longest}%`;
+  $("bundle-bar").style.width = `${(100 * bundle) / longest}%`;
   $("base-time").textContent = `${base.toFixed(2)} ms`;
-  $("ours-time").textContent = `${ours.toFixed(2)} ms`;
-  $("saved").textContent = `${saved(base, ours)} (medians of ${pairs} runs in turns)`;
+  $("bundle-time").textContent = `${bundle.toFixed(2)} ms`;
+  $("saved").textContent = `${saved(base, bundle)} (medians of ${pairs} runs in turns)`;
 }
 
-function saved(base, ours) {
-  const share = 1 - ours / base;
+function saved(base, bundle) {
+  const share = 1 - bundle / base;
   return share >= 0 ? `${percent(share)} of the time saved` : `${percent(-share)} slower`;
 }
 
 /** All images of the gallery, fewer runs each: what routing saves is a mean over images. */
 async function sweep() {
   $("all").disabled = true;
-  const total = { base: 0, ours: 0, subgraph: 0, same: 0 };
+  const total = { base: 0, bundle: 0, subgraph: 0, same: 0 };
   const { gallery } = model.manifest;
   for (const [index, { file }] of gallery.entries()) {
     $("sum").textContent = `${index + 1} of ${gallery.length} ...`;
     const { x } = model.prepare(await decode(await (await fetch(file)).blob()));
-    const [ours, base] = [await model.route(x), await model.baseLogits(x)];
+    const [bundle, base] = [await model.route(x), await model.baseLogits(x)];
     const time = await model.time(x, 5);
     total.base += time.base;
-    total.ours += time.ours;
-    total.subgraph += !ours.fellBack;
-    total.same += top(ours.logits) === top(base);
+    total.bundle += time.bundle;
+    total.subgraph += !bundle.fellBack;
+    total.same += top(bundle.logits) === top(base);
   }
   const mean = (value) => `${(value / gallery.length).toFixed(2)} ms`;
   $("sum").textContent =
-    `${gallery.length} images: base ${mean(total.base)}, ours ${mean(total.ours)} a piece, ` +
-    `${saved(total.base, total.ours)}. ${total.subgraph} were answered by a subgraph, ${total.same} as the base model does.`;
+    `${gallery.length} images: base model ${mean(total.base)}, bundle ${mean(total.bundle)} a piece, ` +
+    `${saved(total.base, total.bundle)}. ${total.subgraph} were answered by a subgraph, ${total.same} as the base model does.`;
   $("all").disabled = false;
 }
 
