@@ -28,11 +28,11 @@ from sinf.bundle.folder import (
     spec_of,
 )
 from sinf.bundle.writing import Payload, bundle_card, write_folder
-from sinf.dynamic.gates import BoostingGate
+from sinf.dynamic.methods import METHODS
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach
 from sinf.errors import BundleError
 from sinf.models import BaseModel, ModelSpec, fit_state, load_spec
-from sinf.storage.schema import Name, record_of
+from sinf.storage.schema import Name, record_of, shortened
 
 _FILES = ("model.safetensors", "dynamic.safetensors", "README.md")
 _Sites = Annotated[tuple[Name, ...], Field(fail_fast=True, min_length=1, max_length=10_000)]
@@ -85,10 +85,9 @@ class DynamicBundle:
             require_fit(self.state, network.state_dict(), "dynamic.safetensors")
             fit_state(network, self.state, "the gated network")
             for index, site in enumerate(network.sites):
-                gate = network.gate(index)
-                if isinstance(gate, BoostingGate) and not 1 <= int(gate.remaining) <= gate.excite.out_features:
-                    got = f"{int(gate.remaining)} at {site.name}"
-                    raise BundleError("a gate must leave some of its channels", got=got, remedy="train it again")
+                if (flaw := network.gate(index).flaw()) is not None:
+                    got = f"{flaw} at {site.name}"
+                    raise BundleError("a gate must be as a training leaves it", got=got, remedy="train it again")
             return network.requires_grad_(False).eval()
 
     def base(self) -> BaseModel:
@@ -125,12 +124,18 @@ class DynamicBundle:
         """Read a bundle; tensors are memory-mapped. The options are those of :meth:`sinf.bundle.semantic.Bundle.load`.
 
         Raises:
-            BundleError: not a dynamic bundle, another format, or a file that is missing, damaged, changed or
-                contradicts the others.
+            BundleError: not a dynamic bundle, another format, a method of somebody's own that is not registered, or a
+                file that is missing, damaged, changed or contradicts the others.
         """
         folder = Path(folder)
         config = read_config(folder, _Config, _FILES, key)
         with consistent(f"in {folder}"):
+            if config.gates.kind not in METHODS:
+                raise BundleError(
+                    f"the method of a bundle's gates must be known, as {', '.join(METHODS)} are",
+                    got=shortened(config.gates.kind, 100),
+                    remedy="import the file that registers it, by sinf.dynamic.methods.register, before you open it",
+                )
             spec = spec_of(config, allow_factory)
             bundle = DynamicBundle(
                 spec=spec,
