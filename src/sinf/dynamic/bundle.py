@@ -28,9 +28,8 @@ from sinf.bundle.folder import (
     spec_of,
 )
 from sinf.bundle.writing import Payload, bundle_card, write_folder
-from sinf.dynamic.methods import METHODS
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach
-from sinf.errors import BundleError
+from sinf.errors import BundleError, ConfigError
 from sinf.models import BaseModel, ModelSpec, fit_state, load_spec
 from sinf.storage.schema import Name, record_of, shortened
 
@@ -73,8 +72,13 @@ class DynamicBundle:
         return DynamicBundle(spec, tuple(class_names), network.config, sites, base_state, state, provenance)
 
     def network(self) -> GatedNetwork:
-        """The trained network with its gates, in eval mode; its tensors are a copy."""
+        """The trained network with its gates, in eval mode; its tensors are a copy.
+
+        Raises:
+            BundleError: a method of somebody's own is not registered, or what the bundle says does not fit together.
+        """
         with consistent(f"of {self.spec.name}"):
+            _require_method(self.gates)
             network = attach(BaseModel(load_spec(self.spec, self.base_state), self.spec), self.gates)
             gated = tuple(site.name for site in network.sites)
             if gated != self.sites:
@@ -124,18 +128,12 @@ class DynamicBundle:
         """Read a bundle; tensors are memory-mapped. The options are those of :meth:`sinf.bundle.semantic.Bundle.load`.
 
         Raises:
-            BundleError: not a dynamic bundle, another format, a method of somebody's own that is not registered, or a
-                file that is missing, damaged, changed or contradicts the others.
+            BundleError: not a dynamic bundle, another format, or a file that is missing, damaged, changed or
+                contradicts the others.
         """
         folder = Path(folder)
         config = read_config(folder, _Config, _FILES, key)
         with consistent(f"in {folder}"):
-            if config.gates.kind not in METHODS:
-                raise BundleError(
-                    f"the method of a bundle's gates must be known, as {', '.join(METHODS)} are",
-                    got=shortened(config.gates.kind, 100),
-                    remedy="import the file that registers it, by sinf.dynamic.methods.register, before you open it",
-                )
             spec = spec_of(config, allow_factory)
             bundle = DynamicBundle(
                 spec=spec,
@@ -150,3 +148,15 @@ class DynamicBundle:
                 with torch.device("meta"):
                     require_fit(bundle.base_state, load_spec(spec).state_dict(), "model.safetensors")
             return bundle
+
+
+def _require_method(gates: GateConfig) -> None:
+    """Refuse gates of a method that is not registered: it may be somebody's own."""
+    try:
+        _ = gates.method
+    except ConfigError as error:
+        raise BundleError(
+            f"in a bundle {error.rule}",
+            got=shortened(error.got, 100),
+            remedy="import the file that registers it, by sinf.dynamic.methods.register, before the bundle is opened",
+        ) from error

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sinf.dynamic import losses
 from sinf.dynamic.gates import MASKS, BoostingGate, Gate, SaliencyGate, StaticGate
-from sinf.errors import ConfigError
+from sinf.errors import ConfigError, SinfError
 from sinf.registry import Registry
 from sinf.training.distributed import Group
 
@@ -169,21 +169,26 @@ def _require_shapes(gate: Gate, method: str, channels: int, units: int) -> None:
         f"gates of the method {method} must make {units} saliencies of {channels} channels",
         "correct its gate",
     )
+
+    def require(step: str, made: Tensor, wanted: tuple[int, ...]) -> Tensor:
+        if made.shape != wanted:
+            raise ConfigError(rule, got=f"{tuple(made.shape)} from {step} instead of {wanted}", remedy=remedy)
+        return made
+
     try:
-        pooled = gate.pool(torch.zeros(_PROBED, channels, 2, 2))
-        saliency = gate.saliency(pooled)
-        made = {"pool": pooled, "saliency": saliency, "keep": gate.keep(saliency), "mask": gate.mask(saliency)}
-        fixed = gate.fixed()
+        pooled = require("pool", gate.pool(torch.zeros(_PROBED, channels, 2, 2)), (_PROBED, channels))
+        saliency = require("saliency", gate.saliency(pooled), (_PROBED, units))
+        require("keep", gate.keep(saliency), (_PROBED, units))
+        require("mask", gate.mask(saliency), (_PROBED, units))
+        if (fixed := gate.fixed()) is not None:
+            require("fixed", fixed, (units,))
+        if pooled.any():
+            got = f"{pooled.max():g} of the method {method}"
+            raise ConfigError("a gate must pool channels of zeros to 0", got=got, remedy=remedy)
+    except SinfError:
+        raise
     except Exception as error:  # the code of others raises anything
         raise ConfigError(rule, got=f"{type(error).__name__}: {error}", remedy=remedy) from error
-    for step, tensor in made.items():
-        wanted = (_PROBED, channels if step == "pool" else units)
-        if tensor.shape != wanted:
-            raise ConfigError(rule, got=f"{tuple(tensor.shape)} from {step} instead of {wanted}", remedy=remedy)
-    if fixed is not None and fixed.shape != (units,):
-        raise ConfigError(rule, got=f"{tuple(fixed.shape)} from fixed instead of {(units,)}", remedy=remedy)
-    if pooled.any():
-        raise ConfigError("a gate must pool channels of zeros to 0", got=f"{method}: {pooled.max():g}", remedy=remedy)
 
 
 for each in (ManiDP(), Boosting(), Static()):
