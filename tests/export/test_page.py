@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
 
 import browser
 import tiny
+from sinf.bundle.semantic import Bundle
 from sinf.data.images import LabelledImages, Preprocessing
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import BundleError, ConfigError, DependencyError
@@ -67,6 +69,26 @@ def test_everything_is_in_the_folder(exported: Path, gallery: LabelledImages, mo
     for picture, expected, label in zip(manifest["gallery"], pixels, gallery.labels.tolist(), strict=True):
         assert np.array_equal(np.asarray(Image.open(exported / picture["file"])), expected)
         assert picture["label"] == gallery.class_names[label]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 2.0])
+def test_what_the_page_runs_answers_as_the_bundle(
+    bundle: Bundle, noise: torch.Tensor, threshold: float, fake_runtime: Path, tmp_path: Path
+) -> None:
+    """Both of its graphs, where subgraphs answer and where none does."""
+    model = SemanticModel(bundle)
+    model.threshold = threshold
+    export_page(model, tmp_path / "web", find_runtime(fake_runtime))
+    ours, base = (
+        onnxruntime.InferenceSession(tmp_path / "web" / name, providers=["CPUExecutionProvider"])
+        for name in ("model.onnx", "base.onnx")
+    )
+    expected = model.route(noise)
+    assert set(expected.route.tolist()) == {0, 1, 2}
+    assert set(expected.fell_back.tolist()) == {threshold > 1}
+    for session, wanted in ((ours, expected.logits), (base, model.network.graph(noise).detach())):
+        answers = [session.run(["logits"], {"images": image[None].numpy()})[0] for image in noise]
+        np.testing.assert_allclose(np.concatenate(answers), wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_the_page_refers_to_what_is_there(exported: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from sealed import rewrite
 from sinf import edge
+from sinf.bundle.semantic import Bundle
 from sinf.engine.runtime import Setting
 from sinf.engine.torch_engine import SemanticModel, TorchEngine
 from sinf.errors import BundleError, VerificationError
@@ -38,28 +39,36 @@ def exported(model: SemanticModel, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-def images_of(model: SemanticModel, count: int = 20) -> torch.Tensor:
-    return torch.randn(count, *model.bundle.spec.preprocessing.size, generator=torch.Generator().manual_seed(1))
+@pytest.fixture(scope="module")
+def of_either(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of a bundle of removed channels, or of one by ranks."""
+    folder = tmp_path_factory.mktemp("exports") / "split"
+    export_split(SemanticModel(bundle), folder)
+    return folder
 
 
 @pytest.mark.parametrize("threshold", [None, 0.0, 2.0])
-def test_the_edge_runtime_answers_as_the_bundle(built: Path, exported: Path, threshold: float | None) -> None:
-    model, light = SemanticModel.from_pretrained(built), edge.load(exported)
+def test_the_edge_runtime_answers_as_the_bundle(
+    bundle: Bundle, of_either: Path, noise: torch.Tensor, threshold: float | None
+) -> None:
+    model, light = SemanticModel(bundle), edge.load(of_either)
     if threshold is not None:
         model.threshold = light.threshold = threshold
-    x = images_of(model)
-    ours, expected = light.route(x.numpy()), model.route(x)
+    ours, expected = light.route(noise.numpy()), model.route(noise)
+    assert set(expected.route.tolist()) == {0, 1, 2}
+    if threshold is not None:  # all subgraphs answer, or none
+        assert set(expected.fell_back.tolist()) == {threshold > 1}
     for name in ("route", "subgraph_ran", "fell_back"):
         assert getattr(ours, name).tolist() == getattr(expected, name).tolist(), name
     np.testing.assert_allclose(ours.logits, expected.logits, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(ours.confidence, expected.confidence, rtol=1e-4, atol=1e-4)
 
 
-def test_a_cascade_is_two_files(built_cascade: Path, tmp_path: Path) -> None:
+def test_a_cascade_is_two_files(built_cascade: Path, noise: torch.Tensor, tmp_path: Path) -> None:
     model = SemanticModel.from_pretrained(built_cascade)
     export_split(model, tmp_path / "split")
     assert {path.name for path in (tmp_path / "split").glob("*.onnx")} == {"first.onnx", "fallback.onnx"}
-    light, x = edge.load(tmp_path / "split"), images_of(model)
+    light, x = edge.load(tmp_path / "split"), noise
     model.threshold = light.threshold = float(model.route(x).confidence.median()) + 1e-4
     ours, expected = light.route(x.numpy()), model.route(x)
     assert 0 < int(expected.fell_back.sum()) < len(x)
@@ -93,34 +102,38 @@ np.savez({str(tmp_path / "out.npz")!r}, seconds=seconds, **routed._asdict())
     assert ours["seconds"] < 2.0  # of the processor; a fifth of that is usual
 
 
-def test_the_manifest_says_what_another_program_needs(model: SemanticModel, exported: Path) -> None:
-    manifest = json.loads((exported / edge.MANIFEST).read_text())
+def test_the_manifest_says_what_another_program_needs(bundle: Bundle, of_either: Path) -> None:
+    model = SemanticModel(bundle)
+    manifest = json.loads((of_either / edge.MANIFEST).read_text())
     assert manifest["classes"] == list(model.bundle.class_names)
     assert manifest["thresholds"] == {"value": model.threshold, "early": model.feature_router.early_threshold}
     assert manifest["deferral"]["energy"] == model.bundle.deferral.energy
     clusters = model.bundle.clusters
     assert [each["name"] for each in manifest["clusters"]] == list(clusters.names)
     assert [tuple(each["classes"]) for each in manifest["clusters"]] == list(clusters.members)
-    assert set(manifest["sha256"]) == {path.name for path in exported.iterdir()} - {edge.MANIFEST}
+    assert set(manifest["sha256"]) == {path.name for path in of_either.iterdir()} - {edge.MANIFEST}
 
 
-def test_graphs_are_plain_and_hold_no_paths(exported: Path) -> None:
-    for path in exported.glob("*.onnx"):
+def test_graphs_are_plain_and_hold_no_paths(of_either: Path) -> None:
+    paths = list(of_either.glob("*.onnx"))
+    assert {path.stem for path in paths} == {"front", "fallback", "cluster000", "cluster001", "cluster002"}
+    for path in paths:
         graph = onnx.load(path)
         assert {node.domain for node in graph.graph.node} == {""}
         assert b"/site-packages/" not in path.read_bytes()
 
 
-def test_openvino_parts_answer_as_the_bundle(model: SemanticModel, tmp_path: Path) -> None:
+def test_openvino_parts_answer_as_the_bundle(bundle: Bundle, noise: torch.Tensor, tmp_path: Path) -> None:
+    model, x = SemanticModel(bundle), noise[:5]
     export_split(model, tmp_path / "ir", "openvino")
-    x = images_of(model, 5)
     assert (tmp_path / "ir" / "front.xml").is_file()
     np.testing.assert_allclose(edge.load(tmp_path / "ir")(x.numpy()), model(x), rtol=1e-4, atol=1e-4)
 
 
 def test_a_part_that_answers_otherwise_is_not_written(
-    model: SemanticModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = SemanticModel(bundle)
     right = split.part_graphs
 
     def wrong(engine: TorchEngine, setting: Setting) -> Callable[[str], onnx.ModelProto]:
@@ -178,6 +191,6 @@ def test_foreign_folders_and_manifests_are_refused(exported: Path, tmp_path: Pat
             edge.load(tmp_path / "split")
 
 
-def test_there_is_no_base_model_in_it(exported: Path, model: SemanticModel) -> None:
+def test_there_is_no_base_model_in_it(exported: Path, noise: torch.Tensor) -> None:
     with pytest.raises(BundleError, match="no base model"):
-        edge.load(exported).base(images_of(model).numpy())
+        edge.load(exported).base(noise.numpy())

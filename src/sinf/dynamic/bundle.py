@@ -28,11 +28,10 @@ from sinf.bundle.folder import (
     spec_of,
 )
 from sinf.bundle.writing import Payload, bundle_card, write_folder
-from sinf.dynamic.gates import BoostingGate
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach
-from sinf.errors import BundleError
+from sinf.errors import BundleError, ConfigError
 from sinf.models import BaseModel, ModelSpec, fit_state, load_spec
-from sinf.storage.schema import Name, record_of
+from sinf.storage.schema import Name, record_of, shortened
 
 _FILES = ("model.safetensors", "dynamic.safetensors", "README.md")
 _Sites = Annotated[tuple[Name, ...], Field(fail_fast=True, min_length=1, max_length=10_000)]
@@ -73,8 +72,13 @@ class DynamicBundle:
         return DynamicBundle(spec, tuple(class_names), network.config, sites, base_state, state, provenance)
 
     def network(self) -> GatedNetwork:
-        """The trained network with its gates, in eval mode; its tensors are a copy."""
+        """The trained network with its gates, in eval mode; its tensors are a copy.
+
+        Raises:
+            BundleError: a method of somebody's own is not registered, or what the bundle says does not fit together.
+        """
         with consistent(f"of {self.spec.name}"):
+            _require_method(self.gates)
             network = attach(BaseModel(load_spec(self.spec, self.base_state), self.spec), self.gates)
             gated = tuple(site.name for site in network.sites)
             if gated != self.sites:
@@ -85,10 +89,9 @@ class DynamicBundle:
             require_fit(self.state, network.state_dict(), "dynamic.safetensors")
             fit_state(network, self.state, "the gated network")
             for index, site in enumerate(network.sites):
-                gate = network.gate(index)
-                if isinstance(gate, BoostingGate) and not 1 <= int(gate.remaining) <= gate.excite.out_features:
-                    got = f"{int(gate.remaining)} at {site.name}"
-                    raise BundleError("a gate must leave some of its channels", got=got, remedy="train it again")
+                if (flaw := network.gate(index).flaw()) is not None:
+                    got = f"{flaw} at {site.name}"
+                    raise BundleError("a gate must be as a training leaves it", got=got, remedy="train it again")
             return network.requires_grad_(False).eval()
 
     def base(self) -> BaseModel:
@@ -145,3 +148,15 @@ class DynamicBundle:
                 with torch.device("meta"):
                     require_fit(bundle.base_state, load_spec(spec).state_dict(), "model.safetensors")
             return bundle
+
+
+def _require_method(gates: GateConfig) -> None:
+    """Refuse gates of a method that is not registered: it may be somebody's own."""
+    try:
+        _ = gates.method
+    except ConfigError as error:
+        raise BundleError(
+            f"in a bundle {error.rule}",
+            got=shortened(error.got, 100),
+            remedy="import the file that registers it, by sinf.dynamic.methods.register, before the bundle is opened",
+        ) from error

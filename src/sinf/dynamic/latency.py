@@ -6,7 +6,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sinf.dynamic.gates import SaliencyGate
 from sinf.dynamic.network import GatedNetwork
 from sinf.dynamic.sparse import SparseNetwork
 from sinf.errors import ConfigError
@@ -65,6 +64,4 @@ def choose_by_chance(network: GatedNetwork, seed: int = 0) -> None:
     """Give gates that were not trained saliencies that differ by channel and input, all near 1."""
     generator = torch.Generator().manual_seed(seed)
     for index in range(len(network.sites)):
-        gate = network.gate(index)
-        if isinstance(gate, SaliencyGate):
-            gate.excite.weight.copy_(_SPREAD * torch.randn(gate.excite.weight.shape, generator=generator))
+        network.gate(index).vary(_SPREAD, generator)

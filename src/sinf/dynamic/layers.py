@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sinf.dynamic.gates import Gate, SaliencyGate, StaticGate
+from sinf.dynamic.gates import Gate
 from sinf.graph.coupling import Slot
 
 _LONG_RUN = 64  # numbers in a row, from which slices are taken in one step
@@ -118,38 +118,25 @@ class BranchSum(nn.Module):
 
 
 class GateLayer(nn.Module):
-    """A gate on an input that may hold only some of its channels. The number of entries that stay is rounded up to a
-    multiple of ``step`` by entries of scale 0, and is never 0."""
+    """A gate on an input that may hold only some of its ``channels`` (C). The number of entries that stay is rounded up
+    to a multiple of ``step`` by entries of scale 0, and is never 0."""
 
-    def __init__(self, gate: Gate, reads: Reads | None, step: int) -> None:
+    def __init__(self, gate: Gate, channels: int, reads: Reads | None, step: int) -> None:
         super().__init__()
         self.gate, self.reads, self.step = copy.deepcopy(gate).requires_grad_(False), reads, step
-        self.fixed = self._select(gate.importance)._replace(fixed=True) if isinstance(gate, StaticGate) else None
-        self.fused = isinstance(gate, SaliencyGate)
-        # relu(y) and then "at least xi" is one comparison, "more than the number just below xi"
-        below = torch.nextafter(gate.threshold.cpu(), torch.tensor(-1.0))
-        self.floor = max(0.0, float(below))
+        saliency = self.gate.fixed()
+        self.fixed = None if saliency is None else self._kept(self.gate.mask(saliency[None])[0], fixed=True)
+        self.decide = self.gate.for_one_image(channels)
 
     def forward(self, x: Tensor, *selections: Selection) -> Selection:
         if len(x) > 1:
             return Selection(None, self.gate.mask(self.gate(x)))
         if self.fixed is not None:
             return self.fixed
-        pooled = self.gate.pool(x)
         there = None if self.reads is None else self.reads.positions(selections)
-        if not self.fused:
-            if self.reads is not None:
-                pooled = pooled.new_zeros(1, self.reads.size).index_copy_(1, there, pooled)
-            return self._select(self.gate.saliency(pooled)[0])
-        squeeze, excite = self.gate.squeeze.weight, self.gate.excite
-        hidden = torch.mv(squeeze if there is None else squeeze.index_select(1, there), pooled[0]).relu_()
-        mask = torch.threshold_(torch.addmv(excite.bias, excite.weight, hidden), self.floor, 0.0)
-        return self._kept(mask.sign_() if self.gate.binary else mask)
+        return self._kept(self.decide(self.gate.pool(x), there))
 
-    def _select(self, saliency: Tensor) -> Selection:
-        return self._kept(self.gate.mask(saliency[None])[0])
-
-    def _kept(self, mask: Tensor) -> Selection:
+    def _kept(self, mask: Tensor, fixed: bool = False) -> Selection:
         numbers = mask.numpy(force=True)  # a few hundred: what torch takes to begin is more than numpy takes
         stays = numbers > 0
         index = stays.nonzero()[0]
@@ -158,7 +145,7 @@ class GateLayer(nn.Module):
             stays[(~stays).nonzero()[0][:missing]] = True
             index = stays.nonzero()[0]
         kept, scale = torch.from_numpy(index), torch.from_numpy(numbers[index])
-        return Selection(kept.to(mask.device), scale.to(mask.device))
+        return Selection(kept.to(mask.device), scale.to(mask.device), fixed)
 
 
 class Pick(nn.Module):

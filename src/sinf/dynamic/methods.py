@@ -1,5 +1,5 @@
 """Methods of dynamic pruning by name: which gate a site gets, and what is added to the cross entropy. Another method is
-a class like these, and an entry here."""
+a class like these; :func:`register` makes it known, from outside the package too."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from sinf.dynamic import losses
 from sinf.dynamic.gates import MASKS, BoostingGate, Gate, SaliencyGate, StaticGate
-from sinf.errors import ConfigError
+from sinf.errors import ConfigError, SinfError
 from sinf.registry import Registry
 from sinf.training.distributed import Group
+
+_PROBED = 3  # images, for the shapes of what a gate makes
 
 
 class Weights(Protocol):
@@ -143,13 +146,49 @@ def method_of(name: str) -> Method:
 def make_gate(
     name: str, channels: int, importance: Tensor, *, squeeze: float | None = None, mask: str = "scaled"
 ) -> Gate:
-    """A gate of a method; see :meth:`Method.gate`."""
+    """A gate of a method; see :meth:`Method.gate`.
+
+    Raises:
+        ConfigError: there is no such method, an option is out of range, or the gate gives other shapes than it must.
+    """
     method = method_of(name)
     if mask not in MASKS:
         raise ConfigError(f"the mask must be one of {', '.join(MASKS)}", got=mask)
     if squeeze is not None and not 1 <= squeeze <= 1024:
         raise ConfigError("squeeze must be in 1..1024", got=squeeze, remedy="take 2, or 8 for cheaper gates")
-    return method.gate(channels, importance, squeeze, mask == "binary")
+    gate = method.gate(channels, importance, squeeze, mask == "binary")
+    _require_shapes(gate, name, channels, len(importance))
+    return gate
+
+
+@torch.no_grad()
+def _require_shapes(gate: Gate, method: str, channels: int, units: int) -> None:
+    """Refuse a gate that does not make (B, units) of (B, channels, H, W), or pools something of channels that are zero:
+    sparse execution does not compute those."""
+    rule, remedy = (
+        f"gates of the method {method} must make {units} saliencies of {channels} channels",
+        "correct its gate",
+    )
+
+    def require(step: str, made: Tensor, wanted: tuple[int, ...]) -> Tensor:
+        if made.shape != wanted:
+            raise ConfigError(rule, got=f"{tuple(made.shape)} from {step} instead of {wanted}", remedy=remedy)
+        return made
+
+    try:
+        pooled = require("pool", gate.pool(torch.zeros(_PROBED, channels, 2, 2)), (_PROBED, channels))
+        saliency = require("saliency", gate.saliency(pooled), (_PROBED, units))
+        require("keep", gate.keep(saliency), (_PROBED, units))
+        require("mask", gate.mask(saliency), (_PROBED, units))
+        if (fixed := gate.fixed()) is not None:
+            require("fixed", fixed, (units,))
+        if pooled.any():
+            got = f"{pooled.max():g} of the method {method}"
+            raise ConfigError("a gate must pool channels of zeros to 0", got=got, remedy=remedy)
+    except SinfError:
+        raise
+    except Exception as error:  # the code of others raises anything
+        raise ConfigError(rule, got=f"{type(error).__name__}: {error}", remedy=remedy) from error
 
 
 for each in (ManiDP(), Boosting(), Static()):

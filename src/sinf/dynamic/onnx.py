@@ -2,21 +2,22 @@
 
     images (1, C, H, W) -> logits (1, classes)
 
-Plain operators: a gate becomes ``ReduceMean``, two products and ``NonZero``, and the convolutions at both ends of a
-site read ``Gather`` of their weights. The batch is one image, because the kept channels are those of one.
+Plain operators: a gate becomes what it writes (:class:`sinf.dynamic.gates.Gate`), for the paper's ``ReduceMean`` and
+two products, and then ``NonZero``; the convolutions at both ends of a site read ``Gather`` of their weights. The batch
+is one image, because the kept channels are those of one.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from sinf.dynamic.gates import BoostingGate, Gate, SaliencyGate, StaticGate
 from sinf.dynamic.model import DynamicModel
+from sinf.dynamic.operators import Operators
 from sinf.engine.engines import runtime_of
 from sinf.engine.onnx_parts import graph_to_onnx
 from sinf.engine.runtime import Network, Setting
@@ -73,7 +74,8 @@ def export(model: DynamicModel, path: str | Path) -> None:
         gap = float((np.abs(run(image[None].numpy()) - wanted) / (1 + np.abs(wanted))).max())
         if not gap <= _TOLERANCE:
             got = f"a difference of {gap:.2g}"
-            raise VerificationError("the export must answer as the bundle does", got=got, remedy="report it")
+            remedy = "report it; of gates of your own, compare what write_pool, write_saliency and write_keep write"
+            raise VerificationError("the export must answer as the bundle does", got=got, remedy=remedy)
     with replacing(path) as partial:
         partial.write_bytes(graph.SerializeToString())
 
@@ -151,14 +153,13 @@ def _refuse(target: str, layer: nn.Module) -> None:
     )
 
 
-class _Rewriter:
+class _Rewriter(Operators):
     """Puts gates and gathered weights into the graph of the base model."""
 
     def __init__(self, model: DynamicModel, graph: onnx.GraphProto, followers: dict[str, int]) -> None:
+        super().__init__()
         self.network, self.graph, self.followers = model.network, graph, followers
-        self.nodes: list[onnx.NodeProto] = []
         self.names = {tensor.name for tensor in graph.initializer}
-        self.constants: list[onnx.TensorProto] = []
         self.index: dict[int, str] = {}  # by site: (k,) kept channels
         self.scale: dict[int, str] = {}  # by site: (1, k)
         self.produced = {site.name: i for i, site in enumerate(self.network.sites)}
@@ -208,7 +209,7 @@ class _Rewriter:
             if tensor.name == node.input[1]:
                 shape = numpy_helper.to_array(tensor)
                 if len(shape) == 2 and shape[0] == 1:
-                    node.input[1] = self.constant(f"{node.output[0]}/flat", np.array([1, -1], np.int64))
+                    node.input[1] = self.integers(1, -1)
 
     def _layer(self, node: onnx.NodeProto, target: str) -> None:
         into, out = self.read.get(target), self.produced.get(target)
@@ -217,7 +218,7 @@ class _Rewriter:
         if into is not None:
             factor = self.scale[into]
             if node.op_type == "Conv":
-                factor = self.op("Unsqueeze", [factor, self.constant(f"{target}/axes", np.array([2, 3], np.int64))])
+                factor = self.op("Unsqueeze", [factor, self.integers(2, 3)])
             node.input[0] = self.op("Mul", [node.input[0], factor])
         if out is not None:
             self._gate(out, node.input[0], into)
@@ -240,7 +241,7 @@ class _Rewriter:
         from onnx import helper
 
         name = node.output[0]
-        node.input[0], node.output[0] = self._whole(node.input[0], site, name), f"{name}/all"
+        node.input[0], node.output[0] = self._whole(node.input[0], site), f"{name}/all"
         self.nodes.append(node)
         kept = helper.make_node("Gather", [node.output[0], self.index[site]], [name], name=f"{name}/kept", axis=1)
         self.nodes.append(kept)
@@ -252,82 +253,46 @@ class _Rewriter:
         name = node.output[0]
         node.output[0] = f"{name}/kept"
         self.nodes.append(node)
-        axes = self.constant(f"{name}/axes", np.array([2, 3], np.int64))
-        scaled = self.op("Mul", [node.output[0], self.op("Unsqueeze", [self.scale[site], axes])])
-        whole = self._whole(scaled, site, name)
+        scaled = self.op("Mul", [node.output[0], self.op("Unsqueeze", [self.scale[site], self.integers(2, 3)])])
+        whole = self._whole(scaled, site)
         self.nodes.append(helper.make_node("Identity", [whole], [name], name=f"{name}/whole"))
 
-    def _whole(self, x: str, site: int, name: str) -> str:
+    def _whole(self, x: str, site: int) -> str:
         """``(1, k, H, W) -> (1, C, H, W)``: kept channels where they belong among zeros."""
-        first, column = (self.constant(f"{name}/{a}", np.array([a], np.int64)) for a in (0, 1))
+        first, column = self.integers(0), self.integers(1)
         image = self.op("Squeeze", [x, first])
-        extent = self.op("Slice", [self.op("Shape", [image]), column, self.constant(f"{name}/end", np.array([3]))])
-        size = self.constant(f"{name}/size", np.array([self.network.sites[site].size], np.int64))
+        extent = self.op("Slice", [self.op("Shape", [image]), column, self.integers(3)])
+        size = self.integers(self.network.sites[site].size)
         zeros = self.op("ConstantOfShape", [self.op("Concat", [size, extent], axis=0)])
         positions = self.op("Unsqueeze", [self.index[site], column])
         return self.op("Unsqueeze", [self.op("ScatterND", [zeros, positions, image]), first])
 
     def _gate(self, site: int, x: str, into: int | None) -> None:
-        gate, name = self.network.gate(site), f"gate{site}"
-        blocks = self.network.blocks[site].numpy()
-        if isinstance(gate, StaticGate):
-            kept = np.flatnonzero(gate.keep(gate.importance[None])[0].numpy()[blocks])
-            self.index[site] = self.constant(f"{name}/index", kept.astype(np.int64))
-            self.scale[site] = self.constant(f"{name}/scale", np.ones((1, len(kept)), np.float32))
+        gate, blocks = self.network.gate(site), self.network.blocks[site].numpy()
+        if (fixed := gate.fixed()) is not None:
+            self._fixed(site, gate.mask(fixed[None])[0].detach().cpu().numpy()[blocks])
             return
-        saliency = self._saliency(gate, name, x, into)
-        keep = self._keep(gate, name, saliency)
+        saliency = gate.write_saliency(self, gate.write_pool(self, x), None if into is None else self.index[into])
+        keep = gate.write_keep(self, saliency)
         if len(set(blocks.tolist())) < len(blocks):
-            spread = self.constant(f"{name}/blocks", blocks.astype(np.int64))
+            spread = self.integers(*blocks.tolist())
             saliency, keep = (self.op("Gather", [value, spread], axis=1) for value in (saliency, keep))
-        zero = self.constant(f"{name}/zero", np.zeros(1, np.float32))
-        mask = self.op("Cast", [keep], to=1) if gate.binary else self.op("Where", [keep, saliency, zero])
         best = self.op("ArgMax", [saliency], axis=1, keepdims=1)
-        positions = self.constant(f"{name}/positions", np.arange(len(blocks), dtype=np.int64)[None])
+        positions = self.constant(np.arange(len(blocks), dtype=np.int64)[None])
         either = self.op("Or", [keep, self.op("Equal", [positions, best])])  # one channel at least
-        second = self.constant(f"{name}/second", np.array(1, np.int64))
-        self.index[site] = self.op("Gather", [self.op("NonZero", [either]), second], axis=0)
+        self.index[site] = self.op(
+            "Gather", [self.op("NonZero", [either]), self.constant(np.array(1, np.int64))], axis=0
+        )
+        if gate.binary:
+            mask = self.op("Cast", [keep], to=1)
+        else:
+            mask = self.op("Where", [keep, saliency, self.constant(np.zeros(1, np.float32))])
         self.scale[site] = self.op("Gather", [mask, self.index[site]], axis=1)
 
-    def _saliency(self, gate: Gate, name: str, x: str, into: int | None) -> str:
-        axes = self.constant(f"{name}/axes", np.array([2, 3], np.int64))
-        if isinstance(gate, BoostingGate):
-            x = self.op("Abs", [x])
-        value = self.op("ReduceMean", [x, axes], keepdims=0)
-        for layer in ("squeeze", "excite") if isinstance(gate, SaliencyGate) else ("excite",):
-            linear = getattr(gate, layer)
-            weight = self.constant(f"{name}/{layer}", _numpy(linear.weight.t().contiguous()))
-            if into is not None:  # of the channels that are there
-                weight, into = self.op("Gather", [weight, self.index[into]], axis=0), None
-            value = self.op("MatMul", [value, weight])
-            if linear.bias is not None:
-                value = self.op("Add", [value, self.constant(f"{name}/{layer}.bias", _numpy(linear.bias))])
-            value = self.op("Relu", [value])
-        return value
-
-    def _keep(self, gate: Gate, name: str, saliency: str) -> str:
-        zero = self.constant(f"{name}/none", np.zeros(1, np.float32))
-        positive = self.op("Greater", [saliency, zero])
-        if isinstance(gate, BoostingGate):
-            count = self.constant(f"{name}/count", np.array([int(gate.remaining)], np.int64))
-            least = self.op("ReduceMin", [self.op("TopK", [saliency, count], outputs=2)], keepdims=1)
-        else:
-            least = self.constant(f"{name}/threshold", _numpy(gate.threshold).reshape(1))
-        return self.op("And", [self.op("GreaterOrEqual", [saliency, least]), positive])
-
-    def constant(self, name: str, value: np.ndarray) -> str:
-        from onnx import numpy_helper
-
-        self.constants.append(numpy_helper.from_array(value, name))
-        return name
-
-    def op(self, kind: str, inputs: list[str], outputs: int = 1, **attributes: Any) -> str:
-        """Add a node and return the name of its first output."""
-        from onnx import helper
-
-        names = [f"dynamic/{kind}{len(self.nodes)}.{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(kind, inputs, names, name=names[0], **attributes))
-        return names[0]
+    def _fixed(self, site: int, mask: np.ndarray) -> None:
+        """The same channels for every input, one at least."""
+        kept = np.flatnonzero(mask > 0) if mask.any() else np.zeros(1, np.int64)
+        self.index[site], self.scale[site] = self.integers(*kept), self.constant(mask[None, kept])
 
 
 def _grouped(node: onnx.NodeProto) -> bool:
@@ -336,7 +301,3 @@ def _grouped(node: onnx.NodeProto) -> bool:
 
 def _transposed(node: onnx.NodeProto) -> bool:
     return node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().float().numpy()

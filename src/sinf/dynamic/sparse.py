@@ -166,7 +166,7 @@ class _Builder:
         shape = self.shapes.get(target)
         large = shape is None or math.prod(shape[2:]) >= _MANY_POSITIONS
         step = max(1, self.round_to // block) if large else 1
-        self.root[name] = GateLayer(self.network.gate(index), reads, step)
+        self.root[name] = GateLayer(self.network.gate(index), self.network.sites[index].channels, reads, step)
         self.selections[index] = graph.call_module(name, (source, *(self.selections[i] for i in sites)))
 
     def _pick(self, graph: fx.Graph, node: fx.Node, target: str, slot: Slot) -> None:

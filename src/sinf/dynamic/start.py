@@ -13,7 +13,6 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
-from sinf.dynamic.gates import SaliencyGate
 from sinf.dynamic.network import GatedNetwork, positions_of
 
 _LEAST, _MOST = 0.5, 1.5
@@ -21,7 +20,7 @@ _LEAST, _MOST = 0.5, 1.5
 
 @torch.no_grad()
 def start_by_importance(network: GatedNetwork) -> None:
-    """Change the biases of ManiDP's gates and the weights of the layers that read what they decide.
+    """Change the saliencies that gates begin with and the weights of the layers that read what they decide.
 
     Sites are left as they are where a layer's weights cannot take up the change: a reader that is neither a full
     convolution nor linear, a norm without parameters, or weights that two layers share.
@@ -30,7 +29,7 @@ def start_by_importance(network: GatedNetwork) -> None:
     importances = [network.importance(index) for index in range(len(network.sites))]  # all before any weight changes
     for index, (site, importance) in enumerate(zip(network.sites, importances, strict=True)):
         gate = network.gate(index)
-        if not isinstance(gate, SaliencyGate):
+        if (level := gate.level()) is None:
             continue
         levels = spread(importance)
         made = _branch_end(network, index) if site.branch else _readers(network, index)
@@ -41,7 +40,7 @@ def start_by_importance(network: GatedNetwork) -> None:
                 masked = entries >= 0
                 factor = torch.where(masked, 1 / levels[entries.clamp(min=0)], 1.0).to(tensor)
                 tensor.mul_(factor.view(-1, *([1] * (tensor.ndim - dim - 1))))
-        gate.excite.bias.copy_(levels)
+        level.copy_(levels)
 
 
 def spread(importance: Tensor) -> Tensor:
