@@ -232,7 +232,7 @@ def test_every_group_of_every_network_can_go_alone(name: str, tiny_images: Label
     predictions = method.compressor.predictions
     assert predictions is not None
     sums = check._sums(method, predictions, images)
-    assert predictions.places(method.scope) == [group.name for group in network.groups_free()]
+    assert predictions.components(method.scope) == [group.name for group in network.groups_free()]
     for group in network.groups_free():
         keep = network.coupling.keep_all()
         assert check.divergence(predictions.alone(method.scope, keep, group.name, sums)) == pytest.approx(0, abs=1e-5)

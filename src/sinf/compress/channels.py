@@ -111,14 +111,14 @@ class ChannelRemoval(Compressor):
 
 
 class Importances(Predictions):
-    """A criterion predicts what goes with the units of a group; a place is a coupled group."""
+    """A criterion predicts what goes with the units of a group; a component is a coupled group."""
 
     needs = (SecondMoments,)
 
     def __init__(self, compressor: ChannelRemoval) -> None:
         self.compressor = compressor
 
-    def places(self, scope: Scope) -> list[str]:
+    def components(self, scope: Scope) -> list[str]:
         return [*_all_groups(scope)]
 
     def losses(self, scope: Scope, plan: Tensor, observed: Observed) -> dict[str, float]:
@@ -130,9 +130,9 @@ class Importances(Predictions):
             if bool(units.any())
         }
 
-    def alone(self, scope: Scope, plan: Tensor, place: str, statistics: Statistics) -> Part:
+    def alone(self, scope: Scope, plan: Tensor, component: str, statistics: Statistics) -> Part:
         """With mixes of the channels that stay, for all layers that read the group."""
-        coupling, units = scope.coupling, _all_groups(scope)[place].units
+        coupling, units = scope.coupling, _all_groups(scope)[component].units
         keep, layers = scope.start.keep.clone(), LayerDeltas()
         keep[units] = plan[units]
         for target in set(coupling.mixers.values()):

@@ -147,27 +147,28 @@ Observed = Callable[[Scope], Tensors]
 
 
 class Predictions(ABC):
-    """What a compressor predicts that its plans lose, place by place, so that it may be checked and corrected: a place
-    is what a plan can change without the others, such as a coupled group."""
+    """What a compressor predicts that its plans lose, component by component, so that it may be checked and corrected.
 
-    #: Statistics from which a place is made alone.
+    A component is what a plan can change without the others, such as a coupled group."""
+
+    #: Statistics from which a component is made alone.
     needs: tuple[type[Statistic], ...] = ()
 
     @abstractmethod
-    def places(self, scope: Scope) -> list[str]:
+    def components(self, scope: Scope) -> list[str]:
         """Names of those that a plan may change."""
 
     @abstractmethod
     def losses(self, scope: Scope, plan: Any, observed: Observed) -> dict[str, float]:
-        """What is predicted for every place that a plan changes, in a unit of the compressor's own."""
+        """What is predicted for every component that a plan changes, in a unit of the compressor's own."""
 
     @abstractmethod
-    def alone(self, scope: Scope, plan: Any, place: str, statistics: Statistics) -> Part:
-        """What a plan changes at one place, nothing else, with weights that make up for it by sums over images."""
+    def alone(self, scope: Scope, plan: Any, component: str, statistics: Statistics) -> Part:
+        """What a plan changes in one component, nothing else, with weights that make up for it by sums over images."""
 
     @abstractmethod
     def corrected(self, factors: Mapping[str, float]) -> Compressor:
-        """A compressor that predicts so many times as much for the places that are named, and plans by that."""
+        """A compressor that predicts so many times as much for the components that are named, and plans by that."""
 
 
 class Compressor(ABC):

@@ -30,7 +30,7 @@ COMPRESSORS: Registry[Entry] = Registry("compressor", lambda entry: entry[0], un
 
 #: What is tried where the method is left open. Depth is not: two branches of ResNet-56, 5 % of its MACs, lose as many
 #: nats of the answer as ranks do for 25 % (benchmarks/results/branches_resnet56.csv).
-TRIED = (ChannelRemoval.name, LowRank.name)
+AUTOMATIC = (ChannelRemoval.name, LowRank.name)
 
 
 def register(kind: type[Compressor], make: Callable[[Options], Compressor]) -> None:
@@ -53,7 +53,7 @@ def kind_of(name: str) -> type[Compressor]:
 
 def methods_for(rule: object, criterion: str | None) -> tuple[str, ...]:
     """Names of the methods that are tried where it is left open, of those that take this ``rule`` and ``criterion``."""
-    return tuple(name for name in TRIED if kind_of(name).by_criterion or not _by_criterion(rule, criterion))
+    return tuple(name for name in AUTOMATIC if kind_of(name).by_criterion or not _by_criterion(rule, criterion))
 
 
 def require_takes(name: str, rule: object, criterion: str | None) -> None:

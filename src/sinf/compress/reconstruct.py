@@ -31,8 +31,8 @@ from sinf.statistics.patches import Window
 
 HELD_OUT = 0.25  # share of a chunk's images that choose the damping
 _ENOUGH_ROWS = 32  # for each unknown of a kernel
-_ENOUGH_MIXED, _LEAST_PLACES = 128, 64  # for each channel of a mix, and of every image that has so many
-_SHARE_OF_PLACES = 0.25  # of an image that a kernel is fitted to, where there are more images than needed
+_ENOUGH_MIXED, _LEAST_POSITIONS = 128, 64  # for each channel of a mix, and of every image that has so many
+_SHARE_OF_POSITIONS = 0.25  # of an image that a kernel is fitted to, where there are more images than needed
 _LEAST_IMAGES = 1024
 _PATCH_FLOATS = 1 << 24  # of a kernel's patches that are in memory at once
 _ROW_FLOATS = 1 << 26  # of what a layer reads, in rows, that is in memory at once
@@ -64,27 +64,27 @@ def reconstruct(
     """
     targets = set(coupling.mixers.values())
     solved: LayerDeltas = {}
-    seen: set[str] = set()
+    visited: set[str] = set()
     changed = _differ(inputs, smaller_inputs)
     pair = SideBySide(base, smaller, inputs, smaller_inputs, memory)
     for node, twin in pair:
         target = str(node.target)
-        if node.op != "call_module" or target not in targets or target in seen:
+        if node.op != "call_module" or target not in targets or target in visited:
             continue
         kept = keep[coupling.reads[target].units]
         if not changed and bool(kept.all()):
             continue
-        seen.add(target)
+        visited.add(target)
         changed = True
         layer, own = base.get_submodule(target), smaller.get_submodule(target)
         repeat = coupling.reads[target].repeat
         rows = coupling.writes[target].index(keep)
-        found: LayerDelta = Mix(_mix(layer, repeat, kept, list(pair.inputs_of(node, twin)), damping).half().float())
-        mixed = found.apply(layer, own, rows, coupling.reads[target])
+        delta: LayerDelta = Mix(_mix(layer, repeat, kept, list(pair.inputs_of(node, twin)), damping).half().float())
+        mixed = delta.apply(layer, own, rows, coupling.reads[target])
         if kernels and _reads_patches(layer, repeat) and fits(mixed, len(rows), equations):
-            found = _kernel(mixed, rows, list(pair.answers_of(node, twin)), damping)
-            mixed = found.apply(layer, own, rows, coupling.reads[target])
-        solved[target] = found
+            delta = _kernel(mixed, rows, list(pair.answers_of(node, twin)), damping)
+            mixed = delta.apply(layer, own, rows, coupling.reads[target])
+        solved[target] = delta
         smaller.set_submodule(target, mixed)
         if progress is not None:
             progress(target)
@@ -117,7 +117,7 @@ def _mix(
     """``(C, k)``: the channels of the base network from those that stay, from as many positions of every image as these
     unknowns need."""
     sums = NormalEquations(int(kept.sum()), len(kept))
-    enough = max(_LEAST_PLACES, math.ceil(_ENOUGH_MIXED * len(kept) / sum(len(whole) for whole, _ in inputs)))
+    enough = max(_LEAST_POSITIONS, math.ceil(_ENOUGH_MIXED * len(kept) / sum(len(whole) for whole, _ in inputs)))
     generator = torch.Generator().manual_seed(0)
     for whole, small in inputs:
         positions = 1 if isinstance(layer, nn.Linear) else whole[0, 0].numel()
@@ -162,7 +162,7 @@ def kernel_equations(
     many images are taken as the unknowns need, and of these as many positions."""
     unknowns = own.weight[0].numel() + constant
     positions = _positions(own, answers[0][0][:1]).shape[1]
-    needed = max(_LEAST_IMAGES, math.ceil(_ENOUGH_ROWS * unknowns / (_SHARE_OF_PLACES * positions)))
+    needed = max(_LEAST_IMAGES, math.ceil(_ENOUGH_ROWS * unknowns / (_SHARE_OF_POSITIONS * positions)))
     answers = answers[: math.ceil(needed / len(answers[0][0]))]
     enough = math.ceil(_ENOUGH_ROWS * unknowns / sum(len(whole) for whole, _ in answers))  # positions of an image
     sums = NormalEquations(unknowns, len(rows))

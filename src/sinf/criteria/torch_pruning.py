@@ -93,12 +93,12 @@ class _Importance:
                 got=group.blocked,
                 remedy=f"name {', '.join(group.producers) or group.name} in the pruner's ignored_layers",
             )
-        if group.name not in self._known:
+        if group.name not in self._by_group:
             statistics = group_statistics(self._graph, self._coupling, group, self._sites)
             scores = self.criterion.score(statistics).double()
             later = (torch.arange(group.size) + group.units / self._coupling.units).double() / group.size
-            self._known[group.name] = scores - 1e-9 * scores.max() * later
-        return self._known[group.name]
+            self._by_group[group.name] = scores - 1e-9 * scores.max() * later
+        return self._by_group[group.name]
 
     @torch.no_grad()
     def _measure(self) -> None:
@@ -114,5 +114,5 @@ class _Importance:
         batches = ((x.cpu(), y.cpu()) for x, y in self.batches)
         self._graph, self._coupling = graph, couple(graph)
         self._sites = collect(graph, self._coupling, batches, needs=needs, pool=pool, **self.options)
-        self._known: dict[str, Tensor] = {}
+        self._by_group: dict[str, Tensor] = {}
         self._widths = widths

@@ -246,11 +246,11 @@ class _Search:
 
     def settle(self) -> float:
         """Take the dearest setting that meets the goal with all images; its MACs."""
-        while (found := self._below) is not None:
-            self._met.remove(found)
-            self._set(found.gates)
-            if found.whole:
-                return found.macs
+        while (setting := self._below) is not None:
+            self._met.remove(setting)
+            self._set(setting.gates)
+            if setting.whole:
+                return setting.macs
             if self._meets_as_whole():
                 return self.macs
         got = f"{self._above.spent if self._above else 1:.3f}, instead of {self._goal:g}"

@@ -28,14 +28,14 @@ def require_faster(
     Raises:
         DoesNotPayError: it is not surely faster, and not to be kept anyway.
     """
-    base, ours = open_engine(DynamicModel(bundle), "torch", 1)
-    times = time_beside(base, {"ours": ours}, images, bundle.spec.preprocessing, _ONE_BY_ONE, progress)["ours"]
-    found = describe_times(times)
-    report(f"beside the base model in torch, one thread: {found}")
+    base, network = open_engine(DynamicModel(bundle), "torch", 1)
+    times = time_beside(base, {"dynamic": network}, images, bundle.spec.preprocessing, _ONE_BY_ONE, progress)["dynamic"]
+    said = describe_times(times)
+    report(f"beside the base model in torch, one thread: {said}")
     if not is_faster(times) and not keep_anyway:
         raise DoesNotPayError(
             "a dynamic bundle must be faster than the base model",
-            got=found,
+            got=said,
             remedy="the same command with --keep-anyway writes it, as it was trained, for its fewer MACs; or try sinf "
             "prune, which takes calls away too",
             numbers={"times": [time.to_json() for time in times]},

@@ -222,8 +222,8 @@ class _Pruning:
     def _largest(self, method: Method) -> Budget:
         """The smallest budget within the limit of the loss, found with fewer images that weights are fitted to."""
         cost = self.config.weight_cost
-        found = smallest_budget(lambda macs: self._trial(method, Budget(macs, cost)).points, self._limit)
-        return Budget(self._within(method, found and found.budget), cost)
+        trial = smallest_budget(lambda macs: self._trial(method, Budget(macs, cost)).points, self._limit)
+        return Budget(self._within(method, trial and trial.budget), cost)
 
     def _finished(self, pair: Chosen) -> Chosen:
         """Raised a little, where weights that are fitted to all images lose more."""
@@ -352,12 +352,12 @@ class _Pruning:
             return self._trial(method, Budget(share, rule.weight_cost)).points
 
         low = 1 - max(rule.first, rule.last) if isinstance(rule, Schedule) else rule.macs
-        found = smallest_budget(points, self._limit, low=low, trials=_HINTS)
-        if found is None:
+        trial = smallest_budget(points, self._limit, low=low, trials=_HINTS)
+        if trial is None:
             return "allow more loss, give more images, or leave the model as it is"
-        share = round(found.budget, 3)
+        share = round(trial.budget, 3)
         milder = Schedule(round(1 - share, 3), round(1 - share, 3)) if isinstance(rule, Schedule) else Budget(share)
-        return f"about {found.points:.1f} points are lost with {describe(milder)}; take that, or allow more"
+        return f"about {trial.points:.1f} points are lost with {describe(milder)}; take that, or allow more"
 
     def _warn_of_training(self, expected: ExpectedLoss) -> None:
         if not self.is_own and expected.base_top1 is not None and expected.base_top1 >= _SURE_BASE:
@@ -369,8 +369,8 @@ class _Pruning:
             )
 
     def _expected(self, network: nn.Module) -> ExpectedLoss:
-        found = answers_of(network, self._held_out, self.base.spec.preprocessing, self._reporter("expected loss"))
-        return ExpectedLoss.of(self._base_answers, found, self._held_out.labels)
+        answers = answers_of(network, self._held_out, self.base.spec.preprocessing, self._reporter("expected loss"))
+        return ExpectedLoss.of(self._base_answers, answers, self._held_out.labels)
 
     def _time(self, networks: Mapping[str, nn.Module], pairs: int) -> dict[str, tuple[Latency, ...]]:
         limits, feed = replace(self.timed, pairs=pairs), self.base.spec.preprocessing
@@ -420,8 +420,8 @@ class _Pruning:
     def _check(self, graph: fx.GraphModule, pruned: BaseModel) -> None:
         """The plain model answers as the network that it describes, which was checked against the masked base model."""
         x = self._first(4)
-        expected, found = graph(x.clone()), pruned.module(x.clone())
-        difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+        expected, answers = graph(x.clone()), pruned.module(x.clone())
+        difference = float((answers - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
         if not difference <= _CLOSE:
             got = f"a relative difference of {difference:.2g}"
             raise VerificationError(
@@ -431,12 +431,12 @@ class _Pruning:
     def _recalibrate(self, pruned: BaseModel) -> None:
         total = len(self.images)
 
-        def seen() -> Any:
+        def read_images() -> Any:
             for number, (x, _) in enumerate(self.images.batches(self.base.spec.preprocessing)):
                 self.progress("recalibration", number * self.images.batch, total)
                 yield x
             self.progress("recalibration", total, total)
 
-        if not recalibrate(pruned.module, seen()):
+        if not recalibrate(pruned.module, read_images()):
             rule, got = "a model to recalibrate must have batch norms of torch", f"none in {self.base.spec.name}"
             raise ConfigError(rule, got=got, remedy="leave --recalibrate out")

@@ -1,10 +1,10 @@
-"""What plans are predicted to lose is checked place by place, on images that decided and fitted nothing.
+"""What plans are predicted to lose is checked component by component, on images that decided and fitted nothing.
 
 A criterion predicts what goes with the channels of a group. In a few groups of a network it is wrong by several times,
-and a budget is then spent there that costs less elsewhere. So what a plan changes at a place is changed alone: layers
-that read it make up for it by sums over scoring images, nothing is fitted anew, and held-out images tell how far the
-answers move (the Kullback-Leibler divergence from the base model's). Places that lose far more, or less, than their
-share of what was predicted are corrected, and the budget is spent again; of both networks the one that stays nearer
+and a budget is then spent there that costs less elsewhere. So what a plan changes in a component is changed alone:
+layers that read it make up for it by sums over scoring images, nothing is fitted anew, and held-out images tell how far
+the answers move (the Kullback-Leibler divergence from the base model's). What loses far more, or less, than its
+share of what was predicted is corrected, and the budget is spent again; of both networks the one that stays nearer
 to the base model's answers counts. Compressors say themselves whether they predict what is to be checked
 (:class:`sinf.compress.compressor.Predictions`). Ranks are not checked: planned again by what each loses alone, they
 lost as much. The held-out images that check are not those that report the expected loss.
@@ -38,10 +38,10 @@ from sinf.storage.steps import Tensors
 
 IMAGES, SUMS, FITTED = 128, 800, 256  # that are answered, that sums are over, that weights are fitted to, at most
 SHARE = 3  # one of so many held-out images checks, at most
-PLACES = 16  # those of which most is predicted
+COMPONENTS = 16  # those of which most is predicted
 _FAR = 2.0  # times what was predicted: nearer than that is as predicted
 _MOST = 4.0  # times by which a prediction is corrected at most
-_SLIGHT = 0.1  # of a mean place: what loses less need not be predicted well
+_SLIGHT = 0.1  # of a mean component: what loses less need not be predicted well
 
 
 @dataclass
@@ -61,8 +61,8 @@ class Check:
     def factors(
         self, method: Method, predictions: Predictions, budget: Budget, some: LabelledImages
     ) -> dict[str, float]:
-        """By place what its predicted loss is to be multiplied by, where it is far from what ``some`` images for the
-        sums and the held-out ones say, in the plan of a budget.
+        """By component what its predicted loss is to be multiplied by, where it is far from what ``some`` images for
+        the sums and the held-out ones say, in the plan of a budget.
 
         Raises:
             ConfigError: the budget is out of reach.
@@ -70,16 +70,16 @@ class Check:
         scope, work = method.scope, Compression(method.compressor, [method.scope], [(budget, WHOLE)], method.run)
         plan = work.plans[0]
         predicted = predictions.losses(scope, plan, work.observed)
-        most = sorted(predicted, key=lambda place: -predicted[place])[:PLACES]
+        most = sorted(predicted, key=lambda component: -predicted[component])[:COMPONENTS]
         if len(most) < 2:
             return {}
         sums = self._sums(method, predictions, some)
         lost = {}
-        for number, place in enumerate(most):
+        for number, component in enumerate(most):
             self.progress(number, len(most))
-            lost[place] = self.divergence(predictions.alone(scope, plan, place, sums))
+            lost[component] = self.divergence(predictions.alone(scope, plan, component, sums))
         self.progress(len(most), len(most))
-        return far(lost, {place: predicted[place] for place in most})
+        return far(lost, {component: predicted[component] for component in most})
 
     @torch.no_grad()
     def divergence(self, part: Part) -> float:
@@ -100,8 +100,8 @@ class Check:
 
 
 def far(lost: Mapping[str, float], predicted: Mapping[str, float]) -> dict[str, float]:
-    """Of places that lose far more, or less, than their share of what was predicted, how many times; none where none
-    is far."""
+    """Of components that lose far more, or less, than their share of what was predicted, how many times; none where
+    none is far."""
     shares = []
     for each in (lost, predicted):
         whole = sum(max(0.0, value) for value in each.values()) or 1.0
@@ -114,7 +114,7 @@ def correct(
     method: Method, predictions: Predictions, budget: Budget, check: Check, some: LabelledImages
 ) -> dict[str, float]:
     """Corrections of what the compressor of a method predicts, where these make a better network of the budget by
-    weights that are fitted to few images: factors by place, none where it stays as it was.
+    weights that are fitted to few images: factors by component, none where it stays as it was.
 
     Raises:
         ConfigError: the budget is out of reach.
@@ -175,7 +175,7 @@ def expected_checks(methods: Iterable[Method], checking: LabelledImages | None) 
     for method in methods:
         if (predictions := method.compressor.predictions) is not None:
             images = len(method.source.images)
-            total += min(PLACES, len(predictions.places(method.scope))) * len(checking)
+            total += min(COMPONENTS, len(predictions.components(method.scope))) * len(checking)
             total += min(SUMS, images) + 2 * KERNEL_FIT * min(FITTED, images)
     return total
 
@@ -184,14 +184,14 @@ def _stored(
     method: Method, predictions: Predictions, budget: Budget, check: Check, depends: dict[str, Any]
 ) -> dict[str, float]:
     """The corrections of :func:`correct`, computed or read."""
-    places, source = predictions.places(method.scope), method.source
+    components, source = predictions.components(method.scope), method.source
 
     def compute() -> Tensors:
         factors = correct(method, predictions, budget, check, source.images.sample(SUMS, source.seed))
-        return {"factors": torch.tensor([factors.get(place, 1.0) for place in places], dtype=torch.float64)}
+        return {"factors": torch.tensor([factors.get(component, 1.0) for component in components], dtype=torch.float64)}
 
     stored = method.run.store.get("check", depends, compute)["factors"].tolist()
-    return {place: times for place, times in zip(places, stored, strict=True) if times != 1.0}
+    return {component: times for component, times in zip(components, stored, strict=True) if times != 1.0}
 
 
 def describe(factors: Mapping[str, float], images: int) -> str:

@@ -36,7 +36,7 @@ def smallest_budget(
     """By bisection between ``low`` and ``high``, the smallest budget tried with a loss of at most ``most`` points, None
     where none is. ``loss`` makes a network of a budget and returns its loss in points; where it raises a ConfigError,
     no network is so small."""
-    found: Trial | None = None
+    best: Trial | None = None
     for _ in range(trials):
         budget = (low + high) / 2
         try:
@@ -45,10 +45,10 @@ def smallest_budget(
             low = budget
             continue
         if points <= most:
-            found, high = Trial(budget, points), budget
+            best, high = Trial(budget, points), budget
         else:
             low = budget
-    return found
+    return best
 
 
 _STEP, _RAISES = 0.04, 3  # by which a budget is raised, and how often
@@ -74,20 +74,20 @@ def each(things: Iterable[S], find: Callable[[S], T]) -> list[T]:
     Raises:
         ConfigError, DoesNotPayError: nothing is found for any; why not for the first.
     """
-    found: list[T] = []
+    results: list[T] = []
     reasons: list[ConfigError | DoesNotPayError] = []
     for thing in things:
         try:
-            found.append(find(thing))
+            results.append(find(thing))
         except (ConfigError, DoesNotPayError) as reason:
             reasons.append(reason)
-    if not found:
+    if not results:
         raise reasons[0]
-    return found
+    return results
 
 
-def fastest(tried: list[T], finish: Callable[[T], T], order: Callable[[list[T], bool], list[T]]) -> T:
-    """The fastest of networks that were ``tried``, when finished. ``finish`` fits one to all images, which may make it
+def fastest(networks: list[T], finish: Callable[[T], T], order: Callable[[list[T], bool], list[T]]) -> T:
+    """The fastest of the ``networks``, when finished. ``finish`` fits one to all images, which may make it
     slower, never faster, and raises a DoesNotPayError where it loses too much; ``order`` puts the fastest first, of
     finished ones or not. So the others need not be finished where the first stays as it was.
 
@@ -96,7 +96,7 @@ def fastest(tried: list[T], finish: Callable[[T], T], order: Callable[[list[T], 
     """
     finished: list[T] = []
     reasons: list[DoesNotPayError] = []
-    for one in order(tried, False) if len(tried) > 1 else tried:
+    for one in order(networks, False) if len(networks) > 1 else networks:
         try:
             finished.append(finish(one))
         except DoesNotPayError as reason:
@@ -122,7 +122,7 @@ def largest_in_time(
     Raises:
         ConfigError: none of the networks tried is so fast.
     """
-    low, high, found, least = _LEAST_TIMED, 1.0, None, 1.0
+    low, high, best, least = _LEAST_TIMED, 1.0, None, 1.0
     for trial in range(_TIMED):
         if progress is not None:
             progress(trial, _TIMED)
@@ -134,15 +134,15 @@ def largest_in_time(
             continue
         least = min(least, share)
         if share <= target:
-            low, found = budget, budget
+            low, best = budget, budget
         else:
             high = budget
     if progress is not None:
         progress(_TIMED, _TIMED)
-    if found is None:
+    if best is None:
         raise ConfigError(
             "the latency budget must be within reach",
             got=f"{target:g} of the base model's time; the fastest network tried takes {least:.2f}",
             remedy="raise it",
         )
-    return found
+    return best

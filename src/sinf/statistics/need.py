@@ -34,7 +34,7 @@ def need_of(
     writes, changes = some(OfGradients), some(OfUnits)
     image = counted.backward if writes or changes else counted.forward
     sums = work = 0
-    known: set[str] = set()
+    counted_targets: set[str] = set()
     for node in graph.graph.nodes:
         target = str(node.target)
         if node.op != "call_module" or target not in sites:
@@ -50,10 +50,10 @@ def need_of(
             5 * written * some(OfOutputs),
             3 * columns * read * (KernelRows in kinds and has_kernel_rows(module)),
         )
-        if target not in known:
+        if target not in counted_targets:
             place = Place(module, len(coupling.reads[target].units), classes, pool)
             sums += sum(kind.bytes_at(place) for kind in kinds)
-        known.add(target)
+        counted_targets.add(target)
     return Need(sums, image + work)
 
 
