@@ -9,15 +9,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def has_norms(network: nn.Module) -> bool:
-    """Whether there is a batch norm with statistics."""
-    return bool(_norms(network))
-
-
-def _norms(network: nn.Module) -> list[_BatchNorm]:
-    return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-
-
 @torch.no_grad()
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
     """Replace the running mean and variance of every batch norm by those over ``batches`` (B, C, H, W), all layers at
@@ -26,7 +17,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
     ``network`` is changed in place and must not share its norms with another one. Images count the same, however they
     come in batches; a batch of a single image has no variance and is left out.
     """
-    norms = _norms(network)
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -9,7 +9,8 @@ Most settings are far from the goal, and a few images tell: a try ends as soon a
 is settled on was measured with all images.
 
 A channel more or less in a layer shifts what all later norms see. Their running statistics are those of other
-thresholds then, which costs points of accuracy, so they are taken again.
+thresholds then, which costs points of accuracy, so they are taken again where thresholds are nearly set; by new
+statistics other channels stay, so thresholds are set once more.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sinf.compress.recalibrate import has_norms, recalibrate
+from sinf.compress.recalibrate import recalibrate
 from sinf.data.images import LabelledImages, Pixels, Preprocessing
 from sinf.dynamic.latency import time_share
 from sinf.dynamic.network import GatedNetwork, Observed
@@ -46,9 +47,8 @@ Watch = Callable[[int], None]
 
 def finishing_images(count: int, target: Target) -> int:
     """How many images :func:`finish` usually runs, of so many that there are."""
-    calibrations = 1 + (target.macs is not None)
-    settings = _USUAL_TRIES if target.channels is None else 1
-    return calibrations * settings * min(_IMAGES, count) + min(_NORM_IMAGES, count)
+    settings = 2 * _USUAL_TRIES if target.channels is None else 0
+    return settings * min(_IMAGES, count) + min(_NORM_IMAGES, count)
 
 
 def finish(
@@ -69,7 +69,6 @@ def finish(
         ConfigError: no threshold reaches the target.
     """
     sample = images.sample(_NORM_IMAGES, seed)
-    again = target.macs is not None and has_norms(network)  # new statistics make it dearer, or cheaper
     most, done = finishing_images(len(images), target), 0
 
     def watch(count: int) -> None:
@@ -85,12 +84,12 @@ def finish(
             yield x
             watch(len(x))
 
-    if again:
+    to_set = target.channels is None  # otherwise thresholds stay as training left them
+    if to_set:
         calibrate(network, preprocessing, images, target, seed, watch, at_once, within=_NEAR_ENOUGH)
-        recalibrate(network, drawn())
-    calibrate(network, preprocessing, images, target, seed, watch, at_once)
-    if not again:
-        recalibrate(network, drawn())
+    recalibrate(network, drawn())
+    if to_set:  # by new statistics it is dearer, or cheaper
+        calibrate(network, preprocessing, images, target, seed, watch, at_once)
     if progress is not None:
         progress(most, most)
 
