@@ -45,7 +45,7 @@ from sinf.pipelines.calibration import CALL_COST, part_images, set_thresholds, t
 from sinf.pipelines.prune import PruneConfig, prune
 from sinf.routing.clustering import find_clusters
 from sinf.routing.deferral import Deferral
-from sinf.routing.router import FALLBACK, FRONT, FeatureRouter, part_name
+from sinf.routing.router import FRONT, FULL_TAIL, FeatureRouter, part_name
 from sinf.routing.threshold import Calibration, Threshold
 from sinf.storage.files import hash_tensors, sha256, write_tensors
 from sinf.storage.steps import StepStore
@@ -62,12 +62,12 @@ PLANS: dict[str, dict[str, Any]] = {
         "cut": "features.23",
         RANKS_TIME: (0.42, 0.35, 0.5, 0.28, 0.46, 0.38, 0.33, 0.31),
         CASCADE: (
-            {"cut": "features.13", "common": 0.5, "subgraph": 0.15},
-            {"cut": "features.13", "common": 0.42, "subgraph": 0.12},
-            {"cut": "features.13", "common": 0.75, "subgraph": 0.15},
+            {"cut": "features.13", "whole": 0.5, "subgraph": 0.15},
+            {"cut": "features.13", "whole": 0.42, "subgraph": 0.12},
+            {"cut": "features.13", "whole": 0.75, "subgraph": 0.15},
         ),
-        ROUTED: ({"common": 0.75, "subgraph": 0.12},),
-        "semantic-wholeextractor": ({"fallback": 0.85, "subgraph": 0.1},),
+        ROUTED: ({"whole": 0.75, "subgraph": 0.12},),
+        "semantic-wholeextractor": ({"full_tail": 0.85, "subgraph": 0.1},),
         RANKS: (0.5, 0.65, 0.35),
         CHANNELS: (0.7, 0.8, 0.6),
         "semantic-noreconstruct": ({"subgraph": 0.5}, {"subgraph": 0.3}),
@@ -75,7 +75,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "resnet50": {
         "cut": "layer2",
         RANKS_TIME: (0.8, 0.65, 0.5),
-        ROUTED: ({"common": 0.85, "subgraph": 0.3},),
+        ROUTED: ({"whole": 0.85, "subgraph": 0.3},),
         "semantic-wholeextractor": ({"subgraph": 0.3},),
         RANKS: (0.65, 0.5),
         CHANNELS: (0.9, 0.8, 0.7),
@@ -85,8 +85,8 @@ PLANS: dict[str, dict[str, Any]] = {
         "cut": "layer2",
         RANKS_TIME: (0.8, 0.72, 0.65),
         CASCADE: (
-            {"cut": "layer1", "common": 0.8, "subgraph": 0.3},
-            {"cut": "layer2", "common": 0.8, "subgraph": 0.3},
+            {"cut": "layer1", "whole": 0.8, "subgraph": 0.3},
+            {"cut": "layer2", "whole": 0.8, "subgraph": 0.3},
         ),
         ROUTED: ({"extractor": 0.95, "subgraph": 0.5},),
         "semantic-wholeextractor": ({"subgraph": 0.5},),
@@ -348,7 +348,7 @@ def open_parts(router: FeatureRouter, clusters: int, images: Any) -> None:
     features, log_clusters, *_ = router.engine.run(FRONT, images[:1])
     for cluster in range(clusters):
         router.engine.run(part_name(cluster), features, log_clusters)
-    router.engine.run(FALLBACK, features)
+    router.engine.run(FULL_TAIL, features)
 
 
 def in_engine(model: BaseModel, engine: str) -> Callable[[Any], Any]:

@@ -182,7 +182,7 @@ def _of_engine(
         "predictor": found.predictor,
         "subgraph": found.subgraph,
         "deferral": found.deferral,
-        "full_tail": found.fallback,
+        "full_tail": found.full_tail,
         "glue": found.glue,
         "overhead": found.overhead,
     }

@@ -21,15 +21,15 @@ from headline import COLUMNS, IDENTITY, choose, make, measure
 from table import Table
 
 LIMITS = (0.1, 0.25, 0.5, 1.0, 2.0)  # points
-_ROUTED: tuple[dict[str, Any], ...] = ({"common": 0.65, "subgraph": 0.12}, {"common": 0.45, "subgraph": 0.12})
-#: By network and kind, budgets of networks without routes, else what differs from a build's defaults. ``common`` is of
+_ROUTED: tuple[dict[str, Any], ...] = ({"whole": 0.65, "subgraph": 0.12}, {"whole": 0.45, "subgraph": 0.12})
+#: By network and kind, budgets of networks without routes, else what differs from a build's defaults. ``whole`` is of
 #: extractor and full tail.
 PLANS: dict[str, dict[str, tuple[Any, ...]]] = {
     "vgg16": {
         RANKS_TIME: (0.8, 0.65, 0.5, 0.42, 0.35, 0.31, 0.28),
         CASCADE: tuple(
-            {"cut": "features.13", "common": common, "subgraph": subgraph}
-            for common, subgraph in ((0.75, 0.15), (0.5, 0.15), (0.42, 0.12), (0.35, 0.12))
+            {"cut": "features.13", "whole": whole, "subgraph": subgraph}
+            for whole, subgraph in ((0.75, 0.15), (0.5, 0.15), (0.42, 0.12), (0.35, 0.12))
         ),
         GIVEN: _ROUTED,
         FOUND: _ROUTED,
@@ -37,10 +37,10 @@ PLANS: dict[str, dict[str, tuple[Any, ...]]] = {
     "resnet56": {
         RANKS_TIME: (0.9, 0.8, 0.72, 0.65),
         CASCADE: tuple(
-            {"cut": cut, "common": common, "subgraph": 0.3} for cut in ("layer1", "layer2") for common in (0.9, 0.8)
+            {"cut": cut, "whole": whole, "subgraph": 0.3} for cut in ("layer1", "layer2") for whole in (0.9, 0.8)
         ),
-        GIVEN: ({"common": 0.85, "subgraph": 0.3},),
-        FOUND: ({"common": 0.85, "subgraph": 0.3},),
+        GIVEN: ({"whole": 0.85, "subgraph": 0.3},),
+        FOUND: ({"whole": 0.85, "subgraph": 0.3},),
     },
 }  # fmt: skip
 

@@ -38,10 +38,10 @@ PRUNED = {
 }
 SMALL = {"route_draws": 400, "router": RouterConfig(channels=32, hidden=32, kernel=1, epochs=2), "keep_anyway": True}
 BUILT = {
-    "channels": BuildConfig(cut=CUT, common=0.8, common_images=300, max_loss=0.05, **SMALL),
+    "channels": BuildConfig(cut=CUT, whole=0.8, whole_images=300, max_loss=0.05, **SMALL),
     "channels by ratios": BuildConfig(cut=CUT, subgraph=Schedule(0.1, 0.5), extractor=0.9, max_loss=0.05, **SMALL),
     "channels across clusters": BuildConfig(cut=CUT, across_clusters=True, max_loss=0.05, **SMALL),
-    "ranks": BuildConfig(cut=CUT, method="ranks", common=0.8, common_images=300, max_loss=0.05, **SMALL),
+    "ranks": BuildConfig(cut=CUT, method="ranks", whole=0.8, whole_images=300, max_loss=0.05, **SMALL),
     "ranks across clusters": BuildConfig(cut=CUT, method="ranks", across_clusters=True, max_loss=0.05, **SMALL),
 }
 

@@ -350,12 +350,12 @@ def forms(model: str) -> str:
 
 
 def points(model: str) -> str:
-    budgets = "common, extractor, fallback, subgraph"
+    budgets = "whole, extractor, full tail, subgraph"
     head = ("method", "criterion", budgets, "asked", "loss, `test[:50%]`", "loss", "95 %", "MACs saved", "time saved",
             "95 %", "fallback", "base, ms", "load, cores")  # fmt: skip
     lines = []
     for row in read(f"tradeoff_{model}_cpu.csv"):
-        budgets = ", ".join(row[key] for key in ("common", "extractor", "fallback_budget", "subgraph") if row.get(key))
+        budgets = ", ".join(row[key] for key in ("whole", "extractor", "full_tail", "subgraph") if row.get(key))
         chosen_by = points_of(row["calibration_loss"]) if row.get("calibration_loss") else ""
         lines.append(
             [row["method"], row["criterion"], budgets, row["limit"], chosen_by, points_of(row["loss"]),

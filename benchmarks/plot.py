@@ -58,7 +58,7 @@ def _curves(rows: list[dict[str, str]]) -> list[list[tuple[float, float]]]:
     """One curve for every build, by time saved; static rows are one curve."""
     by_build: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     for row in rows:
-        budgets = (row.get("common", ""), row["extractor"], row["fallback_budget"], row["subgraph"])
+        budgets = (row.get("whole", ""), row["extractor"], row["full_tail"], row["subgraph"])
         key = () if row["method"] == "static" else (row["cut"], *budgets)
         by_build.setdefault(key, []).append((float(row["time_saved"]), float(row["loss"])))
     return [sorted(points) for points in by_build.values()]

@@ -45,7 +45,7 @@ start = time.perf_counter()
 for _ in range(2):
     for cluster in range(len(model.bundle.clusters)):
         model.run_subgraph(cluster, features)
-    model.run_fallback(features)
+    model.run_full_tail(features)
 made = (time.perf_counter() - start) / (2 * len(model.bundle.clusters) + 2)
 gc.collect()
 base = sum(p.numel() * p.element_size() for p in model.network.graph.parameters())
@@ -97,7 +97,7 @@ def build(weights: Path, data: Path, out: Path) -> dict[str, object]:
     """Build from 10,000 scoring images in a process of its own, with the largest memory that it had."""
     command = [
         "build", "vgg16", "--keep-anyway", "--weights", weights, "--data", data, "--score", "train[:10000]",
-        "--route", "train", "--calibrate", "test[:50%]", "--cut", "features.23", "--common", "0.75", "--macs", "0.12",
+        "--route", "train", "--calibrate", "test[:50%]", "--cut", "features.23", "--whole", "0.75", "--macs", "0.12",
         "--weight-cost", "32", "--max-loss", "1", "--threads", "2", "--work", out.with_name("steps"), "--out", out,
     ]  # fmt: skip
     beside, start = Beside(), time.perf_counter()

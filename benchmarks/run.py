@@ -106,7 +106,7 @@ def commands(shared: Path, work: Path) -> list[Command]:
     add("sinf", "build", "resnet56", "--keep-anyway", "--weights", weights["resnet56"], *split, *cut,
         "--work", work_of["resnet56"], "--out", bundles["resnet56"])  # fmt: skip
     small = ("--score", "train[:2000]", "--route", "train[:2000]", "--route-draws", 2000, "--max-loss", 5)
-    size = ("--classes", 100, "--size", "3,64,64", "--common", 0.75, "--macs", 0.3, "--weight-cost", 32)
+    size = ("--classes", 100, "--size", "3,64,64", "--whole", 0.75, "--macs", 0.3, "--weight-cost", 32)
     random = work / "resnet18.safetensors"
     options = ("--weights", random, *split, *small, *size, "--out", bundles["resnet18"])
     add("sinf", "build", "torchvision:resnet18", "--keep-anyway", *options)

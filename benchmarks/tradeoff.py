@@ -34,10 +34,10 @@ COLUMNS = (
     "model", "dataset", "method", "criterion", "reconstruct", "engine", "precision", "device", "batch", "threads",
     "base_top1", "top1", "loss", "loss_low", "loss_high", "calibration_loss", "cost", "macs_saved", "time_saved",
     "time_saved_low", "time_saved_high", "params_active", "fallback", "subgraph_ran", "limit", "threshold", "early",
-    "cut", "common", "extractor", "fallback_budget", "subgraph", "base_ms", "ms", "load", "seed", "date", "versions",
+    "cut", "whole", "extractor", "full_tail", "subgraph", "base_ms", "ms", "load", "seed", "date", "versions",
 )  # fmt: skip
 #: Two rows that agree in these are one point; the newer replaces the older.
-IDENTITY = ("method", "cut", "common", "extractor", "fallback_budget", "subgraph", "limit")
+IDENTITY = ("method", "cut", "whole", "extractor", "full_tail", "subgraph", "limit")
 
 
 def main(
@@ -100,8 +100,8 @@ def main(
 def described(made: Routed, cut: str) -> dict[str, Any]:
     config = made.plan.build_config(cut)
     return {
-        "criterion": config.criterion_name, "reconstruct": config.reconstruct, "cut": cut, "common": config.common,
-        "extractor": config.extractor, "fallback_budget": config.fallback,
+        "criterion": config.criterion_name, "reconstruct": config.reconstruct, "cut": cut, "whole": config.whole,
+        "extractor": config.extractor, "full_tail": config.full_tail,
         "subgraph": dict(made.plan.changes)["subgraph"],
     }  # fmt: skip
 

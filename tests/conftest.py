@@ -152,7 +152,7 @@ def build_once(once: Once, data: Path, tiny_images: LabelledImages) -> Callable[
 @pytest.fixture(scope="session")
 def built(build_once: Callable[..., Path]) -> Path:
     """A bundle of a small VGG in which everything is pruned and reconstructed. Do not write into it."""
-    return build_once("built", extractor=0.7, fallback=0.7, subgraph=Budget(0.4))
+    return build_once("built", extractor=0.7, full_tail=0.7, subgraph=Budget(0.4))
 
 
 @pytest.fixture(scope="session")
@@ -164,7 +164,7 @@ def built_whole(build_once: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def built_ranks(build_once: Callable[..., Path]) -> Path:
     """The same with all parts in low rank."""
-    return build_once("built_ranks", method="ranks", common=0.8, subgraph=Budget(0.5), round_to=2)
+    return build_once("built_ranks", method="ranks", whole=0.8, subgraph=Budget(0.5), round_to=2)
 
 
 @pytest.fixture(scope="session")
@@ -177,14 +177,14 @@ def built_cascade(build_once: Callable[..., Path], tiny_images: LabelledImages) 
 @pytest.fixture(scope="session")
 def built_depth(build_once: Callable[..., Path]) -> Path:
     """A small ResNet with residual branches of all parts as constants."""
-    return build_once("built_depth", model="resnet20", method="depth", common=0.9, subgraph=Budget(0.7))
+    return build_once("built_depth", model="resnet20", method="depth", whole=0.9, subgraph=Budget(0.7))
 
 
 @pytest.fixture(scope="session")
 def built_sparse(build_once: Callable[..., Path]) -> Path:
     """All parts by a compressor from outside the package."""
     with outsider() as method:
-        return build_once("built_sparse", method=method, common=0.8, subgraph=Budget(0.7))
+        return build_once("built_sparse", method=method, whole=0.8, subgraph=Budget(0.7))
 
 
 @pytest.fixture(scope="session")

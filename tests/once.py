@@ -18,7 +18,7 @@ from torch import nn
 from sinf.engine.parts import dressed
 from sinf.engine.torch_engine import TorchEngine
 from sinf.graph.delta import to_tensors
-from sinf.routing.router import BASE, FALLBACK, FIRST, FRONT, part_name
+from sinf.routing.router import BASE, FIRST, FRONT, FULL_TAIL, part_name
 from sinf.storage.files import hash_tensors, replacing_folder
 
 if TYPE_CHECKING:
@@ -78,12 +78,12 @@ def remember_exports(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     def part_to_onnx(engine: TorchEngine, part: str) -> onnx.ModelProto:
         bundle, whole = engine.bundle, dressed(part)
         key: tuple[object, ...] = (part, bundle.spec, hash_tensors(bundle.base_state))
-        names = {BASE: (), FRONT: ("common",), FIRST: ("common", part_name(0))}.get(whole, (whole,))
+        names = {BASE: (), FRONT: ("extractor",), FIRST: ("extractor", part_name(0))}.get(whole, (whole,))
         for kept in (bundle.parts[name] for name in names if name in bundle.parts):
             key += (bundle.cut, kept.keep.numpy().tobytes(), hash_tensors(to_tensors(kept.layers)))
         if part == FRONT:
             key += (hash_tensors(bundle.router.state_dict()),)
-        elif part not in (BASE, FALLBACK):
+        elif part not in (BASE, FULL_TAIL):
             key += (bundle.deferral, bundle.clusters.members)
         return exported(onnx_parts.part_to_onnx, key, engine, part)
 

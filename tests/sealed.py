@@ -49,7 +49,7 @@ def tiny_bundle(
     graph = traced(Chain())
     description, state = to_plain(graph)
     network = PartedNetwork(graph, "first")
-    parts = {"common": Part(network.coupling.keep_all()), "fallback": Part(network.coupling.keep_all())}
+    parts = {"extractor": Part(network.coupling.keep_all()), "full_tail": Part(network.coupling.keep_all())}
     group = next(group for group in network.groups_after() if "second" in group.name)
     for cluster, classes in enumerate(members):
         keep = network.with_classes(network.coupling.keep_all(), list(classes))
@@ -58,7 +58,7 @@ def tiny_bundle(
         mix = torch.eye(size + 1)[:, torch.arange(size + 1) != cluster % group.size] + 0.1 * torch.randn(size + 1, size)
         parts[part_name(cluster)] = Part(keep, {"head": Mix(mix.half())})
     config = RouterConfig(hidden=8, channels=6)
-    router = RoutePredictor(network.feature_shape(parts["common"]), len(members), config)
+    router = RoutePredictor(network.feature_shape(parts["extractor"]), len(members), config)
     router.head.weight.data *= 10  # so that not all inputs take one route
     return Bundle(
         spec=ModelSpec(PLAIN + "chain", CLASSES, COLOUR, description),
@@ -85,7 +85,7 @@ def answers(model: SemanticModel) -> list[torch.Tensor]:
     said += [each.float() for each in model.route(x)]
     features = model.extractor(x)
     clusters = range(len(model.bundle.clusters))
-    return [*said, model.run_fallback(features), *(model.run_subgraph(cluster, features) for cluster in clusters)]
+    return [*said, model.run_full_tail(features), *(model.run_subgraph(cluster, features) for cluster in clusters)]
 
 
 def same(ours: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:

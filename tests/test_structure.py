@@ -142,8 +142,8 @@ def test_user_input_is_not_checked_by_assert() -> None:
 
 #: Words of no variable (design.md, section 1): a name is a noun of the field that says what a thing is.
 RETIRED = {
-    "alike", "believed", "felt", "found", "judge", "known", "look", "looked", "made_gram", "ours", "places", "seen",
-    "strips", "tried",
+    "alike", "believed", "common", "felt", "found", "judge", "known", "look", "looked", "made_gram", "ours", "places",
+    "seen", "strips", "tried",
 }  # fmt: skip
 #: Fields that are keys of JSON files which users have.
 STORED = {"sinf.measure.energy: ours", "sinf.measure.stages: ours", "sinf.routing.clustering: found"}

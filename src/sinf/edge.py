@@ -24,7 +24,7 @@ from sinf.engine.openvino_engine import OpenVinoEngine
 from sinf.engine.sessions import SessionEngine
 from sinf.errors import BundleError, ConfigError, DataError
 from sinf.routing.grouping import TailTimes
-from sinf.routing.router import BASE, FALLBACK, FIRST, FRONT, FeatureRouter, part_name
+from sinf.routing.router import BASE, FIRST, FRONT, FULL_TAIL, FeatureRouter, part_name
 from sinf.storage.files import sha256
 from sinf.storage.schema import Digest, Name, Record, Share, Text, parse_file, shortened, validated
 from sinf.storage.seal import unsealed
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Picture = str | Path | Image
 
 MANIFEST = "manifest.json"
-FORMAT = 5
+FORMAT = 6
 NETWORK = "network"  # the one part of a plain network
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 ENGINES = {"onnx": "onnxruntime", "openvino": "openvino"}
@@ -52,7 +52,7 @@ class Thresholds(Record):
 class Manifest(Record):
     """What ``manifest.json`` of every export holds; ``promise`` is what is promised of its loss, in words."""
 
-    sinf_export: Literal[5]
+    sinf_export: Literal[6]
     model: Name
     classes: ClassNames
     preprocessing: PreprocessingRecord
@@ -262,8 +262,8 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
 def part_names(clusters: int) -> list[str]:
     """The parts of a bundle's export; with one cluster it is a cascade."""
     if clusters == 1:
-        return [FIRST, FALLBACK]
-    return [FRONT, *(part_name(cluster) for cluster in range(clusters)), FALLBACK]
+        return [FIRST, FULL_TAIL]
+    return [FRONT, *(part_name(cluster) for cluster in range(clusters)), FULL_TAIL]
 
 
 def is_export(folder: Path) -> bool:

@@ -47,14 +47,14 @@ def test_each_image_is_changed_by_itself(pixels: np.ndarray) -> None:
 
 
 def test_delivered_networks_are_measured(
-    built_cascade: Path, places: dict[str, Path], weights: Path, data: Path, tmp_path: Path,
+    built_cascade: Path, folders: dict[str, Path], weights: Path, data: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A cascade and a plain network, each beside the base model on the same images; only the cascade defers."""
     monkeypatch.setattr(table, "RESULTS", tmp_path)
     delivered = tmp_path / "delivered"
     export_split(SemanticModel.from_pretrained(built_cascade), delivered / "a" / "onnxruntime")
-    plain = from_pretrained(places["static"])
+    plain = from_pretrained(folders["static"])
     assert isinstance(plain, PlainModel)
     export_network(plain, delivered / "b" / "onnxruntime", "onnx")
     load_images = corruption.load_images

@@ -144,7 +144,7 @@ def test_a_price_of_weights_is_asked_for(
 
     monkeypatch.setattr("sinf.pipelines.build.build", stop)
     words = [word for word in build_words(data, weights, tmp_path / "out") if word not in ("--extractor", "0.8")]
-    for change in ((), ("--macs", 0.3), ("--common", 0.9), ("--macs", 0.3, "--weight-cost", 8)):
+    for change in ((), ("--macs", 0.3), ("--whole", 0.9), ("--macs", 0.3, "--weight-cost", 8)):
         with pytest.raises(StoppedError):
             sinf(*words, *change)
     assert costs == [32, 0, 0, 8]

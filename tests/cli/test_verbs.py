@@ -299,7 +299,7 @@ def test_every_option_of_build_reaches_it(
     words = build_words(data, weights, tmp_path / "out")
     changes = {
         "cut": ("--cut", "features.3"), "criterion": ("--criterion", "l2"), "subgraph": ("--macs", 0.7),
-        "across_clusters": ("--across-clusters",), "extractor": ("--extractor", 0.6), "fallback": ("--fallback", 0.6),
+        "across_clusters": ("--across-clusters",), "extractor": ("--extractor", 0.6), "full_tail": ("--full-tail", 0.6),
         "route_draws": ("--route-draws", 17), "round_to": ("--round-to", 4), "reconstruct": ("--no-reconstruct",),
         "max_loss": ("--max-loss", 2.5), "confidence": ("--confidence", 0.95), "choices": ("--choices", 3),
         "seed": ("--seed", 5),
@@ -420,9 +420,9 @@ def test_bad_options_of_export(sinf: Program, bundle: Path, tmp_path: Path, word
     assert not (tmp_path / "out").exists()
 
 
-def test_a_common_budget_stands_alone(sinf: Program, data: Path, weights: Path, tmp_path: Path) -> None:
-    words = [*build_words(data, weights, tmp_path / "bundle"), "--common", "0.8", "--extractor", "0.9"]
-    assert "common" in sinf.refused(*words)
+def test_a_budget_of_the_whole_stands_alone(sinf: Program, data: Path, weights: Path, tmp_path: Path) -> None:
+    words = [*build_words(data, weights, tmp_path / "bundle"), "--whole", "0.8", "--extractor", "0.9"]
+    assert "whole" in sinf.refused(*words)
 
 
 def prune_words(data: Path, weights: Path, out: Path) -> list[object]:

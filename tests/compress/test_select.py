@@ -346,7 +346,7 @@ def test_one_part_alone_has_the_budget_for_itself() -> None:
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1)])
-def test_a_common_budget_is_a_mean_over_inputs(shares: tuple[float, float]) -> None:
+def test_a_budget_of_the_whole_is_a_mean_over_inputs(shares: tuple[float, float]) -> None:
     _, coupling, groups, macs = funnel()
     parts = [Candidates(groups, random_importance(groups, seed), macs, coupling.keep_all()) for seed in (1, 2)]
     kept = select_together(Budget(0.6), parts, shares, 1)
@@ -354,7 +354,7 @@ def test_a_common_budget_is_a_mean_over_inputs(shares: tuple[float, float]) -> N
     assert 0.55 < mean <= 0.6
 
 
-def test_a_common_budget_is_spent_in_the_part_where_it_costs_least() -> None:
+def test_a_budget_of_the_whole_is_spent_in_the_part_where_it_costs_least() -> None:
     _, coupling, groups, macs = funnel()
     cheap = random_importance(groups)
     dear = {name: 1000 + values for name, values in cheap.items()}
@@ -372,7 +372,7 @@ def test_parts_that_are_equal_end_equal() -> None:
     assert int((first ^ second).sum()) <= 2  # one of them may be a step ahead
 
 
-def test_a_common_budget_out_of_reach_is_refused() -> None:
+def test_a_budget_of_the_whole_out_of_reach_is_refused() -> None:
     _, coupling, groups, macs = funnel()
     part = Candidates(groups, random_importance(groups), macs, coupling.keep_all())
     with pytest.raises(ConfigError, match="within reach"):

@@ -13,7 +13,7 @@ from sinf.engine.compiled_engine import CompiledTorchEngine
 from sinf.engine.parts import bare
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import DependencyError, ModelError, SinfError
-from sinf.routing.router import BASE, FALLBACK, FRONT, part_name
+from sinf.routing.router import BASE, FRONT, FULL_TAIL, part_name
 
 
 def test_every_part_is_compiled_once_for_one_input_and_once_for_more(
@@ -33,7 +33,7 @@ def test_every_part_is_compiled_once_for_one_input_and_once_for_more(
         features, log_clusters, *rest = engine.run(FRONT, x[:count])
         for found, expected in zip((features, log_clusters, *rest), model.engine.run(FRONT, x[:count]), strict=True):
             torch.testing.assert_close(found, expected)
-        for part, given in ((BASE, (x[:count],)), (FALLBACK, (features,)), (cluster, (features, log_clusters))):
+        for part, given in ((BASE, (x[:count],)), (FULL_TAIL, (features,)), (cluster, (features, log_clusters))):
             for found, expected in zip(engine.run(part, *given), model.engine.run(part, *given), strict=True):
                 torch.testing.assert_close(found, expected)
         torch.testing.assert_close(engine.run(bare(FRONT), x[:count].numpy())[0], features)

@@ -243,7 +243,7 @@ def test_lower_precision_is_near(model: SemanticModel, lower: tuple, images: tor
 
 def test_int8_leaves_what_decides_in_f32(model: SemanticModel, images: torch.Tensor) -> None:
     quantiser = Quantiser(model.engine, images)
-    for part in (FRONT, "cluster000", "fallback", *[FIRST] * model.bundle.cascade):
+    for part in (FRONT, "cluster000", "full_tail", *[FIRST] * model.bundle.cascade):
         graph = quantiser.quantise(session_runtimes.part_to_onnx(model.engine, part), part).graph
         types = {t.name: t.data_type for t in graph.initializer}
         whole = {name for name, kind in types.items() if kind == onnx.TensorProto.FLOAT}
@@ -282,7 +282,7 @@ def test_a_precision_is_chosen_only_where_it_is(
 def test_exported_parts_hold_no_strides_of_torch(model: SemanticModel) -> None:
     """A pool of features in channels_last was exported as gathers from computed places: slower in every engine, and
     wrong in OpenVINO's int8."""
-    for part in ("fallback", "cluster000", "base"):
+    for part in ("full_tail", "cluster000", "base"):
         operators = {node.op_type for node in session_runtimes.part_to_onnx(model.engine, part).graph.node}
         assert not operators & {"Shape", "Range"}, part
 

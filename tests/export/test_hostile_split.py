@@ -109,11 +109,11 @@ def test_all_damage_is_refused_or_harmless(either: Path) -> None:
 def run_all(model: edge.EdgeModel) -> None:
     features, log_clusters, *_ = model.engine.run("front", np.zeros((1, *model.size), np.float32))
     model.engine.run("cluster001", features, log_clusters)
-    model.engine.run("fallback", features)
+    model.engine.run("full_tail", features)
 
 
 @pytest.mark.parametrize(
-    ("file_format", "part"), [("onnx", "front"), ("onnx", "cluster001"), ("onnx", "fallback"), ("openvino", "front")]
+    ("file_format", "part"), [("onnx", "front"), ("onnx", "cluster001"), ("onnx", "full_tail"), ("openvino", "front")]
 )
 def test_a_graph_that_the_runtime_cannot_open_is_one_line(
     built: Path, tmp_path: Path, file_format: str, part: str

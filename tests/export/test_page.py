@@ -293,7 +293,7 @@ def test_a_person_picks_and_drops_images(in_browser: browser.Browser, model: Sem
     assert window.text("#classes li:first-child span") == best
     assert window.text("#clusters li[aria-current=true]") == model.bundle.clusters.names[int(expected.route)]
     ran = window.run("return [...document.querySelectorAll('#way li.on')].map((e) => e.dataset.part);")
-    assert ("subgraph" in ran, "fallback" in ran) == (bool(expected.subgraph_ran), bool(expected.fell_back))
+    assert ("subgraph" in ran, "full_tail" in ran) == (bool(expected.subgraph_ran), bool(expected.fell_back))
     (tmp_path / "broken.png").write_bytes(path.read_bytes()[:50])
     window.choose_file("#file", tmp_path / "broken.png")
     window.wait("document.getElementById('status').className === 'error'")

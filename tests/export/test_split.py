@@ -67,7 +67,7 @@ def test_the_edge_runtime_answers_as_the_bundle(
 def test_a_cascade_is_two_files(built_cascade: Path, noise: torch.Tensor, tmp_path: Path) -> None:
     model = SemanticModel.from_pretrained(built_cascade)
     export_split(model, tmp_path / "split")
-    assert {path.name for path in (tmp_path / "split").glob("*.onnx")} == {"first.onnx", "fallback.onnx"}
+    assert {path.name for path in (tmp_path / "split").glob("*.onnx")} == {"first.onnx", "full_tail.onnx"}
     light, x = edge.load(tmp_path / "split"), noise
     model.threshold = light.threshold = float(model.route(x).confidence.median()) + 1e-4
     ours, expected = light.route(x.numpy()), model.route(x)
@@ -116,7 +116,7 @@ def test_the_manifest_says_what_another_program_needs(bundle: Bundle, of_either:
 
 def test_graphs_are_plain_and_hold_no_paths(of_either: Path) -> None:
     paths = list(of_either.glob("*.onnx"))
-    assert {path.stem for path in paths} == {"front", "fallback", "cluster000", "cluster001", "cluster002"}
+    assert {path.stem for path in paths} == {"front", "full_tail", "cluster000", "cluster001", "cluster002"}
     for path in paths:
         graph = onnx.load(path)
         assert {node.domain for node in graph.graph.node} == {""}
@@ -178,7 +178,7 @@ def test_foreign_folders_and_manifests_are_refused(exported: Path, tmp_path: Pat
     shutil.copytree(exported, tmp_path / "split")
     for change, says in (
         ({"sinf_export": 99}, "99"),
-        ({"sinf_export": 4}, r"export format 5 \(got 4\): export it again"),
+        ({"sinf_export": 5}, r"export format 6 \(got 5\): export it again"),
         ({"format": "tflite"}, "format"),
         ({"thresholds": None}, "thresholds"),
         ({"sha256": None}, "sha256"),

@@ -84,7 +84,7 @@ def test_evaluation_says_what_observation_says(built: Path, tiny_images: Labelle
     assert found.base_within >= found.base_top1
     assert found.base_top5 >= found.base_top1
     if threshold == 2:
-        expected = costs.macs["extractor"] + costs.macs["router"] + costs.macs["fallback"]
+        expected = costs.macs["extractor"] + costs.macs["router"] + costs.macs["full_tail"]
         assert (found.fallback, found.macs) == (1, expected)
 
 
@@ -106,13 +106,13 @@ def test_costs_are_those_of_the_networks_that_run(built: Path) -> None:
     model = SemanticModel.from_pretrained(built)
     costs = Costs.of(model)
     clusters = [part_name(i) for i in range(3)]
-    assert set(costs.macs) == set(costs.parameters) == {"extractor", "router", "fallback", *clusters}
+    assert set(costs.macs) == set(costs.parameters) == {"extractor", "router", "full_tail", *clusters}
     assert costs.parameters["router"] == sum(p.numel() for p in model.bundle.router.parameters())
-    assert costs.base_macs == model.network.macs.total() > costs.macs["extractor"] + costs.macs["fallback"]
-    assert all(costs.macs[name] < costs.macs["fallback"] for name in clusters)
+    assert costs.base_macs == model.network.macs.total() > costs.macs["extractor"] + costs.macs["full_tail"]
+    assert all(costs.macs[name] < costs.macs["full_tail"] for name in clusters)
     from torch.utils.flop_counter import FlopCounterMode
 
-    features = torch.randn(1, *model.network.feature_shape(model.bundle.parts["common"]))
+    features = torch.randn(1, *model.network.feature_shape(model.bundle.parts["extractor"]))
     for name, network in (("router", model.bundle.router), (clusters[1], model.tails.get(clusters[1]))):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(features)

@@ -47,7 +47,7 @@ def test_more_images_take_longer(images: int, clusters: int) -> None:
     def built(scoring: int, routing: int, calibration: int) -> float:
         return build_time(
             PACE, network, scoring=scoring, routing=routing, calibration=calibration, clusters=clusters,
-            common=True, common_images=4000, reconstruct=True,
+            whole=True, whole_images=4000, reconstruct=True,
         ).seconds  # fmt: skip
 
     least = built(images, images, images)

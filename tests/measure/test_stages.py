@@ -20,7 +20,7 @@ from sinf.measure.stages import stage_times
 from sinf.routing.router import FeatureRouter
 
 NAMES = ("warm", "leaf", "cold")
-COST = {"base": 100, "front": 12, "bare.front": 10, "fallback": 60, "first": 33}  # ticks
+COST = {"base": 100, "front": 12, "bare.front": 10, "full_tail": 60, "first": 33}  # ticks
 
 
 class Clockwork:
@@ -40,7 +40,7 @@ class Clockwork:
         route, unsure = x[:, 0, 0, 0].astype(np.int64), x[:, 1, 0, 0]
         if part == "front":
             return x, np.zeros((len(x), 3)), route, np.where(unsure == 2, 0.1, 0.9)
-        if part in ("base", "fallback") or part.startswith("bare"):
+        if part in ("base", "full_tail") or part.startswith("bare"):
             return (x,)
         return np.zeros((len(x), 6)), np.where(unsure == 1, 0.2, 0.9)
 
@@ -78,7 +78,7 @@ def test_stages_of_known_times(clockwork: FeatureRouter) -> None:
     assert found.predictor == pytest.approx(2)
     assert found.subgraph == pytest.approx(0.5 * 20 + 0.25 * 40)
     assert found.deferral == pytest.approx(0.75 * 3)
-    assert found.fallback == pytest.approx(0.5 * 60)
+    assert found.full_tail == pytest.approx(0.5 * 60)
     assert found.glue == pytest.approx(0)
     assert found.overhead == pytest.approx(0.0425)
     warm, cold = found.clusters
@@ -96,7 +96,7 @@ def test_stages_of_a_cascade(clockwork: FeatureRouter) -> None:
     found = stage_times(cascade, ("all",), images((0, 0), (0, 1)), turns=4)
     assert (found.subgraph_ran, found.fallback_share) == (1.0, 0.5)
     assert (found.extractor, found.predictor, found.subgraph, found.deferral) == pytest.approx((10, 0, 20, 3))
-    assert (found.fallback, found.glue, found.ours) == pytest.approx((30, 0, 63))
+    assert (found.full_tail, found.glue, found.ours) == pytest.approx((30, 0, 63))
 
 
 def test_a_route_whose_subgraph_never_runs(clockwork: FeatureRouter) -> None:
@@ -129,7 +129,7 @@ def test_every_engine_has_its_stages(built: Path, name: str) -> None:
     x = torch.randn(6, *router.size, generator=torch.Generator().manual_seed(0))
     found = stage_times(router, NAMES, x, turns=6)
     assert found.subgraph_ran == 1
-    assert found.fallback == 0
+    assert found.full_tail == 0
     assert min(found.base, found.extractor, found.subgraph, found.ours) > 0
     assert sum(cluster.images for cluster in found.clusters) == 6
 

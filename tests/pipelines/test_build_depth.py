@@ -20,7 +20,7 @@ from sinf.measure.accuracy import Costs
 from sinf.models import load_model
 from sinf.pipelines.build import BuildConfig, Images, build
 from sinf.routing.predictor import RouterConfig
-from sinf.routing.router import FALLBACK, part_name
+from sinf.routing.router import FULL_TAIL, part_name
 from tiny import CLASSES, coloured_images
 
 
@@ -41,8 +41,8 @@ def test_parts_are_shorter_within_their_budgets(built_depth: Path) -> None:
     bundle = Bundle.load(built_depth)
     model = SemanticModel(bundle)
     network, costs = bundle.network(), Costs.of(model)
-    both = network.extractor(bundle.parts["common"]), network.tail(bundle.parts[FALLBACK])
-    assert constants(bundle, "common") | constants(bundle, FALLBACK)
+    both = network.extractor(bundle.parts["extractor"]), network.tail(bundle.parts[FULL_TAIL])
+    assert constants(bundle, "extractor") | constants(bundle, FULL_TAIL)
     whole = network.cost_of(network.graph, WEIGHT_COST)
     assert sum(network.cost_of(graph, WEIGHT_COST) for graph in both) <= 0.9 * whole
     for cluster, members in enumerate(bundle.clusters.members):
@@ -54,7 +54,7 @@ def test_parts_are_shorter_within_their_budgets(built_depth: Path) -> None:
         assert shorter(model.extractor(torch.randn(2, *bundle.spec.preprocessing.size))).shape == (2, len(members))
 
 
-@pytest.mark.parametrize("options", [{}, {"extractor": 0.8, "fallback": 0.8}], ids=["tail", "both parts"])
+@pytest.mark.parametrize("options", [{}, {"extractor": 0.8, "full_tail": 0.8}], ids=["tail", "both parts"])
 def test_a_budget_across_clusters_by_depth(
     options: dict[str, float], tiny_images: LabelledImages, tmp_path: Path
 ) -> None:
@@ -73,8 +73,8 @@ def test_a_budget_across_clusters_by_depth(
         spent += float(shares[cluster]) * costs.macs[part_name(cluster)]
         whole += float(shares[cluster]) * whole_tail(network, members)
     assert spent <= 0.7 * whole
-    for part, region in (("common", network.parts.extractor), (FALLBACK, network.parts.tail)):
-        smaller = network.graphs_of(bundle.parts)["extractor" if part == "common" else part]
+    for part, region in (("extractor", network.parts.extractor), (FULL_TAIL, network.parts.tail)):
+        smaller = network.graphs_of(bundle.parts)["extractor" if part == "extractor" else part]
         share = network.cost_of(smaller, WEIGHT_COST) / network.cost_of(region, WEIGHT_COST)
         assert share <= (0.8 if options else 1.0)
         assert bool(constants(bundle, part)) == bool(options)

@@ -24,7 +24,7 @@ from sinf.measure.accuracy import Costs
 from sinf.models import load_model
 from sinf.pipelines.build import BuildConfig, Images, build
 from sinf.routing.predictor import RouterConfig
-from sinf.routing.router import FALLBACK, part_name
+from sinf.routing.router import FULL_TAIL, part_name
 from sinf.statistics import collect
 from tiny import CLASSES, COLOUR, Chain, coloured_images, traced
 
@@ -35,8 +35,8 @@ def test_parts_are_factored_within_their_budgets(built_ranks: Path) -> None:
     network, costs = bundle.network(), Costs.of(model)
     factored = {name for name, part in bundle.parts.items() for d in part.layers.values() if isinstance(d, Factors)}
     assert factored >= {part_name(cluster) for cluster in range(len(bundle.clusters))}
-    assert factored & {"common", FALLBACK}
-    both = (network.extractor(bundle.parts["common"]), network.tail(bundle.parts[FALLBACK]))
+    assert factored & {"extractor", FULL_TAIL}
+    both = (network.extractor(bundle.parts["extractor"]), network.tail(bundle.parts[FULL_TAIL]))
     whole = network.cost_of(network.graph, WEIGHT_COST)
     assert sum(network.cost_of(graph, WEIGHT_COST) for graph in both) <= 0.8 * whole
     for cluster, members in enumerate(bundle.clusters.members):
@@ -56,7 +56,7 @@ def test_a_cascade_has_one_route_for_all(built_cascade: Path) -> None:
         routed.logits.softmax(1), model.run_subgraph(0, model.extractor(x)).softmax(1), rtol=1e-4, atol=1e-5
     )
     model.threshold = 2.0
-    torch.testing.assert_close(model(x), model.run_fallback(model.extractor(x)))
+    torch.testing.assert_close(model(x), model.run_full_tail(model.extractor(x)))
     assert Costs.of(model).macs["router"] == 0
 
 

@@ -81,12 +81,12 @@ def test_what_cannot_pay_is_not_built(
     assert (tmp_path / "bundle" / "config.json").is_file()
 
 
-@pytest.mark.parametrize("common", [1.0, 0.7])
+@pytest.mark.parametrize("whole", [1.0, 0.7])
 @pytest.mark.parametrize("method", ["channels", "ranks"])
 @pytest.mark.parametrize("of", [from_column, lambda scoring: one_cluster(scoring.classes)], ids=["clusters", "cascade"])
 def test_the_parts_that_are_timed_cost_what_those_of_the_bundle_do(
     base: BaseModel, images: Images, tmp_path: Path, times: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
-    of: Callable[[LabelledImages], Clusters], method: str, common: float,
+    of: Callable[[LabelledImages], Clusters], method: str, whole: float,
 ) -> None:  # fmt: skip
     times((0.3, 0.3))
     monkeypatch.setattr(build_worth, "IMAGES", 24)
@@ -100,13 +100,13 @@ def test_the_parts_that_are_timed_cost_what_those_of_the_bundle_do(
 
     monkeypatch.setattr(Prospect, "of", staticmethod(noted))
     told: list[Prospect] = []
-    config = replace(CONFIG, method=method, common=common, round_to=2)
+    config = replace(CONFIG, method=method, whole=whole, round_to=2)
     bundle = build(base, images, of(images.scoring), config, tmp_path / "bundle", worth=told.append)
     assert told == [Prospect(latencies(0.3, 0.3), latencies(-0.2, -0.2))]
     network: PartedNetwork = bundle.network()
     built, (timed,) = network.graphs_of(bundle.parts), parts
-    first = next(name for name in built if name not in ("extractor", "fallback"))
-    for name, other in (("extractor", "extractor"), ("fallback", "fallback"), ("subgraph", first)):
+    first = next(name for name in built if name not in ("extractor", "full_tail"))
+    for name, other in (("extractor", "extractor"), ("full_tail", "full_tail"), ("subgraph", first)):
         assert network.cost_of(timed[name]) == pytest.approx(network.cost_of(built[other]), rel=0.15)
 
 
@@ -176,9 +176,9 @@ def test_the_rest_is_told_after_the_first_steps(
     monkeypatch.setattr(pipeline._Build, "expected", lambda self: expected)
     original = pipeline._Build._router
 
-    def router(self: Any, common: Any) -> Any:
+    def router(self: Any, extractor: Any) -> Any:
         clock[0] += 300.0
-        return original(self, common)
+        return original(self, extractor)
 
     monkeypatch.setattr(pipeline._Build, "_router", router)
     told: list[Estimate] = []

@@ -38,7 +38,7 @@ def costs_of_base(model: SemanticModel) -> int:
 def test_ranks_are_those_of_the_factors(built_ranks: Path) -> None:
     model = SemanticModel.from_pretrained(built_ranks)
     parts = {part.name: part for part in kept_of_bundle(model.bundle, model.network)}
-    factors = {name: d for name, d in model.bundle.parts["fallback"].layers.items() if isinstance(d, Factors)}
+    factors = {name: d for name, d in model.bundle.parts["full_tail"].layers.items() if isinstance(d, Factors)}
     assert factors
     ranks = {layer.name: layer.rank for layer in parts["full tail"].layers if layer.rank is not None}
     assert ranks == {name: len(each.reduce) for name, each in factors.items()}
@@ -60,7 +60,7 @@ def test_nothing_removed_is_all_kept(built: Path) -> None:
 
     model = SemanticModel.from_pretrained(built)
     whole = Part(model.network.coupling.keep_all())
-    parts = kept_of_bundle(replace(model.bundle, parts={**model.bundle.parts, "fallback": whole}), model.network)
+    parts = kept_of_bundle(replace(model.bundle, parts={**model.bundle.parts, "full_tail": whole}), model.network)
     assert parts[1].cost == 1
     assert {layer.cost for layer in parts[1].layers} == {1.0}
 

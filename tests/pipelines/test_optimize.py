@@ -433,7 +433,7 @@ def cascade(
     base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
     config = BuildConfig(
-        method="ranks", cut_at=0.3, common=0.8, subgraph=Budget(0.5), max_loss=0.9, keep_anyway=True, common_images=24
+        method="ranks", cut_at=0.3, whole=0.8, subgraph=Budget(0.5), max_loss=0.9, keep_anyway=True, whole_images=24
     )
     images, steps = Images(tiny_images, tiny_images, calibration), StepStore(tmp_path_factory.mktemp("cascade"))
     return make_bundle(base, images, one_cluster(6), config, steps, lambda step, done, total: None)

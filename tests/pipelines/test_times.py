@@ -25,7 +25,7 @@ from tiny import coloured_images
 
 Asked = list[tuple[Any, ...]]
 CONFIG = BuildConfig(
-    method="ranks", subgraph=Budget(0.5), common=0.8, max_loss=0.9, keep_anyway=True, round_to=2, route_draws=60,
+    method="ranks", subgraph=Budget(0.5), whole=0.8, max_loss=0.9, keep_anyway=True, round_to=2, route_draws=60,
     router=RouterConfig(epochs=1, hidden=8),
 )  # fmt: skip
 
@@ -59,7 +59,7 @@ def test_layers_are_timed_once_for_all_budgets_of_a_build(asked: Asked, tmp_path
     assert asked == [("onnxruntime", precision, 2, 1)]
     assert "50 % of the time in onnxruntime here kept" in str(bundle.provenance)
     network = bundle.network()
-    parts = (network.extractor(bundle.parts["common"]), network.tail(bundle.parts["fallback"]))
+    parts = (network.extractor(bundle.parts["extractor"]), network.tail(bundle.parts["full_tail"]))
     assert sum(map(network.cost_of, parts)) <= 0.82 * network.cost_of(network.graph)  # these times are MACs
 
 

@@ -23,8 +23,8 @@ from sinf.routing.grouping import TailTimes
 from tiny import ENGINES
 
 
-def times(subgraph: tuple[float, ...], fallback: tuple[float, ...], returning: float = 0.0) -> TailTimes:
-    return TailTimes("torch", "f32", 1, "a processor", (1, 2, 4)[: len(subgraph)], subgraph, fallback, returning)
+def times(subgraph: tuple[float, ...], full_tail: tuple[float, ...], returning: float = 0.0) -> TailTimes:
+    return TailTimes("torch", "f32", 1, "a processor", (1, 2, 4)[: len(subgraph)], subgraph, full_tail, returning)
 
 
 CHEAP = times((1.0, 1.5, 2.5), (4.0, 6.0, 10.0))
@@ -68,7 +68,7 @@ def test_the_choice_is_never_dearer_than_all_or_none(
     def cost(count: int) -> float:
         """The same sum by numpy, which goes on flat beyond the ends: stay between them."""
         going = rest + sum(sizes[count:]) + sum(sizes[:count]) * returning
-        return sum(_time(tails.subgraph, s) for s in sizes[:count]) + _time(tails.fallback, going)
+        return sum(_time(tails.subgraph, s) for s in sizes[:count]) + _time(tails.full_tail, going)
 
     assert cost(zero) <= min(cost(0), cost(len(sizes))) + 1e-4
 
@@ -82,12 +82,12 @@ def _time(measured: tuple[float, ...], size: float) -> float:
 @pytest.mark.parametrize(
     "change",
     [
-        {"batches": (1,), "subgraph": (1.0,), "fallback": (1.0,)},
+        {"batches": (1,), "subgraph": (1.0,), "full_tail": (1.0,)},
         {"batches": (2, 1, 4)},
         {"batches": (0, 1, 4)},
         {"subgraph": (1.0, 2.0)},
-        {"fallback": (0.0, 1.0, 2.0)},
-        {"fallback": (float("nan"), 1.0, 2.0)},
+        {"full_tail": (0.0, 1.0, 2.0)},
+        {"full_tail": (float("nan"), 1.0, 2.0)},
         {"returning": 1.5},
     ],
 )
@@ -110,7 +110,7 @@ def test_a_group_that_is_not_worth_it_gets_the_answer_of_the_full_tail(bundle: B
     model = SemanticModel(bundle)
     model.threshold = 0.0
     alone = model.route(images)
-    whole = model.run_fallback(model.extractor(images))
+    whole = model.run_full_tail(model.extractor(images))
     assert alone.subgraph_ran.all()
     # Groups of three and more are worth it.
     model.feature_router.times = times((3.0, 3.0, 3.0), (1.0, 2.0, 4.0))
@@ -140,7 +140,7 @@ def test_what_is_measured_is_stored_and_used(engine: str, bundle: Bundle, images
     model = SemanticModel.from_pretrained(tmp_path / "bundle")
     router = open_engine(model, engine)
     found = measure_tails(model, router, engine, "f32", 1, batches=(1, 4), turns=1)
-    assert len(found.subgraph) == len(found.fallback) == 2
+    assert len(found.subgraph) == len(found.full_tail) == 2
     replace_times(tmp_path / "bundle", found)
     replace_times(tmp_path / "bundle", replace(found, threads=2))
     replace_times(tmp_path / "bundle", found)

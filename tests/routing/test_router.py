@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sinf.errors import ConfigError, DataError
 from sinf.routing.grouping import TailTimes
-from sinf.routing.router import BASE, FALLBACK, FIRST, FRONT, FeatureRouter, early_floor, part_name
+from sinf.routing.router import BASE, FIRST, FRONT, FULL_TAIL, FeatureRouter, early_floor, part_name
 
 SIZE = (1, 2, 2)
 CLUSTERS = 3
@@ -37,7 +37,7 @@ class Table:
             return first, np.stack([first[:, 0], first[:, 3]], 1), first[:, 2].copy()
         if part == BASE:
             return (np.stack([np.full(len(first), -2.0), first[:, 3]], 1),)
-        if part == FALLBACK:
+        if part == FULL_TAIL:
             return (np.stack([np.full(len(first), -1.0), first[:, 3]], 1),)
         features, log_clusters = inputs
         assert (log_clusters[:, 0] == 10 * features[:, 0]).all()  # rows of one image
@@ -82,7 +82,7 @@ def test_every_image_goes_where_its_confidence_sends_it(images: list[Image], thr
             assert routed.logits[row].tolist() == [expected[0], number]
             assert (routed.route[row], routed.confidence[row], routed.fell_back[row]) == expected[1:]
             assert routed.subgraph_ran[row] == runs_subgraph
-        parts = [FRONT, *[part_name(cluster)] * runs_subgraph, *[FALLBACK] * (not accepted)]
+        parts = [FRONT, *[part_name(cluster)] * runs_subgraph, *[FULL_TAIL] * (not accepted)]
         assert runs(alone) == [(part, [number]) for part in parts]
 
 
@@ -98,10 +98,10 @@ def test_a_part_runs_once_for_a_batch_and_for_its_images_alone(
         part_name(c): [i for i, image in enumerate(images) if routed.subgraph_ran[i] and image[0] == c]
         for c in range(CLUSTERS)
     }
-    expected[FALLBACK] = [i for i in range(len(images)) if routed.fell_back[i]]
+    expected[FULL_TAIL] = [i for i in range(len(images)) if routed.fell_back[i]]
     assert sorted(others) == sorted((part, rows) for part, rows in expected.items() if rows)
-    if len(images) > 1 and expected[FALLBACK]:
-        assert others[-1][0] == FALLBACK  # with those whose subgraph was not sure
+    if len(images) > 1 and expected[FULL_TAIL]:
+        assert others[-1][0] == FULL_TAIL  # with those whose subgraph was not sure
 
 
 @given(images=IMAGES, threshold=st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0]))
@@ -111,7 +111,7 @@ def test_a_cascade_runs_its_first_part_for_all_and_the_full_tail_for_the_unsure(
     router = FeatureRouter(Table(), SIZE, threshold, 1.0, cascade=True)
     routed = router.one_by_one().route(batch_of(images))
     unsure = [number for number, (*_, after) in enumerate(images) if after < threshold]
-    assert runs(router) == [(FIRST, list(range(len(images)))), *[(FALLBACK, unsure)] * bool(unsure)]
+    assert runs(router) == [(FIRST, list(range(len(images)))), *[(FULL_TAIL, unsure)] * bool(unsure)]
     assert routed.logits[:, 0].tolist() == [-1 if i in unsure else images[i][0] for i in range(len(images))]
     assert routed.logits[:, 1].tolist() == list(range(len(images)))
     assert routed.confidence.tolist() == [after for *_, after in images]
@@ -161,7 +161,7 @@ def test_groups_that_are_not_worth_their_subgraph_go_to_the_full_tail() -> None:
     assert routed.fell_back.tolist() == [True, False, False, False, True]
     assert routed.logits[:, 0].tolist() == [-1, 0, 0, 0, -1]
     assert routed.confidence.tolist() == pytest.approx([0.9, 0.9, 0.9, 0.9, 0.2])
-    assert runs(router)[1:] == [(part_name(0), [1, 2, 3, 4]), (FALLBACK, [0, 4])]
+    assert runs(router)[1:] == [(part_name(0), [1, 2, 3, 4]), (FULL_TAIL, [0, 4])]
 
 
 def test_the_rest_of_a_batch_counts() -> None:

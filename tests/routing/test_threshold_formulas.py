@@ -162,8 +162,8 @@ def looks(count: int = 300) -> Calibration:
     return Calibration(late, torch.rand(count, generator=draw) < 0.5 + 0.5 * late, base, base, early)
 
 
-@pytest.mark.parametrize(("subgraph", "fallback"), [(0.5, 2.0), (2.0, 0.5), (1.0, 10.0), (3.0, 0.0)])
-def test_the_early_threshold_is_the_cheapest_of_its_grid(subgraph: float, fallback: float) -> None:
+@pytest.mark.parametrize(("subgraph", "full_tail"), [(0.5, 2.0), (2.0, 0.5), (1.0, 10.0), (3.0, 0.0)])
+def test_the_early_threshold_is_the_cheapest_of_its_grid(subgraph: float, full_tail: float) -> None:
     """Of twenty-one quantiles, and the first of those that cost the same."""
     calibration, max_loss = looks(), 0.05
     grid = torch.quantile(calibration.early.double(), torch.linspace(0, 1, 21).double()).float().tolist()
@@ -171,8 +171,8 @@ def test_the_early_threshold_is_the_cheapest_of_its_grid(subgraph: float, fallba
     costs = []
     for early in grid:
         chosen = choose_threshold(replace(calibration, early_threshold=early), candidates, max_loss)
-        costs.append(chosen.subgraph_ran * subgraph + chosen.fallback * fallback)
-    found = choose_early_threshold(calibration, max_loss, subgraph, fallback)
+        costs.append(chosen.subgraph_ran * subgraph + chosen.fallback * full_tail)
+    found = choose_early_threshold(calibration, max_loss, subgraph, full_tail)
     assert found == grid[min(range(21), key=costs.__getitem__)]
 
 

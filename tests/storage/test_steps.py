@@ -45,7 +45,7 @@ def test_a_step_that_depends_on_other_things_is_another_one(tmp_path: Path) -> N
     store, compute = StepStore(tmp_path), Counting()
     for depends in ({"seed": 0}, {"seed": 1}, {"seed": "0"}, {"seed": 0, "cut": "layer1"}, {"seed": [0, 1]}):
         store.get("router", depends, compute)
-    store.get("common", {"seed": 0}, compute)
+    store.get("whole", {"seed": 0}, compute)
     assert compute.times == 6
     store.get("router", {"cut": "layer1", "seed": 0}, compute)  # the order of options is no difference
     assert compute.times == 6

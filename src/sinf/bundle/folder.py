@@ -26,14 +26,14 @@ from sinf.storage.files import sha256
 from sinf.storage.schema import Digest, Name, Record, parse_file, shortened, validated
 from sinf.storage.seal import unsealed
 
-FORMAT = 6
+FORMAT = 7
 CONFIG = "config.json"
 
 
 class ConfigRecord(Record):
     """What ``config.json`` of every bundle holds."""
 
-    sinf_format: Literal[6]
+    sinf_format: Literal[7]
     method: str
     model: dict[Name, JsonValue]  # ModelSpec.from_json reads it
     classes: ClassNames

@@ -77,7 +77,7 @@ TIMES = record_of(
     threads=Annotated[int, Field(ge=1, le=65_536)],
     batches=Annotated[tuple[Annotated[int, Field(ge=1, le=1 << 24)], ...], Field(fail_fast=True, max_length=1000)],
     subgraph=_Milliseconds,
-    fallback=_Milliseconds,
+    full_tail=_Milliseconds,
     returning=Share,
 )
 TimesList = Annotated[tuple[TIMES, ...], Field(fail_fast=True, max_length=1000)]  # type: ignore[valid-type]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor
 
 from sinf.bundle.folder import (
@@ -47,13 +47,13 @@ from sinf.models import ModelSpec, fit_state, load_spec
 from sinf.routing.deferral import Deferral
 from sinf.routing.grouping import TailTimes
 from sinf.routing.predictor import RoutePredictor, RouterConfig, make_predictor
-from sinf.routing.router import part_name
+from sinf.routing.router import FULL_TAIL, part_name
 from sinf.routing.threshold import Threshold
 from sinf.storage.schema import Name, Share, record_of
 
 _FILES = ("model.safetensors", "subgraphs.safetensors", "router.safetensors", "README.md")
 _MOST_ROOM = 1 << 30  # bytes
-_NOTHING = "common.kept.none"  # a file of tensors must hold one
+_NOTHING = "extractor.kept.none"  # a file of tensors must hold one
 
 #: Fields without a line here have the bounds of :func:`sinf.storage.schema.record_of`.
 _DEFERRAL = record_of(Deferral, intercept=Weight, route=Weight, energy=Weight, within=Weight, margin=Weight)
@@ -71,19 +71,12 @@ _THRESHOLD = record_of(
 )
 
 
-def _with_present_names(threshold: Any) -> Any:
-    """``subgraph_ran`` was called ``tried`` at first, and is in bundles of that time."""
-    if not isinstance(threshold, dict) or "subgraph_ran" in threshold:
-        return threshold
-    return {"subgraph_ran" if name == "tried" else name: value for name, value in threshold.items()}
-
-
 class _Config(ConfigRecord):
     method: str = "semantic"
     clusters: ClusterList
     cut: Name
     deferral: _DEFERRAL  # type: ignore[valid-type]
-    threshold: Annotated[_THRESHOLD | None, BeforeValidator(_with_present_names)]  # type: ignore[valid-type]
+    threshold: _THRESHOLD | None  # type: ignore[valid-type]
     router: record_of(RouterConfig)  # type: ignore[valid-type]
 
 
@@ -221,7 +214,7 @@ class Bundle:
                 threshold=config.threshold,
                 parts=parts,
                 base_state=base_state,
-                router=_read_router(folder, network.feature_shape(parts["common"]), len(clusters), config.router),
+                router=_read_router(folder, network.feature_shape(parts["extractor"]), len(clusters), config.router),
                 router_config=config.router,
                 provenance=config.provenance,
                 times=read_times(folder, key),
@@ -253,7 +246,7 @@ def _network(spec: ModelSpec, state: dict[str, Tensor], cut: str) -> PartedNetwo
 
 
 def _read_parts(path: Path, network: PartedNetwork, clusters: Clusters) -> dict[str, Part]:
-    names = ["common", "fallback", *(part_name(cluster) for cluster in range(len(clusters)))]
+    names = ["extractor", FULL_TAIL, *(part_name(cluster) for cluster in range(len(clusters)))]
     by_part: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for key, tensor in map_tensors(path).items():
         name, _, rest = key.partition(".")
@@ -268,7 +261,7 @@ def _read_parts(path: Path, network: PartedNetwork, clusters: Clusters) -> dict[
         classes = list(range(clusters.classes)) if cluster < 0 else list(clusters.members[cluster])
         if output is None or output.index(part.keep).tolist() != classes:
             raise BundleError("a part must answer with the classes of its cluster", got=name, remedy="build it again")
-        if not torch.equal(features.index(part.keep), features.index(parts["common"].keep)):
+        if not torch.equal(features.index(part.keep), features.index(parts["extractor"].keep)):
             raise BundleError("a part must read the features that are extracted", got=name, remedy="build it again")
     return parts
 

@@ -17,7 +17,7 @@ from sinf.errors import ConfigError, DependencyError, ModelError
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import RUNNING, TRACING, Tracer
 from sinf.machine.threads import Once
-from sinf.routing.router import BASE, FALLBACK, FIRST, FRONT
+from sinf.routing.router import BASE, FIRST, FRONT, FULL_TAIL
 
 
 class CompiledTorch(Runtime):
@@ -99,7 +99,7 @@ class CompiledTorchEngine:
             if part in (name, bare(name)):
                 tail = prepare(network.tail(kept[name]))
                 return tail if part == bare(name) else Specialist(tail, head)
-        return prepare(network.tail(kept[FALLBACK]))
+        return prepare(network.tail(kept[FULL_TAIL]))
 
     def array(self, values: list[float] | list[bool] | list[int]) -> Tensor:
         return self.parts.array(values)

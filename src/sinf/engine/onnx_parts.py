@@ -16,7 +16,7 @@ from sinf.engine.parts import bare, is_bare
 from sinf.engine.torch_engine import TorchEngine
 from sinf.errors import DependencyError, ModelError
 from sinf.graph.trace import RUNNING, TRACING
-from sinf.routing.router import BASE, FALLBACK, FIRST, FRONT
+from sinf.routing.router import BASE, FIRST, FRONT, FULL_TAIL
 
 if TYPE_CHECKING:
     import onnx
@@ -32,7 +32,7 @@ def signature(part: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return ("images",), ("features", "log_clusters", "route", "confidence")
     if part == FIRST:
         return ("images",), ("features", "logits", "confidence")
-    if part in (BASE, FALLBACK):
+    if part in (BASE, FULL_TAIL):
         return ("images",) if part == BASE else ("features",), ("logits",)
     return ("features", "log_clusters"), ("logits", "confidence")
 

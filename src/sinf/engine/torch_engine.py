@@ -26,7 +26,7 @@ from sinf.machine.threads import Lock, Once
 from sinf.models import BaseModel, fit_state, load_spec
 from sinf.routing.deferral import margin_of
 from sinf.routing.grouping import TailTimes
-from sinf.routing.router import BASE, FALLBACK, FIRST, FRONT, Engine, FeatureRouter, Routed, part_name
+from sinf.routing.router import BASE, FIRST, FRONT, FULL_TAIL, Engine, FeatureRouter, Routed, part_name
 
 
 class Routes(NamedTuple):
@@ -61,7 +61,7 @@ class TorchEngine:
         self.bundle, self.memory_budget = bundle, memory_budget
         self.network = bundle.network()
         self.tails = TailStore(self.network, bundle.parts, memory_budget)
-        self.extractor = self.tails.ready(self.network.extractor(bundle.parts["common"]))
+        self.extractor = self.tails.ready(self.network.extractor(bundle.parts["extractor"]))
         self.deferral_heads = {
             part_name(cluster): make_deferral_head(bundle.clusters, cluster, bundle.deferral)
             for cluster in range(len(bundle.clusters))
@@ -100,8 +100,8 @@ class TorchEngine:
                 return features, logits, self._cascade_head.confidence(logits)
             if part == BASE:
                 return (self.base(*inputs),)
-            if part == FALLBACK:
-                return (self.tails.get(FALLBACK)(*inputs),)
+            if part == FULL_TAIL:
+                return (self.tails.get(FULL_TAIL)(*inputs),)
             if is_bare(part):
                 return (self._bare(part)(*inputs),)
             features, log_clusters = inputs
@@ -117,17 +117,17 @@ class TorchEngine:
     def module(self, part: str) -> nn.Module:
         """A part, bare ones too, as one module of its own, such as is exported, not prepared for torch."""
         if part == bare(FRONT):
-            return self.network.extractor(self.bundle.parts["common"])
+            return self.network.extractor(self.bundle.parts["extractor"])
         if is_bare(part):
             return self.network.tail(self.bundle.parts[dressed(part)])
         if part == FRONT:
-            return self._front(self.network.extractor(self.bundle.parts["common"]))
+            return self._front(self.network.extractor(self.bundle.parts["extractor"]))
         if part == FIRST:
             return First(self.module(bare(FRONT)), self.module(bare(part_name(0))), self._cascade_head)
         if part == BASE:
             return self.network.graph
         tail = self.network.tail(self.bundle.parts[part])
-        return tail if part == FALLBACK else Specialist(tail, self.deferral_heads[part])
+        return tail if part == FULL_TAIL else Specialist(tail, self.deferral_heads[part])
 
     @property
     def _cascade_head(self) -> CascadeHead:
@@ -250,10 +250,10 @@ class SemanticModel(Classifier, ConstantModule):
         """Logits and where every input went."""
         return self.feature_router.route(images)
 
-    def run_fallback(self, features: Tensor) -> Tensor:
+    def run_full_tail(self, features: Tensor) -> Tensor:
         """Logits of the full tail."""
         with RUNNING:
-            return self.tails.get(FALLBACK)(features)
+            return self.tails.get(FULL_TAIL)(features)
 
     def run_subgraph(self, cluster: int, features: Tensor) -> Tensor:
         """``(B, classes of the cluster)`` logits of one cluster's subgraph."""

@@ -25,7 +25,7 @@ from sinf.errors import ConfigError, ModelError
 from sinf.export.describe import description, require_same, samples
 from sinf.export.weights import Weights
 from sinf.measure.accuracy import Progress
-from sinf.routing.router import BASE, FALLBACK, FRONT, early_floor, part_name
+from sinf.routing.router import BASE, FRONT, FULL_TAIL, early_floor, part_name
 from sinf.storage.files import replacing
 
 #: Names in the file, in the order of ``Routed``.
@@ -73,7 +73,7 @@ def single_graph(model: SemanticModel, progress: Progress | None = None) -> onnx
             progress(cluster + 1, clusters)
         return part(name, name, [f"{name}/logits", f"{name}/confidence"])
 
-    front = part(FRONT, "common", ["features", "log_clusters", "route", "early"])
+    front = part(FRONT, "extractor", ["features", "log_clusters", "route", "early"])
 
     routing = model.feature_router
     # The small tail of a cascade runs for every input.
@@ -89,7 +89,7 @@ def single_graph(model: SemanticModel, progress: Progress | None = None) -> onnx
         [],
         _values(["stop/logits", "stop/confidence"]),
     )
-    full = part(FALLBACK, FALLBACK, ["fallback/logits"])
+    full = part(FULL_TAIL, FULL_TAIL, [f"{FULL_TAIL}/logits"])
     stands = helper.make_graph(
         [_same("subgraph_ran/logits", "stands/logits")], "stands", [], _values(["stands/logits"])
     )

@@ -21,7 +21,7 @@ from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import BundleError, DependencyError
 from sinf.export.describe import description, require_same, samples
 from sinf.measure.accuracy import Progress, promise
-from sinf.routing.router import FALLBACK, FIRST, FRONT, Engine
+from sinf.routing.router import FIRST, FRONT, FULL_TAIL, Engine
 from sinf.storage.files import replacing_folder, sha256, write_json
 from sinf.storage.seal import sealed
 
@@ -113,5 +113,5 @@ def _verify(model: SemanticModel, export: edge.EdgeModel | edge.EdgeNetwork, run
     images = samples(model, _SAMPLES)
     features, log_clusters, *_ = model.engine.run(FRONT, images)
     for part in parts:
-        given = {FRONT: (images,), FIRST: (images,), FALLBACK: (features,)}.get(part, (features, log_clusters))
+        given = {FRONT: (images,), FIRST: (images,), FULL_TAIL: (features,)}.get(part, (features, log_clusters))
         require_same(part, export.engine.run(part, *given), tuple(map(torch.as_tensor, running.run(part, *given))))

@@ -167,9 +167,8 @@ class PartedNetwork(Network):
         return self._sliced(self.parts.tail, part)
 
     def graphs_of(self, parts: Mapping[str, Part]) -> dict[str, fx.GraphModule]:
-        """The networks of a bundle's parts by name; ``common`` is the ``extractor``'s, all others are tails."""
-        tails = {name: self.tail(part) for name, part in parts.items() if name != "common"}
-        return {"extractor": self.extractor(parts["common"]), **tails}
+        """The networks of a bundle's parts by name: the ``extractor``, and tails."""
+        return {name: self.extractor(part) if name == "extractor" else self.tail(part) for name, part in parts.items()}
 
     def split(self, whole: Part) -> tuple[Part, Part]:
         """A smaller version of the whole network as one of the extractor (whose features may be narrower) and one of

@@ -17,7 +17,7 @@ from sinf.engine.torch_engine import Routes, SemanticModel
 from sinf.graph.slice import parameters_of
 from sinf.measure.timing import Progress
 from sinf.routing.deferral import Deferral
-from sinf.routing.router import FALLBACK, part_name
+from sinf.routing.router import FULL_TAIL, part_name
 from sinf.routing.threshold import Calibration
 from sinf.storage.shelf import Shelf
 
@@ -74,7 +74,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Costs:
-    """MACs and parameters of every part of a bundle, by name: ``extractor``, ``router``, ``fallback`` and the
+    """MACs and parameters of every part of a bundle, by name: ``extractor``, ``router``, ``full_tail`` and the
     clusters."""
 
     macs: dict[str, int]
@@ -135,7 +135,7 @@ class Observation:
 def mean_cost(by_part: dict[str, int], route: Tensor, subgraph_ran: Tensor, fell_back: Tensor) -> float:
     """Mean cost of an image, from that of every part and from where the images (N,) went."""
     subgraphs = torch.tensor([by_part[part_name(c)] for c in range(int(route.max()) + 1)], dtype=torch.float64)
-    tails = subgraphs[route] * subgraph_ran + by_part[FALLBACK] * fell_back
+    tails = subgraphs[route] * subgraph_ran + by_part[FULL_TAIL] * fell_back
     return by_part["extractor"] + by_part["router"] + float(tails.mean())
 
 
@@ -154,7 +154,7 @@ def run_shared(
             features = torch.empty(shape) if shelf is None else shelf.empty(*shape)
         features[done : done + len(x)] = now
         base.append(model.engine.base(x).argmax(1) == y)
-        fallback.append(model.run_fallback(now).argmax(1) == y)
+        fallback.append(model.run_full_tail(now).argmax(1) == y)
         done += len(x)
         if shelf is not None:
             shelf.forget()

@@ -26,7 +26,7 @@ from sinf.statistics import Fisher
 LONG = 30 * 60.0  # seconds, above which the line says what would shorten the work
 _STORED = 0.1  # of what steps were expected to take: those that took less were done before
 
-ROUTER, COMMON = "route predictor", "extractor and full tail"  # the first steps of a build
+ROUTER, BOTH = "route predictor", "extractor and full tail"  # the first steps of a build
 
 # Times that of a forward pass of the same layers, as they were built.
 STATISTICS, RANK_STATISTICS = 2.7, 3.3  # a forward and a backward pass, and sums, of pairs of outputs as well
@@ -113,24 +113,24 @@ def build_time(
     routing: int,
     calibration: int,
     clusters: int,
-    common: bool,
-    common_images: int,
+    whole: bool,
+    whole_images: int,
     reconstruct: bool,
 ) -> Estimate:
-    """Of a build from so many images; ``routing`` counts all views of them, ``common`` says whether extractor or full
+    """Of a build from so many images; ``routing`` counts all views of them, ``whole`` says whether extractor or full
     tail are made smaller too."""
     share = network.extractor_macs.total() / max(1, network.macs.total())
     each = STATISTICS + FIT * reconstruct
     steps = {
-        ROUTER: routing * pace.teaching * (1 + share * common),
-        "features": scoring * pace.forward * share * (1 + common),
+        ROUTER: routing * pace.teaching * (1 + share * whole),
+        "features": scoring * pace.forward * share * (1 + whole),
         "subgraphs": scoring * pace.forward * (1 - share) * each
         + clusters * pace.factorisations(network.coupling) * (1 - share),
         "calibration": calibration * pace.forward * 2.5,
     }
-    if common:
-        steps[COMMON] = pace.factorisations(network.coupling) + pace.forward * (
-            min(scoring, common_images) * STATISTICS + scoring * KERNEL_FIT * reconstruct
+    if whole:
+        steps[BOTH] = pace.factorisations(network.coupling) + pace.forward * (
+            min(scoring, whole_images) * STATISTICS + scoring * KERNEL_FIT * reconstruct
         )
     return Estimate(steps, "a smaller --route-draws, fewer --score and --calibrate images, or more --threads")
 

@@ -16,7 +16,7 @@ from sinf.data.images import LabelledImages
 from sinf.data.preprocessing import Preprocessing
 from sinf.engine.engines import native
 from sinf.measure.timing import Progress
-from sinf.routing.router import FALLBACK, FIRST, FRONT, FeatureRouter, early_floor, part_name
+from sinf.routing.router import FIRST, FRONT, FULL_TAIL, FeatureRouter, early_floor, part_name
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _of_batch(router: FeatureRouter, x: Any) -> tuple[Tensor, ...]:
     run = router.engine.run
     if router.cascade:
         features, logits, sure = run(FIRST, x)
-        (full,) = run(FALLBACK, features)
+        (full,) = run(FULL_TAIL, features)
         answers = (torch.as_tensor(each).argmax(1) for each in (logits, full))
         return *answers, torch.as_tensor(sure).clone(), torch.full((len(x),), torch.inf)  # it always runs
     features, log_clusters, route, early = run(FRONT, x)
@@ -75,5 +75,5 @@ def _of_batch(router: FeatureRouter, x: Any) -> tuple[Tensor, ...]:
         rows = torch.nonzero(routes == cluster).flatten()
         logits, after = run(part_name(cluster), features[rows.tolist()], log_clusters[rows.tolist()])
         subgraph[rows], confidence[rows] = torch.as_tensor(logits).argmax(1), torch.as_tensor(after).float()
-    (full,) = run(FALLBACK, features)
+    (full,) = run(FULL_TAIL, features)
     return subgraph, torch.as_tensor(full).argmax(1), confidence, torch.as_tensor(early).clone()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sinf.engine.parts import bare
 from sinf.measure.timing import Progress, pinned_threads, require_timing
-from sinf.routing.router import FALLBACK, FIRST, FRONT, Engine, FeatureRouter, part_name
+from sinf.routing.router import FIRST, FRONT, FULL_TAIL, Engine, FeatureRouter, part_name
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class StageTimes:
     predictor: float
     subgraph: float
     deferral: float
-    fallback: float
+    full_tail: float
     glue: float
     clusters: list[ClusterTime]
 
     @property
     def ours(self) -> float:
-        return self.extractor + self.predictor + self.subgraph + self.deferral + self.fallback + self.glue
+        return self.extractor + self.predictor + self.subgraph + self.deferral + self.full_tail + self.glue
 
     @property
     def overhead(self) -> float:
@@ -79,7 +79,7 @@ class _Turn:
     whole: float = 0.0
     front: float = 0.0
     subgraph: float = 0.0
-    fallback: float = 0.0
+    full_tail: float = 0.0
     bare_front: float = 0.0
     bare_subgraph: float = 0.0
 
@@ -152,7 +152,7 @@ def _time_turn(
         record.whole = _milliseconds(lambda: timed(x))
         record.front = clock.times[FIRST if timed.cascade else FRONT]
         record.subgraph = clock.times.get(part_name(record.route), 0.0)
-        record.fallback = clock.times.get(FALLBACK, 0.0)
+        record.full_tail = clock.times.get(FULL_TAIL, 0.0)
 
     def bare_parts() -> None:
         record.bare_front, record.bare_subgraph = _run_bare(router.engine, x, record)
@@ -197,8 +197,8 @@ def _summary(turns: list[_Turn], names: tuple[str, ...]) -> StageTimes:
         predictor=_median([t.front - t.bare_front for t in turns]),
         subgraph=subgraph,
         deferral=_median([t.subgraph - t.bare_subgraph for t in ran]) * len(ran) / len(turns),
-        fallback=_median([t.fallback for t in fell_back]) * len(fell_back) / len(turns),
-        glue=_median([t.whole - t.front - t.subgraph - t.fallback for t in turns]),
+        full_tail=_median([t.full_tail for t in fell_back]) * len(fell_back) / len(turns),
+        glue=_median([t.whole - t.front - t.subgraph - t.full_tail for t in turns]),
         clusters=[_of_cluster(names[route], mine) for route, mine in by_route.items()],
     )
 

@@ -13,7 +13,7 @@ from sinf.errors import ConfigError
 from sinf.measure.accuracy import machine
 from sinf.measure.timing import Progress, pinned_threads
 from sinf.routing.grouping import TailTimes
-from sinf.routing.router import FALLBACK, FRONT, FeatureRouter, part_name
+from sinf.routing.router import FRONT, FULL_TAIL, FeatureRouter, part_name
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -43,33 +43,33 @@ def measure_tails(
     size = model.bundle.spec.preprocessing.size
     images = native(engine, torch.randn(batches[-1], *size, generator=torch.Generator().manual_seed(0)))
     names = [part_name(cluster) for cluster in range(len(model.bundle.clusters))]
-    subgraph, fallback = [], []
+    subgraph, full_tail = [], []
     with pinned_threads(threads):
         features, log_clusters, *_ = router.engine.run(FRONT, images)
 
         def milliseconds(part: str, count: int) -> float:
-            given = (features[:count],) if part == FALLBACK else (features[:count], log_clusters[:count])
+            given = (features[:count],) if part == FULL_TAIL else (features[:count], log_clusters[:count])
             start = time.perf_counter()
             router.engine.run(part, *given)
             return 1000 * (time.perf_counter() - start)
 
         for place, count in enumerate(batches):
-            for part in (*names, FALLBACK):
+            for part in (*names, FULL_TAIL):
                 milliseconds(part, count)  # makes the part, and what an engine keeps for this batch size
             subgraph_times: list[float] = []
-            fallback_times: list[float] = []
+            full_tail_times: list[float] = []
             for turn in range(turns):
                 for number, name in enumerate(names):
                     subgraph_times.append(milliseconds(name, count))
                     if number % 2 == turn % 2 or len(names) == 1:
-                        fallback_times.append(milliseconds(FALLBACK, count))
+                        full_tail_times.append(milliseconds(FULL_TAIL, count))
                 if progress is not None:
                     progress(place * turns + turn + 1, len(batches) * turns)
             subgraph.append(median(subgraph_times))
-            fallback.append(median(fallback_times))
+            full_tail.append(median(full_tail_times))
     processor = machine()["processor"]
     return TailTimes(
-        engine, precision, threads, processor, batches, tuple(subgraph), tuple(fallback), _returning(model)
+        engine, precision, threads, processor, batches, tuple(subgraph), tuple(full_tail), _returning(model)
     )
 
 

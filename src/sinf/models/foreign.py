@@ -118,8 +118,8 @@ def _prepared(
     wanted, whose = made.wanted, "given"
     if size is None and certain:
         size, whose = wanted.size, "its library's"
-    if size is None and images is not None and (common := images.common_size()) is not None:
-        size, whose = (_channels(made.module) or common[0], *common[1:]), "the images'"
+    if size is None and images is not None and (of_images := images.common_size()) is not None:
+        size, whose = (_channels(made.module) or of_images[0], *of_images[1:]), "the images'"
     if size is None:
         size, whose = wanted.size, "its library's for other weights"
     if size is None:

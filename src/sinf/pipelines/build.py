@@ -32,7 +32,7 @@ from sinf.graph.trace import trace
 from sinf.machine.memory import Memory, Notice, activations, weight_bytes
 from sinf.measure.accuracy import Observation, observe_routes, run_shared
 from sinf.measure.delivery import Limits, Verdict
-from sinf.measure.estimate import COMMON, ROUTER, Estimate, Pace, build_time
+from sinf.measure.estimate import BOTH, ROUTER, Estimate, Pace, build_time
 from sinf.models import BaseModel
 from sinf.models.described import described
 from sinf.pipelines.build_config import BuildConfig
@@ -46,6 +46,7 @@ from sinf.pipelines.times import network_times
 from sinf.pipelines.whole import EXTRACTOR, TAIL, WHOLE, whole_scope
 from sinf.routing.deferral import Deferral
 from sinf.routing.predictor import RoutePredictor, calibrate, make_predictor, predictor_macs, train_router
+from sinf.routing.router import FULL_TAIL
 from sinf.storage.files import hash_tensors
 from sinf.storage.shelf import Shelf
 from sinf.storage.steps import StepStore, Tensors
@@ -119,7 +120,7 @@ def build(
     start = time.perf_counter()
 
     def after_first_steps() -> None:
-        rest = None if expected is None else expected.rest({COMMON, ROUTER}, time.perf_counter() - start)
+        rest = None if expected is None else expected.rest({BOTH, ROUTER}, time.perf_counter() - start)
         if expect is not None and rest is not None and rest.seconds >= LONG:
             expect(rest)
 
@@ -205,7 +206,7 @@ class _Build:
         self.whole_passes, self.tail_passes = plan_build(
             self.memory, self.network, base.module, (images.scoring, images.routing, images.calibration),
             self.compressor.needs, pool=self.compressor.pool, beside=self.compressor.bytes_beside,
-            whole=min(config.extractor, config.fallback, config.common) < 1,
+            whole=min(config.extractor, config.full_tail, config.whole) < 1,
         )  # fmt: skip
         each, fixed = 2 * activations(self.network.graph).forward, 4 * weight_bytes(base.module)
         self.limits = Limits().within(self.memory, each, fixed)  # of what is timed
@@ -224,11 +225,11 @@ class _Build:
                 "method",
                 "criterion_name",
                 "extractor",
-                "common",
+                "whole",
                 "weight_cost",
                 "reconstruct",
                 "round_to",
-                "common_images",
+                "whole_images",
                 "reconstruct_bytes",
             )
         }
@@ -245,8 +246,8 @@ class _Build:
             routing=self._route_images().passes * len(images.routing),
             calibration=len(images.calibration),
             clusters=len(self.clusters),
-            common=min(config.extractor, config.fallback, config.common) < 1,
-            common_images=config.common_images,
+            whole=min(config.extractor, config.full_tail, config.whole) < 1,
+            whole_images=config.whole_images,
             reconstruct=config.reconstruct,
         )
 
@@ -259,11 +260,11 @@ class _Build:
                 self.base, Images(few, few, few), self.clusters, config, StepStore(Path(folder)),
                 lambda step, done, total: None, fit=False,
             )  # fmt: skip
-            common, fallback = small._common()
-            subgraph = small._subgraphs().first(common)
+            extractor, full_tail = small._whole()
+            subgraph = small._subgraphs().first(extractor)
         with torch.random.fork_rng(devices=[]):  # nobody else's draws are to change
-            router = make_predictor(network.feature_shape(common), count, config.router).eval().folded()
-        parts = network.graphs_of({"common": common, "subgraph": subgraph, "fallback": fallback})
+            router = make_predictor(network.feature_shape(extractor), count, config.router).eval().folded()
+        parts = network.graphs_of({"extractor": extractor, "subgraph": subgraph, FULL_TAIL: full_tail})
         return Prospect.of(
             network.graph, None if count == 1 else router.to(memory_format=torch.channels_last), parts,
             self.images.calibration, self.base.spec.preprocessing, self.limits,
@@ -278,10 +279,10 @@ class _Build:
         return self._fit_deferral(self._parts(provenance, lambda: None))
 
     def _parts(self, provenance: dict[str, str], after_first_steps: Callable[[], None]) -> Bundle:
-        common, fallback = self._common()
-        router = self._router(common)
+        extractor, full_tail = self._whole()
+        router = self._router(extractor)
         after_first_steps()
-        parts = {"common": common, "fallback": fallback, **self._subgraphs().of(common)}
+        parts = {"extractor": extractor, FULL_TAIL: full_tail, **self._subgraphs().of(extractor)}
         return Bundle(
             spec=self.base.spec,
             class_names=tuple(self.images.scoring.class_names),
@@ -309,24 +310,24 @@ class _Build:
 
     # ---- steps
 
-    def _common(self) -> tuple[Part, Part]:
+    def _whole(self) -> tuple[Part, Part]:
         """The extractor and the full tail, each made smaller for all classes if asked for."""
         config, network = self.config, self.network
-        if config.extractor == config.fallback == config.common == 1:
+        if config.extractor == config.full_tail == config.whole == 1:
             return Part(network.coupling.keep_all()), Part(network.coupling.keep_all())
-        shares = ((config.common, WHOLE), (config.extractor, EXTRACTOR), (config.fallback, TAIL))
+        shares = ((config.whole, WHOLE), (config.extractor, EXTRACTOR), (config.full_tail, TAIL))
         rules: list[Rule] = [
             (Budget(share, config.weight_cost, config.times), region) for share, region in shares if share < 1
         ]
 
         def compute() -> Tensors:
             scope = whole_scope(
-                self.base, network, self.images.scoring, config.common_images, config.seed, lambda: self.progress
+                self.base, network, self.images.scoring, config.whole_images, config.seed, lambda: self.progress
             )
             part = compress(self.compressor, [scope], rules, self._run(self.whole_passes))[0]
             return part.to_tensors(network.coupling, "")
 
-        tensors = self.store.get("common", self.compaction | {"fallback": config.fallback}, compute)
+        tensors = self.store.get("whole", self.compaction | {"full_tail": config.full_tail}, compute)
         return network.split(Part.from_tensors(tensors, network.coupling, ""))
 
     def _subgraphs(self) -> Subgraphs:
@@ -340,7 +341,7 @@ class _Build:
         config = self.config
         return Run(self.store, passes, self.progress, self.fit, config.reconstruct_bytes, notice=self.notice)
 
-    def _router(self, common: Part) -> RoutePredictor:
+    def _router(self, extractor: Part) -> RoutePredictor:
         """The route predictor, before its calibration."""
         config = self.config
         routing = self.origin | {
@@ -366,21 +367,21 @@ class _Build:
                 self.shelf.forget()
 
             def teach() -> Tensors:  # the base model's own features are made on the way to what it thinks
-                return views.targets((lambda values: None) if common.changes else keep)
+                return views.targets((lambda values: None) if extractor.changes else keep)
 
             targets = self.store.get("targets", routing, teach)["targets"]
             if not features:
-                views.features(common, keep)
+                views.features(extractor, keep)
             trained = train_router(
                 features[0], targets, config.router, lambda done, total: self.progress("router", done, total)
             )
             return trained.state_dict()
 
-        router = make_predictor(self.network.feature_shape(common), len(self.clusters), config.router)
+        router = make_predictor(self.network.feature_shape(extractor), len(self.clusters), config.router)
         if len(self.clusters) == 1:
             return router.eval()
-        extractor = hash_tensors(common.to_tensors(self.network.coupling, ""))
-        depends = routing | asdict(config.router) | {"extractor": extractor}
+        reads = {"extractor": hash_tensors(extractor.to_tensors(self.network.coupling, ""))}
+        depends = routing | asdict(config.router) | reads
         router.load_state_dict(self.store.get("router", depends, compute))
         return router.eval().requires_grad_(False)
 

@@ -41,7 +41,7 @@ class BuildConfig:
         max_loss: a fraction (0.01 is one point).
         choices: the guarantee of each is corrected for it (see :func:`sinf.routing.threshold.choose_threshold`).
         route_draws: above five views of an image, parts of images are exchanged too.
-        common_images: how many of the scoring images decide which channels extractor and full tail, which serve all
+        whole_images: how many of the scoring images decide which channels extractor and full tail, which serve all
             classes, keep.
         reconstruct_bytes: memory that activations may take while those two are reconstructed from all scoring images.
         memory: bytes that the process may take; batches are as large as that allows, and features that do not fit lie
@@ -64,8 +64,8 @@ class BuildConfig:
     extractor: Annotated[
         float, Option("Fraction of the extractor's MACs that stays, for all classes.", COMPRESSION)
     ] = 1.0
-    fallback: Annotated[float, Option("Fraction of the full tail's MACs that stays.", COMPRESSION)] = 1.0
-    common: Annotated[
+    full_tail: Annotated[float, Option("Fraction of the full tail's MACs that stays.", COMPRESSION)] = 1.0
+    whole: Annotated[
         float, Option("Instead of those two: one budget for both, spent where it costs least.", COMPRESSION)
     ] = 1.0
     weight_cost: float = WEIGHT_COST
@@ -83,7 +83,7 @@ class BuildConfig:
     keep_anyway: Annotated[bool, Option("Write a bundle that is not faster than the base model all the same.", RUN)] = (
         False
     )
-    common_images: int = 4000
+    whole_images: int = 4000
     route_draws: Annotated[
         int,
         Option("Cropped and flipped views that the route predictor learns from, ten of an image at most.", COMPRESSION),
@@ -97,12 +97,12 @@ class BuildConfig:
         from sinf.routing.threshold import require_limit
 
         Budget(self.extractor, self.weight_cost)
-        Budget(self.fallback, self.weight_cost)
-        Budget(self.common, self.weight_cost)
-        if self.common < 1 and min(self.extractor, self.fallback) < 1:
+        Budget(self.full_tail, self.weight_cost)
+        Budget(self.whole, self.weight_cost)
+        if self.whole < 1 and min(self.extractor, self.full_tail) < 1:
             raise ConfigError(
-                "a common budget stands instead of those of extractor and fallback",
-                got=f"common {self.common:g}, extractor {self.extractor:g}, fallback {self.fallback:g}",
+                "a budget of the whole stands instead of those of extractor and full tail",
+                got=f"whole {self.whole:g}, extractor {self.extractor:g}, full tail {self.full_tail:g}",
                 remedy="leave it, or the other two, at 1",
             )
         if self.across_clusters and isinstance(self.subgraph, Schedule):
@@ -112,7 +112,7 @@ class BuildConfig:
         require_takes(self.method, self.subgraph, self.criterion)
         make_criterion(self.criterion_name)
         Memory(self.memory)
-        for name in ("route_draws", "common_images", "reconstruct_bytes", "choices"):
+        for name in ("route_draws", "whole_images", "reconstruct_bytes", "choices"):
             if getattr(self, name) < 1:
                 raise ConfigError(
                     f"{name} must be at least 1", got=getattr(self, name), remedy="leave it at its default"
@@ -176,7 +176,7 @@ class SubgraphSize:
     def within(self, config: BuildConfig, cost: float | None = None) -> BuildConfig:
         """The config with subgraphs of this size. A budget that a person names is one of MACs alone, unless they say
         what loading a weight costs."""
-        named = self.macs is not None or min(config.extractor, config.fallback, config.common) < 1
+        named = self.macs is not None or min(config.extractor, config.full_tail, config.whole) < 1
         if cost is None:
             cost = 0.0 if named else WEIGHT_COST
         rule = (

@@ -20,6 +20,7 @@ from sinf.graph.prepare import prepare
 from sinf.measure.delivery import LEAST_SAVED, describe_times, time_beside
 from sinf.measure.limits import Limits
 from sinf.measure.timing import Latency
+from sinf.routing.router import FULL_TAIL
 
 LONG = 60.0  # seconds of a build, from which on it is asked
 IMAGES = 64  # that parts are made from
@@ -46,8 +47,8 @@ class Prospect:
         progress: Callable[[int, int], None],
     ) -> Prospect:
         """From an untrained route predictor (None in a cascade, whose small tail runs for every input) and the parts
-        ``extractor``, ``subgraph`` and ``fallback``."""
-        extractor, subgraph, full = (prepare(parts[name]) for name in ("extractor", "subgraph", "fallback"))
+        ``extractor``, ``subgraph`` and ``full_tail``."""
+        extractor, subgraph, full = (prepare(parts[name]) for name in ("extractor", "subgraph", FULL_TAIL))
 
         def best(x: Tensor) -> Tensor:
             features = extractor(x)

@@ -16,7 +16,7 @@ from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import DataError
 from sinf.measure.accuracy import Observation
 from sinf.routing.deferral import Deferral, fit_deferral, fit_margin
-from sinf.routing.router import FALLBACK
+from sinf.routing.router import FULL_TAIL
 from sinf.routing.threshold import (
     NEVER,
     Calibration,
@@ -95,9 +95,9 @@ def tail_costs(model: SemanticModel, weight_cost: float) -> tuple[float, float]:
     network = model.network
     costs = {}
     for name, part in model.bundle.parts.items():
-        if name != "common":
+        if name != "extractor":
             tail = network.tail(part)
             calls = sum(node.op.startswith("call") for node in tail.graph.nodes)
             costs[name] = CALL_COST * calls + network.cost_of(tail, weight_cost)
-    subgraphs = [cost for name, cost in costs.items() if name != FALLBACK]
-    return sum(subgraphs) / len(subgraphs), costs[FALLBACK]
+    subgraphs = [cost for name, cost in costs.items() if name != FULL_TAIL]
+    return sum(subgraphs) / len(subgraphs), costs[FULL_TAIL]

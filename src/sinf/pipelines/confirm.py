@@ -25,7 +25,7 @@ from sinf.models import BaseModel
 from sinf.pipelines.candidates import FORMATS, Run, Static
 from sinf.pipelines.optimize_search import BASE, OWN
 from sinf.pipelines.place import Place
-from sinf.routing.router import FALLBACK, FRONT
+from sinf.routing.router import FRONT, FULL_TAIL
 
 Progress = Callable[[str, int, int], None]
 
@@ -86,7 +86,7 @@ def confirm(
 def parts_alone(model: SemanticModel, place: Place, precision: str) -> Run:
     """The extractor and the full tail of a bundle as one network, without a router or a small tail: it must be slower
     than the bundle, or these are worth nothing."""
-    whole = nn.Sequential(model.engine.module(bare(FRONT)), model.engine.module(FALLBACK))
+    whole = nn.Sequential(model.engine.module(bare(FRONT)), model.engine.module(FULL_TAIL))
     return Static(BaseModel(whole, model.bundle.spec), PARTS).run_in(place, precision)[0]
 
 

@@ -14,7 +14,7 @@ from sinf.graph.coupling import Coupling, couple
 from sinf.graph.network import PartedNetwork
 from sinf.graph.trace import trace
 from sinf.models import BaseModel
-from sinf.routing.router import FALLBACK, part_name
+from sinf.routing.router import FULL_TAIL, part_name
 
 _PAIR = (".reduce", ".expand")  # the two calls of a layer in low rank
 
@@ -66,7 +66,7 @@ def kept_of_bundle(bundle: Bundle, network: PartedNetwork) -> tuple[PartKept, ..
     before = {"extractor": network.parts.extractor}
     return tuple(
         PartKept(
-            {"extractor": "extractor", FALLBACK: "full tail"}.get(part) or names[part],
+            {"extractor": "extractor", FULL_TAIL: "full tail"}.get(part) or names[part],
             _compared(graph, before.get(part, network.parts.tail), network.coupling),
             part in names,
         )

@@ -54,11 +54,11 @@ class RouteImages:
         return {"targets": torch.cat(answers)}
 
     @torch.no_grad()
-    def features(self, common: Part, see: Callable[[Tensor], None]) -> None:
+    def features(self, extractor: Part, see: Callable[[Tensor], None]) -> None:
         """Give ``see`` the features of a smaller extractor, batch by batch."""
-        extractor = prepare_teacher(self.network.extractor(common))
+        run = prepare_teacher(self.network.extractor(extractor))
         for x in self._views("route features"):
-            see(extractor(x))
+            see(run(x))
 
     def _views(self, step: str) -> Iterator[Tensor]:
         """Cropped and flipped images. The base model has seen them in training, as a rule; new views are nearer to what

@@ -51,7 +51,7 @@ class Subgraphs:
     compaction: dict[str, Any]
     _features: tuple[Tensor, Tensor] | None = None
 
-    def of(self, common: Part) -> dict[str, Part]:
+    def of(self, extractor: Part) -> dict[str, Part]:
         """Every cluster's part, by name. Features are computed when the first of them is missing, and forgotten after
         the last."""
         network, run, total = self.network, self.run, len(self.clusters)
@@ -59,7 +59,7 @@ class Subgraphs:
         depends = self.compaction | {"rule": type(self.rule).__name__, **identity(self.rule)}
         if self.together:
             depends |= {"clusters": self.clusters.members}
-        scopes = [self._scope(cluster, common) for cluster in range(total)]
+        scopes = [self._scope(cluster, extractor) for cluster in range(total)]
         shared = Compression(self.compressor, scopes, [(self.rule, TAIL)], quiet) if self.together else None
         parts = {}
         for cluster, scope in enumerate(scopes):
@@ -78,17 +78,17 @@ class Subgraphs:
         self._features = None
         return parts
 
-    def first(self, common: Part) -> Part:
+    def first(self, extractor: Part) -> Part:
         """That of the first cluster alone, within a budget of its own; not stored."""
         quiet = replace(self.run, progress=lambda step, done, total: None)
-        return Compression(self.compressor, [self._scope(0, common)], [(self.rule, TAIL)], quiet).part(0)
+        return Compression(self.compressor, [self._scope(0, extractor)], [(self.rule, TAIL)], quiet).part(0)
 
-    def _scope(self, cluster: int, common: Part) -> Scope:
+    def _scope(self, cluster: int, extractor: Part) -> Scope:
         """The tail for a cluster's classes."""
         network, members, mine = self.network, list(self.clusters.members[cluster]), self._images_of(cluster)
 
         def features(most: int | None) -> tuple[Chosen, Chosen]:
-            whole, narrow = self._features_of_all(common)
+            whole, narrow = self._features_of_all(extractor)
             rows = Chosen(whole, mine)
             return rows, rows if narrow is whole else Chosen(narrow, mine)
 
@@ -106,7 +106,7 @@ class Subgraphs:
             batches=batches,
             inputs=features,
             classes=self.base.spec.classes,
-            start=Part(network.with_classes(common.keep, members)),
+            start=Part(network.with_classes(extractor.keep, members)),
             answer=members,
             share=self._share(cluster),
             seed=self.seed + cluster,
@@ -128,19 +128,19 @@ class Subgraphs:
         rows = torch.nonzero(own).flatten()
         return rows if len(rows) >= _LEAST else torch.cat([rows, torch.nonzero(~own).flatten()[: _OTHERS - len(rows)]])
 
-    def _features_of_all(self, common: Part) -> tuple[Tensor, Tensor]:
+    def _features_of_all(self, extractor: Part) -> tuple[Tensor, Tensor]:
         """Features of all scoring images, of the base extractor and of the one that will run."""
         if self._features is None:
             network = self.network
-            base, smaller = prepare(network.parts.extractor), prepare(network.extractor(common))
+            base, smaller = prepare(network.parts.extractor), prepare(network.extractor(extractor))
             count, done = len(self.scoring), 0
             whole = self.shelf.empty(count, *network.cut.shape)
-            small = self.shelf.empty(count, *network.feature_shape(common)) if common.changes else whole
+            small = self.shelf.empty(count, *network.feature_shape(extractor)) if extractor.changes else whole
             with torch.no_grad():
                 for x, _ in self.scoring.batches(self.base.spec.preprocessing):
                     self.run.progress("features", done, count)
                     whole[done : done + len(x)] = base(x)
-                    if common.changes:
+                    if extractor.changes:
                         small[done : done + len(x)] = smaller(x)
                     done += len(x)
                     self.shelf.forget()

@@ -228,9 +228,9 @@ def show_times(times: TailTimes) -> None:
     table = _table(
         title, "inputs", "a subgraph (median)", "the full tail", "worth it, alone", "beside 31 that fall back"
     )
-    for count, subgraph, fallback in zip(times.batches, times.subgraph, times.fallback, strict=True):
+    for count, subgraph, full_tail in zip(times.batches, times.subgraph, times.full_tail, strict=True):
         worth = ["yes" if times.worth([count], rest) else "no" for rest in (0, 31)]
-        table.add_row(str(count), f"{subgraph:.3f}", f"{fallback:.3f}", *worth)
+        table.add_row(str(count), f"{subgraph:.3f}", f"{full_tail:.3f}", *worth)
     console.print(table)
 
 
@@ -256,7 +256,7 @@ def show_stages(stages: StageTimes | None, energy: list[Energy], why: list[str])
             ("route predictor", stages.predictor, 1.0),
             ("subgraph", stages.subgraph, stages.subgraph_ran),
             ("deferral head", stages.deferral, stages.subgraph_ran),
-            ("fallback", stages.fallback, stages.fallback_share),
+            ("full tail", stages.full_tail, stages.fallback_share),
             ("glue", stages.glue, 1.0),
         ):
             table.add_row(name, f"{value:.3f}", _share(value / stages.base), _share(share))

@@ -31,7 +31,7 @@ class TailTimes:
     device: str
     batches: tuple[int, ...]
     subgraph: tuple[float, ...]
-    fallback: tuple[float, ...]
+    full_tail: tuple[float, ...]
     returning: float
 
     @property
@@ -41,15 +41,15 @@ class TailTimes:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> TailTimes:
-        lists = {name: tuple(values[name]) for name in ("batches", "subgraph", "fallback")}
+        lists = {name: tuple(values[name]) for name in ("batches", "subgraph", "full_tail")}
         return TailTimes(**(values | lists))
 
     def __post_init__(self) -> None:
-        counts = {len(self.batches), len(self.subgraph), len(self.fallback)}
+        counts = {len(self.batches), len(self.subgraph), len(self.full_tail)}
         if len(counts) != 1 or len(self.batches) < 2 or any(b <= a for a, b in pairwise((0, *self.batches))):
             raise ConfigError("times of tails must be of two or more growing batch sizes", got=self.batches)
         if (
-            not all(0 < time < float("inf") for time in (*self.subgraph, *self.fallback))
+            not all(0 < time < float("inf") for time in (*self.subgraph, *self.full_tail))
             or not 0 <= self.returning <= 1
         ):
             raise ConfigError("times of tails must be positive, and a share in 0..1", got=self, remedy="measure again")
@@ -65,7 +65,7 @@ class TailTimes:
         waiting, routed = float(rest + sum(sizes)), 0.0
         best, least = 0, float("inf")
         for count in range(len(sizes) + 1):
-            time = routed + _at(waiting, self.batches, self.fallback)
+            time = routed + _at(waiting, self.batches, self.full_tail)
             if time < least:
                 best, least = count, time
             if count < len(sizes):

@@ -4,7 +4,7 @@ An engine runs parts by name:
 
     front         images (B, C, H, W) -> features (B, ...), log_clusters (B, clusters), route (B,), confidence (B,)
     cluster000    features (N, ...), log_clusters (N, clusters) -> logits (N, classes), confidence (N,)
-    fallback      features (N, ...) -> logits (N, classes)
+    full_tail     features (N, ...) -> logits (N, classes)
     base          images (B, C, H, W) -> logits (B, classes)
     first         images (B, C, H, W) -> features (B, ...), logits (B, classes), confidence (B,)
 
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 from sinf.errors import ConfigError, DataError
 from sinf.routing.grouping import TailTimes
 
-FRONT, FIRST, FALLBACK, BASE = "front", "first", "fallback", "base"
+FRONT, FIRST, FULL_TAIL, BASE = "front", "first", "full_tail", "base"
 Array = Any  # numpy.ndarray or torch.Tensor
 
 
@@ -156,7 +156,7 @@ class FeatureRouter:
             confidence = after.item()
             if confidence >= threshold:
                 return logits, route, [confidence], [], subgraph_ran
-        (logits,) = run(FALLBACK, features)
+        (logits,) = run(FULL_TAIL, features)
         return logits, route, [confidence], [0], subgraph_ran
 
     def _run_cascade(self, images: Array, threshold: float) -> tuple[Array, None, list[float], list[int], set[int]]:
@@ -165,12 +165,12 @@ class FeatureRouter:
             value = after.item()
             if value >= threshold:
                 return logits, None, [value], [], {0}
-            (logits,) = self.engine.run(FALLBACK, features)
+            (logits,) = self.engine.run(FULL_TAIL, features)
             return logits, None, [value], [0], {0}
         confidence = after.tolist()
         falling = [row for row, value in enumerate(confidence) if value < threshold]
         if falling:
-            (answer,) = self.engine.run(FALLBACK, *_take(falling, features))
+            (answer,) = self.engine.run(FULL_TAIL, *_take(falling, features))
             logits = _put(logits, falling, answer, len(images))
         return logits, None, confidence, falling, set(range(len(images)))
 
@@ -194,7 +194,7 @@ class FeatureRouter:
         subgraph_ran = {row for rows in groups.values() for row in rows}
         falling = [row for row, value in enumerate(confidence) if row not in subgraph_ran or value < threshold]
         if falling:
-            (answer,) = run(FALLBACK, *_take(falling, features))
+            (answer,) = run(FULL_TAIL, *_take(falling, features))
             logits = _put(logits, falling, answer, len(images))
         return logits, route, confidence, falling, subgraph_ran
 

@@ -217,7 +217,7 @@ def images_needed(losses: Tensor, max_loss: float, alpha: float, most: int = 1_0
 
 
 def choose_early_threshold(
-    calibration: Calibration, max_loss: float, subgraph_cost: float, fallback_cost: float, steps: int = 20
+    calibration: Calibration, max_loss: float, subgraph_cost: float, full_tail_cost: float, steps: int = 20
 ) -> float:
     """The early threshold with which the limit costs least, in whatever unit the mean costs of a subgraph and of the
     full tail are given.
@@ -233,7 +233,7 @@ def choose_early_threshold(
         stopped = replace(calibration, early_threshold=early)
         limit = max(max_loss, float(stopped.losses(NEVER).double().mean()))
         chosen = choose_threshold(stopped, candidates, min(limit, 1 - 1e-9))
-        cost = chosen.subgraph_ran * subgraph_cost + chosen.fallback * fallback_cost
+        cost = chosen.subgraph_ran * subgraph_cost + chosen.fallback * full_tail_cost
         if cost < best_cost:
             best, best_cost = early, cost
     return best

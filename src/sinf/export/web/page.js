@@ -109,13 +109,13 @@ function way({ route, confidence, subgraphRan, fellBack }) {
   const cluster = readable(model.clusters[route]);
   const threshold = model.manifest.thresholds.value;
   const needed = threshold > 1 ? "every image falls back" : `${percent(threshold)} is needed`;
-  const shown = { front: true, router: true, subgraph: subgraphRan, fallback: fellBack };
+  const shown = { front: true, router: true, subgraph: subgraphRan, full_tail: fellBack };
   for (const part of $("way").children) {
     part.className = shown[part.dataset.part] ? "on" : "off";
   }
   $("route").textContent = `says: ${cluster}`;
   $("subgraph").textContent = subgraphRan ? `of ${cluster}` : "not run: the route is unlikely";
-  $("fallback").textContent = fellBack
+  $("full_tail").textContent = fellBack
     ? `confidence ${percent(confidence)}, ${needed}`
     : `not needed: confidence ${percent(confidence)}, ${needed}`;
   [...$("clusters").children].forEach((item, index) => (item.ariaCurrent = String(index === route)));
