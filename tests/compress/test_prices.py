@@ -128,7 +128,7 @@ def test_ranks_are_of_channels_that_are_computed_together(together: int, round_t
     ranks = choose_ranks(budget, count, metrics_of(count), round_to)
     assert ranks
     assert all(rank.channels % step == 0 for rank in ranks.values())
-    assert Budget(0.7).step(round_to) == round_to
+    assert Prices(Budget(0.7), count).step("head", round_to) == round_to
 
 
 def test_layers_that_take_longer_one_by_one_than_the_network_leave_no_rest() -> None:

@@ -4,7 +4,6 @@ exactly."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +21,14 @@ from sinf.graph.price import LayerTimes
 from sinf.measure import layer_times as module
 from sinf.measure.layer_table import LayerTable
 from sinf.measure.layer_times import from_tensors, layer_times, probes_of, to_tensors
+from times import made_up_clock, of_layer
 from tiny import COLOUR, NETWORKS, Attention, Chain, ChannelsLast, Depthwise, traced
-
-Clock = Callable[[Any], float]
-
-
-def formula(probe: Any) -> float:
-    """Milliseconds of a probe: 1 for its stem and head, and 0.5 + 0.01 o + 0.02 i + 0.003 o i by kernel for a layer."""
-    if probe is None:
-        return 77.0
-    return 1.0 if probe.bare else 1.0 + of_layer(probe.kind.kernel, probe.out, probe.into, probe.kind.alone)
-
-
-def of_layer(kernel: tuple[int, ...], out: int, into: int, alone: bool = False) -> float:
-    taps = 1
-    for side in kernel:
-        taps *= side
-    return 0.5 + 0.01 * out if alone else 0.5 + 0.01 * out + 0.02 * into + 0.003 * taps * out * into
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Times by the formula; gives what was opened."""
-    opened: list[Any] = []
-
-    def in_turns(running: dict[Any, Any], threads: int) -> dict[Any, float]:
-        opened.extend(probe for probe in running if probe is not None)
-        return {probe: formula(probe) for probe in running}
-
-    monkeypatch.setattr(module, "_in_turns", in_turns)
-    return opened
+    return made_up_clock(monkeypatch)
 
 
 def times_of(network: nn.Module, **options: Any) -> LayerTimes:
@@ -138,10 +115,10 @@ def test_depthwise_layers_are_as_wide_both_ways(clock: list[Any]) -> None:
             assert price.channels is None
             assert price.separable is None
             assert price.widths.at(layer.out_channels, 1) == pytest.approx(
-                of_layer((), layer.out_channels, 1, alone=True)
+                of_layer(layer.kernel_size, layer.out_channels, 1, layer.in_channels)
             )
     assert found
-    assert all(probe.out == probe.into for probe in clock if probe.kind.alone)
+    assert all(probe.out == probe.read for probe in clock if probe.kind.groups is None)
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, "Attention"])

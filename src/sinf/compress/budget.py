@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -44,10 +43,6 @@ class Budget:
             raise ConfigError("a MAC budget must be in (0, 1]", got=self.macs, remedy="take 0.5 to keep half")
         if not 0 <= self.weight_cost < 1e6:
             raise ConfigError("weight_cost must be in 0..1,000,000", got=self.weight_cost, remedy="take 0 or about 32")
-
-    def step(self, round_to: int) -> int:
-        """What ranks are multiples of: ``round_to``, and the channels computed together where time counts."""
-        return round_to if self.times is None else math.lcm(round_to, self.times.together)
 
 
 def identity(rule: Schedule | Budget) -> dict[str, Any]:

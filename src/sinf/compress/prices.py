@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from sinf.compress.budget import Budget
 from sinf.graph.cost import MacCount
 from sinf.graph.delta import groups_of
-from sinf.graph.price import Line, Price, Widths
+from sinf.graph.price import Line, Price, Widths, blocks
 
 
 class LayerCost(NamedTuple):
@@ -51,6 +52,13 @@ class Prices:
 
     def module(self, target: str) -> nn.Module:
         return self._calls[target][0][0]
+
+    def step(self, target: str, round_to: int) -> int:
+        """What ranks of a layer are multiples of: ``round_to``, its groups, and of each the channels that are computed
+        together where time counts."""
+        module = self.module(target)
+        groups, together = groups_of(module), 1 if self._times is None else self._times.together
+        return math.lcm(round_to, groups * blocks(together, groups, *module.weight.shape[:2]))
 
     def layer_cost(self, target: str, kernel_row_positions: float) -> LayerCost:
         """``kernel_row_positions`` is how many rows of a separable kernel read an image."""

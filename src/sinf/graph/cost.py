@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 
 from torch import Tensor, fx, nn
 
 from sinf.graph.coupling import Coupling
 from sinf.graph.trace import layer
 from sinf.graph.weight_cost import WEIGHT_COST as WEIGHT_COST
+
+
+def calls_of_layers(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module, int]]:
+    """Convolutions and linear layers, call by call, and the MACs of each for one output and one input (of a group)."""
+    for node in graph.graph.nodes:
+        module = layer(graph, node) if node.op == "call_module" else None
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and node.meta.get("shape") is not None:
+            yield node, module, _positions(node, module)
 
 
 class MacCount:
@@ -23,14 +32,9 @@ class MacCount:
 
     def __init__(self, graph: fx.GraphModule, coupling: Coupling) -> None:
         self.coupling = coupling
-        self.nodes: list[tuple[str, nn.Module, int]] = []
-        self.products = 0
-        for node in graph.graph.nodes:
-            module = layer(graph, node) if node.op == "call_module" else None
-            if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and node.meta.get("shape") is not None:
-                self.nodes.append((str(node.target), module, _positions(node, module)))
-            else:
-                self.products += node.meta.get("macs", 0)
+        layers = {node: (module, positions) for node, module, positions in calls_of_layers(graph)}
+        self.nodes = [(str(node.target), module, positions) for node, (module, positions) in layers.items()]
+        self.products: int = sum(node.meta.get("macs", 0) for node in graph.graph.nodes if node not in layers)
 
     def of(self, targets: set[str], products: int = 0) -> MacCount:
         """Those of some layers alone, and of ``products``."""

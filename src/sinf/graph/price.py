@@ -47,6 +47,13 @@ class Price:
     separable: Line | None = None
 
 
+def blocks(together: int, groups: int, out: int, into: int) -> int:
+    """How many channels are computed together, in every group of a layer of ``out`` outputs which reads ``into``
+    channels a group. An engine that computes ``together`` channels at once takes none of two groups, and one by one
+    those of groups that are no multiples."""
+    return together if groups == 1 or out // groups % together == into % together == 0 else 1
+
+
 @dataclass(frozen=True)
 class LayerTimes:
     """Milliseconds of the layers of one network where they will run.
@@ -55,7 +62,7 @@ class LayerTimes:
         where: engine, precision, batch and threads, in words.
         precision: in which they were measured.
         total: of the network as it is, and ``in_layers`` of all its calls of layers.
-        layers: prices by target, of one call each.
+        layers: prices by target, of one call each; by MACs of those few that are not timed.
         together: how many channels are computed together: widths between two multiples take as long as the next, and
             these prices hold at multiples.
     """

@@ -3,72 +3,98 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
+
+from sinf.graph.delta import walked
 
 _STEM = 8  # channels before the layer that is timed, which so reads what another layer wrote
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Layers that differ in their widths alone. ``size`` is that of the map that they read; linear layers have no
-    kernel, and as size how many vectors they read of an image, where it is not one."""
+    """Layers that differ in their widths alone: outputs, and inputs of a group. ``size`` is that of the map that they
+    read; linear layers have no kernel, and as size how many vectors they read of an image, where it is not one.
+
+    Of convolutions in groups, a kind has two of three: the number of ``groups``, the ``outputs`` and the ``inputs`` of
+    each; None is what differs. As they are, whole groups go: there are as many as the outputs say. The two layers in
+    their place keep the number of groups, and channels of each that are multiples of a ``block``, which is computed
+    together.
+    """
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     size: tuple[int, ...]
-    alone: bool = False  # every channel of its own: as many outputs as inputs
+    groups: int | None = 1
+    outputs: int | None = None
+    inputs: int | None = None
+    block: int = 1
 
     @staticmethod
     def of(module: nn.Module, shape: tuple[int, ...]) -> Kind | None:
-        """None of a layer that is not timed: grouped, in one dimension or three, or padded otherwise than by zeros."""
+        """Of a layer that reads values of this ``shape`` for one image, whose windows are in the first dimension. None
+        of one that is not timed: in one dimension or three, on windows, or padded otherwise than by zeros."""
         if isinstance(module, nn.Linear):
-            return Kind((), (), (), (), (math.prod(shape[1:-1]),) if len(shape) > 2 else ())
-        if not isinstance(module, nn.Conv2d) or isinstance(module.padding, str) or module.padding_mode != "zeros":
+            return Kind((), (), (), (), (math.prod(shape[:-1]),) if len(shape) > 2 or shape[0] > 1 else ())
+        padded_by_zeros = isinstance(module, nn.Conv2d) and module.padding_mode == "zeros"
+        if not padded_by_zeros or isinstance(module.padding, str) or shape[0] > 1:
             return None
-        alone = module.groups == module.in_channels == module.out_channels
-        if module.groups > 1 and not alone:
-            return None
-        return Kind(
-            module.kernel_size, module.stride, module.padding, module.dilation, tuple(shape[2:]), alone
-        )  # fmt: skip
+        kind = Kind(module.kernel_size, module.stride, module.padding, module.dilation, tuple(shape[2:]))
+        if module.groups == 1:
+            return kind
+        out, into = (channels // module.groups for channels in (module.out_channels, module.in_channels))
+        return replace(kind, groups=None, outputs=out, inputs=into)
 
     @property
     def separable(self) -> bool:
         """Whether rows and columns of the kernel can be layers of their own."""
-        return len(self.kernel) == 2 and min(self.kernel) > 1
+        return len(self.kernel) == 2 and min(self.kernel) > 1 and self.groups == 1
+
+    @property
+    def factored(self) -> bool:
+        """Whether these are layers of which two are in the place of one in groups."""
+        return self.groups is not None and self.groups > 1
+
+    def groups_at(self, out: int) -> int:
+        """Of a layer with so many outputs."""
+        return self.groups or out // (self.outputs or 1)
 
     def made(self, out: int, into: int) -> nn.Module:
         if not self.kernel:
             return nn.Linear(into, out)
+        groups = self.groups_at(out)
         return nn.Conv2d(
-            into, out, self.kernel, self.stride, self.padding, self.dilation, groups=into if self.alone else 1
+            into * groups, out, self.kernel, self.stride, self.padding, self.dilation, groups=groups
         )  # fmt: skip
 
     def written(self) -> tuple[int, ...]:
         """The size of what such layers write."""
-        return tuple(self.made(1, 1)(torch.zeros(1, 1, *self.size)).shape[2:])
+        return tuple(walked(self.size, self.kernel, self.stride, self.padding, self.dilation))
 
-    def halves(self) -> tuple[Kind, Kind, Kind, Kind]:
-        """The two layers through channels, and the two separable ones (the same twice where there are none such)."""
+    def halves(self, groups: int = 1, block: int = 1) -> tuple[Kind, Kind]:
+        """The two layers through channels, in so many groups."""
         if not self.kernel:
-            return self, self, self, self
+            return self, self
+        reduce = replace(self, groups=groups, outputs=None, block=block)
+        expand = Kind((1, 1), (1, 1), (0, 0), (1, 1), self.written())
+        return reduce, replace(expand, groups=groups, outputs=self.outputs, block=block)
+
+    def separated(self) -> tuple[Kind, Kind]:
+        """The two layers of one that is :attr:`separable`."""
         (rows, columns), (down, across), (top, left), (deep, wide) = (
             self.kernel, self.stride, self.padding, self.dilation,
         )  # fmt: skip
-        expand = Kind((1, 1), (1, 1), (0, 0), (1, 1), self.written())
         first = Kind((1, columns), (1, across), (0, left), (1, wide), self.size)
-        second = Kind((rows, 1), (down, 1), (top, 0), (deep, 1), first.written())
-        return self, expand, first, second
+        return first, Kind((rows, 1), (down, 1), (top, 0), (deep, 1), first.written())
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A network of one layer of a kind between a stem and a head, or of the stem and head alone."""
+    """A network of one layer of a kind between a stem and a head, or of the stem and head alone. ``into`` is of a
+    group."""
 
     kind: Kind
     out: int
@@ -76,13 +102,18 @@ class Probe:
     bare: bool = False
 
     def network(self) -> nn.Module:
-        before = nn.Conv2d(_STEM, self.into, 1) if len(self.kind.size) == 2 else nn.Linear(_STEM, self.into)
+        before = nn.Conv2d(_STEM, self.read, 1) if len(self.kind.size) == 2 else nn.Linear(_STEM, self.read)
         layers = [before] if self.bare else [before, nn.ReLU(), self.kind.made(self.out, self.into)]
-        return _Between(layers, len(self.kind.size), self.into if self.bare else self.out).eval()
+        return _Between(layers, len(self.kind.size), self.read if self.bare else self.out).eval()
+
+    @property
+    def read(self) -> int:
+        """Channels that the layer reads, of all groups."""
+        return self.into * self.kind.groups_at(self.out)
 
     @property
     def stem(self) -> Probe:
-        return Probe(Kind((), (), (), (), self.kind.size), 0, self.into, bare=True)
+        return Probe(Kind((), (), (), (), self.kind.size), 0, self.read, bare=True)
 
     @property
     def input_size(self) -> tuple[int, int, int]:

@@ -114,8 +114,8 @@ class LayerTable:
         except OSError as error:
             self._give_up(error)
             return
-        ours = re.compile(rf"{_name(depends)}\.(\d{{1,8}})x(\d{{1,8}})\.json")
-        wide = [(int(found[1]), int(found[2]), found[0]) for name in names if (found := ours.fullmatch(name))]
+        of_kind = re.compile(rf"{_name(depends)}\.(\d{{1,8}})x(\d{{1,8}})\.json")
+        wide = [(int(match[1]), int(match[2]), match[0]) for name in names if (match := of_kind.fullmatch(name))]
         wide = [each for each in wide if each[0] >= out and each[1] >= into]
         yield from (self.folder / name for _, _, name in sorted(wide, key=lambda each: (each[0] * each[1], each)))
 

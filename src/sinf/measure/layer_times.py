@@ -4,6 +4,9 @@ Layers of one kind (kernel, stride, place) are timed in small networks of their 
 beyond these time is taken to be bilinear, which is a few per cent off for layers of usual widths. A layer that becomes
 two is the sum of both. So a dozen kinds tell of every network that could be made of a network. Their times are kept for
 other networks (:mod:`sinf.measure.layer_table`); that of the whole network is measured each time.
+
+The few layers of no kind that is timed (in one dimension or three, on windows, padded otherwise than by zeros) are
+priced by their MACs.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ from torch import Tensor, fx, nn
 from sinf.engine.engines import native, runtime_of
 from sinf.engine.network_engine import open_network
 from sinf.errors import DataWarning
-from sinf.graph.delta import can_factor
-from sinf.graph.price import LayerTimes, Line, Price, Widths
+from sinf.graph.cost import calls_of_layers
+from sinf.graph.delta import can_factor, groups_of
+from sinf.graph.price import LayerTimes, Line, Price, Widths, blocks
 from sinf.graph.trace import layer
 from sinf.measure.accuracy import machine
 from sinf.measure.layer_kinds import Kind, Probe
@@ -31,7 +35,7 @@ from sinf.measure.layer_table import LayerTable, Times, is_idle
 from sinf.measure.timing import OtherProcesses, Progress, pinned_threads
 from sinf.version import __version__
 
-FORMAT = 2  # of what is kept and stored: another one when layers are timed, or written, in another way
+FORMAT = 3  # of what is kept and stored: another one when layers are timed, or written, in another way
 RUNS, LEAST_RUNS, SECONDS = 100, 10, 60  # of every probe; fewer where all together would take longer
 LEAST_SECONDS = 0.5  # of all together: the system counts the time of other processes in hundredths
 _BYTES = {"int8": 1, "bf16": 2}  # of a number; four in f32
@@ -42,6 +46,8 @@ _RANGES = 4  # images
 
 #: A network, and what it reads.
 _Running = tuple[Callable[[Any], Any], Any]
+#: Of a layer: target, module, its kind (None: not timed), and MACs for one output and one input (of a group).
+_Call = tuple[str, nn.Module, Kind | None, int]
 
 
 def layer_times(
@@ -76,12 +82,12 @@ def layer_times(
     stand = _Stand(
         run, images, lambda probe: _opened(probe, engine, precision, batch, threads), threads, together, progress
     )
-    total, found, load = stand.measure({kind: widths for kind, widths in widest.items() if kind not in kept})
+    total, timed, load = stand.measure({kind: widths for kind, widths in widest.items() if kind not in kept})
     if kept and not is_idle(load):
         kept = {}
-        total, found, load = stand.measure(widest)
+        total, timed, load = stand.measure(widest)
     if is_idle(load):
-        for kind, times in found.items():
+        for kind, times in timed.items():
             table.keep(where | asdict(kind), times, load)
     elif table.folder is not None:
         warnings.warn(
@@ -90,9 +96,10 @@ def layer_times(
             DataWarning,
             stacklevel=2,
         )
-    kinds = {kind: _bilinear(kind, times) for kind, times in (kept | found).items()}
-    layers = {target: _price(module, kind, kinds) for target, module, kind in calls}
-    in_layers = sum(layers[target].widths.at(*module.weight.shape[:2]) for target, module, _ in calls)
+    kinds = {kind: _bilinear(kind, times) for kind, times in (kept | timed).items()}
+    layers = {target: _price(module, kind, kinds, together) for target, module, kind, _ in calls if kind is not None}
+    layers |= _by_macs(calls, layers, total)
+    in_layers = sum(layers[target].widths.at(*module.weight.shape[:2]) for target, module, *_ in calls)
     there = f"{engine} {precision}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
     return LayerTimes(there, precision, total, in_layers, tuple(layers.items()), together)
 
@@ -165,14 +172,14 @@ def _touched(graph: fx.GraphModule, batch: int, precision: str = "f32") -> int |
     for node in graph.graph.nodes:
         if node.op == "call_module" and node.meta.get("shape") is not None:
             weights[node.target] = sum(weight.numel() for weight in layer(graph, node).parameters())
-            written += batch * math.prod(node.meta["shape"][1:]) * bool(weights[node.target])
+            written += batch * math.prod(node.meta["shape"]) * bool(weights[node.target])
     touched = _BYTES.get(precision, 4) * (sum(weights.values()) + written)
     return next((step for step in _TOUCHED if touched <= step << 20), None)
 
 
 def _kept(widest: dict[Kind, tuple[int, int]], where: dict[str, Any], table: LayerTable) -> dict[Kind, Times]:
-    found = {kind: table.find(where | asdict(kind), *widths) for kind, widths in widest.items()}
-    return {kind: times for kind, times in found.items() if times is not None}
+    kept = {kind: table.find(where | asdict(kind), *widths) for kind, widths in widest.items()}
+    return {kind: times for kind, times in kept.items() if times is not None}
 
 
 def _all_probes(widest: dict[Kind, tuple[int, int]], together: int) -> list[Probe]:
@@ -181,33 +188,32 @@ def _all_probes(widest: dict[Kind, tuple[int, int]], together: int) -> list[Prob
     return probes + list(dict.fromkeys(probe.stem for probe in probes))
 
 
-def _calls(graph: fx.GraphModule) -> Iterator[tuple[str, nn.Module, Kind]]:
-    for node in graph.graph.nodes:
-        if node.op != "call_module" or node.meta.get("shape") is None:
-            continue
-        module, read = layer(graph, node), node.all_input_nodes[0].meta.get("shape")
-        kind = None if read is None else Kind.of(module, read)
-        if kind is not None:
-            yield str(node.target), module, kind
+def _calls(graph: fx.GraphModule) -> Iterator[_Call]:
+    for node, module, macs in calls_of_layers(graph):
+        read = node.all_input_nodes[0].meta.get("shape")
+        yield str(node.target), module, None if read is None else Kind.of(module, read), macs
 
 
-def _widest(calls: Iterable[tuple[str, nn.Module, Kind]], together: int = 1) -> dict[Kind, tuple[int, int]]:
+def _widest(calls: Iterable[_Call], together: int = 1) -> dict[Kind, tuple[int, int]]:
     """The most outputs and inputs of every kind that is there or could come; where the most are computed ``together``,
     more channels could be between separable layers, and two widths are needed to tell what they cost."""
     widest: dict[Kind, tuple[int, int]] = {}
 
     def note(kind: Kind, out: int, into: int) -> None:
         before = widest.get(kind, (0, 0))
-        widest[kind] = max(before[0], out), max(before[1], out if kind.alone else into)
+        widest[kind] = max(before[0], out), max(before[1], into)
 
-    for _, module, kind in calls:
+    for _, module, kind, _ in calls:
+        if kind is None:
+            continue
         out, into = module.weight.shape[:2]
         note(kind, out, into)
-        if can_factor(module) and not kind.alone:
-            whole, expand, first, second = kind.halves()
-            note(whole, out, into)
-            note(expand, out, out)
+        if can_factor(module):
+            reduce, expand = _through_channels(module, kind, together)
+            note(reduce, out, into)
+            note(expand, out, out // groups_of(module))
             if kind.separable:
+                first, second = kind.separated()
                 rows, columns = kind.kernel
                 between = max(out, min(into * columns, out * rows, 2 * max(together, _LEAST)))
                 note(first, between, into)
@@ -215,19 +221,29 @@ def _widest(calls: Iterable[tuple[str, nn.Module, Kind]], together: int = 1) -> 
     return widest
 
 
+def _through_channels(module: nn.Module, kind: Kind, together: int) -> tuple[Kind, Kind]:
+    """The kinds of the two layers through channels that a layer may become."""
+    groups = groups_of(module)
+    return kind.halves(groups, blocks(together, groups, *module.weight.shape[:2]) if groups > 1 else 1)
+
+
 def _probes(kind: Kind, out: int, into: int, together: int = 1) -> Iterator[Probe]:
-    """At a small and at the largest width each way."""
-    if kind.alone:
-        yield from (Probe(kind, width, width) for width in _ends(out, together))
-    else:
-        yield from (Probe(kind, o, i) for o in _ends(out, together) for i in _ends(into, together))
+    """At a small and at the largest width each way that differs; ``into`` is of a group."""
+    if kind.groups is None:
+        yield from (Probe(kind, o, into) for o in _ends(out, together, kind.outputs or 1))
+        return
+    groups, step = kind.groups, kind.groups * kind.block
+    outs = _ends(out, together, step) if kind.outputs is None else (out,)
+    reads = _ends(groups * into, together, step) if kind.inputs is None else (groups * into,)
+    yield from (Probe(kind, o, read // groups) for o in outs for read in reads)
 
 
-def _ends(most: int, together: int = 1) -> tuple[int, ...]:
-    """A small width, of as many channels as are computed ``together``, and the largest; one alone where these would be
-    the same."""
+def _ends(most: int, together: int = 1, step: int = 1) -> tuple[int, ...]:
+    """A small width, of as many channels as are computed ``together`` and a multiple of ``step``, and the largest; one
+    alone where these would be the same."""
     least = max(_LEAST, together)
     small = max(least, int(_SMALL * most) // least * least)
+    small = math.ceil(small / step) * step
     return (small, most) if small < most else (most,)
 
 
@@ -265,17 +281,15 @@ def _in_turns(running: dict[Probe | None, _Running], threads: int) -> dict[Probe
                 start = time.perf_counter()
                 run(x)
                 times[probe].append(1000 * (time.perf_counter() - start))
-    return {probe: median(found) for probe, found in times.items()}
+    return {probe: median(runs) for probe, runs in times.items()}
 
 
-def _bilinear(kind: Kind, found: Times) -> Widths:
+def _bilinear(kind: Kind, times: Times) -> Widths:
     """Through what was timed of a kind, at one, two or four pairs of widths."""
-    outs, intos = (sorted({pair[side] for pair in found}) for side in (0, 1))
-    if kind.alone:
-        return _rising(outs[0], outs[-1], found[outs[0], outs[0]], found[outs[-1], outs[-1]])
+    outs, intos = (sorted({pair[side] for pair in times}) for side in (0, 1))
     (o, most_o), (i, most_i) = (outs[0], outs[-1]), (intos[0], intos[-1])
     at_small, at_most = (
-        _rising(o, most_o, found[o, into], found[most_o, into]) for into in (i, most_i)
+        _rising(o, most_o, times[o, into], times[most_o, into], kind.factored) for into in (i, most_i)
     )  # lines over outputs, at the few and at the most inputs
     if most_i == i:
         return at_most
@@ -284,42 +298,63 @@ def _bilinear(kind: Kind, found: Times) -> Widths:
     return Widths(at_most.fixed - into * most_i, at_most.out - pair * most_i, into, pair)
 
 
-def _rising(first: float, last: float, at_first: float, at_last: float) -> Widths:
-    """The line over outputs through two points; what is timed falling does not depend on the outputs."""
+def _rising(first: float, last: float, at_first: float, at_last: float, higher: bool = False) -> Widths:
+    """The line over outputs through two points. What is timed falling does not depend on the outputs: it takes what the
+    most take, or the ``higher`` of both, where there are always fewer and engines have a faster way for the most."""
     each = max(0.0, (at_last - at_first) / (last - first)) if last > first else 0.0
-    return Widths(at_last - each * last, each)
+    level = max(at_first, at_last) if higher else at_last
+    return Widths(level - each * last, each)
 
 
-def _price(module: nn.Module, kind: Kind, kinds: dict[Kind, Widths]) -> Price:
+def _price(module: nn.Module, kind: Kind, kinds: dict[Kind, Widths], together: int) -> Price:
     own, (out, into) = kinds[kind], module.weight.shape[:2]
-    if kind.alone or not can_factor(module):
+    if not can_factor(module):
         return Price(own)
-    whole, expand, first, second = kind.halves()
-    channels = _pair(kinds[whole], kinds[expand], out, into)
-    separable = _pair(kinds[first], kinds[second], out, into) if kind.separable else None
+    reduce, expand = _through_channels(module, kind, together)
+    channels, separable = _pair(kinds[reduce], kinds[expand], out, into, groups_of(module)), None
+    if kind.separable:
+        first, second = kind.separated()
+        separable = _pair(kinds[first], kinds[second], out, into)
     return Price(own, channels, separable)
 
 
-def _pair(first: Widths, second: Widths, out: int, into: int) -> Line:
-    """Of two layers, by the channels between them."""
+def _pair(first: Widths, second: Widths, out: int, into: int, groups: int = 1) -> Line:
+    """Of two layers, by the channels between them, of all groups."""
     fixed = first.fixed + first.into * into + second.fixed + second.out * out
-    return Line(fixed, first.out + first.pair * into + second.into + second.pair * out)
+    return Line(fixed, first.out + first.pair * into + (second.into + second.pair * out) / groups)
+
+
+def _by_macs(calls: list[_Call], timed: dict[str, Price], total: float) -> dict[str, Price]:
+    """Prices of the layers that are not ``timed``: as much a MAC as the others take, and all together at most the time
+    that the network has beside these."""
+    taken, macs, left = 0.0, 0, 0
+    for target, module, _, each in calls:
+        out, into = module.weight.shape[:2]
+        if target in timed:
+            taken, macs = taken + timed[target].widths.at(out, into), macs + each * out * into
+        else:
+            left += each * out * into
+    if not left:
+        return {}
+    rest = max(0.0, total - taken) / left
+    a_mac = min(rest, taken / macs) if macs else rest
+    return {target: Price(Widths(pair=a_mac * each)) for target, _, _, each in calls if target not in timed}
 
 
 def to_tensors(times: LayerTimes) -> dict[str, Tensor]:
     """Times as steps are stored, which depend on :data:`FORMAT`; text is its bytes."""
     nothing = (math.nan, math.nan)
-    found = {
+    tensors = {
         name: torch.tensor(list(text.encode()), dtype=torch.uint8)
         for name, text in (("where", times.where), ("precision", times.precision))
     }
-    found |= {
+    tensors |= {
         "total": torch.tensor([times.total, times.in_layers, times.together], dtype=torch.float64),
     }
     for target, price in times.layers:
         lines = [nothing if line is None else (line.fixed, line.each) for line in (price.channels, price.separable)]
-        found[f"layer.{target}"] = torch.tensor([*astuple(price.widths), *lines[0], *lines[1]], dtype=torch.float64)
-    return found
+        tensors[f"layer.{target}"] = torch.tensor([*astuple(price.widths), *lines[0], *lines[1]], dtype=torch.float64)
+    return tensors
 
 
 def from_tensors(stored: dict[str, Tensor]) -> LayerTimes:

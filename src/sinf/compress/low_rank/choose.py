@@ -50,8 +50,8 @@ def choose_ranks_together(
     budget: Budget, parts: Sequence[tuple[MacCount, Mapping[str, Losses]]], shares: Sequence[float], round_to: int = 8
 ) -> list[dict[str, Rank]]:
     """What :func:`choose_ranks` finds, for several parts under one budget: of their mean MACs, each part counting by
-    its share of the inputs, and so does what it loses. Ranks are multiples of ``round_to``, and of as many channels as
-    are computed together where time counts.
+    its share of the inputs, and so does what it loses. Ranks are multiples of ``round_to``, of a layer's groups, and of
+    as many channels as are computed together where time counts.
 
     Raises:
         ConfigError: no ranks are within the budget.
@@ -59,13 +59,12 @@ def choose_ranks_together(
     if round_to < 1:
         raise ConfigError("round_to must be at least 1", got=round_to, remedy="take 8")
     options: dict[tuple[int, str], list[_Choice]] = {}
-    step = budget.step(round_to)
     fixed = 0.0
     for part, ((count, metrics), share) in enumerate(zip(parts, shares, strict=True)):
         prices = Prices(budget, count)
         fixed += share * prices.rest
         for target in prices.targets():
-            choices = _options(target, prices, metrics, step)
+            choices = _options(target, prices, metrics, round_to)
             options[part, target] = [_Choice(c.rank, share * c.loss, share * c.cost) for c in choices]
     whole = fixed + sum(choices[0].cost for choices in options.values())
     least = fixed + sum(min(choice.cost for choice in choices) for choices in options.values())
@@ -122,7 +121,7 @@ def left_whole(budget: Budget, count: MacCount, metrics: Mapping[str, Losses], r
         reason = why_one(prices.module(target))
         if reason is None and prices.layer_cost(target, 0.0).channels is None:
             reason = "none of these was timed as two"
-        if reason is None and len(_options(target, prices, metrics, budget.step(round_to))) == 1:
+        if reason is None and len(_options(target, prices, metrics, round_to)) == 1:
             reason = "two cost more"
         if reason is not None:
             layers.setdefault(reason, []).append(target)
@@ -135,19 +134,20 @@ def _options(target: str, prices: Prices, metrics: Mapping[str, Losses], round_t
     choices = [_Choice(None, 0.0, costs.whole)]
     if metric is None or not can_factor(module):
         return choices
+    step = prices.step(target, round_to)
 
     def offer(values: Tensor, noise: Tensor, line: Line | None, most: int, separable: bool) -> None:
         if line is None:
             return
         effects = values.sum() - values.cumsum(0) + prices.rounding * noise.cumsum(0)  # of what goes, and of rounding
-        step = math.lcm(round_to, metric.groups)
         for rank in range(step, most + 1, step):
             if (cost := line.at(rank)) < costs.whole:
                 lost = effects[rank // metric.groups - 1]
                 choices.append(_Choice(Rank(rank, separable), 0.5 * float(lost), cost))
 
     out, into = module.weight.shape[:2]
-    offer(metric.values, metric.values, costs.channels, out, separable=False)
+    fewer = out - 1  # through as many the layer would stay as it is, and another come after it
+    offer(metric.values, metric.values, costs.channels, fewer, separable=False)
     if len(metric.kernel_rows):
         rows, columns = module.weight.shape[2:]
         most = min(into * columns, out * rows)
