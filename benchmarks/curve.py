@@ -77,7 +77,7 @@ CHAINS: dict[str, list[Chain]] = {
         *each("channels", 0.95, 0.9, 0.8),
         *each("depth", 0.96, 0.93, 0.9),
         *each("ranks", 0.8, 0.75, 0.7, 0.675, 0.65, 0.9, of_time=True),
-        *each("ranks", 0.8, 0.76, 0.73, 0.65, round_to=16),
+        *each("ranks", 0.8, 0.76, 0.745, 0.73, 0.65, round_to=16),
         (Step("ranks", 0.8, of_time=True), Step("depth", 0.97)),
         (Step("depth", 0.97), Step("ranks", 0.8, round_to=16)),
         (Step("channels", 0.95), Step("ranks", 0.8, round_to=16)),

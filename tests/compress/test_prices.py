@@ -94,6 +94,21 @@ def test_a_second_call_costs_too() -> None:
     assert "second.0" not in ranks
 
 
+def test_as_many_channels_as_outputs_save_nothing() -> None:
+    """Whatever the clock says: the layer would be there as it is, and another after it."""
+    count = counted(traced(Chain()))
+    known, times = metrics_of(count), times_of(count)
+    layers = tuple(
+        (target, replace(price, channels=Line(0.8 * price.widths.at(5, 6), 0.0), separable=None))
+        if target == "second.0"
+        else (target, price)
+        for target, price in times.layers
+    )
+    noisy = replace(times, layers=layers)
+    ranks = choose_ranks(Budget(0.9, times=noisy), count, known, 1)
+    assert ranks.get("second.0") in (None, Rank(4))
+
+
 def test_channels_go_where_time_is() -> None:
     graph = traced(Chain())
     coupling = couple(graph)
