@@ -33,6 +33,7 @@ from sinf.statistics import Fisher, KernelRows, OutputMoments, SiteStatistics
 
 _FLOOR = 1e-2  # of the mean of F's diagonal: what the answer hardly feels still counts a little
 _FLAT = 1e-6  # of the mean variance: inputs that hardly change
+_HARDLY = 1e-12  # of it: enough where channels are dead, and nothing beside what varies
 _NUMBERS = {"kernel_row_positions": torch.float64, "groups": torch.int64}  # what is no tensor, and its type as one
 
 
@@ -181,11 +182,10 @@ def roots(matrix: Tensor, least: float | None = None) -> tuple[Tensor, Tensor]:
 
 
 def triangular_root(matrix: Tensor) -> Tensor:
-    """L, lower triangular, of a covariance S = L L', to which a small share of its mean variance is added. It serves as
-    S^1/2 does, and takes a hundredth of the time, unless rounded sums have left S indefinite: then it is made of that.
-    """
+    """L, lower triangular, of a covariance S = L L', to which next to nothing is added. It serves as S^1/2 does, and
+    takes a hundredth of the time, unless rounded sums have left S indefinite: then it is made of that."""
     system = matrix.double().clone()
-    system.diagonal().add_(_FLAT * torch.diagonal(matrix).mean().clamp(min=1e-30))
+    system.diagonal().add_(_HARDLY * torch.diagonal(matrix).mean().clamp(min=1e-30))
     factor, failed = torch.linalg.cholesky_ex(system)
     return torch.linalg.qr(roots(system)[0]).R.T if int(failed) else factor
 
