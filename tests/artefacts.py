@@ -29,7 +29,7 @@ def make_static(images: LabelledImages, folder: Path, *, keep_batch_norm: bool =
         rule=Schedule(0.3, 0.3), method="channels", images=36, round_to=1, reconstruct=False, limits=None
     )
     made = prune(small("vgg11", 0.125), images, config, folder / "work")
-    save(made, folder / "static", images.class_names, made_by={"seed": 0}, keep_batch_norm=keep_batch_norm)
+    save(made, folder / "static", images.class_names, provenance={"seed": 0}, keep_batch_norm=keep_batch_norm)
     return folder / "static"
 
 

@@ -245,7 +245,7 @@ def test_training_on_keeps_batch_norms(
     assert str(tmp_path / "run" / "pruned") in out
     folded = library.from_pretrained(tmp_path / "run" / "pruned")
     assert not has_batch_norms(folded)
-    assert folded.made_by["trained further"] == "1 epochs on train"
+    assert folded.provenance["trained further"] == "1 epochs on train"
     _, _, err = sinf.call("train", folders["static"], *train, "--out", tmp_path / "other", "--keep-batch-norm")
     assert "--keep-batch-norm" in err
 

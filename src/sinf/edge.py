@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from sinf.bundle.records import ClassNames, ClusterList, ThresholdValue, TimesList, Weight
+from sinf.bundle.records import ClusterList, ThresholdValue, TimesList, Weight
 from sinf.data.record import PreprocessingRecord
 from sinf.engine.onnxruntime_engine import OnnxRuntimeEngine
 from sinf.engine.openvino_engine import OpenVinoEngine
@@ -25,6 +25,7 @@ from sinf.engine.sessions import SessionEngine
 from sinf.errors import BundleError, ConfigError, DataError
 from sinf.routing.grouping import TailTimes
 from sinf.routing.router import BASE, FIRST, FRONT, FULL_TAIL, FeatureRouter, part_name
+from sinf.storage.config import ClassNames
 from sinf.storage.files import sha256
 from sinf.storage.schema import Digest, Name, Record, Share, Text, parse_file, shortened, validated
 from sinf.storage.seal import unsealed

@@ -6,8 +6,8 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sinf.bundle import folder as bundle_files
 from sinf.bundle.folder import folder_of
+from sinf.storage import config
 
 if TYPE_CHECKING:
     from sinf.bundle.plain import PlainModel
@@ -24,7 +24,7 @@ MODELS = {
 
 def method_of(source: str | Path) -> str:
     """A key of :data:`MODELS`; what is no artefact counts as semantic, and is refused when it is opened."""
-    method = bundle_files.method_of(folder_of(source))
+    method = config.method_of(folder_of(source))
     return method if method in MODELS else "semantic"
 
 

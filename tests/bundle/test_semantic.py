@@ -190,8 +190,8 @@ def test_a_damaged_file_is_refused_by_name(built: Path, tmp_path: Path, name: st
     ("change", "says"),
     [
         ({"sinf_format": 99}, "99.*install the version"),
-        ({"sinf_format": 6}, "6.*build the bundle again with this version"),
-        ({"sinf_format": "7"}, "format 7"),
+        ({"sinf_format": 7}, "7.*build the bundle again with this version"),
+        ({"sinf_format": "8"}, "format 8"),
         ({"cut": "nowhere"}, "nowhere"),
         ({"clusters": [{"name": "a", "classes": [0]}, {"name": "b", "classes": [0, 1]}]}, "one cluster"),
         ({"clusters": {"a": [0], "b": [1]}}, "clusters"),

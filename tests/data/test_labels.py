@@ -272,7 +272,7 @@ def test_data_with_some_of_the_classes_prunes(sinf: Program, tmp_path: Path, wei
     assert "4 labels are 4 of the model's 6 classes" in err
     assert "2 of 6 classes: green, blue" in err
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["class_names"] == ["red", "orange", "green", "teal", "blue", "violet"]
+    assert config["classes"] == ["red", "orange", "green", "teal", "blue", "violet"]
     (photos / "pink").mkdir()
     (photos / "pink" / "0.png").write_bytes(picture(1))
     code, _, err = sinf.call(*own[:-1], tmp_path / "other", "--score", "train", *words)

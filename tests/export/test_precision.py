@@ -39,7 +39,7 @@ def plain(tiny_images: LabelledImages, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("plain")
     config = PruneConfig(Budget(0.8), "ranks", None, images=24)
     made = prune(small("vgg11", 0.125), tiny_images, config, folder / "work")
-    save(made, folder / "plain", tiny_images.class_names, made_by={})
+    save(made, folder / "plain", tiny_images.class_names, provenance={})
     found = from_pretrained(folder / "plain")
     assert isinstance(found, PlainModel)
     return found

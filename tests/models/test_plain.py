@@ -16,15 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from sinf.bundle.folder import require_place
 from sinf.data.images import Preprocessing
 from sinf.errors import ModelError
 from sinf.graph.trace import trace
 from sinf.models import BaseModel, ModelSpec, load_model, plain
 from sinf.models.to_plain import make_plain, to_plain
-from sinf.pipelines.comparison import check_target, save
+from sinf.pipelines.comparison import save
+from sinf.storage import config as storage
+from sinf.storage import schema
 from tiny import COLOUR, Mixed, randomise
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def model() -> BaseModel:
 def folder(model: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Do not write into it."""
     path = tmp_path_factory.mktemp("pruned") / "model"
-    save(model, path, list("abcdef"), made_by={"criterion": "residual", "seed": 2**63})
+    save(model, path, list("abcdef"), provenance={"criterion": "residual", "seed": 2**63})
     return path
 
 
@@ -50,7 +53,7 @@ def folder(model: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def twin(folder: Path, tmp_path: Path) -> Path:
     path = tmp_path / "twin"
     path.mkdir()
-    for each in (CONFIG, WEIGHTS):
+    for each in (CONFIG, WEIGHTS, CARD):
         (path / each).write_bytes((folder / each).read_bytes())
     return path
 
@@ -215,21 +218,34 @@ def test_a_forged_hash_of_other_tensors(folder: Path, twin: Path) -> None:
     for other in ({**state, first: torch.zeros(3)}, {**state, "more": torch.zeros(3)}, {}, {first: state[first]}):
         save_file(other, twin / WEIGHTS)
         config = json.loads((folder / CONFIG).read_text())
-        config["sha256"] = {WEIGHTS: sha256(twin / WEIGHTS)}
+        config["sha256"][WEIGHTS] = sha256(twin / WEIGHTS)
         write(twin, config, digest=True)
         for load in LOADERS:
             assert "tensors" in str(attempt(twin, load))
 
 
-def test_folders_of_an_earlier_version(folder: Path, twin: Path, model: BaseModel) -> None:
-    """They have no digest: not loaded, but written again in their place."""
+@pytest.mark.parametrize("version", ["sinf-plain-1", "sinf-plain-2"])
+def test_folders_of_an_earlier_version(folder: Path, twin: Path, model: BaseModel, version: str) -> None:
+    """They had a format of their own: not loaded, but written again in their place."""
     config = json.loads((folder / CONFIG).read_text())
-    write(twin, {k: v for k, v in config.items() if k != "digest"} | {"format": "sinf-plain-1"})
-    for load in LOADERS:
-        assert "sinf-plain-2 (got sinf-plain-1): write it again" in str(attempt(twin, load))
-    check_target(twin)
+    config = {"format": version, "network": config["model"]["options"], "made_by": {}}
+    write(twin, config)
+    assert f"format 8 (got {version}): write it again" in str(attempt(twin, plain.load))
+    assert f"format 8 (got '{version}'): build the bundle again" in str(attempt(twin, by_sinf))
+    require_place(twin)
     save(model, twin, list("abcdef"))
     assert isinstance(attempt(twin), torch.Tensor)
+
+
+def test_the_loader_and_sinf_read_the_same_format() -> None:
+    assert (plain.FORMAT, plain.WEIGHTS) == (storage.FORMAT, WEIGHTS)
+    assert (plain.MAX_BYTES, plain.MAX_ITEMS) == (schema.MAX_BYTES, schema.MAX_ITEMS)
+
+
+@pytest.mark.parametrize("method", ["semantic", "dynamic"])
+def test_a_bundle_of_another_method_is_no_plain_model(folders: dict[str, Path], method: str) -> None:
+    for load in LOADERS:
+        assert "the method static" in str(attempt(folders[method], load))
 
 
 # ---- what is described
@@ -354,12 +370,12 @@ for folder in sys.argv[1:]:
 """
 
 LARGE: dict[str, Callable[[dict[str, Any]], None]] = {
-    "layer": lambda c: c["network"]["layers"]["head"]["args"].update(out_features=10**9),
-    "tensor": lambda c: c["network"]["tensors"].update(
+    "layer": lambda c: c["model"]["options"]["layers"]["head"]["args"].update(out_features=10**9),
+    "tensor": lambda c: c["model"]["options"]["tensors"].update(
         t={"kind": "buffer", "shape": [2**20, 2**20], "dtype": "float64"}
     ),
-    "steps": lambda c: c["network"].update(network(*GREEDY["repeat"])),
-    "input": lambda c: c["preprocessing"].update(size=[3, 10**6, 10**6]),
+    "steps": lambda c: c["model"]["options"].update(network(*GREEDY["repeat"])),
+    "input": lambda c: c["model"]["preprocessing"].update(size=[3, 10**6, 10**6]),
 }
 
 
@@ -368,7 +384,8 @@ def test_a_few_bytes_take_no_memory(folder: Path, tmp_path: Path) -> None:
     """In a process that may take 300 MB more than it has."""
     for name, change in LARGE.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+        for each in (WEIGHTS, CARD):
+            (tmp_path / name / each).write_bytes((folder / each).read_bytes())
         config = json.loads((folder / CONFIG).read_text())
         change(config)
         write(tmp_path / name, config, digest=True)

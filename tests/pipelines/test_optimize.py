@@ -312,7 +312,7 @@ def test_int8_is_a_candidate_too_and_what_cannot_win_is_timed_in_few_rounds(
         ("base model", "int8"): 50, ("ranks, 60 %", "f32"): 10, ("ranks, 60 %", "int8"): 50
     }  # fmt: skip
     assert (found.chosen.name, found.chosen.precision) == ("ranks, 60 %", "int8")
-    assert "onnxruntime int8" in str(from_pretrained(tmp_path / "fast").made_by)
+    assert "onnxruntime int8" in str(from_pretrained(tmp_path / "fast").provenance)
 
 
 def test_a_work_folder_goes_on(

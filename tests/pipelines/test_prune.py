@@ -18,10 +18,11 @@ import pytest
 import torch
 from torch import nn
 
+from sinf.bundle.folder import require_place
 from sinf.bundle.plain import deployed
 from sinf.compress.select import Budget, Schedule
 from sinf.data.images import LabelledImages
-from sinf.errors import ConfigError, ModelError, StorageError
+from sinf.errors import BundleError, ConfigError, ModelError
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import couple
 from sinf.graph.network import Network
@@ -37,7 +38,7 @@ from sinf.models.to_plain import make_plain, to_plain
 from sinf.pipelines import comparison as pruned_module
 from sinf.pipelines import latency_budget
 from sinf.pipelines import prune as pruning
-from sinf.pipelines.comparison import Size, check_target, compare, save
+from sinf.pipelines.comparison import Size, compare, save
 from sinf.pipelines.prune import LatencyBudget, PruneConfig, prune
 from sinf.pipelines.prune_config import describe
 from sinf.training.recipe import Distillation
@@ -555,7 +556,7 @@ def test_what_was_measured_is_written_down(
     compared = compare(base, pruned, tiny_images, pairs=3)
     assert compared.loss == pytest.approx(100 * (compared.base_top1 - compared.top1))
     assert [t.batch for t in compared.times] == [1, 32]
-    save(pruned, tmp_path / "out", list("abcdef"), made_by={"criterion": "residual"}, comparison=compared)
+    save(pruned, tmp_path / "out", list("abcdef"), provenance={"criterion": "residual"}, comparison=compared)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["measured"]["pruned"]["macs"] == Size.of(pruned).macs
     card = (tmp_path / "out" / "README.md").read_text()
@@ -569,9 +570,9 @@ def test_only_a_pruned_model_is_replaced(pruned: BaseModel, tmp_path: Path) -> N
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
     for path in (tmp_path / "other", tmp_path / "out" / "config.json"):
-        with pytest.raises(StorageError, match="only a pruned model"):
-            check_target(path)
-        with pytest.raises(StorageError, match="only a pruned model"):
+        with pytest.raises(BundleError, match="only a bundle"):
+            require_place(path)
+        with pytest.raises(BundleError, match="only a bundle"):
             save(pruned, path, list("abcdef"))
 
 
@@ -589,16 +590,16 @@ def damage(folder: Path, target: Path, change: object) -> Path:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("format",), "other"),
-        (("network", "steps", 1, "do"), "exec"),
-        (("network", "steps", 1, "of"), "__class__"),
-        (("network", "layers", "features.0", "type"), "Module.__init__"),
-        (("network", "layers", "features.0", "type"), "functional"),
-        (("network", "layers", "features.0", "args"), {"colour": 1}),
-        (("network", "steps"), []),
-        (("network",), {}),
+        (("sinf_format",), 7),
+        (("model", "options", "steps", 1, "do"), "exec"),
+        (("model", "options", "steps", 1, "of"), "__class__"),
+        (("model", "options", "layers", "features.0", "type"), "Module.__init__"),
+        (("model", "options", "layers", "features.0", "type"), "functional"),
+        (("model", "options", "layers", "features.0", "args"), {"colour": 1}),
+        (("model", "options", "steps"), []),
+        (("model", "options"), {}),
         (("sha256",), {}),
-        (("preprocessing",), None),
+        (("model", "preprocessing"), None),
     ],
     ids=lambda value: str(value)[:30],
 )

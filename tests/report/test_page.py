@@ -166,7 +166,7 @@ def test_the_promise_stands_word_by_word(
         model = SemanticModel(replace(model.bundle, threshold=sure))
         promise = sure.promise(None, "onnxruntime", "int8")
     else:
-        promise = model.made_by["promise"] = "With confidence 0.9 <all> is well."  # type: ignore[union-attr]
+        promise = model.provenance["promise"] = "With confidence 0.9 <all> is well."  # type: ignore[union-attr]
     write_report(model, images, out, source=all_folders[kind])  # type: ignore[arg-type]
     quote = parsed(out).find(".//blockquote")
     assert quote is not None

@@ -1,157 +1,25 @@
-"""The folder of a bundle, of either method: how it is checked, and refused. :mod:`sinf.bundle.writing` writes it.
+"""What is made of a bundle's folder: the model that ``config.json`` names, and tensors that fit it. Where it lies, and
+which folder may be replaced.
 
-``config.json`` holds the sha256 of every other file and its own digest (:mod:`sinf.storage.seal`), so that whatever is
-damaged or edited is refused before anything is made of it. A model that a bundle names is made by sinf or by a library
-that is installed; what would run or fetch anything else is refused unless the caller allows it.
+Whatever is damaged or edited is refused before anything is made of it (:mod:`sinf.storage.config`). A model that a
+bundle names is made by sinf or by a library that is installed; what would run or fetch anything else is refused unless
+the caller allows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sinf.bundle.records import ClassNames, Provenance
-from sinf.errors import BundleError, DataError, ModelError, SinfError, StorageError
+from sinf.errors import BundleError, DataError, ModelError, SinfError
 from sinf.models import ModelSpec
-from sinf.models.plain import FORMAT as PLAIN_FORMAT
-from sinf.storage.files import sha256
-from sinf.storage.schema import Digest, Name, Record, parse_file, shortened, validated
-from sinf.storage.seal import unsealed
-
-FORMAT = 7
-CONFIG = "config.json"
-
-
-class ConfigRecord(Record):
-    """What ``config.json`` of every bundle holds."""
-
-    sinf_format: Literal[7]
-    method: str
-    model: dict[Name, JsonValue]  # ModelSpec.from_json reads it
-    classes: ClassNames
-    provenance: Provenance
-    sha256: dict[Name, Digest]
-
-
-# ---- config.json
-
-
-def read_config(folder: Path, schema: type[ConfigRecord], files: tuple[str, ...], key: bytes | None = None) -> Any:
-    """The ``config.json`` of a bundle, as an instance of ``schema``; it and all ``files`` are as they were written.
-
-    Raises:
-        BundleError: not a bundle, another format or method, or a file that is missing, damaged or changed.
-    """
-    record, _ = _open_config(folder, key)
-    method, wanted = record.get("method"), schema.model_fields["method"].default
-    if method != wanted:
-        raise BundleError(
-            f"a bundle of the method {wanted} is needed",
-            got=f"one of the method {shortened(method, 80)}",
-            remedy="open it with sinf.from_pretrained",
-        )
-    config = validated(record, schema, BundleError, str(folder / CONFIG), remedy="build it again")
-    _check_files(folder, config.sha256, files)
-    return config
-
-
-def require_readable(config: dict[str, Any], schema: type[ConfigRecord]) -> None:
-    """Refuse a config that was written but could not be read again."""
-    validated(config, schema, BundleError, CONFIG, remedy="nothing was written")
-
-
-def config_digest(folder: Path, key: bytes | None = None) -> str:
-    """The digest of a bundle's ``config.json``, which stands for the whole bundle."""
-    return _open_config(folder, key)[1]
-
-
-def _open_config(folder: Path, key: bytes | None) -> tuple[dict[str, Any], str]:
-    """What stands in ``config.json``, and its digest."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise BundleError("a bundle must be a folder with a config.json", got=folder, remedy="name the bundle's folder")
-    record = parse_file(path, BundleError, remedy="copy or build the bundle again")
-    if isinstance(record, dict) and record.get("format") == PLAIN_FORMAT:
-        raise BundleError(
-            "a bundle must have been written by sinf build",
-            got=f"{folder}, a pruned model",
-            remedy="open it with sinf.from_pretrained",
-        )
-    if not isinstance(record, dict) or "sinf_format" not in record:
-        raise BundleError("a bundle must have been written by sinf", got=f"{path} of something else")
-    written = record["sinf_format"]
-    if type(written) is not int or written != FORMAT:
-        older = type(written) is int and written < FORMAT
-        raise BundleError(
-            f"this version of sinf reads format {FORMAT}",
-            got=shortened(repr(written), 80),
-            remedy="build the bundle again with this version" if older else "install the version that wrote it",
-        )
-    return unsealed(record, BundleError, str(path), key)
-
-
-def _check_files(folder: Path, digests: dict[str, str], names: tuple[str, ...]) -> None:
-    if set(digests) != set(names):
-        got = ", ".join(sorted(set(digests) ^ set(names)))
-        raise BundleError("a bundle must list all its files", got=shortened(got), remedy="build it again")
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            raise BundleError("a bundle must be whole", got=f"{name} is missing in {folder}", remedy="copy it again")
-        if sha256(path) != digests[name]:
-            raise BundleError(
-                "a bundle must be as it was written",
-                got=f"{name} in {folder} is damaged or was changed",
-                remedy="copy or build it again",
-            )
-
-
-# ---- kinds of folders
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of folder: what it is called in messages, whose errors it has, and which ``config.json`` is of it, of any
-    version, so that a folder of an earlier one can be written again."""
-
-    what: str
-    error: type[SinfError]
-    owns: Callable[[dict[str, Any]], bool]
-
-
-BUNDLE = Kind("bundle", BundleError, lambda config: "sinf_format" in config)
-PRUNED = Kind(
-    "pruned model",
-    StorageError,
-    lambda config: str(config.get("format")).startswith(PLAIN_FORMAT.rstrip("0123456789")),
-)
-
-
-def _any_config(folder: Path) -> dict[str, Any]:
-    """What stands in ``config.json`` of anything; empty where there is none, or a damaged one."""
-    try:
-        record = parse_file(folder / CONFIG, BundleError)
-    except BundleError:
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def method_of(folder: Path) -> str | None:
-    """The method that ``config.json`` names, ``static`` of a plain model; None where there is no such file, or another
-    one."""
-    config = _any_config(folder)
-    if PRUNED.owns(config):
-        return "static"
-    return str(config.get("method")) if BUNDLE.owns(config) else None
-
+from sinf.storage.config import ConfigRecord, method_of
+from sinf.storage.schema import shortened
 
 # ---- the model
 
@@ -242,9 +110,11 @@ def folder_of(source: str | Path) -> Path:
     return folder
 
 
-def require_place(folder: Path, kind: Kind = BUNDLE) -> None:
-    """Refuse a folder that holds anything but one of a kind."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not kind.owns(_any_config(folder)))):
-        raise kind.error(
-            f"only a {kind.what} may be replaced", got=f"{folder} holds other files", remedy="name another"
-        )
+def require_place(folder: Path) -> None:
+    """Refuse a folder that holds anything but a model that sinf wrote, of any method and version.
+
+    Raises:
+        BundleError: it holds something else, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and method_of(folder) is None)):
+        raise BundleError("only a bundle may be replaced", got=f"{folder} holds other files", remedy="name another")

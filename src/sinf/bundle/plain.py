@@ -2,7 +2,8 @@
 
 The folder needs torch and safetensors to be loaded, and nothing of sinf (see :mod:`sinf.models.plain`):
 
-    config.json         layers and steps as data, classes, what it is fed, how it was made, what was measured
+    config.json         format, method, classes, what was measured, provenance, sha256 of the others, the model (layers
+                        and steps as data, what it is fed), digest
     model.safetensors   the tensors; names are those that they had in the base model
     load.py             the loader
     README.md           a model card
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from sinf.bundle import writing
 from sinf.bundle.classifier import Classifier
-from sinf.bundle.folder import PRUNED, folder_of, require_place
+from sinf.bundle.folder import folder_of
 from sinf.data.images import Preprocessing
 from sinf.errors import ModelError, VerificationError
 from sinf.graph.prepare import prepare
@@ -26,6 +27,7 @@ from sinf.graph.trace import trace
 from sinf.models import BaseModel, ModelSpec, plain
 from sinf.models.described import difference, of_graph
 from sinf.models.load import PLAIN, read_plain
+from sinf.storage.config import CARD
 
 _LONGEST_CARD = 1 << 20
 _SAMPLES, _CLOSE = 4, 1e-3
@@ -34,7 +36,7 @@ _SAMPLES, _CLOSE = 4, 1e-3
 class PlainModel(Classifier, nn.Module):
     """``(B, C, H, W)`` normalised images -> ``(B, classes)`` logits, by one network for all classes.
 
-    ``made_by`` says how it was made, ``measured`` what was measured of it, ``card`` is the text of its model card.
+    ``provenance`` says how it was made, ``measured`` what was measured of it, ``card`` is the text of its model card.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class PlainModel(Classifier, nn.Module):
         model: BaseModel,
         class_names: list[str] | tuple[str, ...],
         *,
-        made_by: dict[str, Any] | None = None,
+        provenance: dict[str, str] | None = None,
         measured: dict[str, Any] | None = None,
         card: str | None = None,
     ) -> None:
@@ -54,7 +56,8 @@ class PlainModel(Classifier, nn.Module):
             raise ModelError("every class must have a name", got=got, remedy="give those of the images")
         self.network = model.module
         self.spec: ModelSpec = model.spec
-        self.made_by, self.measured, self.card = made_by or {}, measured, card or card_of(model.spec, made_by or {})
+        self.provenance, self.measured = provenance or {}, measured
+        self.card = card or card_of(model.spec, self.provenance)
         self._names = tuple(class_names)
         self.eval()
 
@@ -70,36 +73,24 @@ class PlainModel(Classifier, nn.Module):
         """
         folder = folder_of(source)
         read = read_plain(folder, key)
-        return cls(read.model, read.class_names, made_by=read.made_by, measured=read.measured, card=_read_card(folder))
+        return cls(
+            read.model, read.class_names, provenance=read.provenance, measured=read.measured, card=_read_card(folder)
+        )
 
     def save_pretrained(self, folder: str | Path, *, key: bytes | None = None) -> None:
-        """Write the folder; one that holds another plain model is replaced, anything else is refused. With a ``key``
-        (16 bytes at least) it is signed.
+        """Write the folder; a bundle that is there is replaced, anything else is refused. With a ``key`` (16 bytes at
+        least) it is signed.
 
         Raises:
-            StorageError: the folder holds something else, or cannot be written; what was there stays.
+            BundleError: the folder holds something else, or cannot be written; what was there stays.
         """
-        spec = self.spec
-        config = {
-            "format": plain.FORMAT,
-            "name": spec.title,
-            "classes": spec.classes,
-            "class_names": list(self._names),
-            "preprocessing": spec.preprocessing.to_json(),
-            "made_by": self.made_by,
-            "measured": self.measured,
-            "sha256": {},  # in front of what is long
-            "network": spec.options,
-        }
         payload = writing.Payload(
-            config,
-            {plain.WEIGHTS: self.network.state_dict()},
-            self.card,
-            hashed=(plain.WEIGHTS,),
+            plain.METHOD, self.spec, self._names, self.provenance, {"measured": self.measured},
+            {plain.WEIGHTS: self.network.state_dict()}, self.card,
             finish=lambda partial, _: plain.load(partial),  # what is written can be read, or the old folder stays
             copies={"load.py": Path(plain.__file__)},
-        )
-        writing.write_folder(Path(folder), PRUNED, payload, key)
+        )  # fmt: skip
+        writing.write_folder(Path(folder), payload, key)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -149,12 +140,7 @@ def has_batch_norms(module: nn.Module) -> bool:
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
 
 
-def check_target(folder: Path) -> None:
-    """Refuse a folder that holds something else, before anything is computed."""
-    require_place(folder, PRUNED)
-
-
-def card_of(spec: ModelSpec, made_by: dict[str, Any], table: list[str] | None = None) -> str:
+def card_of(spec: ModelSpec, provenance: dict[str, str], table: list[str] | None = None) -> str:
     """The text of a model card; ``table`` are its lines about what was measured."""
     usage = [
         "```python",
@@ -176,13 +162,14 @@ def card_of(spec: ModelSpec, made_by: dict[str, Any], table: list[str] | None = 
         "Importing a `load.py` that you downloaded runs its code, whatever it is by then. With sinf installed,",
         '`sinf.load_model("FOLDER").module` is the same network, and nothing in the folder is run.',
     ]
-    return writing.card_of(f"{spec.title}, pruned", table or [], made_by, spec, usage)
+    return writing.card_of(f"{spec.title}, pruned", table or [], provenance, spec, usage)
 
 
 def _read_card(folder: Path) -> str | None:
-    """The card beside a model; None where there is none, or no text."""
+    """The card beside a model; None where it is too long to be one, or no text."""
+    with (folder / CARD).open("rb") as file:
+        content = file.read(_LONGEST_CARD + 1)
     try:
-        with (folder / writing.CARD).open("rb") as file:
-            return file.read(_LONGEST_CARD).decode()
-    except (OSError, UnicodeDecodeError):
+        return None if len(content) > _LONGEST_CARD else content.decode()
+    except UnicodeDecodeError:
         return None

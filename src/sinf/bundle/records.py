@@ -8,15 +8,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from sinf.routing.grouping import TailTimes
-from sinf.storage.schema import MAX_CLASSES, Name, Record, Share, Text, record_of
+from sinf.storage.config import distinct
+from sinf.storage.schema import MAX_CLASSES, Record, Share, Text, record_of
 
 _MOST_PIXELS = 1 << 24
-
-
-def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(names)) < len(names):
-        raise ValueError("names must differ")
-    return names
 
 
 def _ascending(classes: tuple[int, ...]) -> tuple[int, ...]:
@@ -32,13 +27,9 @@ def _threshold(value: float) -> float:
 
 
 Number = Annotated[int, Field(ge=0, lt=MAX_CLASSES)]
-ClassNames = Annotated[
-    tuple[Text, ...], Field(fail_fast=True, min_length=1, max_length=MAX_CLASSES), AfterValidator(_distinct)
-]
 #: A confidence, or 2: no input has as much.
 ThresholdValue = Annotated[float, AfterValidator(_threshold)]
 Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
-Provenance = Annotated[dict[Name, Annotated[str, Field(max_length=10_000)]], Field(max_length=1000)]
 
 
 class ClusterRecord(Record):
@@ -51,7 +42,7 @@ class ClusterRecord(Record):
 
 
 def _partition(clusters: tuple[ClusterRecord, ...]) -> tuple[ClusterRecord, ...]:
-    _distinct(tuple(cluster.name for cluster in clusters))
+    distinct(tuple(cluster.name for cluster in clusters))
     classes = sorted(number for cluster in clusters for number in cluster.classes)
     if classes != list(range(len(classes))):
         raise ValueError("every class must be in one cluster, and in one only")

@@ -1,7 +1,7 @@
 """What is saved and loaded: a folder with the base weights once, and for every subgraph only what differs.
 
-    config.json             format, model, classes, clusters, cut point, deferral, thresholds, provenance, sha256 of
-                            the others, digest
+    config.json             format, method, classes, clusters, cut point, deferral, thresholds, provenance, sha256 of
+                            the others, model, digest
     model.safetensors       the base model's weights
     subgraphs.safetensors   PART.kept.GROUP (kept channels, base coordinates) and PART.mix.LAYER (C, k) for every part;
                             PART.whole.PARAMETER where whole weights differ
@@ -22,18 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sinf.bundle.folder import (
-    BUNDLE,
-    FORMAT,
-    ConfigRecord,
-    consistent,
-    map_tensors,
-    read_config,
-    require_fit,
-    require_readable,
-    require_tensor,
-    spec_of,
-)
+from sinf.bundle.folder import consistent, map_tensors, require_fit, require_tensor, spec_of
 from sinf.bundle.records import ClusterList, ThresholdValue, Weight, cluster_list
 from sinf.bundle.times import read_times, write_times
 from sinf.bundle.writing import Payload, bundle_card, write_folder
@@ -49,9 +38,10 @@ from sinf.routing.grouping import TailTimes
 from sinf.routing.predictor import RoutePredictor, RouterConfig, make_predictor
 from sinf.routing.router import FULL_TAIL, part_name
 from sinf.routing.threshold import Threshold
+from sinf.storage.config import CARD, ConfigRecord, read_config, require_readable
 from sinf.storage.schema import Name, Share, record_of
 
-_FILES = ("model.safetensors", "subgraphs.safetensors", "router.safetensors", "README.md")
+_FILES = ("model.safetensors", "subgraphs.safetensors", "router.safetensors", CARD)
 _MOST_ROOM = 1 << 30  # bytes
 _NOTHING = "extractor.kept.none"  # a file of tensors must hold one
 
@@ -119,13 +109,13 @@ class Bundle:
     # ---- saving
 
     def save(self, folder: str | Path, *, key: bytes | None = None) -> None:
-        """Write the bundle; an existing bundle in ``folder`` is replaced, anything else is refused. With a ``key`` (16
-        bytes at least) it is signed.
+        """Write the bundle; one that is there is replaced, anything else is refused. With a ``key`` (16 bytes at
+        least) it is signed.
 
         Raises:
             BundleError: the folder holds something else, or cannot be written; what was there stays.
         """
-        write_folder(Path(folder), BUNDLE, self._payload(key), key)
+        write_folder(Path(folder), self._payload(key), key)
 
     def _payload(self, key: bytes | None) -> Payload:
         _require_room(self.clusters)
@@ -135,17 +125,12 @@ class Bundle:
             tensors |= part.to_tensors(network_coupling, f"{name}.")
         if not tensors:
             tensors = {_NOTHING: torch.zeros(0, dtype=torch.int32)}
-        config = {
-            "sinf_format": FORMAT,
-            "method": "semantic",
-            "model": self.spec.to_json(),
-            "classes": list(self.class_names),
+        content = {
             "clusters": cluster_list(self.clusters.names, self.clusters.members),
             "cut": self.cut,
             "deferral": asdict(self.deferral),
             "threshold": None if self.threshold is None else asdict(self.threshold),
             "router": asdict(self.router_config),
-            "provenance": self.provenance,
         }
         files = {
             "model.safetensors": self.base_state,
@@ -158,7 +143,7 @@ class Bundle:
             if self.times:
                 write_times(self.times, folder, key)
 
-        return Payload(config, files, self._card(), _FILES, finish)
+        return Payload("semantic", self.spec, self.class_names, self.provenance, content, files, self._card(), finish)
 
     def _card(self) -> str:
         lines = [

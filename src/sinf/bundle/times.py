@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from sinf.bundle.folder import config_digest
 from sinf.bundle.records import TimesList
 from sinf.errors import BundleError
 from sinf.routing.grouping import TailTimes
+from sinf.storage.config import config_digest
 from sinf.storage.files import write_json
 from sinf.storage.schema import Digest, Record, parse_file, validated
 from sinf.storage.seal import sealed, unsealed

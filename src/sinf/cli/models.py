@@ -123,9 +123,9 @@ def train(
         )
     if further is not None:
         place = out / "pruned"
-        made_by = {**further.made_by, "trained further": f"{config.epochs} epochs on {split}"}
+        provenance = {**further.provenance, "trained further": f"{config.epochs} epochs on {split}"}
         pruned.save(
-            trained, place, list(further.class_names), made_by=made_by, keep_batch_norm=keep_batch_norm,
+            trained, place, list(further.class_names), provenance=provenance, keep_batch_norm=keep_batch_norm,
             key=options.key(),
         )  # fmt: skip
         console.print(f"pruned model: {place}", soft_wrap=True)

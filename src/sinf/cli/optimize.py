@@ -40,7 +40,7 @@ def optimize(
     ] = None,
 ) -> dict[str, Any]:
     """Find the fastest network that loses at most --max-loss points, and write it: a plain model or a bundle."""
-    from sinf.bundle.plain import check_target
+    from sinf.bundle.folder import require_place
     from sinf.cli.room import Need, Room
     from sinf.pipelines.optimize import optimize as run
     from sinf.pipelines.optimize_search import most_open
@@ -49,7 +49,7 @@ def optimize(
 
     # Not pinned: these threads are those where it will run, and making the candidates takes all.
     config = replace(asked, threads=machine.threads or machine.pin(), memory=machine.memory)
-    check_target(out)
+    require_place(out)
     options.write_alone(context, out, *([] if work else [out.with_name(out.name + ".optimize")]))
     scoring, calibration = data.images(score), data.images(calibrate)
     selection = None if select is None else data.images(select)

@@ -56,6 +56,7 @@ def prune(
     ] = None,
 ) -> dict[str, Any]:
     """Make a model smaller for all its classes, and save it as a plain one: safetensors and a config, no pickle."""
+    from sinf.bundle.folder import require_place
     from sinf.compress.methods import make_compressor
     from sinf.data.disjoint import warn_of_shared
     from sinf.measure.delivery import describe_times
@@ -65,7 +66,7 @@ def prune(
     from sinf.report.terminal import Terminal
 
     pinned, train = machine.pin(), finetuning.train
-    saved.check_target(out)
+    require_place(out)
     steps_folder = work or out.with_name(out.name + ".prune")
     options.write_alone(context, out, *([] if work else [steps_folder]))
     config = replace(
@@ -121,7 +122,7 @@ def prune(
             progress=steps,
             memory=config.memory,
         )
-    made_by = make_compressor(smaller.method, config).describe() | {
+    provenance = make_compressor(smaller.method, config).describe() | {
         "method": smaller.method,
         "asked for": describe(config.rule) + f", at most {100 * limits.max_loss:g} points",
         "made": describe(smaller.rule),
@@ -134,11 +135,11 @@ def prune(
         "seed": config.seed,
     }
     saved.save(
-        smaller, out, scoring.class_names, made_by=made_by, comparison=compared, keep_batch_norm=keep_batch_norm,
+        smaller, out, scoring.class_names, provenance=provenance, comparison=compared, keep_batch_norm=keep_batch_norm,
         key=options.key(),
     )  # fmt: skip
     if work is None:
         shutil.rmtree(steps_folder, ignore_errors=True)
     tables.show_pruned(compared, out, pinned)
     estimate = {"expected_loss": None if smaller.expected is None else smaller.expected.to_json()}
-    return {"folder": str(out), **made_by, **estimate, **compared.to_json(), "empty_classes": empty}
+    return {"folder": str(out), **provenance, **estimate, **compared.to_json(), "empty_classes": empty}

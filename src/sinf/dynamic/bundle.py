@@ -1,6 +1,6 @@
 """What is saved and loaded of a dynamically pruned network: a folder like that of semantic inference.
 
-config.json          format, method, model, classes, gates, sites, provenance, sha256s, digest
+config.json          format, method, classes, gates, sites, provenance, sha256 of the others, model, digest
 model.safetensors    the base model's weights
 dynamic.safetensors  weights and gates as they were trained together, thresholds included
 README.md            a model card
@@ -16,24 +16,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sinf.bundle.folder import (
-    BUNDLE,
-    FORMAT,
-    ConfigRecord,
-    consistent,
-    map_tensors,
-    read_config,
-    require_fit,
-    require_readable,
-    spec_of,
-)
+from sinf.bundle.folder import consistent, map_tensors, require_fit, spec_of
 from sinf.bundle.writing import Payload, bundle_card, write_folder
 from sinf.dynamic.network import GateConfig, GatedNetwork, attach
 from sinf.errors import BundleError, ConfigError
 from sinf.models import BaseModel, ModelSpec, fit_state, load_spec
+from sinf.storage.config import CARD, ConfigRecord, read_config, require_readable
 from sinf.storage.schema import Name, record_of, shortened
 
-_FILES = ("model.safetensors", "dynamic.safetensors", "README.md")
+_FILES = ("model.safetensors", "dynamic.safetensors", CARD)
 _Sites = Annotated[tuple[Name, ...], Field(fail_fast=True, min_length=1, max_length=10_000)]
 
 
@@ -102,26 +93,21 @@ class DynamicBundle:
         return BaseModel(module.requires_grad_(False).eval(), self.spec)
 
     def save(self, folder: str | Path, *, key: bytes | None = None) -> None:
-        """Write the bundle; an existing bundle in ``folder`` is replaced, anything else is refused. With a ``key`` (16
-        bytes at least) it is signed.
+        """Write the bundle; one that is there is replaced, anything else is refused. With a ``key`` (16 bytes at
+        least) it is signed.
 
         Raises:
             BundleError: the folder holds something else, or cannot be written; what was there stays.
         """
-        config = {
-            "sinf_format": FORMAT,
-            "method": "dynamic",
-            "model": self.spec.to_json(),
-            "classes": list(self.class_names),
-            "gates": asdict(self.gates),
-            "sites": list(self.sites),
-            "provenance": self.provenance,
-        }
+        content = {"gates": asdict(self.gates), "sites": list(self.sites)}
         files = {"model.safetensors": self.base_state, "dynamic.safetensors": self.state}
         gates = f"{len(self.class_names)} classes; {len(self.sites)} convolutions with gates ({self.gates.kind})."
         card = bundle_card("dynamic pruning", [gates, ""], self.provenance, self.spec)
-        payload = Payload(config, files, card, _FILES, lambda _, written: require_readable(written, _Config))
-        write_folder(Path(folder), BUNDLE, payload, key)
+        payload = Payload(
+            "dynamic", self.spec, self.class_names, self.provenance, content, files, card,
+            lambda _, written: require_readable(written, _Config),
+        )  # fmt: skip
+        write_folder(Path(folder), payload, key)
 
     @staticmethod
     def load(folder: str | Path, *, allow_factory: bool = False, key: bytes | None = None) -> DynamicBundle:

@@ -29,7 +29,6 @@ from sinf.dynamic.latency import time_share
 from sinf.dynamic.network import GatedNetwork, Observed
 from sinf.dynamic.targets import Target
 from sinf.errors import ConfigError
-from sinf.machine.memory import near
 from sinf.training.checkpoint import epoch_batches
 
 _IMAGES, _TIMED = 2000, 64
@@ -68,7 +67,11 @@ def finish(
     Raises:
         ConfigError: no threshold reaches the target.
     """
-    sample = images.sample(_NORM_IMAGES, seed)
+    drawn_from, sample = images.sample(_NORM_IMAGES, seed), images.select(images.sample_rows(_IMAGES, seed))
+    time = None
+    if target.latency is not None:
+        timed = torch.cat([x for x, _ in sample.sample(_TIMED, seed).batches(preprocessing)])
+        time = partial(time_share, network, timed)
     most, done = finishing_images(len(images), target), 0
 
     def watch(count: int) -> None:
@@ -77,19 +80,19 @@ def finish(
         if progress is not None:
             progress(min(done, most - 1), most)
 
-    pixels, batch = Pixels(sample, preprocessing), min(_NORM_BATCH, len(sample), max(2, at_once))
+    pixels, batch = Pixels(drawn_from, preprocessing), min(_NORM_BATCH, len(drawn_from), max(2, at_once))
 
     def drawn() -> Iterator[Tensor]:
-        for x, _ in epoch_batches(pixels, sample.labels, preprocessing, batch, seed, 0):
+        for x, _ in epoch_batches(pixels, drawn_from.labels, preprocessing, batch, seed, 0):
             yield x
             watch(len(x))
 
     to_set = target.channels is None  # otherwise thresholds stay as training left them
     if to_set:
-        calibrate(network, preprocessing, images, target, seed, watch, at_once, within=_NEAR_ENOUGH)
+        calibrate(network, preprocessing, sample, target, time, watch, at_once, within=_NEAR_ENOUGH)
     recalibrate(network, drawn())
     if to_set:  # by new statistics it is dearer, or cheaper
-        calibrate(network, preprocessing, images, target, seed, watch, at_once)
+        calibrate(network, preprocessing, sample, target, time, watch, at_once)
     if progress is not None:
         progress(most, most)
 
@@ -100,13 +103,14 @@ def calibrate(
     preprocessing: Preprocessing,
     images: LabelledImages,
     target: Target,
-    seed: int = 0,
+    time: Callable[[], float] | None = None,
     watch: Watch | None = None,
     at_once: int = _FEW,
     within: float = _NEAR,
 ) -> float:
-    """Set the thresholds for good, on about 2000 of ``images``: the mean share of MACs that they cost. A target of MACs
-    or of time is met from below, ``within`` that share of it or as near as thresholds allow.
+    """Set the thresholds for good, on ``images`` whose first ones stand for all: the mean share of MACs that they cost.
+    A target of MACs, or of what ``time`` measures, is met from below, ``within`` that share of it or as near as
+    thresholds allow.
 
     Thresholds of ManiDP are all multiplied by one number; where there is none to multiply, those of a common share of
     channels are tried. ``watch`` is told how many images were run, after each batch.
@@ -115,13 +119,8 @@ def calibrate(
         ConfigError: no threshold reaches the target.
     """
     network.eval()
-    sample = images.select(images.sample_rows(_IMAGES, seed))  # in an order whose beginning stands for all
-    time = None
-    if target.latency is not None:
-        timed = torch.cat([x for x, _ in sample.sample(_TIMED, seed).batches(preprocessing)])
-        time = partial(time_share, network, timed)
     goal = target.macs or target.latency or 1.0
-    search = _Search(network, preprocessing, sample, goal, within, time, watch, at_once)
+    search = _Search(network, preprocessing, images, goal, within, time, watch, at_once)
     met = search.meets_goal(whole=target.channels is not None)  # as training left them
     if target.channels is not None:
         return search.macs
@@ -176,7 +175,7 @@ class _Search:
         watch: Watch | None,
         at_once: int,
     ) -> None:
-        self._at_once, self._goal, self._time = min(_FEW, near(network.graph), at_once), goal, time
+        self._at_once, self._goal, self._time = min(_FEW, at_once), goal, time
         self._enough = within * goal
         self.network, self.preprocessing, self.images = network, preprocessing, images
         self.gates = [network.gate(index) for index in range(len(network.sites))]

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from sinf.data.images import LabelledImages, Preprocessing
 from sinf.dynamic.network import GatedNetwork
-from sinf.machine.memory import Memory, activations, weight_bytes
+from sinf.machine.memory import Memory, activations, near, weight_bytes
 from sinf.training.teacher import Teacher
 
 TESTED = 500  # images at once without gradients, where memory allows it
@@ -30,7 +30,8 @@ def plan_training(
     teacher: Teacher | None = None,
 ) -> tuple[int, int]:
     """Images of a process's share of a batch that run at once with gradients, all or nearly equal parts of it, and
-    images at once without. Decoded images are kept where they fit, beside the ``teacher``.
+    images at once without, few enough that what they make stays near the processor. Decoded images are kept where they
+    fit, beside the ``teacher``.
 
     Raises:
         ConfigError: two images do not fit: a batch norm needs as many.
@@ -44,5 +45,5 @@ def plan_training(
     share = config.batch // processes
     more = 3 * values.largest  # the model's own code keeps what it calls a layer with, and a mask makes a product
     most = memory.batch("training", values.backward + more, share, fixed=fixed, least=2)
-    tested = memory.batch("thresholds", values.forward + more, TESTED, fixed=fixed)
+    tested = memory.batch("thresholds", values.forward + more, min(TESTED, near(network.graph)), fixed=fixed)
     return math.ceil(share / math.ceil(share / most)), tested

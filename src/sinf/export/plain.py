@@ -128,7 +128,7 @@ def _description(model: PlainModel) -> dict[str, Any]:
         "model": model.spec.name,
         "classes": model.classes,
         "preprocessing": model.preprocessing.to_json(),
-        "made_by": model.made_by,
+        "provenance": model.provenance,
     }
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -26,8 +25,8 @@ from sinf.models.own import made_before
 from sinf.models.spec import PLAIN, REFERENCE_NAMES, ModelSpec, require_channels
 from sinf.models.state import fit_state, head_size, read_weights, require_finite, require_shapes
 from sinf.models.to_plain import make_plain
-from sinf.storage.schema import Classes, Digest, Name, Record, Text, parse, validated
-from sinf.storage.seal import SIGNATURE, unsealed
+from sinf.storage.config import CARD, ConfigRecord, read_config
+from sinf.storage.schema import parse, shortened
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "PLAIN", "REFERENCE_NAMES", "ModelSpec", "read_weights"]
 
@@ -45,19 +44,9 @@ class BaseModel:
     notes: tuple[str, ...] = ()
 
 
-class _Folder(Record):
-    """What config.json of a pruned folder says beside what its loader checks."""
-
-    format: Name
-    digest: Digest
-    name: Name
-    classes: Classes
-    class_names: Annotated[tuple[Text, ...], Field(fail_fast=True, max_length=100_000)]
-    preprocessing: dict[str, Any]
-    made_by: dict[str, Any]
+class _Config(ConfigRecord):
+    method: str = plain.METHOD
     measured: dict[str, Any] | None
-    sha256: dict[str, Digest]
-    network: dict[str, Any]
 
 
 def load_model(
@@ -193,7 +182,7 @@ class PlainFolder:
 
     model: BaseModel
     class_names: tuple[str, ...]
-    made_by: dict[str, Any]
+    provenance: dict[str, str]
     measured: dict[str, Any] | None
 
 
@@ -204,25 +193,19 @@ def read_plain(folder: Path, key: bytes | None = None) -> PlainFolder:
     Raises:
         ModelError: it holds something else, or what is damaged, was changed or is not signed.
     """
-    remedy = "name another, or write it again with sinf prune"
+    config = read_config(folder, _Config, (plain.WEIGHTS, CARD), key, ModelError)
+    spec = ModelSpec.from_json(config.model)
+    if not spec.name.startswith(PLAIN) or len(config.classes) != spec.classes:
+        got = f"{shortened(spec.name)} of {spec.classes} classes, {len(config.classes)} names"
+        raise ModelError("a plain model describes itself and names its classes", got=got, remedy="write it again")
     try:
-        config = plain.read_config(folder)
-        if key is not None:
-            unsealed(config, ModelError, f"{folder / 'config.json'}", key)
-        config.pop(SIGNATURE, None)
-        read = validated(config, _Folder, ModelError, f"{folder / 'config.json'}", remedy=remedy)
-        record = {key: config[key] for key in ("classes", "preprocessing")}
-        spec = ModelSpec.from_json(record | {"name": PLAIN + read.name, "options": config["network"]})
-        if len(read.class_names) != spec.classes:
-            raise ValueError(f"{len(read.class_names)} names of {spec.classes} classes")
-        module = plain.fill(config, folder)
+        module = plain.fill(config.model, folder / plain.WEIGHTS)
     except ValueError as error:
-        raise ModelError(
-            f"a folder given as MODEL must be one that sinf prune wrote: {folder}", got=error, remedy=remedy
-        ) from error
+        rule = f"a folder must hold the network that it describes: {folder}"
+        raise ModelError(rule, got=error, remedy="name another, or write it again with sinf prune") from error
     require_finite(module.state_dict())
-    base = BaseModel(module, spec, ModelClasses.of(read.class_names, "the folder"))
-    return PlainFolder(base, read.class_names, read.made_by, read.measured)
+    base = BaseModel(module, spec, ModelClasses.of(config.classes, "the folder"))
+    return PlainFolder(base, config.classes, config.provenance, config.measured)
 
 
 def spec_from_metadata(path: str | Path) -> ModelSpec | None:

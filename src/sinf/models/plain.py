@@ -32,11 +32,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-FORMAT = "sinf-plain-2"
+FORMAT, METHOD = 8, "static"  # of every folder of a model, and of those that hold a plain one
 WEIGHTS = "model.safetensors"
 REMEDY = "copy the folder again, or write it again with sinf prune"
 
-MAX_BYTES, MAX_ITEMS, MAX_DEPTH = 8 << 20, 1_000_000, 32  # of config.json
+MAX_BYTES, MAX_ITEMS, MAX_DEPTH = 8 << 20, 300_000, 32  # of config.json
 MAX_CHANNELS, MAX_SIDE, MAX_NUMBER = 16, 2048, 2**64
 MAX_VALUES, MAX_LIVE = 1 << 28, 1 << 29  # for one image: numbers of a step, of all that are needed at once
 # What traced networks of torchvision, timm and sinf use, and their kin; none reads or writes files.
@@ -81,10 +81,14 @@ _DEVICE = re.compile(r"(cpu|cuda|mps)(:\d{1,2})?")
 
 def load(folder: str | Path) -> Plain:
     """The network in a folder, in eval mode; a ValueError where there is none, or a damaged one."""
-    return fill(read_config(folder), folder)
+    config, path = _read_config(folder), Path(folder) / WEIGHTS
+    with _refusing(f"{path} must be as it was written"), _open(path) as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != config["sha256"][WEIGHTS]:
+            raise ValueError("it is damaged or was changed")
+        return fill(config["model"], path)
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
+def _read_config(folder: str | Path) -> dict[str, Any]:
     """What config.json holds: bounded before it is parsed, and as it was written by its own digest; or a ValueError."""
     path = Path(folder) / "config.json"
     with _refusing(f"{path} must be JSON as sinf prune writes it"):
@@ -93,12 +97,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         if len(content) > MAX_BYTES or sum(map(content.count, (b"[", b"{", b","))) > MAX_ITEMS:
             raise _refusal(f"{path} must be small", f"more than {MAX_BYTES >> 20} MB or {MAX_ITEMS} items")
         config = json.loads(content.decode())
-        if (format_ := config.get("format") if isinstance(config, dict) else None) != FORMAT:
-            raise _refusal(f"{path} must have the format {FORMAT}", format_, "write it again with sinf prune")
-        require_data(config)
+        if (version := config.get("sinf_format", config.get("format"))) != FORMAT:
+            raise _refusal(f"{path} must have the format {FORMAT}", version, "write it again with sinf prune")
+        if (method := config.get("method")) != METHOD:
+            raise _refusal(f"{path} must be of the method {METHOD}", method, "open it with sinf.from_pretrained")
         if config["digest"] != digest(config):
             raise _refusal(f"{path} must be as it was written", "a digest of another content")
-        require_size(config["preprocessing"]["size"])
     return config
 
 
@@ -109,31 +113,27 @@ def digest(config: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def fill(config: dict[str, Any], folder: str | Path) -> Plain:
-    """The network of a config that was read, with the tensors beside it, in eval mode.
-
-    Raises:
-        ValueError: the network or its tensors are not what they must be.
-    """
+def fill(model: dict[str, Any], path: Path) -> Plain:
+    """The network that a config describes, with the tensors of a file, in eval mode; a ValueError where one does not
+    fit the other."""
     from safetensors import safe_open
 
-    path = Path(folder) / WEIGHTS
     with _refusing(f"{path} must hold the tensors of the config"):
-        model = checked(config["network"], config["preprocessing"]["size"], config["classes"])
-        with _open(path) as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != config["sha256"][WEIGHTS]:
-                raise _refusal(f"{path} must be as it was written", "it is damaged or was changed")
-        own = model.state_dict()
+        require_data(model)
+        size = model["preprocessing"]["size"]
+        require_size(size)
+        network = checked(model["options"], size, model["classes"])
+        own = network.state_dict()
         with safe_open(str(path), framework="pt") as tensors:
             shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
             wrong = sorted(n for n in own.keys() | shapes.keys() if n not in own or shapes.get(n) != own[n].shape)
             if wrong:
                 raise _refusal(f"{path} must hold the tensors of the config", f"others, such as {wrong[0]}")
-            model.to(memory_format=torch.channels_last).to_empty(device="cpu").eval().requires_grad_(False)
+            network.to(memory_format=torch.channels_last).to_empty(device="cpu").eval().requires_grad_(False)
             # Copied: mapped tensors may begin at any address, which is slower to read, and change with their file.
-            model.load_state_dict({name: tensors.get_tensor(name) for name in shapes})
-        model(torch.zeros(1, *config["preprocessing"]["size"]))  # meta checks less
-    return model
+            network.load_state_dict({name: tensors.get_tensor(name) for name in shapes})
+        network(torch.zeros(1, *size))  # meta checks less
+    return network
 
 
 def require_size(size: Any) -> None:

@@ -149,11 +149,11 @@ class Static(Design):
         )  # fmt: skip
 
     def _save(self, folder: Path, promise: Promise, class_names: list[str], key: bytes | None, place: Place) -> None:
-        made_by = {"made": self.name, "runs in": f"{promise.engine} {promise.precision}", "promise": str(promise)}
+        provenance = {"made": self.name, "runs in": f"{promise.engine} {promise.precision}", "promise": str(promise)}
         method = {} if self.method is None else {"method": self.method}
         if isinstance(self.model, Pruned):
             method["asked for"] = describe(self.model.rule)
-        model = save(self.model, folder, class_names, made_by=method | made_by, key=key)
+        model = save(self.model, folder, class_names, provenance=method | provenance, key=key)
         if promise.engine in FORMATS:
             export_network(
                 model, folder / promise.engine, FORMATS[promise.engine], precision=promise.precision,

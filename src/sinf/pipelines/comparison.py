@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sinf.bundle.plain import PlainModel, card_of, check_target, deployed
+from sinf.bundle.folder import require_place
+from sinf.bundle.plain import PlainModel, card_of, deployed
 from sinf.data.images import BATCH, LabelledImages
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
@@ -104,26 +105,24 @@ def save(
     folder: str | Path,
     class_names: list[str],
     *,
-    made_by: dict[str, Any] | None = None,
+    provenance: Mapping[str, object] | None = None,
     comparison: Comparison | None = None,
     keep_batch_norm: bool = False,
     key: bytes | None = None,
 ) -> PlainModel:
-    """Write a pruned network as it is run (:func:`sinf.bundle.plain.deployed`); one that holds another pruned model is
+    """Write a pruned network as it is run (:func:`sinf.bundle.plain.deployed`); a bundle that is there is
     replaced, anything else is refused. What was written is returned.
 
     Raises:
-        StorageError: the folder holds something else, or cannot be written; what was there stays.
+        BundleError: the folder holds something else, or cannot be written; what was there stays.
     """
-    check_target(Path(folder))
+    require_place(Path(folder))
     ready = deployed(pruned, keep_batch_norm=keep_batch_norm)
-    made_by = {
-        **(made_by or {}),
-        "batch norms": "kept" if keep_batch_norm else "in the convolutions, where they follow one",
-    }
+    facts = {name: str(value) for name, value in (provenance or {}).items()}
+    facts["batch norms"] = "kept" if keep_batch_norm else "in the convolutions, where they follow one"
     table = [] if comparison is None else _table(comparison)
     measured = None if comparison is None else comparison.to_json() | machine()
-    model = PlainModel(ready, class_names, made_by=made_by, measured=measured, card=card_of(ready.spec, made_by, table))
+    model = PlainModel(ready, class_names, provenance=facts, measured=measured, card=card_of(ready.spec, facts, table))
     model.save_pretrained(folder, key=key)
     return model
 

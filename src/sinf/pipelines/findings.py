@@ -251,8 +251,8 @@ def _find_plain(model: PlainModel, images: LabelledImages, base: BaseModel | Non
         base_parameters=None if base_size is None else base_size.parameters,
         parameters=size.parameters,
         parts=kept_of_plain(model.base_model(), base),
-        promise=str(model.made_by.get("promise", NO_PROMISE)),
-        runs_in=model.made_by.get("runs in"),
+        promise=str(model.provenance.get("promise", NO_PROMISE)),
+        runs_in=model.provenance.get("runs in"),
     )
 
 

@@ -19,7 +19,6 @@ _LONGEST_CARD = 1 << 20
 _NAMES = {
     "method": "kind",
     "sinf_format": "format",
-    "format": "format",
     "cut": "cut after",
 }
 
@@ -39,7 +38,7 @@ def origin_of(source: str | Path) -> Origin:
     """Of a folder that was opened without an error, here or on the hub."""
     folder = folder_of(source)
     config = parse_file(folder / "config.json", DataError)
-    provenance = config.get("provenance") or config.get("made_by") or {}
+    provenance = config["provenance"]
     measured = config.get("measured")
     facts = [(shown, str(config[name])) for name, shown in _NAMES.items() if name in config]
     facts += [
