@@ -33,7 +33,7 @@ from sinf.pipelines.optimize_choice import FIRST_ROUNDS, LOST, Row, contenders, 
 from sinf.pipelines.optimize_config import OptimizeConfig
 from sinf.pipelines.optimize_time import TimeLimit, layer_precision
 from sinf.pipelines.place import Place, open_bytes, ranges_of
-from sinf.pipelines.prune import PruneConfig, Pruned, pruner
+from sinf.pipelines.prune import Amount, PruneConfig, Pruned, pruner
 from sinf.pipelines.times import network_times
 from sinf.storage.steps import StepStore
 
@@ -152,7 +152,7 @@ class Search:
         likely, and a few between the last two; the first whatever the time."""
         config = self.config
         asked = PruneConfig(
-            self._budget(config.budgets[0]),
+            Amount(macs=config.budgets[0]),
             method,
             None,
             images=config.images,
