@@ -3,8 +3,9 @@ command line has to know besides the name, the type and the default:
 
     max_loss: Annotated[float, Option("Accuracy that may be lost, in percentage points.", unit=POINTS)] = 0.01
 
-Python, the command line (:mod:`sinf.cli.verb`) and run files take it from there. A field without an ``Option`` is for
-Python alone. Modules with such fields import no torch, so that ``--help`` does not.
+Python, the command line (:mod:`sinf.cli.verb`) and run files take it from there. A config may hold others, whose
+options are its own on the command line. A field without an ``Option`` is for Python alone. Modules with such fields
+import no torch, so that ``--help`` does not.
 """
 
 from __future__ import annotations

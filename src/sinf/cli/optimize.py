@@ -39,8 +39,7 @@ def optimize(
     from sinf.pipelines.place import RANGES
     from sinf.report.optimized import show_optimized
 
-    # Threads are not pinned: the candidates are made by all.
-    memory = config.memory
+    memory = config.memory  # torch keeps all its threads, which make the candidates
     check_target(out)
     options.write_alone(context, out, *([] if work else [out.with_name(out.name + ".optimize")]))
     scoring, calibration = data.images(score), data.images(calibrate)

@@ -56,7 +56,7 @@ def prune(
     from sinf.report import tables
     from sinf.report.terminal import Terminal
 
-    limits, memory = config.limits or Limits(), config.memory
+    limits, memory = config.limits or Limits(), config.memory  # there are always limits here
     options.set_threads(limits.threads)
     saved.check_target(out)
     steps_folder = work or out.with_name(out.name + ".prune")

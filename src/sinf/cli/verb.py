@@ -1,5 +1,6 @@
-"""A verb is a function; its parameters are options, or dataclasses whose fields are (:mod:`sinf.option`). From these
-come its command, its pages of help, the run files that it reads, and the config in what it writes for programs.
+"""A verb is a function; its parameters are options, or dataclasses whose fields are, or hold such dataclasses
+(:mod:`sinf.option`). From these come its command, its pages of help, the run files that it reads, and the config in
+what it writes for programs.
 
 Why typer, and this file: cyclopts and tyro make options of dataclasses too, but neither knows a first page of help, or
 units, so that both need such a file as well; and both draw boxes around help and errors, which are one line here.

@@ -171,9 +171,9 @@ class Search:
         base, _ = self._own
 
         def rung(kept: float) -> _Rung | None:
-            told[0] = f"{100 * kept:.3g} %"
+            told[0], budget = f"{100 * kept:.3g} %", self._budget(kept)
             try:
-                network = make(self._budget(kept))
+                network = make(budget)
             except (ConfigError, CutError) as reason:  # out of reach, or nothing goes
                 self.left_out.append(f"{method}, {told[0]}: {reason}")
                 return None
