@@ -29,7 +29,7 @@ from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
 from sinf.measure.layer_times import layer_times, probes_of
 from sinf.measure.timing import interleaved
-from sinf.pipelines.prune import PruneConfig, pruner
+from sinf.pipelines.prune import Amount, PruneConfig, pruner
 
 WHERE = (("onnxruntime", "f32"), ("onnxruntime", "int8"))
 METHODS, ASKED = ("ranks", "channels"), (0.8, 0.65, 0.5)
@@ -69,7 +69,7 @@ def main(
         times = layer_times(graph, whole, fed.size, engine, precision=precision)
         print(f"{times.where}: {probes_of(graph)} small networks, {times.total:.3f} ms in all", flush=True)
         for method in METHODS:
-            first = PruneConfig(Budget(ASKED[0], times=times), method, None, images=images, reconstruct=False)
+            first = PruneConfig(Amount(macs=ASKED[0]), method, None, images=images, reconstruct=False)
             with tempfile.TemporaryDirectory(prefix="sinf-budgets-") as work:
                 make = pruner(base, train, first, work)
                 for asked in ASKED:

@@ -42,7 +42,7 @@ from sinf.measure.accuracy import Costs, Observation, observe
 from sinf.measure.bootstrap import interval
 from sinf.models import BaseModel
 from sinf.pipelines.calibration import CALL_COST, part_images, set_thresholds, tail_costs
-from sinf.pipelines.prune import PruneConfig, prune
+from sinf.pipelines.prune import Amount, PruneConfig, prune
 from sinf.routing.clustering import find_clusters
 from sinf.routing.deferral import Deferral
 from sinf.routing.router import FRONT, FULL_TAIL, FeatureRouter, part_name
@@ -126,7 +126,7 @@ class Plan:
         assert self.budget is not None
         cost = 0.0 if self.method == RANKS else WEIGHT_COST
         method = "channels" if self.method == CHANNELS else "ranks"
-        return PruneConfig(Budget(self.budget, cost), method, limits=None, images=IMAGES)
+        return PruneConfig(Amount(macs=self.budget, weight_cost=cost), method, limits=None, images=IMAGES)
 
     def build_config(self, cut: str) -> BuildConfig:
         """The limit is out of the way: thresholds are set for every limit by :func:`choose`."""

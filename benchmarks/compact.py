@@ -40,7 +40,7 @@ from sinf.graph.network import Network
 from sinf.graph.trace import trace
 from sinf.measure.delivery import ExpectedLoss, Limits, answers_of
 from sinf.models import BaseModel
-from sinf.pipelines.prune import PruneConfig, prune, pruner
+from sinf.pipelines.prune import Amount, PruneConfig, prune, pruner
 from sinf.statistics import OutputMoments, collect
 
 HERE = Path(__file__).parent
@@ -94,7 +94,7 @@ def losses(
     for way, (method, step, count) in METHODS.items():
         if only not in way:
             continue
-        config = PruneConfig(Budget(BUDGETS[0]), method, None, images=count, round_to=step)
+        config = PruneConfig(Amount(macs=BUDGETS[0]), method, None, images=count, round_to=step)
         make: Any = pruner(base, scoring, config, work / way)
         if "checked" in way:
             checked = replace(config, limits=ANYWAY)
@@ -133,7 +133,9 @@ def held(way: str) -> Iterator[None]:
 def prune_within(
     base: BaseModel, scoring: LabelledImages, held_out: LabelledImages, config: PruneConfig, work: Path, budget: Budget
 ) -> BaseModel:
-    return prune(base, scoring, replace(config, rule=budget), work, validation=held_out, notice=print)
+    return prune(
+        base, scoring, replace(config, amount=Amount(macs=budget.macs)), work, validation=held_out, notice=print
+    )
 
 
 @dataclass(frozen=True)

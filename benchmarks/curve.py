@@ -35,7 +35,7 @@ from sinf.measure.bootstrap import interval
 from sinf.measure.layer_times import FORMAT, from_tensors, layer_times, to_tensors
 from sinf.measure.timing import interleaved
 from sinf.models import BaseModel
-from sinf.pipelines.prune import PruneConfig, pruner
+from sinf.pipelines.prune import Amount, PruneConfig, pruner
 
 ENGINE = "onnxruntime"
 DRAWS = 9999  # of the bootstrap over images
@@ -102,7 +102,7 @@ def made(
         if step.of_time and number:
             raise ConfigError("times are those of the base model", got=name_of(chain), remedy="put that step first")
         budget = Budget(step.budget, WEIGHT_COST, times if step.of_time else None)
-        config = PruneConfig(budget, step.method, None, images=images, round_to=step.round_to)
+        config = PruneConfig(Amount(macs=step.budget), step.method, None, images=images, round_to=step.round_to)
         model = pruner(model, train, config, work, progress=say)(budget)
     return model
 

@@ -33,7 +33,7 @@ import typer
 from candidates import in_engine
 from table import Table, text, when_idle
 
-from sinf import Budget, DynamicModel, LabelledImages, PruneConfig, load_images, load_model, prune
+from sinf import Amount, DynamicModel, LabelledImages, PruneConfig, load_images, load_model, prune
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.latency import choose_by_chance
 from sinf.dynamic.model import evaluate
@@ -144,7 +144,7 @@ def time_(
 
 def base_to_static(base: BaseModel, train: LabelledImages, share: float, how: str, work: Path) -> BaseModel:
     """The same network for every input, with a share of the MACs."""
-    return prune(base, train, PruneConfig(Budget(share), how, limits=None, images=SCORED, reconstruct=False), work)
+    return prune(base, train, PruneConfig(Amount(macs=share), how, limits=None, images=SCORED, reconstruct=False), work)
 
 
 def trained(path: Path, x: torch.Tensor) -> tuple[DynamicModel, dict[str, Any]]:

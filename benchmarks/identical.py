@@ -18,23 +18,23 @@ import torch
 import typer
 
 from sinf import BuildConfig, Images, SemanticModel, build, load_images, load_model, prune
-from sinf.compress.select import Budget, Schedule
+from sinf.compress.select import Schedule
 from sinf.data.clusters import from_column, one_cluster
 from sinf.measure.delivery import Limits
-from sinf.pipelines.prune import PruneConfig
+from sinf.pipelines.prune import Amount, PruneConfig
 from sinf.routing.predictor import RouterConfig
 from sinf.storage.files import hash_tensors
 
 ASSETS = Path(__file__).parents[1] / "src" / "sinf" / "assets"
 CUT = "features.20"
 PRUNED = {
-    "channels": PruneConfig(Budget(0.6), "channels", limits=None, images=300),
+    "channels": PruneConfig(Amount(macs=0.6), "channels", limits=None, images=300),
     "channels by ratios, as they are": PruneConfig(
-        Schedule(0.1, 0.3), "channels", limits=None, images=300, reconstruct=False
+        Amount(ratio=0.2), "channels", limits=None, images=300, reconstruct=False
     ),
-    "channels, dcs": PruneConfig(Budget(0.7), "channels", limits=None, criterion="dcs", images=300),
-    "ranks": PruneConfig(Budget(0.5, 32.0), "ranks", limits=None, images=300),
-    "auto": PruneConfig(Budget(0.6), images=300, limits=Limits(max_loss=0.5, keep_anyway=True)),
+    "channels, dcs": PruneConfig(Amount(macs=0.7), "channels", limits=None, criterion="dcs", images=300),
+    "ranks": PruneConfig(Amount(macs=0.5, weight_cost=32.0), "ranks", limits=None, images=300),
+    "auto": PruneConfig(Amount(macs=0.6), images=300, limits=Limits(max_loss=0.5, keep_anyway=True)),
 }
 SMALL = {"route_draws": 400, "router": RouterConfig(channels=32, hidden=32, kernel=1, epochs=2), "keep_anyway": True}
 BUILT = {

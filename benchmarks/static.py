@@ -27,7 +27,7 @@ import torch_pruning as tp
 import typer
 from table import Table, when_idle
 
-from sinf import Budget, LabelledImages, load_images, load_model
+from sinf import LabelledImages, load_images, load_model
 from sinf.graph.cost import WEIGHT_COST
 from sinf.graph.trace import trace
 from sinf.measure.accuracy import machine
@@ -36,7 +36,7 @@ from sinf.models import BaseModel, ModelSpec, load_spec
 from sinf.models.load import PLAIN
 from sinf.models.to_plain import to_plain
 from sinf.pipelines.comparison import compare
-from sinf.pipelines.prune import PruneConfig, prune
+from sinf.pipelines.prune import Amount, PruneConfig, prune
 from sinf.training.train import EpochReport, Teacher, TrainConfig, train
 
 OURS, RANKS, RANKS_TIME = "residual", "low-rank", "low-rank-time"
@@ -149,7 +149,7 @@ def main(
         if criterion in (OURS, RANKS, RANKS_TIME):
             cost = WEIGHT_COST if criterion == RANKS_TIME else 0.0
             method = "channels" if criterion == OURS else "ranks"
-            config = PruneConfig(Budget(budget, cost), method, None, images=SCORED, round_to=ROUND_TO)
+            config = PruneConfig(Amount(macs=budget, weight_cost=cost), method, None, images=SCORED, round_to=ROUND_TO)
             pruned = prune(base, images, config, work / "steps")
         else:
             pruned = by_torch_pruning(base, criterion, budget, images)

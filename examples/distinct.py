@@ -1,7 +1,7 @@
 """A criterion of one's own: what a channel says that no stronger channel says already.
 
     import distinct                        # registers it
-    sinf.prune(model, images, sinf.PruneConfig(sinf.Budget(0.6), criterion="distinct"), "work")
+    sinf.prune(model, images, sinf.PruneConfig(sinf.Amount(macs=0.6), criterion="distinct"), "work")
 
     s_j = min_i min_a E (x_j - a x_i)^2,   over the channels i whose mean square is larger than that of channel j
 

@@ -1,7 +1,7 @@
 """2:4 sparsity as a compressor of one's own: of four neighbouring inputs, the two weights that matter least are zero.
 
     import sparsity                        # registers it
-    sinf.prune(model, images, sinf.PruneConfig(sinf.Budget(0.6), method="2:4"), "work")
+    sinf.prune(model, images, sinf.PruneConfig(sinf.Amount(macs=0.6), method="2:4"), "work")
 
 A weight matters as much as its square times the second moment of what it reads (Sun et al., Wanda, arXiv 2306.11695).
 Whole layers become sparse, first those that lose least for the multiplications that they save; a sparse layer counts

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 
-from sinf.compress.select import Schedule
 from sinf.data.images import LabelledImages
 from sinf.dynamic.bundle import DynamicBundle
 from sinf.dynamic.gates import SaliencyGate
 from sinf.dynamic.network import GateConfig, attach
 from sinf.models import BaseModel, load_model
 from sinf.pipelines.comparison import save
-from sinf.pipelines.prune import PruneConfig, prune
+from sinf.pipelines.prune import Amount, PruneConfig, prune
 from tiny import randomise
 
 
@@ -26,7 +25,7 @@ def small(name: str, width: float) -> BaseModel:
 
 def make_static(images: LabelledImages, folder: Path, *, keep_batch_norm: bool = False) -> Path:
     config = PruneConfig(
-        rule=Schedule(0.3, 0.3), method="channels", images=36, round_to=1, reconstruct=False, limits=None
+        amount=Amount(ratio=0.3), method="channels", images=36, round_to=1, reconstruct=False, limits=None
     )
     made = prune(small("vgg11", 0.125), images, config, folder / "work")
     save(made, folder / "static", images.class_names, provenance={"seed": 0}, keep_batch_norm=keep_batch_norm)

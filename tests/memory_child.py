@@ -103,14 +103,14 @@ def run(verb: str, budget: int, folder: Path, base: BaseModel, images: LabelledI
     from sinf.dynamic.trainer import TrainConfig, train
     from sinf.measure.limits import Limits
     from sinf.pipelines.build import BuildConfig, Images, build
-    from sinf.pipelines.prune import PruneConfig, prune
+    from sinf.pipelines.prune import Amount, PruneConfig, prune
     from sinf.routing.predictor import RouterConfig
 
     if verb in ("channels", "ranks", "checked"):
         # Checked: with images that are held out, on which predictions and the loss are, and times.
         limits = Limits(1.0, pairs=2, keep_anyway=True) if verb == "checked" else None
         share, method = (0.95, "ranks") if verb == "ranks" else (0.8, "channels")
-        config = PruneConfig(Budget(share), method=method, limits=limits, round_to=4, images=120, memory=budget)
+        config = PruneConfig(Amount(macs=share), method=method, limits=limits, round_to=4, images=120, memory=budget)
         prune(base, images, config, folder / "work", validation=other if limits else None, notice=print)
     elif verb == "build":
         build_config = BuildConfig(

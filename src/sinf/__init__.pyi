@@ -21,6 +21,8 @@ from .pipelines.build import Images as Images
 from .pipelines.build import build as build
 from .pipelines.optimize import OptimizeConfig as OptimizeConfig
 from .pipelines.optimize import optimize as optimize
+from .pipelines.prune import Amount as Amount
+from .pipelines.prune import FineTuning as FineTuning
 from .pipelines.prune import PruneConfig as PruneConfig
 from .pipelines.prune import prune as prune
 from .routing.clustering import FoundClusters as FoundClusters

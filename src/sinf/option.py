@@ -3,8 +3,9 @@ command line has to know besides the name, the type and the default:
 
     max_loss: Annotated[float, Option("Accuracy that may be lost, in percentage points.", unit=POINTS)] = 0.01
 
-Python, the command line (:mod:`sinf.cli.verb`) and run files take it from there. A field without an ``Option`` is for
-Python alone. Modules with such fields import no torch, so that ``--help`` does not.
+Python, the command line (:mod:`sinf.cli.verb`) and run files take it from there. A config may hold others, whose
+options are its own on the command line. A field without an ``Option`` is for Python alone. Modules with such fields
+import no torch, so that ``--help`` does not.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ HEADINGS = "Model", "Data", "Images", "Compression", "Gates", "Training", "Run"
 MODEL, DATA, IMAGES, COMPRESSION, GATES, TRAINING, RUN = HEADINGS
 
 Seed = Annotated[int, Option("Of all random draws.", RUN)]
+Threads = Annotated[int, Option("Threads of the processor, as many as where it will run.", RUN, low=1)]
 
 #: Percentage points; in Python a fraction.
 POINTS = Unit(float, lambda points, flag: points / 100, lambda fraction: round(100 * fraction, 9))

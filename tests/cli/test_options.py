@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,9 +24,14 @@ from sinf.cli import artefacts, bench, bundles, clusters, demo, dynamic, export,
 from sinf.cli.app import app
 from sinf.cli.help_pages import MOST
 from sinf.cli.verb import options_of, verb
+from sinf.dynamic import recipe as gates
 from sinf.errors import ConfigError
+from sinf.measure.limits import Limits
 from sinf.option import POINTS, RUN, Option, numbers
 from sinf.pipelines.build_config import BuildConfig
+from sinf.pipelines.optimize_config import OptimizeConfig
+from sinf.pipelines.prune_config import Amount, FineTuning, PruneConfig
+from sinf.training.recipe import Distillation, TrainConfig
 
 SOURCE = Path(__file__).parents[2] / "src" / "sinf"
 FUNCTIONS = {
@@ -62,6 +67,41 @@ def test_defaults_are_those_of_the_dataclasses(name: str) -> None:
             assert param.required == (each.default is inspect.Parameter.empty)
             if not param.required:
                 assert each.value({each.key: param.default}) == each.default
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("prune", PruneConfig()), ("build", BuildConfig()), ("optimize", OptimizeConfig()), ("train", TrainConfig()),
+     ("dynamic train", gates.TrainConfig())],
+)  # fmt: skip
+def test_a_verb_without_options_has_the_config_that_python_makes(name: str, config: Any) -> None:
+    group = options_of(FUNCTIONS[name])["config"]
+    assert group is not None
+    assert group.value({each.name: each.default for each in command(name).params}) == config
+
+
+def test_what_python_writes_is_what_the_command_line_says(
+    sinf: Program, data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[PruneConfig] = []
+
+    def stop(base: object, scoring: object, config: PruneConfig, *given: object, **options: object) -> None:
+        configs.append(config)
+        raise ConfigError("stopped")
+
+    monkeypatch.setattr("sinf.pipelines.prune.prune", stop)
+    words = ["prune", "vgg11", "--weights", weights, "--data", data, "--test", "test", "--out", tmp_path / "out"]
+    words += ["--latency", 0.6, "--precision", "int8", "--engine", "onnxruntime", "--max-loss", 3, "--threads", 1]
+    sinf.refused(*words, "--finetune", 2, "--batch", 30, "--teacher-weight", 0.5, "--memory", "6GB")
+    assert configs == [
+        PruneConfig(
+            Amount(latency=0.6, engine="onnxruntime", precision="int8"),
+            limits=Limits(max_loss=0.03),
+            finetuning=FineTuning(finetune=2, batch=30),
+            distillation=Distillation(0.5),
+            memory=6_000_000_000,
+        )
+    ]
 
 
 def test_no_help_is_written_twice() -> None:
@@ -117,6 +157,19 @@ print(sorted({{"torch", "numpy", "datasets", "sklearn", "rich"}} & set(sys.modul
 
 
 @dataclass(frozen=True)
+class Outside:
+    """Nothing of it is an option."""
+
+    needed: int
+
+
+@dataclass(frozen=True)
+class Inner:
+    count: Annotated[int, Option("Count.")] = 3
+    secret: int = 4
+
+
+@dataclass(frozen=True)
 class Options:
     data: Annotated[str, Option("Images.")]
     max_loss: Annotated[float, Option("Loss.", unit=POINTS)] = 0.02
@@ -124,6 +177,8 @@ class Options:
     precisions: Annotated[tuple[str, ...], Option("Precision.", flag="precision")] = ("f32",)
     cascades: Annotated[bool, Option("Also cascades.", RUN)] = True
     inner: float = 3.0
+    held: Inner | None = field(default_factory=Inner)
+    outside: Outside | None = None
 
 
 @pytest.fixture
@@ -159,6 +214,11 @@ def test_units_and_names_of_the_command_line(run: Callable[..., Options]) -> Non
     assert run("--data", "x", *words) == Options("x", 0.015, (3, 64, 32), ("f32", "int8"), False)
 
 
+def test_options_of_what_a_dataclass_holds_are_its_own(run: Callable[..., Options], tmp_path: Path) -> None:
+    assert run("--data", "x", "--count", 8) == Options("x", held=Inner(8))
+    assert run("--config", write(tmp_path / "run.json", {"data": "x", "count": 9})) == Options("x", held=Inner(9))
+
+
 def test_a_run_file_stands_for_options_and_these_count_instead(run: Callable[..., Options], tmp_path: Path) -> None:
     record = {"data": "y", "max_loss": 1, "precision": ["int8", "bf16"], "cascades": False}
     path = write(tmp_path / "run.json", record)
@@ -171,7 +231,7 @@ def test_what_json_writes_makes_the_same_run(run: Callable[..., Options], tmp_pa
     first = run("--data", "x", "--max-loss", 0.7, "--size", "3,8,8", "--precision", "int8", "--no-cascades")
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["config"] == {
-        "data": "x", "max_loss": 0.7, "size": "3,8,8", "precision": ["int8"], "cascades": False
+        "data": "x", "max_loss": 0.7, "size": "3,8,8", "precision": ["int8"], "cascades": False, "count": 3,
     }  # fmt: skip
     assert run("--config", write(tmp_path / "again.json", record)) == first
     assert json.loads((tmp_path / "record.json").read_text())["config"] == record["config"]

@@ -500,14 +500,14 @@ def test_what_does_not_pay_is_not_written(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--macs", 0.5, "--ratio", 0.5], "--macs and --ratio"),
+        (["--macs", 0.5, "--ratio", 0.5], "ratio and macs"),
         (["--ratio", 1.5], "ratio"),
         (["--macs", 0], "budget"),
         (["--macs", 0.0001], "within reach"),
         (["--latency", 1.5], "latency budget"),
-        (["--ratio", 0.5, "--weight-cost", 3], "--weight-cost"),
-        (["--latency", 0.5, "--weight-cost", 3], "--weight-cost"),
-        (["--macs", 0.5, "--engine", "onnxruntime"], "--latency"),
+        (["--ratio", 0.5, "--weight-cost", 3], "weight_cost counts MACs"),
+        (["--latency", 0.5, "--weight-cost", 3], "weight_cost counts MACs"),
+        (["--macs", 0.5, "--engine", "onnxruntime"], "where latency is measured"),
         (["--latency", 0.5, "--precision", "int8"], "torch computes in"),
         (["--ratio", 0.5, "--criterion", "magic"], "criterion"),
         (["--ratio", 0.5, "--finetune", 1, "--device", "abacus"], "abacus"),
@@ -518,8 +518,7 @@ def test_what_does_not_pay_is_not_written(
 def test_bad_options_of_prune(
     sinf: Program, data: Path, weights: Path, tmp_path: Path, options: list, says: str
 ) -> None:
-    line = sinf.refused(*prune_words(data, weights, tmp_path / "out"), *options)
-    assert all(word in line for word in says.split(" and ") if word.startswith("--")) or says in line
+    assert says in sinf.refused(*prune_words(data, weights, tmp_path / "out"), *options)
     assert not (tmp_path / "out").exists()
 
 

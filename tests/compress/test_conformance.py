@@ -29,7 +29,7 @@ from sinf.graph.cost import MacCount
 from sinf.graph.delta import Weights
 from sinf.graph.network import Part
 from sinf.models import load_model
-from sinf.pipelines.prune import PruneConfig, prune
+from sinf.pipelines.prune import Amount, PruneConfig, prune
 from sinf.routing.router import part_name
 from tiny import COUPLED, NETWORKS, Chain, Mixed
 
@@ -358,7 +358,7 @@ def test_an_outsider_makes_sparse_what_can_be(sparse: str, network: str, tmp_pat
 def test_an_outsider_prunes(sparse: str, tiny_images: LabelledImages, tmp_path: Path) -> None:
     torch.manual_seed(0)
     base = load_model("vgg11", classes=6, options={"width": 0.125})
-    pruned = prune(base, tiny_images, PruneConfig(Budget(0.6), sparse, limits=None), tmp_path)
+    pruned = prune(base, tiny_images, PruneConfig(Amount(macs=0.6), sparse, limits=None), tmp_path)
     weights = [layer.weight for layer in pruned.module.modules() if isinstance(layer, torch.nn.Conv2d)]
     assert any(is_sparse(weight) for weight in weights if weight.shape[1] % 4 == 0)
 

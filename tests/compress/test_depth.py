@@ -22,7 +22,7 @@ from sinf.graph.branches import alone_for, to_sum
 from sinf.graph.cost import MacCount
 from sinf.graph.delta import Constant, ConstantMap
 from sinf.models import load_model
-from sinf.pipelines.prune import PruneConfig, prune
+from sinf.pipelines.prune import Amount, PruneConfig, prune
 from sinf.statistics import Statistics
 from tiny import CLASSES, Chain, Mixed, Residual, conv, traced
 
@@ -159,7 +159,7 @@ def test_a_second_budget_counts_what_went_for_the_first(tmp_path: Path) -> None:
 def test_a_shorter_network_is_pruned_saved_and_exported(tiny_images: LabelledImages, tmp_path: Path) -> None:
     torch.manual_seed(0)
     base = load_model("resnet20", classes=6)
-    config = PruneConfig(Budget(0.8), "depth", limits=None, images=24)
+    config = PruneConfig(Amount(macs=0.8), "depth", limits=None, images=24)
     pruned = prune(base, tiny_images, config, tmp_path / "work")
     convolutions = [sum(isinstance(m, nn.Conv2d) for m in each.module.modules()) for each in (base, pruned)]
     assert convolutions[1] <= convolutions[0] - 2

@@ -16,7 +16,7 @@ from sinf.compress import low_rank
 from sinf.compress.low_rank import Rank, choose
 from sinf.compress.low_rank import metric as metric_module
 from sinf.compress.prices import Prices
-from sinf.compress.select import Budget, Schedule
+from sinf.compress.select import Budget
 from sinf.data.images import LabelledImages
 from sinf.errors import ConfigError
 from sinf.graph.coupling import Slot
@@ -24,7 +24,7 @@ from sinf.graph.delta import Factors, LayerDeltas, can_factor, groups_of
 from sinf.graph.network import Part, PartedNetwork
 from sinf.models import BaseModel, load_model
 from sinf.pipelines.comparison import Size
-from sinf.pipelines.prune import LatencyBudget, PruneConfig, prune
+from sinf.pipelines.prune import Amount, PruneConfig, prune
 from sinf.statistics import Fisher, OutputMoments, SiteStatistics, Statistics, collect
 from sinf.statistics.kernel_rows import has_kernel_rows, kernel_rows_of
 from sinf.statistics.need import metric_bytes
@@ -255,7 +255,7 @@ def base() -> BaseModel:
     return BaseModel(randomise(made.module), made.spec)
 
 
-CONFIG = PruneConfig(Budget(0.75), "ranks", limits=None, images=36, round_to=1)
+CONFIG = PruneConfig(Amount(macs=0.75), "ranks", limits=None, images=36, round_to=1)
 
 
 def test_a_plain_model_within_the_budget(base: BaseModel, tiny_images: LabelledImages, tmp_path: Path) -> None:
@@ -281,11 +281,11 @@ def test_a_budget_of_time(
     monkeypatch.setattr("sinf.pipelines.latency_budget.latency", fake)
     monkeypatch.setattr("sinf.pipelines.latency_budget.layer_times", lambda graph, *_, **__: like_macs(graph))
     monkeypatch.setattr("sinf.pipelines.latency_budget.open_network", lambda network, *_, **__: network)
-    plain = prune(base, tiny_images, replace(CONFIG, rule=LatencyBudget(0.8), reconstruct=False), tmp_path)
+    plain = prune(base, tiny_images, replace(CONFIG, amount=Amount(latency=0.8), reconstruct=False), tmp_path)
     assert 0.5 < Size.of(plain).parameters / Size.of(base).parameters < 0.85
 
 
-@pytest.mark.parametrize("wrong", [{"rule": Schedule(0.5, 0.5)}, {"criterion": "l1"}], ids=str)
+@pytest.mark.parametrize("wrong", [{"amount": Amount(ratio=0.5)}, {"criterion": "l1"}], ids=str)
 def test_it_removes_no_channels(wrong: dict) -> None:
     with pytest.raises(ConfigError, match="removes no channels"):
         replace(CONFIG, **wrong)

@@ -26,7 +26,7 @@ from sinf.graph.delta import Factors, Mix, Weights, from_tensors, to_tensors
 from sinf.models import BaseModel, load_model
 from sinf.models.to_plain import make_plain, to_plain
 from sinf.pipelines.build import BuildConfig, Images, build
-from sinf.pipelines.prune import PruneConfig, prune
+from sinf.pipelines.prune import Amount, PruneConfig, prune
 from sinf.routing.predictor import RouterConfig
 from sinf.statistics import Fisher, OutputMoments, SiteStatistics, Statistics
 from sinf.statistics.kernel_rows import kernel_rows_of
@@ -151,7 +151,9 @@ def in_two(network: nn.Module) -> list[nn.Module]:
 
 
 def test_a_plain_model(base: BaseModel, tiny_images: LabelledImages, tmp_path: Path) -> None:
-    plain = prune(base, tiny_images, PruneConfig(Budget(0.45), "ranks", limits=None, images=36, round_to=2), tmp_path)
+    plain = prune(
+        base, tiny_images, PruneConfig(Amount(macs=0.45), "ranks", limits=None, images=36, round_to=2), tmp_path
+    )
     assert [layer.groups for layer in in_two(plain.module)] == [GROUPS, GROUPS]
 
 

@@ -78,7 +78,7 @@ def first_filters(made: BaseModel) -> Tensor:
 def test_it_prunes(outside: str, criterion: str, tiny_images: LabelledImages, tmp_path: Path) -> None:
     """An eighth of the channels goes, one of eight of the first layer: a twin, which the norm of filters would keep."""
     config = library.PruneConfig(
-        library.Schedule(0.125, 0.125), "channels", limits=None, criterion=criterion, reconstruct=False, round_to=1
+        library.Amount(ratio=0.125), "channels", limits=None, criterion=criterion, reconstruct=False, round_to=1
     )
     made = first_filters(library.prune(with_twins(), tiny_images, config, tmp_path))
     assert len(made) == 7

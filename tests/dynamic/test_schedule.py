@@ -124,7 +124,12 @@ def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         register(Second())
 
 
-@pytest.mark.parametrize("wrong", [{}, {"channels": 0.0}, {"macs": 1.5}, {"channels": 0.5, "latency": 0.5}], ids=str)
+@pytest.mark.parametrize("wrong", [{"channels": 0.0}, {"macs": 1.5}, {"channels": 0.5, "latency": 0.5}], ids=str)
 def test_targets_that_cannot_be_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError):
         Target(**wrong)
+
+
+def test_without_a_target_it_is_half_of_the_macs() -> None:
+    assert Target() == Target(macs=0.5)
+    assert Target(channels=0.3).macs is None

@@ -12,7 +12,6 @@ from PIL import Image
 from artefacts import small
 from sinf import edge
 from sinf.bundle.plain import PlainModel
-from sinf.compress.select import Budget
 from sinf.data.images import LabelledImages
 from sinf.engine.engines import open_engine
 from sinf.engine.network_engine import open_network
@@ -22,7 +21,7 @@ from sinf.export.plain import export_network
 from sinf.export.split import export_split
 from sinf.load import from_pretrained
 from sinf.pipelines.comparison import save
-from sinf.pipelines.prune import PruneConfig, prune
+from sinf.pipelines.prune import Amount, PruneConfig, prune
 
 
 def images_of(size: tuple[int, ...], count: int = 12) -> torch.Tensor:
@@ -37,7 +36,7 @@ def model(built: Path) -> SemanticModel:
 @pytest.fixture(scope="module")
 def plain(tiny_images: LabelledImages, tmp_path_factory: pytest.TempPathFactory) -> PlainModel:
     folder = tmp_path_factory.mktemp("plain")
-    config = PruneConfig(Budget(0.8), "ranks", None, images=24)
+    config = PruneConfig(Amount(macs=0.8), "ranks", None, images=24)
     made = prune(small("vgg11", 0.125), tiny_images, config, folder / "work")
     save(made, folder / "plain", tiny_images.class_names, provenance={})
     found = from_pretrained(folder / "plain")

@@ -9,13 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinf.compress.select import Budget
 from sinf.data.images import LabelledImages
 from sinf.graph.network import PartedNetwork
 from sinf.measure import estimate
 from sinf.measure.estimate import Estimate, Pace, build_time, gated_time, prune_time
 from sinf.models import load_model
-from sinf.pipelines.prune import PruneConfig, prune
+from sinf.pipelines.prune import Amount, PruneConfig, prune
 from tiny import COLOUR, Chain, traced
 
 PACE = Pace(forward=0.01, teaching=0.004, matrix=0.1)
@@ -73,7 +72,7 @@ def test_a_pruning_says_it_once_before_its_first_step(tiny_images: LabelledImage
     base = load_model("vgg11", classes=6, options={"width": 0.125})
     told: list[str] = []
     prune(
-        base, tiny_images, PruneConfig(Budget(0.8), method="channels", images=24, round_to=1, limits=None), tmp_path,
+        base, tiny_images, PruneConfig(Amount(macs=0.8), "channels", images=24, round_to=1, limits=None), tmp_path,
         progress=lambda step, done, total: told.append(step), expect=lambda expected: told.append(expected.line()),
     )  # fmt: skip
     assert LINE.match(told[0])

@@ -19,7 +19,7 @@ from sinf.models import load_model
 from sinf.pipelines import comparison
 from sinf.pipelines import prune as pruning
 from sinf.pipelines.build import BuildConfig, Images, build
-from sinf.pipelines.prune import PruneConfig, prune
+from sinf.pipelines.prune import Amount, PruneConfig, prune
 from sinf.routing.predictor import RouterConfig
 
 EACH = 10**8
@@ -60,7 +60,9 @@ def test_prune_and_build_time_what_fits(
 ) -> None:
     torch.manual_seed(0)
     base = load_model("vgg11", classes=6, options={"width": 0.125})
-    config = PruneConfig(Budget(0.8), "channels", Limits(1.0, keep_anyway=True), images=60, round_to=1, memory=SMALL)
+    config = PruneConfig(
+        Amount(macs=0.8), "channels", Limits(1.0, keep_anyway=True), images=60, round_to=1, memory=SMALL
+    )
     pruned = prune(base, tiny_images, config, tmp_path / "work")
     comparison.compare(base, pruned, tiny_images, memory=2 * SMALL)
     bundle = BuildConfig(

@@ -43,6 +43,7 @@ from times import latency, like_macs, taking
 from tiny import coloured_images
 
 SMALL: dict[str, Any] = {
+    "engine": "torch",
     "images": 24,
     "methods": ("ranks",),
     "budgets": (0.6,),
@@ -82,7 +83,7 @@ class Optimizer:
 
     def place(self, engine: str) -> Place:
         if engine not in self.opened:
-            config = OptimizeConfig(**SMALL, engine=engine)
+            config = OptimizeConfig(**{**SMALL, "engine": engine})
             self.opened[engine] = place_of(config, self.scoring, self.base.spec.preprocessing)
         return self.opened[engine]
 
@@ -334,7 +335,7 @@ def test_a_work_folder_goes_on(
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"max_loss": 2.0}, {"confidence": 1.5}, {"engine": "abacus"}, {"precisions": ("int8",)}, {"precisions": ()},
+        {"max_loss": 2.0}, {"confidence": 1.5}, {"engine": "abacus"}, {"precisions": ("bf16",)}, {"precisions": ()},
         {"batch": 0}, {"threads": 0}, {"images": 0}, {"cuts": (1.5,)}, {"tails": (0.0,)}, {"pairs": 1},
         {"selection": 1.0}, {"methods": ("magic",)}, {"methods": ()}, {"budgets": (0.3, 0.5)},
     ],
@@ -504,7 +505,7 @@ def test_little_memory_changes_nothing_but_what_is_open(
 ) -> None:
     """With room for one network at a time, each is opened when it runs, and losses and what is written are the same."""
     fast({"ranks": 5.0})
-    config = OptimizeConfig(**SMALL, engine="onnxruntime", precisions=("f32", "int8"))
+    config = OptimizeConfig(**{**SMALL, "engine": "onnxruntime", "precisions": ("f32", "int8")})
     found = []
     for name, memory in (("much", None), ("little", 1)):
         place = replace(optimized.place("onnxruntime"), memory=memory, results={})

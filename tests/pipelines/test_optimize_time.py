@@ -29,8 +29,8 @@ from times import taking
 from tiny import coloured_images
 
 SMALL = OptimizeConfig(
-    images=24, methods=("ranks", "channels"), budgets=(0.8, 0.6), cuts=(0.3,), tails=(0.95,), max_loss=0.9,
-    by_time=False,
+    engine="torch", images=24, methods=("ranks", "channels"), budgets=(0.8, 0.6), cuts=(0.3,), tails=(0.95,),
+    max_loss=0.9, by_time=False,
 )  # fmt: skip
 
 

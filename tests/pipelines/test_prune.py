@@ -20,7 +20,6 @@ from torch import nn
 
 from sinf.bundle.folder import require_place
 from sinf.bundle.plain import deployed
-from sinf.compress.select import Budget, Schedule
 from sinf.data.images import LabelledImages
 from sinf.errors import BundleError, ConfigError, ModelError
 from sinf.graph.cost import MacCount
@@ -39,14 +38,13 @@ from sinf.pipelines import comparison as pruned_module
 from sinf.pipelines import latency_budget
 from sinf.pipelines import prune as pruning
 from sinf.pipelines.comparison import Size, compare, save
-from sinf.pipelines.prune import LatencyBudget, PruneConfig, prune
+from sinf.pipelines.prune import Amount, FineTuning, PruneConfig, prune
 from sinf.pipelines.prune_config import describe
 from sinf.training.recipe import Distillation
-from sinf.training.train import TrainConfig
 from times import like_macs
 from tiny import COLOUR, NETWORKS, Attention, random_keep, randomise, traced
 
-CONFIG = PruneConfig(Budget(0.5), "channels", limits=None, images=36)
+CONFIG = PruneConfig(Amount(macs=0.5), "channels", limits=None, images=36)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +82,7 @@ def test_a_transformer_is_pruned(method: str, tiny_images: LabelledImages, tmp_p
     """Its attention is counted and stays; its linear layers become smaller."""
     torch.manual_seed(0)
     base = BaseModel(Attention(24).eval(), ModelSpec("own:Attention", 6, COLOUR))
-    made = prune(base, tiny_images, replace(CONFIG, rule=Budget(0.9), method=method, round_to=1), tmp_path)
+    made = prune(base, tiny_images, replace(CONFIG, amount=Amount(macs=0.9), method=method, round_to=1), tmp_path)
     before, after = Size.of(base), Size.of(made)
     assert 0.7 < after.macs / before.macs <= 0.9
     x = torch.randn(3, *COLOUR.size)
@@ -106,13 +104,13 @@ def test_names_of_tensors_stay(base: BaseModel, pruned: BaseModel) -> None:
 
 
 def test_a_ratio_is_the_same_in_every_layer(base: BaseModel, tiny_images: LabelledImages, tmp_path: Path) -> None:
-    made = prune(base, tiny_images, replace(CONFIG, rule=Schedule(0.5, 0.5), round_to=1), tmp_path)
+    made = prune(base, tiny_images, replace(CONFIG, amount=Amount(ratio=0.5), round_to=1), tmp_path)
     widths = [m.out_channels for m in made.module.modules() if isinstance(m, nn.Conv2d)]
     assert widths == [m.out_channels // 2 for m in base.module.modules() if isinstance(m, nn.Conv2d)]
 
 
 def test_a_ratio_of_nothing_is_the_base_model(base: BaseModel, tiny_images: LabelledImages, tmp_path: Path) -> None:
-    made = prune(base, tiny_images, replace(CONFIG, rule=Schedule(0, 0)), tmp_path)
+    made = prune(base, tiny_images, replace(CONFIG, amount=Amount(ratio=0)), tmp_path)
     assert torch.equal(answers(made.module), answers(base.module))
 
 
@@ -188,11 +186,11 @@ def test_a_latency_budget_finds_the_largest_network_in_time(
     monkeypatch.setattr(latency_budget, "latency", measured)
     monkeypatch.setattr(latency_budget, "layer_times", lambda graph, *_, **__: like_macs(graph))
     monkeypatch.setattr(latency_budget, "open_network", lambda network, *_, **__: network)
-    config = replace(CONFIG, rule=LatencyBudget(0.7), round_to=4, reconstruct=False)
+    config = replace(CONFIG, amount=Amount(latency=0.7), round_to=4, reconstruct=False)
     made = prune(base, tiny_images, config, tmp_path)
     assert 0.4 < Size.of(made).macs / whole <= 0.49
     with pytest.raises(ConfigError, match="within reach"):
-        prune(base, tiny_images, replace(config, rule=LatencyBudget(0.02)), tmp_path)
+        prune(base, tiny_images, replace(config, amount=Amount(latency=0.02)), tmp_path)
 
 
 def test_a_latency_budget_where_the_network_will_run(
@@ -215,8 +213,14 @@ def test_a_latency_budget_where_the_network_will_run(
     monkeypatch.setattr(latency_budget, "open_network", fake)
     monkeypatch.setattr(latency_budget, "layer_times", times)
     monkeypatch.setattr(latency_budget, "latency", lambda before, after, *_, **__: Halved())
-    target = LatencyBudget(0.7, threads=2, engine="onnxruntime", precision="int8", batch=8)
-    made = prune(base, tiny_images, replace(CONFIG, rule=target, round_to=4, reconstruct=False), tmp_path)
+    config = replace(
+        CONFIG,
+        amount=Amount(latency=0.7, engine="onnxruntime", precision="int8", latency_batch=8),
+        limits=Limits(1.0, threads=2, pairs=2, batches=(1,), keep_anyway=True),
+        round_to=4,
+        reconstruct=False,
+    )
+    made = prune(base, tiny_images, config, tmp_path)
     assert set(opened) == {("onnxruntime", 2, "int8"), ("onnxruntime", 2, "int8", 8)}
     assert describe(made.rule).endswith("of the time in there kept")
 
@@ -235,7 +239,7 @@ def test_a_latency_budget_that_was_found_is_found_again(
     monkeypatch.setattr(latency_budget, "open_network", lambda network, *_, **__: network)
     monkeypatch.setattr(latency_budget, "layer_times", times)
     monkeypatch.setattr(latency_budget, "latency", lambda before, after, *_, **__: Halved())
-    config = replace(CONFIG, rule=LatencyBudget(0.7), round_to=4, reconstruct=False)
+    config = replace(CONFIG, amount=Amount(latency=0.7), round_to=4, reconstruct=False)
     first = prune(base, tiny_images, config, tmp_path / "work")
     monkeypatch.setattr(latency_budget, "latency", lambda before, after, *_, **__: None)
     again = prune(base, tiny_images, config, tmp_path / "work")
@@ -244,7 +248,7 @@ def test_a_latency_budget_that_was_found_is_found_again(
     assert describe(again.rule).endswith("in run 1 kept")
     monkeypatch.setattr(latency_budget, "latency", lambda before, after, *_, **__: Halved())
     assert prune(base, tiny_images, config, tmp_path / "other").rule != first.rule
-    prune(base, tiny_images, replace(config, rule=LatencyBudget(0.6)), tmp_path / "work")
+    prune(base, tiny_images, replace(config, amount=Amount(latency=0.6)), tmp_path / "work")
     assert len(timed) == 3
     monkeypatch.setattr(latency_budget, "FORMAT", 0)  # as a version stored it that timed layers in another way
     prune(base, tiny_images, config, tmp_path / "work")
@@ -257,8 +261,8 @@ def test_a_latency_budget_where_layers_cannot_be_timed_one_by_one(
     """What compiles for seconds is not asked for a hundred small networks: MACs and weights count there."""
     monkeypatch.setattr(latency_budget, "open_network", lambda network, *_, **__: network)
     monkeypatch.setattr(latency_budget, "latency", lambda before, after, *_, **__: Halved())
-    target = LatencyBudget(0.7, engine="torch-compile")
-    made = prune(base, tiny_images, replace(CONFIG, rule=target, round_to=4, reconstruct=False), tmp_path)
+    amount = Amount(latency=0.7, engine="torch-compile")
+    made = prune(base, tiny_images, replace(CONFIG, amount=amount, round_to=4, reconstruct=False), tmp_path)
     assert made.rule.times is None
     assert made.rule.weight_cost == WEIGHT_COST
 
@@ -270,14 +274,14 @@ class Halved:
 @pytest.mark.parametrize("value", [0, 1, -1, 2])
 def test_a_latency_budget_out_of_range(value: float) -> None:
     with pytest.raises(ConfigError, match="latency budget"):
-        LatencyBudget(value)
+        Amount(latency=value)
 
 
 # ---- fine-tuning
 
 
 def test_fine_tuning_resumes_and_ends_the_same(base: BaseModel, tiny_images: LabelledImages, tmp_path: Path) -> None:
-    config = replace(CONFIG, finetune=TrainConfig(epochs=2, batch=30, learning_rate=0.01, label_smoothing=0.0))
+    config = replace(CONFIG, finetuning=FineTuning(2, batch=30, learning_rate=0.01))
 
     def stop(epoch: object) -> None:
         raise KeyboardInterrupt
@@ -292,7 +296,7 @@ def test_fine_tuning_resumes_and_ends_the_same(base: BaseModel, tiny_images: Lab
     assert epochs == [2]
     for name, value in whole.module.state_dict().items():
         assert torch.equal(value, resumed.module.state_dict()[name]), name
-    bare = prune(base, tiny_images, replace(config, finetune=None), tmp_path / "part")
+    bare = prune(base, tiny_images, replace(config, finetuning=FineTuning()), tmp_path / "part")
     assert not torch.equal(answers(bare.module), answers(whole.module))
 
 
@@ -300,7 +304,7 @@ def test_fine_tuning_learns_as_much_from_the_base_model_as_it_is_told(
     base: BaseModel, tiny_images: LabelledImages, tmp_path: Path
 ) -> None:
     """Each in a folder of its own, so that one work folder serves all; without a weight there is no teacher."""
-    config = replace(CONFIG, finetune=TrainConfig(epochs=2, batch=30, learning_rate=0.01, label_smoothing=0.0))
+    config = replace(CONFIG, finetuning=FineTuning(2, batch=30, learning_rate=0.01))
 
     def made(distillation: Distillation) -> torch.Tensor:
         config_now = replace(config, distillation=distillation)
@@ -315,7 +319,7 @@ def test_fine_tuning_learns_as_much_from_the_base_model_as_it_is_told(
 
 def test_fine_tuning_needs_images(base: BaseModel, tiny_images: LabelledImages, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="images"):
-        prune(base, tiny_images, replace(CONFIG, finetune=TrainConfig(epochs=1)), tmp_path)
+        prune(base, tiny_images, replace(CONFIG, finetuning=FineTuning(finetune=1)), tmp_path)
 
 
 # ---- a description of a network
@@ -545,7 +549,7 @@ def test_a_folder_is_a_model(folder: Path, pruned: BaseModel) -> None:
 
 
 def test_a_pruned_model_can_be_pruned_again(folder: Path, tiny_images: LabelledImages, tmp_path: Path) -> None:
-    again = prune(load_model(str(folder)), tiny_images, replace(CONFIG, rule=Budget(0.7), round_to=1), tmp_path)
+    again = prune(load_model(str(folder)), tiny_images, replace(CONFIG, amount=Amount(macs=0.7), round_to=1), tmp_path)
     assert Size.of(again).macs < 0.71 * Size.of(load_model(str(folder))).macs
     assert again.spec.name == "plain:vgg11"
 
@@ -659,7 +663,7 @@ def test_changed_weights_are_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="sinf prune"):
+    with pytest.raises(ModelError, match="a folder with a config.json"):
         load_model(str(tmp_path))
 
 

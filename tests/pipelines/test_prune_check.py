@@ -17,7 +17,6 @@ from torch import Tensor
 from sinf.compress.channels import ChannelRemoval, Importances
 from sinf.compress.compressor import Compressor, Predictions, Run, Scope
 from sinf.compress.methods import COMPRESSORS
-from sinf.compress.select import Budget, Schedule
 from sinf.criteria import make_criterion
 from sinf.data.images import LabelledImages
 from sinf.graph.network import Network, Part
@@ -27,7 +26,7 @@ from sinf.measure.timing import summary
 from sinf.models import BaseModel, ModelSpec, load_model
 from sinf.pipelines import prune as pruning
 from sinf.pipelines import prune_check
-from sinf.pipelines.prune import PruneConfig, Pruned, prune
+from sinf.pipelines.prune import Amount, PruneConfig, Pruned, prune
 from sinf.pipelines.prune_check import Check, far
 from sinf.pipelines.whole import Method, Source
 from sinf.statistics import Statistics
@@ -35,7 +34,7 @@ from sinf.storage.steps import StepStore
 from tiny import COLOUR, NETWORKS, coloured_images, randomise
 
 CONFIG = PruneConfig(
-    Budget(0.6), "channels", Limits(1.0, pairs=2, batches=(1,), keep_anyway=True), images=90, round_to=1
+    Amount(macs=0.6), "channels", Limits(1.0, pairs=2, batches=(1,), keep_anyway=True), images=90, round_to=1
 )
 WRONG = 0.01  # of what a group is worth
 
@@ -206,7 +205,7 @@ def test_whatever_predicts_is_checked(
 
 
 @pytest.mark.parametrize("change", [
-    {"method": "ranks", "rule": Budget(0.8)}, {"rule": Schedule(0.2, 0.2)}, {"limits": None},
+    {"method": "ranks", "amount": Amount(macs=0.8)}, {"amount": Amount(ratio=0.2)}, {"limits": None},
 ])  # fmt: skip
 def test_what_is_not_checked(
     base: BaseModel,

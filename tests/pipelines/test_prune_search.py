@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from program import Program
-from sinf.compress.select import Budget, Schedule
 from sinf.data.images import LabelledImages
 from sinf.errors import ConfigError, DataError, DoesNotPayError
 from sinf.graph.trace import trace
@@ -20,7 +19,7 @@ from sinf.measure.timing import Latency, summary
 from sinf.models import BaseModel, load_model
 from sinf.pipelines import prune as pruning
 from sinf.pipelines.comparison import Size
-from sinf.pipelines.prune import PruneConfig, prune
+from sinf.pipelines.prune import Amount, PruneConfig, prune
 from sinf.pipelines.prune_search import each, fastest, raised, smallest_budget
 from tiny import coloured_images, randomise
 
@@ -107,7 +106,7 @@ def test_what_can_be_found_for_none_says_why() -> None:
 
 
 LIMITS = Limits(max_loss=0.2, pairs=2, batches=(1,))
-CONFIG = PruneConfig(Budget(0.7), "channels", LIMITS, images=90, round_to=1)
+CONFIG = PruneConfig(Amount(macs=0.7), "channels", LIMITS, images=90, round_to=1)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +145,7 @@ def test_what_loses_too_much_is_not_handed_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     play_times(monkeypatch, {"ours": 0.3})
-    config = replace(CONFIG, rule=Budget(0.15), limits=replace(LIMITS, max_loss=0.1))
+    config = replace(CONFIG, amount=Amount(macs=0.15), limits=replace(LIMITS, max_loss=0.1))
     with pytest.raises(DoesNotPayError, match="no more than max_loss") as refused:
         prune(base, tiny_images, config, tmp_path, validation=validation)
     numbers = refused.value.numbers
@@ -164,12 +163,12 @@ def test_a_budget_that_is_proposed_keeps_the_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     play_times(monkeypatch, {"ours": 0.3})
-    config = replace(CONFIG, rule=Schedule(0.8, 0.8), limits=replace(LIMITS, max_loss=0.1))
+    config = replace(CONFIG, amount=Amount(ratio=0.8), limits=replace(LIMITS, max_loss=0.1))
     with pytest.raises(DoesNotPayError) as refused:
         prune(base, tiny_images, config, tmp_path, validation=validation)
     share = float(str(refused.value.remedy).split(" % of the channels")[0].split()[-1]) / 100
     assert 0 < share < 0.8
-    made = prune(base, tiny_images, replace(config, rule=Schedule(share, share)), tmp_path, validation=validation)
+    made = prune(base, tiny_images, replace(config, amount=Amount(ratio=share)), tmp_path, validation=validation)
     assert made.expected is not None
     assert made.expected.points <= 10
 
@@ -179,7 +178,7 @@ def test_what_is_not_faster_is_not_handed_out(
     base: BaseModel, tiny_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: float
 ) -> None:
     play_times(monkeypatch, {"ours": saved})
-    config = replace(CONFIG, rule=Budget(0.9), limits=replace(LIMITS, max_loss=1.0))
+    config = replace(CONFIG, amount=Amount(macs=0.9), limits=replace(LIMITS, max_loss=1.0))
     with pytest.raises(DoesNotPayError, match="must be faster") as refused:
         prune(base, tiny_images, config, tmp_path)
     assert refused.value.numbers["times"][0]["time_saved"] == pytest.approx(saved)
@@ -191,7 +190,7 @@ def test_auto_takes_the_method_that_loses_less(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     play_times(monkeypatch, {"ours": 0.3})
-    free = replace(CONFIG, rule=Budget(0.4), limits=replace(LIMITS, keep_anyway=True))
+    free = replace(CONFIG, amount=Amount(macs=0.4), limits=replace(LIMITS, keep_anyway=True))
     made = {
         method: prune(base, tiny_images, replace(free, method=method), tmp_path, validation=validation)
         for method in ("channels", "ranks", "auto")
@@ -209,7 +208,7 @@ def test_without_a_budget_as_much_goes_as_the_limit_allows(
     play_times(monkeypatch, {"ours": 0.3, "channels": 0.2, "ranks": 0.4})
     sizes = []
     for limit in (0.1, 0.6):
-        config = replace(CONFIG, rule=None, method="auto", limits=replace(LIMITS, max_loss=limit), weight_cost=0)
+        config = replace(CONFIG, amount=Amount(weight_cost=0), method="auto", limits=replace(LIMITS, max_loss=limit))
         made = prune(base, tiny_images, config, tmp_path, validation=validation)
         assert made.expected is not None
         assert made.expected.points <= 100 * limit
@@ -223,17 +222,17 @@ def test_nothing_within_the_limit_is_said(
 ) -> None:
     monkeypatch.setattr(pruning, "smallest_budget", lambda *a, **k: None)
     with pytest.raises(DoesNotPayError, match="within the limit of the loss"):
-        prune(base, tiny_images, replace(CONFIG, rule=None, method="auto"), tmp_path)
+        prune(base, tiny_images, replace(CONFIG, amount=Amount(), method="auto"), tmp_path)
 
 
 def test_without_limits_there_is_nothing_to_choose_by() -> None:
-    for wrong in ({"rule": None}, {"method": "auto"}):
+    for wrong in ({"amount": Amount()}, {"method": "auto"}):
         with pytest.raises(ConfigError, match="held out"):
             replace(CONFIG, limits=None, **wrong)
     with pytest.raises(ConfigError, match="no such method"):
         replace(CONFIG, method="magic")
     assert replace(CONFIG, method="auto", criterion="l1").methods == ("channels",)
-    assert replace(CONFIG, method="auto", rule=Schedule(0.1, 0.1)).methods == ("channels",)
+    assert replace(CONFIG, method="auto", amount=Amount(ratio=0.1)).methods == ("channels",)
 
 
 def test_validation_images_are_no_scoring_images(base: BaseModel, tiny_images: LabelledImages, tmp_path: Path) -> None:

@@ -11,12 +11,11 @@ import torch
 from sinf.compress import compressor
 from sinf.compress.low_rank import LowRank, metrics
 from sinf.compress.low_rank.metric import from_tensors, to_tensors
-from sinf.compress.select import Budget
 from sinf.data.images import LabelledImages
 from sinf.graph.coupling import couple
 from sinf.graph.delta import groups_of
 from sinf.models import load_model
-from sinf.pipelines.prune import PruneConfig, prune
+from sinf.pipelines.prune import Amount, PruneConfig, prune
 from sinf.statistics import Statistics, collect
 from sinf.storage.steps import StepStore
 from tiny import CLASSES, COLOUR, NETWORKS, traced
@@ -56,7 +55,7 @@ def test_another_budget_looks_at_no_image_again(
     base = load_model("vgg11", classes=6, options={"width": 0.125})
 
     def made(macs: float, folder: str) -> dict[str, torch.Tensor]:
-        config = PruneConfig(Budget(macs), method=method, images=24, round_to=1, limits=None)
+        config = PruneConfig(Amount(macs=macs), method=method, images=24, round_to=1, limits=None)
         return prune(base, tiny_images, config, tmp_path / folder).module.state_dict()
 
     made(0.8, "work")

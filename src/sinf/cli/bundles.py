@@ -23,7 +23,7 @@ def build(
     size: SubgraphSize,
     spending: Spending,
     config: BuildConfig,
-    machine: options.Machine,
+    threads: options.Threads = None,
     score: options.Score = "train[:10000]",
     route: Annotated[str, Option("Images that the route predictor learns from.", IMAGES)] = "train",
     calibrate: Annotated[
@@ -43,16 +43,15 @@ def build(
     from sinf.pipelines.build import build as run
     from sinf.report import tables
 
-    threads = machine.pin()
-    config = size.within(config, spending.weight_cost)
-    config = replace(config, timed_in=spending.timed(threads), memory=machine.memory)
+    pinned = options.set_threads(threads)
+    config = replace(size.within(config, spending.weight_cost), timed_in=spending.timed(pinned))
     options.write_alone(context, out)
     scoring, calibration = data.images(score), data.images(calibrate)
     routing = scoring if route == score else data.images(route)
     base = model.load(scoring)
     same = routing is scoring
-    scoring, calibration = (data.for_model(base, part, machine.memory) for part in (scoring, calibration))
-    routing = scoring if same else data.for_model(base, routing, machine.memory)
+    scoring, calibration = (data.for_model(base, part, config.memory) for part in (scoring, calibration))
+    routing = scoring if same else data.for_model(base, routing, config.memory)
     start, verdicts = time.perf_counter(), list[Verdict]()
     with options.Steps() as steps:
         groups = named_clusters(

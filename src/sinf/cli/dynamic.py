@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -13,11 +12,10 @@ import typer
 
 from sinf.cli import options
 from sinf.cli.kinds import Bench, Export, Kind, Progress
-from sinf.dynamic.recipe import AIM, LABELS_ALONE, GateConfig, Target, TrainConfig
+from sinf.dynamic.recipe import LABELS_ALONE, TrainConfig
 from sinf.errors import ConfigError
 from sinf.machine.sizes import DEFAULT
 from sinf.option import RUN, Option
-from sinf.training.recipe import Distillation
 
 if TYPE_CHECKING:
     from sinf.cli.room import Need
@@ -28,26 +26,13 @@ if TYPE_CHECKING:
 Bundle = Annotated[Path, Option("A bundle: a folder made by sinf dynamic train, or a hub id.", positional=True)]
 
 
-@dataclass(frozen=True)
-class _Aim(Target):
-    """On the command line there need be none."""
-
-    def __post_init__(self) -> None:
-        if self.channels is self.macs is self.latency is None:
-            object.__setattr__(self, "macs", AIM)
-        super().__post_init__()
-
-
 def train(
     context: typer.Context,
     model: options.Model,
     data: options.Data,
     out: options.BundleOut,
-    target: _Aim,
-    gates: GateConfig,
     config: TrainConfig,
-    machine: options.Machine,
-    distillation: Distillation = LABELS_ALONE,
+    threads: options.Threads = None,
     split: options.TrainingSplit = "train",
     validation: options.Validation = None,
     keep_anyway: Annotated[
@@ -64,11 +49,11 @@ def train(
     from sinf.models.described import described
     from sinf.report.terminal import Terminal
 
+    distillation, memory = config.distillation, config.memory
     if not distillation.weight and distillation != LABELS_ALONE:
         rule, got = "--temperature softens the answers of the base model", "no --teacher-weight"
         raise ConfigError(rule, got=got, remedy="give it, e.g. 0.9, or leave both out")
-    machine.pin()
-    config = replace(config, target=target, gates=gates, distillation=distillation, memory=machine.memory)
+    options.set_threads(threads)
     require_place(out)
     work, first = out.with_name(out.name + ".train"), int(os.environ.get("RANK", "0")) == 0
     if first:
@@ -76,8 +61,8 @@ def train(
     images = data.images(split)
     checked = None if validation is None else data.images(validation)
     base = described(model.load(images))
-    images = data.for_model(base, images, machine.memory)
-    checked = data.for_model(base, checked, machine.memory)
+    images = data.for_model(base, images, memory)
+    checked = data.for_model(base, checked, memory)
     images.require_every_class("training")
     if checked is not None:
         checked.warn_of_empty_classes("the validation")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,14 +11,7 @@ import typer
 from sinf.cli import options
 from sinf.cli.clusters import named_clusters
 from sinf.option import IMAGES, RUN, Option
-from sinf.pipelines.optimize_config import Engine, OptimizeConfig
-
-
-@dataclass(frozen=True)
-class _Asked(OptimizeConfig):
-    """On the command line, for the engine that most models are deployed in."""
-
-    engine: Engine = "onnxruntime"
+from sinf.pipelines.optimize_config import OptimizeConfig
 
 
 def optimize(
@@ -26,8 +19,7 @@ def optimize(
     model: options.Model,
     data: options.ClusteredData,
     out: Annotated[Path, Option("Folder for what is chosen; the same command resumes.")],
-    asked: _Asked,
-    machine: options.Machine = options.ONE_THREAD,
+    config: OptimizeConfig,
     score: Annotated[str, Option("Images that make the candidates.", IMAGES)] = "train",
     calibrate: Annotated[
         str,
@@ -47,16 +39,15 @@ def optimize(
     from sinf.pipelines.place import RANGES
     from sinf.report.optimized import show_optimized
 
-    # Not pinned: these threads are those where it will run, and making the candidates takes all.
-    config = replace(asked, threads=machine.threads or machine.pin(), memory=machine.memory)
+    memory = config.memory  # torch keeps all its threads, which make the candidates
     require_place(out)
     options.write_alone(context, out, *([] if work else [out.with_name(out.name + ".optimize")]))
     scoring, calibration = data.images(score), data.images(calibrate)
     selection = None if select is None else data.images(select)
     base = model.load(scoring)
-    scoring, calibration = (data.for_model(base, part, machine.memory) for part in (scoring, calibration))
-    selection = data.for_model(base, selection, machine.memory)
-    room = Room(machine.memory, Need.of_model(base).exported(), base.spec.preprocessing, calibration, selection)
+    scoring, calibration = (data.for_model(base, part, memory) for part in (scoring, calibration))
+    selection = data.for_model(base, selection, memory)
+    room = Room(memory, Need.of_model(base).exported(), base.spec.preprocessing, calibration, selection)
     room.fixed += most_open(base, config)
     room.limit("answers")
     if "int8" in config.precisions:

@@ -13,7 +13,8 @@ import typer
 from sinf.cli.progress import Steps as Steps  # verbs find all that they share here
 from sinf.cli.progress import announce as announce
 from sinf.errors import ConfigError, printable
-from sinf.machine.sizes import BYTES, DEFAULT
+from sinf.machine.sizes import DEFAULT
+from sinf.machine.sizes import MemoryLimit as Memory
 from sinf.option import DATA, IMAGES, MODEL, RUN, Option, numbers
 from sinf.storage import files
 
@@ -175,11 +176,6 @@ class ClusteredData(Data):
     @property
     def columns(self) -> dict[str, str | None]:
         return super().columns | {"cluster_column": self.cluster_column}
-
-
-Memory = Annotated[
-    int, Option("Memory that it may take: batches are made smaller to fit, or refused.", RUN, unit=BYTES)
-]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,13 +11,10 @@ import typer
 from sinf.cli import options
 from sinf.measure.limits import Limits
 from sinf.option import IMAGES, RUN, Option
-from sinf.pipelines.prune_config import Amount, FineTuning, PruneConfig, describe
-from sinf.training.recipe import Distillation
+from sinf.pipelines.prune_config import PruneConfig, describe
 
 if TYPE_CHECKING:
     from sinf.training.train import EpochReport
-
-FROM_BASE = Distillation()
 
 
 def prune(
@@ -26,13 +22,9 @@ def prune(
     model: options.Model,
     data: options.Data,
     out: Annotated[Path, Option("Folder for the pruned model; the same command resumes.")],
-    amount: Amount,
     config: PruneConfig,
-    limits: Limits,
-    finetuning: FineTuning,
-    machine: options.Machine = options.ONE_THREAD,
-    distillation: Distillation = FROM_BASE,
     score: options.Score = "train",
+    train: Annotated[str, Option("Images to fine-tune on.", IMAGES)] = "train",
     validate: Annotated[
         str | None,
         Option(
@@ -65,28 +57,21 @@ def prune(
     from sinf.report import tables
     from sinf.report.terminal import Terminal
 
-    pinned, train = machine.pin(), finetuning.train
+    limits, memory = config.limits or Limits(), config.memory  # there are always limits here
+    options.set_threads(limits.threads)
     require_place(out)
     steps_folder = work or out.with_name(out.name + ".prune")
     options.write_alone(context, out, *([] if work else [steps_folder]))
-    config = replace(
-        config,
-        rule=amount.rule(pinned),
-        weight_cost=amount.price,
-        limits=replace(limits, threads=pinned),
-        finetune=finetuning.recipe(config.seed),
-        distillation=distillation,
-        memory=machine.memory,
-    )
-    need_labels = config.finetune is not None
+    epochs = config.finetuning.finetune
+    need_labels = epochs > 0
     scoring, tested = data.images(score, need_labels), data.images(test, need_labels)
-    training = None if config.finetune is None else scoring if train == score else data.images(train)
+    training = None if not epochs else scoring if train == score else data.images(train)
     validation = None if validate is None else data.images(validate, need_labels)
     base = model.load(scoring)
     same = training is scoring
-    scoring, tested = (data.for_model(base, part, machine.memory) for part in (scoring, tested))
-    training = scoring if same else data.for_model(base, training, machine.memory)
-    validation = data.for_model(base, validation, machine.memory)
+    scoring, tested = (data.for_model(base, part, memory) for part in (scoring, tested))
+    training = scoring if same else data.for_model(base, training, memory)
+    validation = data.for_model(base, validation, memory)
     empty = tested.warn_of_empty_classes("the comparison")
     warn_of_shared(tested, "test", scoring.sample(config.images, config.seed), "scoring")
     if validation is not None:
@@ -117,20 +102,20 @@ def prune(
             smaller,
             tested,
             pairs=pairs,
-            threads=pinned,
+            threads=limits.threads,
             keep_batch_norm=keep_batch_norm,
             progress=steps,
-            memory=config.memory,
+            memory=memory,
         )
     provenance = make_compressor(smaller.method, config).describe() | {
         "method": smaller.method,
-        "asked for": describe(config.rule) + f", at most {100 * limits.max_loss:g} points",
+        "asked for": f"{config.amount}, at most {100 * limits.max_loss:g} points",
         "made": describe(smaller.rule),
         "expected loss": expected,
         "scoring images": f"{len(scoring.sample(config.images))} of {score}",
         "reconstructed": "yes" if config.reconstruct else "no",
         "recalibrated": "yes" if config.recalibrate else "no",
-        "fine-tuned": f"{finetuning.finetune} epochs on {train}" if finetuning.finetune else "no",
+        "fine-tuned": f"{epochs} epochs on {train}" if epochs else "no",
         "test images": test,
         "seed": config.seed,
     }
@@ -140,6 +125,6 @@ def prune(
     )  # fmt: skip
     if work is None:
         shutil.rmtree(steps_folder, ignore_errors=True)
-    tables.show_pruned(compared, out, pinned)
+    tables.show_pruned(compared, out, limits.threads)
     estimate = {"expected_loss": None if smaller.expected is None else smaller.expected.to_json()}
     return {"folder": str(out), **provenance, **estimate, **compared.to_json(), "empty_classes": empty}

@@ -1,5 +1,6 @@
-"""A verb is a function; its parameters are options, or dataclasses whose fields are (:mod:`sinf.option`). From these
-come its command, its pages of help, the run files that it reads, and the config in what it writes for programs.
+"""A verb is a function; its parameters are options, or dataclasses whose fields are, or hold such dataclasses
+(:mod:`sinf.option`). From these come its command, its pages of help, the run files that it reads, and the config in
+what it writes for programs.
 
 Why typer, and this file: cyclopts and tyro make options of dataclasses too, but neither knows a first page of help, or
 units, so that both need such a file as well; and both draw boxes around help and errors, which are one line here.
@@ -88,35 +89,40 @@ class Given:
 
 
 class Group:
-    """The options of a dataclass, with the defaults of an instance of it where there is one."""
+    """The options of a dataclass, and of those that it holds, with the defaults of an instance of it where there is
+    one."""
 
     def __init__(self, kind: type, default: Any) -> None:
         hints = get_type_hints(kind, include_extras=True)
         self.kind = kind
-        self.given: list[Given] = []
+        self.parts: dict[str, Group | Given] = {}
         for field in fields(kind):
+            # A dataclass that a factory makes has the defaults of its own fields.
             own = _EMPTY if field.default is MISSING else field.default
-            given = Given.of(field.name, hints[field.name], own if default is _EMPTY else getattr(default, field.name))
-            if given is not None:
-                self.given.append(given)
+            part = _part(field.name, hints[field.name], own if default is _EMPTY else getattr(default, field.name))
+            if part is not None:
+                self.parts[field.name] = part
 
     def value(self, written: Mapping[str, Any]) -> Any:
-        return self.kind(**{given.name: given.value(written) for given in self.given})
+        return self.kind(**{name: part.value(written) for name, part in self.parts.items()})
 
     def all(self) -> list[Given]:
-        return self.given
+        return [given for part in self.parts.values() for given in part.all()]
+
+
+def _part(name: str, hint: Any, default: Any) -> Group | Given | None:
+    """The options of a parameter, or of a field; None where there are none."""
+    kinds = [each for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each)]
+    if len(kinds) != 1:
+        return Given.of(name, hint, default)
+    group = Group(kinds[0], _EMPTY if default is None else default)
+    return group if group.parts else None
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, Group | Given | None]:
     """By parameter what its options are; None for the context."""
-    options: dict[str, Group | Given | None] = {}
-    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
-        hint = parameter.annotation
-        if isinstance(hint, type) and is_dataclass(hint):
-            options[name] = Group(hint, parameter.default)
-        else:
-            options[name] = Given.of(name, hint, parameter.default)
-    return options
+    parameters = inspect.signature(function, eval_str=True).parameters
+    return {name: _part(name, each.annotation, each.default) for name, each in parameters.items()}
 
 
 def verb(function: Callable[..., dict[str, Any] | None], *, runs: bool = False) -> Callable[..., None]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sinf.errors import ConfigError
-from sinf.machine.sizes import DEFAULT
+from sinf.machine.sizes import DEFAULT, MemoryLimit
 from sinf.option import GATES, TRAINING, Option, Seed, require_ranges
 from sinf.training.recipe import RANGES, Device, Distillation
 
@@ -22,7 +22,7 @@ LABELS_ALONE = Distillation(weight=0.0)  # as in the paper
 class Target:
     """One of ``channels``, the share that the threshold's rank leaves (the paper); ``macs``, the mean share of the base
     model's MACs that an input costs, gates included; ``latency``, the mean share of its time on this machine, one image
-    at a time, gates included."""
+    at a time, gates included. Without, half of the MACs."""
 
     channels: Annotated[float | None, Option("Aim instead at this share of channels, as the paper.")] = None
     macs: Annotated[float | None, Option("Aim at this share of the base model's MACs.", otherwise=f"{AIM:g}")] = None
@@ -31,12 +31,14 @@ class Target:
     )
 
     def __post_init__(self) -> None:
+        if self.channels is self.macs is self.latency is None:
+            object.__setattr__(self, "macs", AIM)
         given = {name: value for name, value in vars(self).items() if value is not None}
         for name, value in given.items():
             if not 0 < value <= 1:
                 raise ConfigError(f"the target of {name} must be in (0, 1]", got=value, remedy="take 0.5 for half")
-        if len(given) != 1:
-            got = " and ".join(given) or "none"
+        if len(given) > 1:
+            got = " and ".join(given)
             raise ConfigError("there must be one target: channels, macs or latency", got=got, remedy="give one")
 
     def __str__(self) -> str:
@@ -82,7 +84,7 @@ class TrainConfig:
     compares the images of a part.
     """
 
-    target: Target = field(default_factory=lambda: Target(macs=AIM))
+    target: Target = field(default_factory=Target)
     gates: GateConfig = field(default_factory=GateConfig)
     distillation: Distillation = LABELS_ALONE
     epochs: Annotated[int, Option("Passes over the images; the paper's are 400.")] = 40
@@ -101,7 +103,7 @@ class TrainConfig:
     bf16: Annotated[bool, Option("Compute in bfloat16, gates apart.", TRAINING)] = False
     seed: Seed = 0
     device: Device = "cpu"
-    memory: int = DEFAULT
+    memory: MemoryLimit = DEFAULT
 
     def identity(self) -> dict[str, Any]:
         """What tells a run from others: a run may go on with more memory, and who teaches nothing is not in it."""

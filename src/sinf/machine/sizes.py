@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Annotated
 
 from sinf.errors import ConfigError
-from sinf.option import Unit
+from sinf.option import RUN, Option, Unit
 
 #: The budget unless another one is named.
 DEFAULT = 8_000_000_000
@@ -36,3 +37,7 @@ def say(size: float) -> str:
 
 #: Written as ``8GB`` on the command line.
 BYTES = Unit(str, lambda text, flag: parse(text), lambda size: f"{size / 1e9:g}GB")
+
+MemoryLimit = Annotated[
+    int, Option("Memory that it may take: batches are made smaller to fit, or refused.", RUN, unit=BYTES)
+]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 from sinf.errors import ConfigError
-from sinf.option import IMAGES, POINTS, RUN, Option
+from sinf.option import IMAGES, POINTS, RUN, Option, Threads
 
 if TYPE_CHECKING:
     from sinf.machine.memory import Memory
@@ -33,7 +33,7 @@ class Limits:
         float, Option("Share of the scoring images that is held out where --validate names none.", IMAGES)
     ] = 0.2
     batches: tuple[int, ...] = (1, 32)
-    threads: int = 1
+    threads: Threads = 1
     pairs: int = 100
     keep_anyway: Annotated[bool, Option("Write a network that loses more, or is not faster, all the same.", RUN)] = (
         False

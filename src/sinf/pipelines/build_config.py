@@ -10,7 +10,7 @@ from sinf.criteria import best_criterion, make_criterion
 from sinf.errors import ConfigError
 from sinf.graph.price import LayerTimes
 from sinf.graph.weight_cost import WEIGHT_COST
-from sinf.machine.sizes import DEFAULT
+from sinf.machine.sizes import DEFAULT, MemoryLimit
 from sinf.option import COMPRESSION, RUN, Option, Seed, numbers
 from sinf.pipelines.compression_options import (
     Confidence,
@@ -89,7 +89,7 @@ class BuildConfig:
         Option("Cropped and flipped views that the route predictor learns from, ten of an image at most.", COMPRESSION),
     ] = 50_000
     reconstruct_bytes: int = 1 << 30
-    memory: int = DEFAULT
+    memory: MemoryLimit = DEFAULT
 
     def __post_init__(self) -> None:
         from sinf.compress.methods import require_takes

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sinf.errors import ConfigError
-from sinf.machine.sizes import DEFAULT
-from sinf.option import IMAGES, RUN, Option, Seed, Unit
+from sinf.machine.sizes import DEFAULT, MemoryLimit
+from sinf.option import IMAGES, RUN, Option, Seed, Threads, Unit
 from sinf.pipelines.compression_options import Confidence, MaxLoss
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ BUDGETS = (0.8, 0.64, 0.51, 0.41, 0.33, 0.26, 0.21, 0.17, 0.13)
 CUTS, TAILS = (0.15, 0.3), (0.55, 0.35)
 ROUTED_CUTS = (0.3, 0.6)
 
-Engine = Annotated[str, Option("Where it will run, and is timed: torch, torch-compile, onnxruntime or openvino.")]
 _SWITCH = Unit(bool, lambda on, flag: CUTS if on else (), bool)
 
 
@@ -50,12 +49,14 @@ class OptimizeConfig:
 
     max_loss: MaxLoss = 0.01
     confidence: Confidence = None
-    engine: Engine = "torch"
+    engine: Annotated[
+        str, Option("Where it will run, and is timed: torch, torch-compile, onnxruntime or openvino.")
+    ] = "onnxruntime"
     precisions: Annotated[
         tuple[str, ...], Option("f32, bf16 (openvino) or int8; may be repeated.", flag="precision")
     ] = ("f32",)
     batch: Annotated[int, Option("Images in a batch, as the application has them.")] = 1
-    threads: int = 1
+    threads: Threads = 1
     images: Annotated[
         int,
         Option(
@@ -80,7 +81,7 @@ class OptimizeConfig:
     ] = None
     pairs: int = 100
     seed: Seed = 0
-    memory: int = DEFAULT
+    memory: MemoryLimit = DEFAULT
 
     def __post_init__(self) -> None:
         from sinf.compress.methods import kind_of

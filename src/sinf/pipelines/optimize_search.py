@@ -33,7 +33,7 @@ from sinf.pipelines.optimize_choice import FIRST_ROUNDS, LOST, Row, contenders, 
 from sinf.pipelines.optimize_config import OptimizeConfig
 from sinf.pipelines.optimize_time import TimeLimit, layer_precision
 from sinf.pipelines.place import Place, open_bytes, ranges_of
-from sinf.pipelines.prune import PruneConfig, Pruned, pruner
+from sinf.pipelines.prune import Amount, PruneConfig, Pruned, pruner
 from sinf.pipelines.times import network_times
 from sinf.storage.steps import StepStore
 
@@ -152,7 +152,7 @@ class Search:
         likely, and a few between the last two; the first whatever the time."""
         config = self.config
         asked = PruneConfig(
-            self._budget(config.budgets[0]),
+            Amount(macs=config.budgets[0]),
             method,
             None,
             images=config.images,
@@ -171,9 +171,9 @@ class Search:
         base, _ = self._own
 
         def rung(kept: float) -> _Rung | None:
-            told[0] = f"{100 * kept:.3g} %"
+            told[0], budget = f"{100 * kept:.3g} %", self._budget(kept)
             try:
-                network = make(self._budget(kept))
+                network = make(budget)
             except (ConfigError, CutError) as reason:  # out of reach, or nothing goes
                 self.left_out.append(f"{method}, {told[0]}: {reason}")
                 return None

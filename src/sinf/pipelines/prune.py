@@ -37,7 +37,8 @@ from sinf.models import BaseModel
 from sinf.models.described import of_graph
 from sinf.pipelines.latency_budget import budget_within
 from sinf.pipelines.prune_check import Check, check_all, expected_checks, part_to_check
-from sinf.pipelines.prune_config import LatencyBudget as LatencyBudget
+from sinf.pipelines.prune_config import Amount as Amount
+from sinf.pipelines.prune_config import FineTuning as FineTuning
 from sinf.pipelines.prune_config import PruneConfig as PruneConfig
 from sinf.pipelines.prune_config import describe, require_no_labels
 from sinf.pipelines.prune_search import TRIALS, each, fastest, raised, smallest_budget, trial_images
@@ -149,19 +150,19 @@ class _Pruning:
         self.methods = {each.name: Method(self.source, each, compressors) for each in compressors}
 
     def run(self, training: LabelledImages | None, report: Callable[[EpochReport], None] | None) -> Pruned:
-        config = self.config
-        if config.finetune is not None and training is None:
+        config, recipe = self.config, self.config.recipe
+        if recipe is not None and training is None:
             raise ConfigError(
                 "fine-tuning needs images", got="none", remedy="give those that the base model was trained on"
             )
         method, rule = self._choose()
         pruned = self.plain(method, rule)
-        if config.finetune is not None and training is not None:
+        if recipe is not None and training is not None:
             trained = train(
                 pruned.spec,
                 self._without_held_out(training),
-                self._finetune_folder(method, rule, training, config.finetune),
-                config.finetune,
+                self._finetune_folder(method, rule, training, recipe),
+                recipe,
                 start=pruned.module.state_dict(),
                 teacher=Teacher(self.base.module, config.distillation) if config.distillation.weight else None,
                 report=report,
@@ -172,8 +173,7 @@ class _Pruning:
 
     def expected(self) -> Estimate:
         """How long all steps take, where none is stored."""
-        config = self.config
-        trials = 0 if config.rule is not None and len(self.methods) == 1 else 1 if config.rule is not None else TRIALS
+        trials = TRIALS if self.config.amount.is_open else int(len(self.methods) > 1)
         return prune_time(
             Pace.of(self.network.graph, self.base.spec.preprocessing.size, self.images.batch),
             self.network,
@@ -200,28 +200,36 @@ class _Pruning:
 
     def _choose(self) -> tuple[Method, Schedule | Budget]:
         """The method, and the rule of ratios or MACs."""
-        methods, rule = self.methods.values(), self.config.rule
+        methods, amount, rule = self.methods.values(), self.config.amount, self.config.amount.rule
         if self.checking is not None:
             check = Check(self.network, self.checking, self.base.spec.preprocessing, self._reporter("check of layers"))
-            check_all(self.methods.values(), rule, self.config.weight_cost, check, self._depends, self.notice)
-        if rule is None:
+            check_all(methods, amount, check, self._depends, self.notice)
+        rules: list[tuple[Method, Schedule | Budget]]
+        if amount.latency is not None:
+            time = amount.latency
+            rules = each(methods, lambda m: (m, self._in_time(m, time)))
+        elif rule is not None:
+            rules = each(methods, lambda m: (m, self._within_reach(m, rule)))
+        else:
             return fastest(each(methods, lambda m: (m, self._largest(m))), self._finished, self._by_time)
-        rules = each(methods, lambda m: (m, self._rule(m, rule)))
         return rules[0] if len(rules) == 1 else min(rules, key=lambda pair: self._trial(*pair).order)
 
-    def _rule(self, method: Method, rule: Schedule | Budget | LatencyBudget) -> Schedule | Budget:
-        if isinstance(rule, LatencyBudget):
-            return budget_within(
-                rule, self.network.graph, lambda each: method.graph(method.tensors(each, reconstruct=False)),
-                self._first(200), self._reporter, self.store, self._depends(method, Budget(rule.time)),
-            )  # fmt: skip
+    def _in_time(self, method: Method, time: float) -> Budget:
+        """With which a network takes that share of the base model's time."""
+        return budget_within(
+            time, self.config.amount, self.timed, self.network.graph,
+            lambda each: method.graph(method.tensors(each, reconstruct=False)),
+            self._first(200), self._reporter, self.store, self._depends(method, Budget(time)),
+        )  # fmt: skip
+
+    def _within_reach(self, method: Method, rule: Schedule | Budget) -> Schedule | Budget:
         if len(self.methods) > 1:
-            self._trial(method, rule)  # whether it is within reach
+            self._trial(method, rule)  # a ConfigError says that it is not
         return rule
 
     def _largest(self, method: Method) -> Budget:
         """The smallest budget within the limit of the loss, found with fewer images that weights are fitted to."""
-        cost = self.config.weight_cost
+        cost = self.config.amount.price
         trial = smallest_budget(lambda macs: self._trial(method, Budget(macs, cost)).points, self._limit)
         return Budget(self._within(method, trial and trial.budget), cost)
 

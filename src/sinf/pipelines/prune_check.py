@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sinf.compress.compressor import Compression, Compressor, Predictions
-from sinf.compress.select import Budget, Schedule
+from sinf.compress.select import Budget
 from sinf.data.images import LabelledImages
 from sinf.data.preprocessing import Preprocessing
 from sinf.errors import ConfigError
@@ -30,7 +30,7 @@ from sinf.graph.network import Network, Part
 from sinf.graph.prepare import prepare
 from sinf.machine.memory import Notice
 from sinf.measure.estimate import KERNEL_FIT
-from sinf.pipelines.prune_config import LatencyBudget, PruneConfig
+from sinf.pipelines.prune_config import Amount, PruneConfig
 from sinf.pipelines.prune_search import MIDDLE
 from sinf.pipelines.whole import WHOLE, Method
 from sinf.statistics import Statistics, collect
@@ -132,7 +132,7 @@ def part_to_check(
 ) -> tuple[LabelledImages | None, LabelledImages | None]:
     """Held-out images that check, and those that report. All report where there are fewer than three, and where no
     compressor predicts what is to be checked, within a budget."""
-    checked = any(each.predictions is not None for each in compressors) and not isinstance(config.rule, Schedule)
+    checked = any(each.predictions is not None for each in compressors) and config.amount.ratio is None
     if held_out is None or not checked:
         return None, held_out
     count = min(IMAGES, len(held_out) // SHARE)
@@ -144,17 +144,16 @@ def part_to_check(
 
 def check_all(
     methods: Iterable[Method],
-    rule: Schedule | Budget | LatencyBudget | None,
-    weight_cost: float,
+    amount: Amount,
     check: Check,
     depends: Callable[[Method, Budget], dict[str, Any]],
     notice: Notice,
 ) -> None:
     """Have methods whose predictions are to be checked go by corrected ones within a budget, and say where they do.
-    The corrections are stored. Without a ``rule`` they are those of a network of the middle size."""
-    if isinstance(rule, Schedule):
+    The corrections are stored. Without a budget they are those of a network of the middle size."""
+    if amount.ratio is not None:
         return
-    budget = rule if isinstance(rule, Budget) else Budget(MIDDLE if rule is None else rule.time, weight_cost)
+    budget = Budget(MIDDLE if amount.kept is None else amount.kept, amount.price)
     for method in methods:
         predictions = method.compressor.predictions
         if predictions is None:
