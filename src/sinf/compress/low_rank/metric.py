@@ -33,7 +33,6 @@ from sinf.statistics import Fisher, KernelRows, OutputMoments, SiteStatistics
 
 _FLOOR = 1e-2  # of the mean of F's diagonal: what the answer hardly feels still counts a little
 _FLAT = 1e-6  # of the mean variance: inputs that hardly change
-_HARDLY = 1e-12  # of it: enough where channels are dead, and nothing beside what varies
 _NUMBERS = {"kernel_row_positions": torch.float64, "groups": torch.int64}  # what is no tensor, and its type as one
 
 
@@ -145,12 +144,14 @@ def _metric(site: SiteStatistics, groups: int) -> Metric:
     values, basis = values.flip(0).clamp(min=0), basis.flip(1)
     if not rows_read.present:
         return Metric(values, none, none, 0.0, 1, root, inverse, basis, outputs.mean, none, none, none)
-    half, weight = triangular_root(rows_read.covariance()), rows_read.as_kernel(site.weight)
+    covariance = rows_read.covariance()
+    half, weight = triangular_root(covariance), rows_read.as_kernel(site.weight)
     effects, noise, vectors = _kernel_row_effects(weight, root, half, rows_read.row_correlation())
-    read = torch.linalg.solve_triangular(half.T, vectors, upper=True).T.float()
+    read = torch.linalg.solve_triangular(half.T, vectors, upper=True).T
+    varies = ((read @ covariance.double()) * read).sum(1).clamp(min=0)  # 1, but for what was added to the covariance
     return Metric(
-        values, effects, noise, rows_read.count / max(1, site.images), 1, root, inverse, basis, outputs.mean,
-        read, (half @ vectors).float(), rows_read.total / rows_read.count,
+        values, effects * varies, noise, rows_read.count / max(1, site.images), 1, root, inverse, basis, outputs.mean,
+        read.float(), (half @ vectors).float(), rows_read.total / rows_read.count,
     )  # fmt: skip
 
 
@@ -182,10 +183,11 @@ def roots(matrix: Tensor, least: float | None = None) -> tuple[Tensor, Tensor]:
 
 
 def triangular_root(matrix: Tensor) -> Tensor:
-    """L, lower triangular, of a covariance S = L L', to which next to nothing is added. It serves as S^1/2 does, and
+    """L, lower triangular, of a covariance S = L L', to which a small share of its mean variance is added: what hardly
+    varies in some images may vary in others, and dividing by less would make that large. It serves as S^1/2 does, and
     takes a hundredth of the time, unless rounded sums have left S indefinite: then it is made of that."""
     system = matrix.double().clone()
-    system.diagonal().add_(_HARDLY * torch.diagonal(matrix).mean().clamp(min=1e-30))
+    system.diagonal().add_(_FLAT * torch.diagonal(matrix).mean().clamp(min=1e-30))
     factor, failed = torch.linalg.cholesky_ex(system)
     return torch.linalg.qr(roots(system)[0]).R.T if int(failed) else factor
 
