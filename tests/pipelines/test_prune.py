@@ -663,7 +663,7 @@ def test_changed_weights_are_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="a folder with a config.json"):
+    with pytest.raises(ModelError, match=r"a folder with a config\.json"):
         load_model(str(tmp_path))
 
 
