@@ -263,6 +263,31 @@ def cascades() -> str:
     return markdown(head, lines) if lines else MISSING
 
 
+KINDS = {
+    "static-low-rank-time": "one network",
+    "cascade": "a cascade",
+    "semantic-ranks": "routes to given clusters",
+    "semantic-ranks-found": "routes to found clusters",
+}
+
+
+def head_to_head(model: str) -> str:
+    """Kinds of inference by the limit that was asked for, all by ranks, of one run."""
+    cells: dict[str, dict[str, str]] = {}
+    rows = read(f"head_to_head_{model}_cpu.csv")
+    for row in rows:
+        cell = "no plan keeps it"
+        if row["plan"] != "none":
+            lost = f"{points_of(row['loss'])} ({bounds(row, 'loss', points_of)})"
+            cell = f"**{percent(row['time_saved'])}** at {lost}"
+            if float(row["fallback"] or 0):
+                cell += f", full tail for {percent(row['fallback'])}"
+        cells.setdefault(row["asked"], {})[row["method"]] = cell
+    head = (f"{model}, {rows[0]['engine']}, asked" if rows else "asked", *KINDS.values())
+    lines = [[f"{asked} points", *(by.get(kind, "") for kind in KINDS)] for asked, by in cells.items()]
+    return markdown(head, lines) if lines else MISSING
+
+
 def headline_details() -> str:
     """The same rows: which plan was picked, by what, and on what machine it was timed."""
     lines = [
@@ -590,6 +615,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "headline details": headline_details,
     "cascades": cascades,
+    "head to head vgg16": lambda: head_to_head("vgg16"),
     "curve vgg16": lambda: curve("vgg16"),
     "curve resnet56": lambda: curve("resnet56"),
     "branches resnet56": lambda: of_branches("resnet56"),
