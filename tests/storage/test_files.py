@@ -12,7 +12,15 @@ from safetensors.torch import load_file
 
 from sinf.errors import ConfigError, StorageError
 from sinf.storage import files
-from sinf.storage.files import exclusive, replacing, replacing_folder, sha256, write_json, write_tensors
+from sinf.storage.files import (
+    exclusive,
+    hash_tensors,
+    replacing,
+    replacing_folder,
+    sha256,
+    write_json,
+    write_tensors,
+)
 from sinf.storage.schema import parse_file
 
 
@@ -109,3 +117,16 @@ def test_a_record_is_json_whatever_its_numbers(tmp_path: Path) -> None:
     assert parse_file(tmp_path / "r.json", ConfigError) == {
         "loss": None, "rows": [{"low": None, "high": 0.5}, [1, None]]
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64])
+def test_a_hash_is_of_names_and_values_alone(dtype: torch.dtype) -> None:
+    """However they lie in memory: a single number may have any stride, as in the bias of a cluster of one class."""
+    wide = torch.arange(12).view(3, 4).to(dtype)
+    one = wide[:1, -1]
+    assert one.stride() == (4,)
+    assert hash_tensors({"bias": one}) == hash_tensors({"bias": one.clone(memory_format=torch.contiguous_format)})
+    assert hash_tensors({"bias": one}) != hash_tensors({"bias": one + 1})
+    assert hash_tensors({"bias": one}) != hash_tensors({"weight": one})
+    assert hash_tensors({"wide": wide.T}) == hash_tensors({"wide": wide.T.contiguous()})
+    assert hash_tensors({"none": wide[:0]}) == hash_tensors({"none": torch.zeros(0, dtype=dtype)})

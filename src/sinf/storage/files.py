@@ -198,5 +198,7 @@ def hash_tensors(tensors: dict[str, Any]) -> str:
     digest = hashlib.sha256()
     for key, value in sorted(tensors.items()):
         digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        flat = value.detach().cpu().contiguous().flatten()
+        flat = flat.as_strided(flat.shape, (1,))  # a single number is contiguous with any stride, and cannot be viewed
+        digest.update(flat.view(torch.uint8).numpy())
     return digest.hexdigest()
