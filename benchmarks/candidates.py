@@ -25,7 +25,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from sinf import Budget, BuildConfig, Images, LabelledImages, SemanticModel, build, load_images, load_model
+from sinf import BuildConfig, Images, LabelledImages, SemanticModel, build, load_images, load_model
 from sinf.bundle.semantic import Bundle
 from sinf.data.clusters import Clusters, from_column, one_cluster
 from sinf.engine.engines import open_engine
@@ -131,11 +131,11 @@ class Plan:
     def build_config(self, cut: str) -> BuildConfig:
         """The limit is out of the way: thresholds are set for every limit by :func:`choose`."""
         changes: dict[str, Any] = dict(self.changes)
-        changes["subgraph"] = Budget(changes["subgraph"], WEIGHT_COST)
+        changes["macs"] = changes.pop("subgraph")
         method = "channels" if self.family == ROUTED else "ranks"
         return BuildConfig(
             method=method, reconstruct=self.method != "semantic-noreconstruct", max_loss=0.5, keep_anyway=True,
-            **({"cut": cut} | changes),
+            weight_cost=WEIGHT_COST, **({"cut": cut} | changes),
         )  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def in_bundle(
 ) -> dict[str, Any]:  # fmt: skip
     """One row, of the subgraphs of a bundle that is built, saved and opened; a head has its cluster's classes alone."""
     config = BuildConfig(
-        method="ranks", cut=cut, subgraph=Budget(BUDGET), keep_anyway=True, max_loss=0.9, route_draws=ROUTED,
+        method="ranks", cut=cut, macs=BUDGET, keep_anyway=True, max_loss=0.9, route_draws=ROUTED,
         router=RouterConfig(epochs=1, hidden=16),
     )  # fmt: skip
     scoring = train.sample(scored * base.spec.classes)

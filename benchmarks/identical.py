@@ -18,7 +18,6 @@ import torch
 import typer
 
 from sinf import BuildConfig, Images, SemanticModel, build, load_images, load_model, prune
-from sinf.compress.select import Schedule
 from sinf.data.clusters import from_column, one_cluster
 from sinf.measure.delivery import Limits
 from sinf.pipelines.prune import Amount, PruneConfig
@@ -36,10 +35,15 @@ PRUNED = {
     "ranks": PruneConfig(Amount(macs=0.5, weight_cost=32.0), "ranks", limits=None, images=300),
     "auto": PruneConfig(Amount(macs=0.6), images=300, limits=Limits(max_loss=0.5, keep_anyway=True)),
 }
-SMALL = {"route_draws": 400, "router": RouterConfig(channels=32, hidden=32, kernel=1, epochs=2), "keep_anyway": True}
+SMALL = {
+    "weight_cost": 32.0,
+    "route_draws": 400,
+    "router": RouterConfig(channels=32, hidden=32, kernel=1, epochs=2),
+    "keep_anyway": True,
+}
 BUILT = {
     "channels": BuildConfig(cut=CUT, whole=0.8, whole_images=300, max_loss=0.05, **SMALL),
-    "channels by ratios": BuildConfig(cut=CUT, subgraph=Schedule(0.1, 0.5), extractor=0.9, max_loss=0.05, **SMALL),
+    "channels by ratios": BuildConfig(cut=CUT, ratios=(0.1, 0.5), extractor=0.9, max_loss=0.05, **SMALL),
     "channels across clusters": BuildConfig(cut=CUT, across_clusters=True, max_loss=0.05, **SMALL),
     "ranks": BuildConfig(cut=CUT, method="ranks", whole=0.8, whole_images=300, max_loss=0.05, **SMALL),
     "ranks across clusters": BuildConfig(cut=CUT, method="ranks", across_clusters=True, max_loss=0.05, **SMALL),

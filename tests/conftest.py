@@ -29,7 +29,6 @@ from artefacts import make_dynamic, make_static
 from once import ONCE, Once, remember_exports
 from outsider import outsider
 from program import Program
-from sinf.compress.select import Budget, Schedule
 from sinf.data.clusters import Clusters, from_column, one_cluster
 from sinf.data.images import LabelledImages, load_images
 from sinf.measure import layer_times, timing
@@ -152,39 +151,39 @@ def build_once(once: Once, data: Path, tiny_images: LabelledImages) -> Callable[
 @pytest.fixture(scope="session")
 def built(build_once: Callable[..., Path]) -> Path:
     """A bundle of a small VGG in which everything is pruned and reconstructed. Do not write into it."""
-    return build_once("built", extractor=0.7, full_tail=0.7, subgraph=Budget(0.4))
+    return build_once("built", extractor=0.7, full_tail=0.7, macs=0.4)
 
 
 @pytest.fixture(scope="session")
 def built_whole(build_once: Callable[..., Path]) -> Path:
     """The same with extractor and full tail as they are."""
-    return build_once("built_whole", subgraph=Schedule(0.1, 0.5))
+    return build_once("built_whole", ratios=(0.1, 0.5))
 
 
 @pytest.fixture(scope="session")
 def built_ranks(build_once: Callable[..., Path]) -> Path:
     """The same with all parts in low rank."""
-    return build_once("built_ranks", method="ranks", whole=0.8, subgraph=Budget(0.5), round_to=2)
+    return build_once("built_ranks", method="ranks", whole=0.8, macs=0.5, round_to=2)
 
 
 @pytest.fixture(scope="session")
 def built_cascade(build_once: Callable[..., Path], tiny_images: LabelledImages) -> Path:
     """One subgraph for all classes, in low rank, and no route predictor."""
     clusters = one_cluster(tiny_images.classes)
-    return build_once("built_cascade", clusters, method="ranks", extractor=0.8, subgraph=Budget(0.5), round_to=2)
+    return build_once("built_cascade", clusters, method="ranks", extractor=0.8, macs=0.5, round_to=2)
 
 
 @pytest.fixture(scope="session")
 def built_depth(build_once: Callable[..., Path]) -> Path:
     """A small ResNet with residual branches of all parts as constants."""
-    return build_once("built_depth", model="resnet20", method="depth", whole=0.9, subgraph=Budget(0.7))
+    return build_once("built_depth", model="resnet20", method="depth", whole=0.9, macs=0.7)
 
 
 @pytest.fixture(scope="session")
 def built_sparse(build_once: Callable[..., Path]) -> Path:
     """All parts by a compressor from outside the package."""
     with outsider() as method:
-        return build_once("built_sparse", method=method, whole=0.8, subgraph=Budget(0.7))
+        return build_once("built_sparse", method=method, whole=0.8, macs=0.7)
 
 
 @pytest.fixture(scope="session")

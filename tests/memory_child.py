@@ -98,7 +98,6 @@ def command(verb: str, budget: int, folder: Path, base: BaseModel, images: Label
 
 
 def run(verb: str, budget: int, folder: Path, base: BaseModel, images: LabelledImages, other: LabelledImages) -> None:
-    from sinf.compress.select import Budget
     from sinf.dynamic.targets import Target
     from sinf.dynamic.trainer import TrainConfig, train
     from sinf.measure.limits import Limits
@@ -115,7 +114,7 @@ def run(verb: str, budget: int, folder: Path, base: BaseModel, images: LabelledI
     elif verb == "build":
         build_config = BuildConfig(
             cut="early.2", max_loss=0.9, route_draws=120, router=RouterConfig(epochs=1, hidden=8), round_to=4,
-            subgraph=Budget(0.8), memory=budget, keep_anyway=True,
+            macs=0.8, memory=budget, keep_anyway=True,
         )  # fmt: skip
         build(base, Images(images, images, other), from_column(images), build_config, folder / "bundle", notice=print)
     elif verb == "clusters":

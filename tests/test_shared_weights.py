@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from sinf.compress.select import Budget
 from sinf.data.clusters import from_column
 from sinf.data.images import load_images
 from sinf.engine.torch_engine import SemanticModel
@@ -36,7 +35,7 @@ def test_reference_networks_read_published_weights(name: str, top1: float) -> No
 def test_a_build_of_vgg16_saves_macs_within_its_limit(tmp_path: Path) -> None:
     base = load_model("vgg16", weights=SHARED / "weights" / "vgg16_cifar100.safetensors")
     scoring, calibration = load_images(DATA, "train[:4%]"), load_images(DATA, "test[:15%]")
-    config = BuildConfig(cut="features.23", subgraph=Budget(0.3, 32), extractor=0.95, full_tail=0.95, max_loss=0.015,
+    config = BuildConfig(cut="features.23", macs=0.3, weight_cost=32, extractor=0.95, full_tail=0.95, max_loss=0.015,
                          keep_anyway=True, route_draws=4000, whole_images=1000)  # fmt: skip
     build(base, Images(scoring, scoring, calibration), from_column(scoring), config, tmp_path / "bundle")
     model = SemanticModel.from_pretrained(tmp_path / "bundle")

@@ -57,6 +57,7 @@ MODEL, DATA, IMAGES, COMPRESSION, GATES, TRAINING, RUN = HEADINGS
 
 Seed = Annotated[int, Option("Of all random draws.", RUN)]
 Threads = Annotated[int, Option("Threads of the processor, as many as where it will run.", RUN, low=1)]
+AnyThreads = Annotated[int | None, Option("Threads of the processor.", RUN, otherwise="all", low=1)]
 
 #: Percentage points; in Python a fraction.
 POINTS = Unit(float, lambda points, flag: points / 100, lambda fraction: round(100 * fraction, 9))

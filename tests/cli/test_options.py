@@ -104,6 +104,29 @@ def test_what_python_writes_is_what_the_command_line_says(
     ]
 
 
+def test_what_python_writes_is_what_the_command_line_says_of_a_build(
+    sinf: Program, data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[BuildConfig] = []
+
+    def stop(base: object, images: object, groups: object, config: BuildConfig, *given: object, **options: Any) -> None:
+        configs.append(config)
+        raise ConfigError("stopped")
+
+    monkeypatch.setattr("sinf.pipelines.build.build", stop)
+    words = build_words(data, weights, tmp_path / "out")
+    timed = ("--time-in", "openvino", "--time-precision", "bf16", "--time-batch", 8)
+    for change in (("--macs", 0.2, "--weight-cost", 8), ("--ratios", "0.1,0.4", *timed)):
+        sinf.refused(*words, *change)
+    common: dict[str, Any] = {
+        "extractor": 0.8, "max_loss": 0.9, "route_draws": 240, "keep_anyway": True, "threads": 1,
+    }  # fmt: skip
+    assert configs == [
+        BuildConfig(macs=0.2, weight_cost=8, **common),
+        BuildConfig(ratios=(0.1, 0.4), time_in="openvino", time_precision="bf16", time_batch=8, **common),
+    ]
+
+
 def test_no_help_is_written_twice() -> None:
     """Every option of a command has one home, and no two homes say the same."""
     for name, function in FUNCTIONS.items():

@@ -136,7 +136,7 @@ def test_a_price_of_weights_is_asked_for(
     costs: list[float] = []
 
     def stop(*given: object, **options: object) -> None:
-        costs.extend(each.weight_cost for each in given if isinstance(each, BuildConfig))
+        costs.extend(each.price for each in given if isinstance(each, BuildConfig))
         raise StoppedError
 
     class StoppedError(Exception):

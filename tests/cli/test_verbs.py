@@ -298,7 +298,8 @@ def test_every_option_of_build_reaches_it(
     monkeypatch.setattr("sinf.pipelines.build.build", stop)
     words = build_words(data, weights, tmp_path / "out")
     changes = {
-        "cut": ("--cut", "features.3"), "criterion": ("--criterion", "l2"), "subgraph": ("--macs", 0.7),
+        "cut": ("--cut", "features.3"), "criterion": ("--criterion", "l2"), "macs": ("--macs", 0.7),
+        "ratios": ("--ratios", "0.1,0.4"), "weight_cost": ("--weight-cost", 8), "time_in": ("--time-in", "onnxruntime"),
         "across_clusters": ("--across-clusters",), "extractor": ("--extractor", 0.6), "full_tail": ("--full-tail", 0.6),
         "route_draws": ("--route-draws", 17), "round_to": ("--round-to", 4), "reconstruct": ("--no-reconstruct",),
         "max_loss": ("--max-loss", 2.5), "confidence": ("--confidence", 0.95), "choices": ("--choices", 3),

@@ -176,7 +176,7 @@ def bundle(base: BaseModel, tiny_images: LabelledImages, data: Path, tmp_path_fa
     images = Images(tiny_images, tiny_images, load_images(data, "test"))
     config = BuildConfig(
         keep_anyway=True, cut="stem", max_loss=0.9, route_draws=240, router=RouterConfig(epochs=2, hidden=16),
-        method="ranks", subgraph=Budget(0.45), round_to=2,
+        method="ranks", macs=0.45, round_to=2,
     )  # fmt: skip
     made = build(base, images, from_column(tiny_images), config, folder)
     factored = [part.layers.get("grouped.0") for name, part in made.parts.items() if name.startswith("cluster")]

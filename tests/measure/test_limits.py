@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from sinf.compress.select import Budget
 from sinf.data.clusters import from_column
 from sinf.data.images import LabelledImages, load_images
 from sinf.machine.memory import Activations, Memory
@@ -66,7 +65,7 @@ def test_prune_and_build_time_what_fits(
     pruned = prune(base, tiny_images, config, tmp_path / "work")
     comparison.compare(base, pruned, tiny_images, memory=2 * SMALL)
     bundle = BuildConfig(
-        cut_at=0.5, max_loss=0.9, route_draws=120, subgraph=Budget(0.4), criterion="l1", memory=SMALL,
+        cut_at=0.5, max_loss=0.9, route_draws=120, macs=0.4, criterion="l1", memory=SMALL,
         router=RouterConfig(epochs=1, hidden=16), keep_anyway=True,
     )  # fmt: skip
     images = Images(tiny_images, tiny_images, load_images(data, "test"))

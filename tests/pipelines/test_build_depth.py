@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from sinf.bundle.semantic import Bundle
-from sinf.compress.select import Budget
 from sinf.data.clusters import from_column
 from sinf.data.images import LabelledImages
 from sinf.engine.torch_engine import SemanticModel
@@ -63,7 +62,7 @@ def test_a_budget_across_clusters_by_depth(
     other = coloured_images(tmp_path, 60, seed=1)
     config = BuildConfig(
         method="depth", keep_anyway=True, cut_at=0.5, max_loss=0.9, route_draws=60, across_clusters=True,
-        router=RouterConfig(epochs=1, hidden=8), subgraph=Budget(0.7), **options,
+        router=RouterConfig(epochs=1, hidden=8), macs=0.7, **options,
     )  # fmt: skip
     bundle = build(base, Images(tiny_images, tiny_images, other), from_column(tiny_images), config, tmp_path / "b")
     network, costs = bundle.network(), Costs.of(SemanticModel(bundle))

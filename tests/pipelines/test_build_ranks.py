@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from program import Program
 from sinf.bundle.semantic import Bundle
 from sinf.compress.low_rank import LowRank, Rank, choose_ranks, choose_ranks_together, factor, metrics
-from sinf.compress.select import Budget, Schedule
+from sinf.compress.select import Budget
 from sinf.data.clusters import from_column, one_cluster
 from sinf.data.images import LabelledImages
 from sinf.engine.torch_engine import SemanticModel
@@ -72,7 +72,7 @@ def test_a_cascade_defers_what_its_subgraph_doubts(built_cascade: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"method": "magic"}, {"subgraph": Schedule(0.1, 0.5)}, {"criterion": "dcs"}], ids=lambda c: next(iter(c))
+    "change", [{"method": "magic"}, {"ratios": (0.1, 0.5)}, {"criterion": "dcs"}], ids=lambda c: next(iter(c))
 )
 @pytest.mark.parametrize("method", ["ranks", "depth"])
 def test_what_takes_no_criterion(method: str, change: dict[str, object]) -> None:
@@ -138,7 +138,7 @@ def test_a_budget_across_clusters_by_ranks(tiny_images: LabelledImages, tmp_path
     router = RouterConfig(epochs=1, hidden=8)
     config = BuildConfig(
         method="ranks", keep_anyway=True, cut_at=0.5, max_loss=0.9, route_draws=60, router=router, across_clusters=True,
-        subgraph=Budget(0.6), round_to=1,
+        macs=0.6, round_to=1,
     )  # fmt: skip
     bundle = build(base, Images(tiny_images, tiny_images, other), from_column(tiny_images), config, tmp_path / "b")
     model = SemanticModel(bundle)

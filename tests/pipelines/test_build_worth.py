@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from program import Program, build_words
-from sinf.compress.select import Budget
 from sinf.data.clusters import Clusters, from_column, one_cluster
 from sinf.data.images import LabelledImages
 from sinf.errors import DoesNotPayError
@@ -28,9 +27,7 @@ from sinf.pipelines.build import BuildConfig, Images, build
 from sinf.pipelines.build_worth import Prospect
 from sinf.routing.predictor import RouterConfig
 
-CONFIG = BuildConfig(
-    cut_at=0.5, max_loss=0.9, route_draws=240, subgraph=Budget(0.4), router=RouterConfig(epochs=1, hidden=16)
-)
+CONFIG = BuildConfig(cut_at=0.5, max_loss=0.9, route_draws=240, macs=0.4, router=RouterConfig(epochs=1, hidden=16))
 
 
 def latencies(*saved: float, noise: float = 0.0) -> tuple[Latency, ...]:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 import tiny
 from sinf.bundle.semantic import Bundle
-from sinf.compress.select import Budget
 from sinf.data.clusters import from_column
 from sinf.data.images import LabelledImages
 from sinf.engine.torch_engine import Routes, SemanticModel
@@ -222,7 +221,7 @@ def base_model() -> BaseModel:
 
 CONFIG = BuildConfig(
     keep_anyway=True,
-    cut_at=0.5, max_loss=0.8, confidence=0.6, choices=2, seed=3, subgraph=Budget(0.4), criterion="l1",
+    cut_at=0.5, max_loss=0.8, confidence=0.6, choices=2, seed=3, macs=0.4, criterion="l1",
     reconstruct=False, route_draws=120, router=RouterConfig(epochs=1, hidden=16),
 )  # fmt: skip
 
@@ -251,7 +250,7 @@ def test_a_build_fits_on_one_part_and_sets_the_threshold_on_the_other(
     assert len(set(temperatures.values())) == 3
     assert float(bundle.router.temperature) == pytest.approx(temperatures["fitting"])
     observed = observe_routes(model, shared)
-    costs = tail_costs(model, CONFIG.weight_cost)
+    costs = tail_costs(model, CONFIG.price)
     parts = observed.select(fitting), observed.select(rest)
     again = {"choices": CONFIG.choices, "seed": CONFIG.seed}
     deferral, threshold = set_thresholds(*parts, CONFIG.max_loss, CONFIG.confidence, costs, **again)

@@ -10,7 +10,6 @@ import torch
 import tiny
 from program import Program, build_words
 from sinf.bundle.semantic import Bundle
-from sinf.compress.select import Budget
 from sinf.criteria import NAMES, group_statistics, make_criterion
 from sinf.data.clusters import from_column
 from sinf.data.images import LabelledImages, load_images
@@ -55,7 +54,7 @@ def test_a_build_without_images_of_some_classes(
     base = load_model("vgg11", classes=6, options={"width": 0.125})
     part, other = without(tiny_images, *missing), tiny.coloured_images(tmp_path, 60, seed=1)
     config = BuildConfig(
-        cut_at=0.5, max_loss=0.9, route_draws=120, router=RouterConfig(epochs=1, hidden=8), subgraph=Budget(0.5),
+        cut_at=0.5, max_loss=0.9, route_draws=120, router=RouterConfig(epochs=1, hidden=8), macs=0.5,
         across_clusters=across, keep_anyway=True,
     )  # fmt: skip
     with pytest.warns(DataWarning) as caught:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from sinf.compress.select import Budget
 from sinf.data.clusters import from_column, one_cluster
 from sinf.data.images import LabelledImages
 from sinf.models import load_model
@@ -29,7 +28,7 @@ def test_only_the_images_that_fit_are_looked_at(cascade: bool, tiny_images: Labe
     images, clusters = Images(tiny_images, tiny_images, other), one_cluster(6) if cascade else from_column(tiny_images)
     config = BuildConfig(
         keep_anyway=True, cut_at=0.5, max_loss=0.9, route_draws=240, router=RouterConfig(epochs=2, hidden=16),
-        subgraph=Budget(0.4),
+        macs=0.4,
     )  # fmt: skip
     said: list[tuple[str, int, int]] = []
     work = StepStore(tmp_path / "work")

@@ -17,7 +17,6 @@ from torch import nn
 import sinf as public
 from program import Program
 from sinf.bundle.semantic import Bundle
-from sinf.compress.select import Budget
 from sinf.data.clusters import Clusters, one_cluster
 from sinf.data.images import LabelledImages
 from sinf.engine.torch_engine import SemanticModel
@@ -434,7 +433,7 @@ def cascade(
     base: BaseModel, tiny_images: LabelledImages, calibration: LabelledImages, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
     config = BuildConfig(
-        method="ranks", cut_at=0.3, whole=0.8, subgraph=Budget(0.5), max_loss=0.9, keep_anyway=True, whole_images=24
+        method="ranks", cut_at=0.3, whole=0.8, macs=0.5, max_loss=0.9, keep_anyway=True, whole_images=24
     )
     images, steps = Images(tiny_images, tiny_images, calibration), StepStore(tmp_path_factory.mktemp("cascade"))
     return make_bundle(base, images, one_cluster(6), config, steps, lambda step, done, total: None)

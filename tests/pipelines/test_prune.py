@@ -21,7 +21,7 @@ from torch import nn
 from sinf.bundle.folder import require_place
 from sinf.bundle.plain import deployed
 from sinf.data.images import LabelledImages
-from sinf.errors import BundleError, ConfigError, ModelError
+from sinf.errors import BundleError, ConfigError, ModelError, VerificationError
 from sinf.graph.cost import MacCount
 from sinf.graph.coupling import couple
 from sinf.graph.network import Network
@@ -38,7 +38,7 @@ from sinf.pipelines import comparison as pruned_module
 from sinf.pipelines import latency_budget
 from sinf.pipelines import prune as pruning
 from sinf.pipelines.comparison import Size, compare, save
-from sinf.pipelines.prune import Amount, FineTuning, PruneConfig, prune
+from sinf.pipelines.prune import Amount, FineTuning, PruneConfig, Pruned, prune
 from sinf.pipelines.prune_config import describe
 from sinf.training.recipe import Distillation
 from times import like_macs
@@ -56,7 +56,7 @@ def base() -> BaseModel:
 
 
 @pytest.fixture(scope="module")
-def pruned(base: BaseModel, tiny_images: LabelledImages, tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+def pruned(base: BaseModel, tiny_images: LabelledImages, tmp_path_factory: pytest.TempPathFactory) -> Pruned:
     return prune(base, tiny_images, CONFIG, tmp_path_factory.mktemp("work"))
 
 
@@ -72,6 +72,13 @@ def answers(model: nn.Module, seed: int = 0) -> torch.Tensor:
     x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         return model.eval()(x)
+
+
+def test_a_plain_model_answers_as_the_network_that_it_describes(pruned: Pruned) -> None:
+    x = torch.randn(3, 3, 32, 32)
+    pruned.require_answers_of(pruned.module, x)
+    with pytest.raises(VerificationError, match="must answer as the pruned network"):
+        pruned.require_answers_of(nn.Sequential(pruned.module, nn.ReLU()), x)
 
 
 # ---- what is made

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from sinf.compress.select import Budget
 from sinf.data.clusters import from_column
 from sinf.data.images import LabelledImages
 from sinf.models import load_model
@@ -23,7 +22,7 @@ DRAWS = 120
 CONFIG = BuildConfig(
     keep_anyway=True, cut_at=0.5, max_loss=0.9, route_draws=DRAWS,
     router=RouterConfig(epochs=1, hidden=16, side=2), round_to=1,
-    subgraph=Budget(0.5),
+    macs=0.5,
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from sinf.routing.router import part_name
 CONFIG = BuildConfig(
     keep_anyway=True,
     cut_at=0.5, max_loss=0.9, route_draws=240, router=RouterConfig(epochs=1, hidden=16), round_to=1,
-    subgraph=Budget(0.5), across_clusters=True,
+    macs=0.5, across_clusters=True,
 )  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def test_another_budget_finds_the_scores(
     made(tiny_images, calibration, tmp_path, across_clusters=False)
     scores = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("observed-*")}
     assert len(scores) == 3
-    for options in ({"subgraph": Budget(0.7)}, {"across_clusters": False, "subgraph": Schedule(0.1, 0.3)}):
+    for options in ({"macs": 0.7}, {"across_clusters": False, "macs": None, "ratios": (0.1, 0.3)}):
         made(tiny_images, calibration, tmp_path, **options)
     assert scores == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("observed-*")}
 
@@ -87,6 +88,33 @@ def test_a_step_of_one_budget_is_not_taken_for_the_other_kind(
     assert shares(made(tiny_images, calibration, tmp_path)) == together
 
 
+@pytest.mark.parametrize(
+    ("options", "price", "rule"),
+    [
+        ({}, 32, Budget(0.3, 32)),
+        ({"macs": 0.3}, 0, Budget(0.3)),
+        ({"extractor": 0.9}, 0, Budget(0.3)),
+        ({"full_tail": 0.9}, 0, Budget(0.3)),
+        ({"whole": 0.9}, 0, Budget(0.3)),
+        ({"macs": 0.4, "whole": 0.9, "weight_cost": 8}, 8, Budget(0.4, 8)),
+        ({"weight_cost": 0}, 0, Budget(0.3)),
+        ({"ratios": (0.1, 0.5)}, 32, Schedule(0.1, 0.5)),
+        ({"ratios": (0.1, 0.5), "whole": 0.9}, 0, Schedule(0.1, 0.5)),
+    ],
+)
+def test_a_budget_that_is_named_is_one_of_macs_alone(
+    options: dict[str, Any], price: float, rule: Budget | Schedule
+) -> None:
+    """Unless it is said what loading a weight costs, which counts in all budgets."""
+    config = BuildConfig(**options)
+    assert (config.price, config.subgraph) == (price, rule)
+
+
+def test_subgraphs_have_a_budget_or_ratios() -> None:
+    with pytest.raises(ConfigError, match="macs or ratios"):
+        BuildConfig(macs=0.3, ratios=(0.1, 0.5))
+
+
 def test_ratios_cannot_be_spent_across_clusters() -> None:
     with pytest.raises(ConfigError, match="across clusters"):
-        replace(CONFIG, subgraph=Schedule(0.1, 0.5))
+        replace(CONFIG, macs=None, ratios=(0.1, 0.5))

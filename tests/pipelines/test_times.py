@@ -12,7 +12,6 @@ import torch
 
 from program import Program, build_words
 from sinf.bundle.semantic import Bundle
-from sinf.compress.select import Budget
 from sinf.data.clusters import from_column
 from sinf.errors import ConfigError
 from sinf.graph.price import LayerTimes
@@ -25,7 +24,7 @@ from tiny import coloured_images
 
 Asked = list[tuple[Any, ...]]
 CONFIG = BuildConfig(
-    method="ranks", subgraph=Budget(0.5), whole=0.8, max_loss=0.9, keep_anyway=True, round_to=2, route_draws=60,
+    method="ranks", macs=0.5, whole=0.8, max_loss=0.9, keep_anyway=True, round_to=2, route_draws=60,
     router=RouterConfig(epochs=1, hidden=8),
 )  # fmt: skip
 
@@ -53,7 +52,7 @@ def test_layers_are_timed_once_for_all_budgets_of_a_build(asked: Asked, tmp_path
         folder.mkdir()
     scored, held_out = (coloured_images(folder, 60, seed) for seed, folder in enumerate(folders))
     images = Images(scored, scored, held_out)
-    config = replace(CONFIG, timed_in=TimedIn("onnxruntime", precision, 2, 1))
+    config = replace(CONFIG, time_in="onnxruntime", time_precision=precision, time_batch=2, threads=1)
     for name in ("first", "again"):
         bundle = build(base, images, from_column(scored), config, tmp_path / name, work=tmp_path / "work")
     assert asked == [("onnxruntime", precision, 2, 1)]
@@ -69,16 +68,27 @@ def test_the_command_line(asked: Asked, sinf: Program, data: Path, weights: Path
     assert asked == [("onnxruntime", "f32", 1, 1)]
     assert "of the time in onnxruntime here" in str(Bundle.load(tmp_path / "bundle").provenance)
     for change, said in (
-        (("--time-precision", "int8"), "--time-in"),
-        (("--time-batch", 8), "--time-in"),
-        (("--time-in", "onnxruntime", "--weight-cost", 8), "--weight-cost counts MACs"),
+        (("--time-precision", "int8"), "no time_in"),
+        (("--time-batch", 8), "no time_in"),
+        (("--time-in", "onnxruntime", "--weight-cost", 8), "weight_cost counts MACs"),
         (("--time-in", "torch-compile"), "timed one by one"),
         (("--time-in", "torch", "--time-precision", "int8"), "torch computes in"),
     ):
         assert said in sinf.refused(*words, *change)
 
 
+def test_layers_are_timed_with_all_threads_unless_some_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert BuildConfig().timed_in is None
+    assert BuildConfig(time_in="onnxruntime").timed_in == TimedIn("onnxruntime", "f32", 1, 7)
+    assert BuildConfig(time_in="onnxruntime", threads=2).timed_in == TimedIn("onnxruntime", "f32", 1, 2)
+
+
 def test_what_cannot_be_timed_is_refused() -> None:
-    for wrong in (("no engine",), ("torch", "int8"), ("torch-compile",), ("torch", "f32", 0), ("torch", "f32", 1, 0)):
+    wrong: tuple[dict[str, Any], ...] = (
+        {"time_in": "no engine"}, {"time_in": "torch", "time_precision": "int8"}, {"time_in": "torch-compile"},
+        {"time_in": "torch", "time_batch": 0}, {"time_in": "torch", "threads": 0}, {"threads": 0},
+    )  # fmt: skip
+    for options in wrong:
         with pytest.raises(ConfigError):
-            TimedIn(*wrong)
+            BuildConfig(**options)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from sinf.compress.select import Budget
 from sinf.data.clusters import from_column
 from sinf.engine.torch_engine import TailStore
 from sinf.errors import DoesNotPayError
@@ -22,7 +21,7 @@ from sinf.pipelines.build import BuildConfig, Images, build
 from sinf.routing.predictor import RouterConfig
 
 CONFIG = BuildConfig(
-    cut_at=0.5, max_loss=0.9, route_draws=240, subgraph=Budget(0.4), criterion="l1",
+    cut_at=0.5, max_loss=0.9, route_draws=240, macs=0.4, criterion="l1",
     router=RouterConfig(epochs=1, hidden=16),
 )  # fmt: skip
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ import typer
 from sinf.cli import options
 from sinf.cli.clusters import named_clusters
 from sinf.option import IMAGES, RUN, Option
-from sinf.pipelines.build_config import BuildConfig, Spending, SubgraphSize
+from sinf.pipelines.build_config import BuildConfig
 
 
 def build(
@@ -20,10 +19,7 @@ def build(
     model: options.Model,
     data: options.ClusteredData,
     out: options.BundleOut,
-    size: SubgraphSize,
-    spending: Spending,
     config: BuildConfig,
-    threads: options.Threads = None,
     score: options.Score = "train[:10000]",
     route: Annotated[str, Option("Images that the route predictor learns from.", IMAGES)] = "train",
     calibrate: Annotated[
@@ -43,8 +39,7 @@ def build(
     from sinf.pipelines.build import build as run
     from sinf.report import tables
 
-    pinned = options.set_threads(threads)
-    config = replace(size.within(config, spending.weight_cost), timed_in=spending.timed(pinned))
+    options.set_threads(config.threads)
     options.write_alone(context, out)
     scoring, calibration = data.images(score), data.images(calibrate)
     routing = scoring if route == score else data.images(route)

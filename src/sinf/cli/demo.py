@@ -143,7 +143,6 @@ def _base() -> BaseModel:
 def _build(folder: Path, machine: options.Machine) -> None:
     """The bundle that the browser page shows. Neither extractor nor full tail is made smaller for all classes: that
     would spend the limit, and routing so small a network costs about what it saves even with all of it."""
-    from sinf.compress.select import Budget
     from sinf.data.clusters import from_column
     from sinf.data.images import load_images
     from sinf.graph.cost import WEIGHT_COST
@@ -154,7 +153,8 @@ def _build(folder: Path, machine: options.Machine) -> None:
     scoring, calibration = (load_images(ASSETS / DATA, split) for split in ("scoring", "calibration"))
     config = BuildConfig(
         cut=CUT,
-        subgraph=Budget(SUBGRAPH, WEIGHT_COST),
+        macs=SUBGRAPH,
+        weight_cost=WEIGHT_COST,
         max_loss=BUNDLE_LIMIT / 100,
         keep_anyway=True,  # it is there to be looked at
         route_draws=DRAWS,

@@ -16,6 +16,7 @@ from sinf.errors import ConfigError, printable
 from sinf.machine.sizes import DEFAULT
 from sinf.machine.sizes import MemoryLimit as Memory
 from sinf.option import DATA, IMAGES, MODEL, RUN, Option, numbers
+from sinf.option import AnyThreads as Threads
 from sinf.storage import files
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ Part = TypeVar("Part", "LabelledImages", "LabelledImages | None")
 Weights = Annotated[Path | None, Option("Weights of the base model, a safetensors file.")]
 ImageColumn = Annotated[str | None, Option("Column with the images.", DATA, otherwise="found")]
 LabelColumn = Annotated[str | None, Option("Column with the classes.", DATA, otherwise="the one with most classes")]
-Threads = Annotated[int | None, Option("Threads of the processor.", RUN, otherwise="all", low=1)]
 Bundle = Annotated[Path, Option("A bundle: a folder made by sinf build, or a hub id.", positional=True)]
 Artefact = Annotated[
     Path, Option("A folder made by sinf build, sinf prune or sinf dynamic train, or a hub id.", positional=True)

@@ -146,8 +146,7 @@ def _timed(
         base, config.timed_in, store, progress,
         ranges=lambda: ranges_of(scoring, base.spec.preprocessing, config.seed),
     )  # fmt: skip
-    rule = config.subgraph
-    return replace(config, times=times, subgraph=replace(rule, times=times) if isinstance(rule, Budget) else rule)
+    return replace(config, times=times)
 
 
 def make_bundle(
@@ -226,13 +225,13 @@ class _Build:
                 "criterion_name",
                 "extractor",
                 "whole",
-                "weight_cost",
                 "reconstruct",
                 "round_to",
                 "whole_images",
                 "reconstruct_bytes",
             )
         }
+        self.compaction["weight_cost"] = config.price
         if config.times is not None:
             self.compaction["times"] = config.times
 
@@ -317,7 +316,7 @@ class _Build:
             return Part(network.coupling.keep_all()), Part(network.coupling.keep_all())
         shares = ((config.whole, WHOLE), (config.extractor, EXTRACTOR), (config.full_tail, TAIL))
         rules: list[Rule] = [
-            (Budget(share, config.weight_cost, config.times), region) for share, region in shares if share < 1
+            (Budget(share, config.price, config.times), region) for share, region in shares if share < 1
         ]
 
         def compute() -> Tensors:
@@ -402,7 +401,7 @@ class _Build:
             observed.select(rest),
             config.max_loss,
             config.confidence,
-            tail_costs(model, config.weight_cost),
+            tail_costs(model, config.price),
             choices=config.choices,
             seed=config.seed,
         )
@@ -413,7 +412,7 @@ class _Build:
         config, model = self.config, SemanticModel(bundle)
         fitting, _ = part_images(self.images.calibration, config.seed)
         observed = self._observed(model, self.images.calibration.select(fitting), torch.arange(len(fitting)))
-        costs = tail_costs(model, config.weight_cost)
+        costs = tail_costs(model, config.price)
         deferral, threshold = without_threshold(observed, config.max_loss, costs)
         return replace(bundle, deferral=deferral, threshold=threshold)
 

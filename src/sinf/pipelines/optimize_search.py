@@ -233,8 +233,8 @@ class Search:
         if self._too_late(name):
             return
         asked = BuildConfig(
-            method=method, cut_at=cut, whole=whole, subgraph=self._budget(size), times=self._times, max_loss=max_loss,
-            whole_images=config.images, seed=config.seed, memory=self.memory, keep_anyway=True,
+            method=method, cut_at=cut, whole=whole, macs=size, weight_cost=WEIGHT_COST, times=self._times,
+            max_loss=max_loss, whole_images=config.images, seed=config.seed, memory=self.memory, keep_anyway=True,
         )  # fmt: skip
         images = self.scoring.sample(config.images, config.seed)
         routing = images if len(clusters) == 1 else self.scoring
