@@ -13,7 +13,7 @@ from program import Program
 from sinf.bundle.semantic import Bundle
 from sinf.compress.low_rank import LowRank, Rank, choose_ranks, choose_ranks_together, factor, metrics
 from sinf.compress.select import Budget
-from sinf.data.clusters import from_column, one_cluster
+from sinf.data.clusters import Clusters, from_column, one_cluster
 from sinf.data.images import LabelledImages
 from sinf.engine.torch_engine import SemanticModel
 from sinf.errors import ConfigError
@@ -150,3 +150,24 @@ def test_a_budget_across_clusters_by_ranks(tiny_images: LabelledImages, tmp_path
         spent += float(shares[cluster]) * costs.macs[part_name(cluster)]
         whole += float(shares[cluster]) * network.tail_macs.total(keep)
     assert spent <= 0.6 * whole
+
+
+@pytest.mark.parametrize("method", ["channels", "ranks"])
+def test_a_cluster_of_one_class(tiny_images: LabelledImages, tmp_path: Path, method: str) -> None:
+    """It answers with that class, as clusters that were found often do."""
+    torch.manual_seed(0)
+    base = load_model("vgg11", classes=CLASSES, options={"width": 0.0625})
+    clusters = Clusters(("one", "rest"), ((2,), (0, 1, *range(3, CLASSES))))
+    config = BuildConfig(
+        method=method, keep_anyway=True, cut_at=0.5, max_loss=0.9, route_draws=60, macs=0.6, round_to=1,
+        router=RouterConfig(epochs=1, hidden=8),
+    )  # fmt: skip
+    build(
+        base, Images(tiny_images, tiny_images, coloured_images(tmp_path, 60, seed=1)), clusters, config, tmp_path / "b"
+    )
+    model = SemanticModel.from_pretrained(tmp_path / "b")
+    model.threshold = 0.0
+    x = torch.cat([x for x, _ in tiny_images.batches(model.preprocessing)])
+    routed = model.route(x)
+    ran = (routed.route == 0) & ~routed.fell_back
+    assert bool((routed.logits[ran].argmax(1) == 2).all())
