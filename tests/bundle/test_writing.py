@@ -13,6 +13,7 @@ import pytest
 
 from sinf import from_pretrained
 from sinf.bundle.folder import require_place
+from sinf.bundle.plain import PlainModel
 from sinf.bundle.writing import Payload, write_folder
 from sinf.errors import BundleError, SinfError
 from sinf.models import ModelSpec
@@ -117,3 +118,12 @@ def test_methods_are_told_by_the_config_alone(folders: dict[str, Path], tmp_path
     for text in ("[]", "{", "{}", '{"method": "semantic"}'):
         (tmp_path / "config.json").write_text(text)
         assert method_of(tmp_path) is None
+
+
+def test_what_could_not_be_read_is_not_written(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = from_pretrained(folders["static"])
+    assert isinstance(model, PlainModel)
+    twice = PlainModel(model.base_model(), ["a"] * len(model.class_names))
+    with pytest.raises(BundleError, match="names must differ"):
+        twice.save_pretrained(tmp_path / "twice")
+    assert not any(tmp_path.iterdir())

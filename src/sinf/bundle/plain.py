@@ -26,8 +26,8 @@ from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
 from sinf.models import BaseModel, ModelSpec, plain
 from sinf.models.described import difference, of_graph
-from sinf.models.load import PLAIN, read_plain
-from sinf.storage.config import CARD
+from sinf.models.load import PLAIN, PlainConfig, read_plain
+from sinf.storage.config import CARD, require_readable
 
 _LONGEST_CARD = 1 << 20
 _SAMPLES, _CLOSE = 4, 1e-3
@@ -84,11 +84,16 @@ class PlainModel(Classifier, nn.Module):
         Raises:
             BundleError: the folder holds something else, or cannot be written; what was there stays.
         """
+
+        def finish(
+            partial: Path, written: dict[str, Any]
+        ) -> None:  # what sinf and load.py read, or the old folder stays
+            require_readable(written, PlainConfig)
+            plain.load(partial)
+
         payload = writing.Payload(
             plain.METHOD, self.spec, self._names, self.provenance, {"measured": self.measured},
-            {plain.WEIGHTS: self.network.state_dict()}, self.card,
-            finish=lambda partial, _: plain.load(partial),  # what is written can be read, or the old folder stays
-            copies={"load.py": Path(plain.__file__)},
+            {plain.WEIGHTS: self.network.state_dict()}, self.card, finish, {"load.py": Path(plain.__file__)},
         )  # fmt: skip
         writing.write_folder(Path(folder), payload, key)
 

@@ -44,7 +44,9 @@ class BaseModel:
     notes: tuple[str, ...] = ()
 
 
-class _Config(ConfigRecord):
+class PlainConfig(ConfigRecord):
+    """What ``config.json`` says of a plain model."""
+
     method: str = plain.METHOD
     measured: dict[str, Any] | None
 
@@ -193,7 +195,7 @@ def read_plain(folder: Path, key: bytes | None = None) -> PlainFolder:
     Raises:
         ModelError: it holds something else, or what is damaged, was changed or is not signed.
     """
-    config = read_config(folder, _Config, (plain.WEIGHTS, CARD), key, ModelError)
+    config = read_config(folder, PlainConfig, (plain.WEIGHTS, CARD), key, ModelError)
     spec = ModelSpec.from_json(config.model)
     if not spec.name.startswith(PLAIN) or len(config.classes) != spec.classes:
         got = f"{shortened(spec.name)} of {spec.classes} classes, {len(config.classes)} names"

@@ -87,9 +87,12 @@ def method_of(folder: Path) -> str | None:
     """The method that ``config.json`` names, in whichever version of the format; None where there is no such file, or
     another one."""
     try:
-        record = parse_file(folder / CONFIG, BundleError)
+        return _method(parse_file(folder / CONFIG, BundleError))
     except BundleError:
         return None
+
+
+def _method(record: Any) -> str | None:
     if not isinstance(record, dict):
         return None
     if str(record.get("format")).startswith("sinf-plain-"):  # plain models had a format of their own before format 8
@@ -103,7 +106,7 @@ def _open_config(folder: Path, key: bytes | None, error: type[SinfError]) -> tup
     if not path.is_file():
         raise error("a bundle must be a folder with a config.json", got=folder, remedy="name the bundle's folder")
     record = parse_file(path, error, remedy="copy or build the bundle again")
-    if method_of(folder) is None:
+    if _method(record) is None:
         raise error("a bundle must have been written by sinf", got=f"{path} of something else")
     written = record.get("sinf_format", record.get("format"))
     if type(written) is not int or written != FORMAT:
