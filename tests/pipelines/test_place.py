@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sinf.engine import session_runtimes
+from sinf.engine.quantise import quantise_graph
+from sinf.models import BaseModel, ModelSpec
+from sinf.pipelines.candidates import Static
 from sinf.pipelines.place import Place, Running
+from tiny import CLASSES, COLOUR, Chain, randomise
 
 
 def place_of(memory: int | None) -> Place:
@@ -90,3 +97,27 @@ def test_places_are_told_apart_by_what_they_are() -> None:
     place = place_of(1)
     assert place.once("a", "f32", lambda: 1) == place.once("a", "f32", lambda: 2) == 1
     assert replace(place, results={}).once("a", "f32", lambda: 2) == 2
+
+
+def test_what_is_opened_again_in_integers_is_not_rounded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    base = BaseModel(randomise(Chain()), ModelSpec("vgg11", CLASSES, COLOUR))
+    place = Place("onnxruntime", 1, torch.randn(4, *COLOUR.size))
+    rounded: list[str] = []
+    monkeypatch.setattr(
+        session_runtimes, "quantise_graph", lambda *words: rounded.append(words[2]) or quantise_graph(*words)
+    )
+    x, answers = torch.randn(2, *COLOUR.size), {}
+    for name in ("one", "other"):
+        run, _ = Static(base, name).run_in(place, "int8")
+        running = Static(base, name)._running(place, "int8")
+        answers[name] = run(x)
+        running.close()
+        assert torch.equal(run(x), answers[name])
+    assert rounded == ["network", "network"]  # each network once
+    assert place.keep("one", "f32") is None
+    folder = Path(place.results["graphs", ""].name)
+    assert len(list(folder.iterdir())) == 2
+    place.close()
+    assert not folder.exists()
+    assert not running.open

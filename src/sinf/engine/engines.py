@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sinf.engine.compiled_engine import CompiledTorch
-from sinf.engine.runtime import Runtime, Setting
+from sinf.engine.runtime import Keep, Runtime, Setting
 from sinf.engine.session_runtimes import OnnxRuntime, OpenVino
 from sinf.engine.torch_engine import SemanticModel
 from sinf.engine.torch_runtime import Torch
@@ -61,19 +61,21 @@ def open_engine(
     threads: int = 1,
     precision: str = "f32",
     calibration: Tensor | None = None,
+    keep: Keep | None = None,
 ) -> FeatureRouter:
     """The same classifier in another engine: a router of its own, with the thresholds that the model has now.
 
     Parts are exported or compiled when first needed. ``threads`` of torch are those of the whole process.
     ``precision`` is one of the engine's, of the base model too; int8 needs ``calibration``: some hundred normalised
-    images (N, C, H, W) like the application's.
+    images (N, C, H, W) like the application's. ``keep`` has graphs that were made before, of the same parts in the same
+    setting.
 
     Raises:
         ConfigError: there is no such engine, it has no such precision, or calibration images are missing.
         DependencyError: its package is missing.
     """
     require_precision(engine, precision)
-    parts = runtime_of(engine).open_parts(model.engine, Setting(threads, precision, calibration))
+    parts = runtime_of(engine).open_parts(model.engine, Setting(threads, precision, calibration, keep))
     return model.feature_router.over(parts, model.bundle.times_of(engine, precision, threads))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sinf.engine.engines import require_precision, runtime_of
-from sinf.engine.runtime import Network, Setting
+from sinf.engine.runtime import Keep, Network, Setting
 
 
 def open_network(
@@ -16,6 +16,7 @@ def open_network(
     threads: int = 1,
     precision: str = "f32",
     calibration: Tensor | None = None,
+    keep: Keep | None = None,
 ) -> Network:
     """The network as a function in an engine; the options are those of :func:`sinf.engine.engines.open_engine`.
 
@@ -25,4 +26,4 @@ def open_network(
         ModelError: the network has an operation that the engine has not.
     """
     require_precision(engine, precision)
-    return runtime_of(engine).open_network(module, size, Setting(threads, precision, calibration))
+    return runtime_of(engine).open_network(module, size, Setting(threads, precision, calibration, keep))

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -19,16 +20,19 @@ if TYPE_CHECKING:
 
 #: Normalised images (B, C, H, W) -> logits (B, classes), arrays of the engine's own kind.
 Network = Callable[[Any], Any]
+#: A file with a part's graph, by the part's name; the bytes are made where it is not there.
+Keep = Callable[[str, Callable[[], bytes]], Path]
 
 
 @dataclass(frozen=True)
 class Setting:
     """How something is to run: threads, one of the runtime's precisions, and the normalised images (N, C, H, W) that
-    show int8 the ranges of activations."""
+    show int8 the ranges of activations. ``keep`` has graphs that were made, for who opens the same again."""
 
     threads: int = 1
     precision: str = "f32"
     calibration: Tensor | None = None
+    keep: Keep | None = None
 
     def __post_init__(self) -> None:
         if self.threads < 1:

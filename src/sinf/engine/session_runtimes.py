@@ -49,10 +49,12 @@ class SessionRuntime(Runtime):
 
         return self._network(source, setting)
 
-    def _network(self, source: Source, setting: Setting) -> Network:
+    def _network(self, source: Callable[[str], bytes], setting: Setting) -> Network:
         return _Alone(self._open(source, setting))
 
-    def _open(self, source: Source, setting: Setting) -> SessionEngine:
+    def _open(self, made: Callable[[str], bytes], setting: Setting) -> SessionEngine:
+        keep = setting.keep
+        source: Source = made if keep is None else lambda part: keep(part, lambda: made(part))
         return self.sessions(source, setting.threads, "f32" if setting.precision == "int8" else setting.precision)
 
 

@@ -145,7 +145,7 @@ class Static(Design):
         fed = self.model.spec.preprocessing
         return open_network(
             prepare(trace(self.model.module, fed)), fed.size, place.engine, threads=place.threads,
-            precision=precision, calibration=place.ranges,
+            precision=precision, calibration=place.ranges, keep=place.keep(self.name, precision),
         )  # fmt: skip
 
     def _save(self, folder: Path, promise: Promise, class_names: list[str], key: bytes | None, place: Place) -> None:
@@ -196,7 +196,7 @@ class Routed(Design):
     def _opened(self, place: Place, precision: str) -> FeatureRouter:
         return open_engine(
             SemanticModel(self.bundle), place.engine, threads=place.threads, precision=precision,
-            calibration=place.ranges,
+            calibration=place.ranges, keep=place.keep(self.name, precision),
         ).one_by_one()  # fmt: skip
 
     def _at(

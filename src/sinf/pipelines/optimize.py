@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,14 +91,15 @@ def optimize(
     if expect is not None:
         expect(expected_time(base, config, scoring=scoring, selection=selection, calibration=calibration))
     search = Search(base, scoring, selection, calibration, config, steps, told, place)
-    candidates = {(each.name, each.precision): each for each in search.opened()}
-    rows, own = search.measure(list(candidates.values()))
-    tested = {(row.name, row.precision): row for row in search.test(rows, candidates)}
-    rows = [tested.get((row.name, row.precision), row) for row in rows]
-    optimized = _chosen(rows, own, search, config)
-    candidates[optimized.chosen.name, optimized.chosen.precision].save(
-        folder, optimized.promise, scoring.class_names, key
-    )
+    with nullcontext() if place is not None else closing(search.place):
+        candidates = {(each.name, each.precision): each for each in search.opened()}
+        rows, own = search.measure(list(candidates.values()))
+        tested = {(row.name, row.precision): row for row in search.test(rows, candidates)}
+        rows = [tested.get((row.name, row.precision), row) for row in rows]
+        optimized = _chosen(rows, own, search, config)
+        candidates[optimized.chosen.name, optimized.chosen.precision].save(
+            folder, optimized.promise, scoring.class_names, key
+        )
     if work is None:
         shutil.rmtree(steps, ignore_errors=True)
     return optimized

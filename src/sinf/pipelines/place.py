@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar, cast
 
 from torch import Tensor, fx
@@ -11,7 +14,9 @@ from torch import Tensor, fx
 from sinf.data.images import LabelledImages
 from sinf.data.preprocessing import Preprocessing
 from sinf.engine.memory import release
+from sinf.engine.runtime import Keep
 from sinf.machine.memory import activations, weight_bytes
+from sinf.storage.files import replacing
 
 RANGES = 200  # images that set the ranges of int8
 _COPIES = 3  # of weights, while a network is open: its own, an engine's, and these in the engine's order
@@ -91,6 +96,30 @@ class Place:
         if (name, precision) not in self.results:
             self.results[name, precision] = compute()
         return cast(Other, self.results[name, precision])
+
+    def keep(self, name: str, precision: str) -> Keep | None:
+        """Where a network's graphs in integers are kept while the place is there: rounding their weights takes longer
+        than all else of opening it again. Other graphs are larger and made in a moment."""
+        if precision != "int8":
+            return None
+        files = self.once("graphs", "", lambda: TemporaryDirectory(prefix="sinf-graphs-"))
+
+        def kept(part: str, make: Callable[[], bytes]) -> Path:
+            path = Path(files.name, hashlib.sha256(f"{name}\n{part}".encode()).hexdigest() + ".onnx")
+            if not path.exists():
+                with replacing(path) as partial:
+                    partial.write_bytes(make())
+            return path
+
+        return kept
+
+    def close(self) -> None:
+        """Close all that is open, and forget it, with the files of graphs."""
+        while self._open:
+            self._open.pop().close()
+        if ("graphs", "") in self.results:
+            self.results["graphs", ""].cleanup()
+        self.results.clear()
 
     def let_in(self, running: Running[Any], open_it: Callable[[], Opened]) -> Opened:
         """Open it, and close what was opened first where both do not fit."""
