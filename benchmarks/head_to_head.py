@@ -7,7 +7,7 @@ All are made smaller by ranks, from one checkpoint, by the same code, and are ti
 thread, the base model in between. For each limit a kind has the plan and threshold that test[:50%] picks; reported
 once, on test[50%:] (benchmarks/candidates.py says how plans are made and chosen, benchmarks/headline.py how they are
 timed). Given clusters are CIFAR-100's superclasses; found ones are of what the base model confuses on train images.
-One plan of each of these two: its twenty subgraphs take a quarter of an hour of a core.
+One plan of each of these two: its subgraphs take a quarter of an hour of a core.
 """
 
 from __future__ import annotations

@@ -85,9 +85,8 @@ class PlainModel(Classifier, nn.Module):
             BundleError: the folder holds something else, or cannot be written; what was there stays.
         """
 
-        def finish(
-            partial: Path, written: dict[str, Any]
-        ) -> None:  # what sinf and load.py read, or the old folder stays
+        def finish(partial: Path, written: dict[str, Any]) -> None:
+            # Both sinf and load.py can read it, or the old folder stays.
             require_readable(written, PlainConfig)
             plain.load(partial)
 
