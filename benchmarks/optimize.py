@@ -35,7 +35,7 @@ BOTH, F32 = ("f32", "int8"), ("f32",)
 #: Precisions, limit in points and confidence of every request.
 ASKED: tuple[tuple[tuple[str, ...], float, float | None], ...] = tuple(
     (precisions, asked, confidence)
-    for asked in (0.5, 1.0) for precisions in (BOTH, F32) for confidence in (None, 0.95)
+    for asked in (0.5, 1.0, 0.1) for precisions in (BOTH, F32) for confidence in (None, 0.95)
 )  # fmt: skip
 COLUMNS = (
     "model", "dataset", "engine", "device", "batch", "threads", "pairs", "what", "precisions", "asked", "confidence",
@@ -53,7 +53,7 @@ def main(
     engine: str = "onnxruntime",
     pairs: int = 500,
     only: Annotated[str, typer.Option(help="Ask for these precisions alone: 'f32', or 'f32 int8'.")] = "",
-    limits: Annotated[list[float] | None, typer.Option("--limit", help="In points [default: 0.5 and 1].")] = None,
+    limits: Annotated[list[float] | None, typer.Option("--limit", help="In points [default: 0.5, 1 and 0.1].")] = None,
     keep: Annotated[bool, typer.Option(help="Leave out engines that are in the file.")] = False,
     loaded: Annotated[bool, typer.Option(help="Write rows even if other processes ran meanwhile.")] = False,
 ) -> None:
@@ -77,7 +77,8 @@ def main(
         print(f"{limit:g} points", flush=True)
         delivered |= {each: deliver(base, train, calibration, each, places[each[0]], work) for each in requests}
         report(base, places[BOTH], reported, delivered, table)  # all again: what is compared is timed in one run
-    table.forget_older(engine=engine)
+    if asked == list(ASKED):
+        table.forget_older(engine=engine)
 
 
 def deliver(
