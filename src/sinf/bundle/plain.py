@@ -27,9 +27,8 @@ from sinf.graph.trace import trace
 from sinf.models import BaseModel, ModelSpec, plain
 from sinf.models.described import difference, of_graph
 from sinf.models.load import PLAIN, PlainConfig, read_plain
-from sinf.storage.config import CARD, require_readable
+from sinf.storage.config import read_card, require_readable
 
-_LONGEST_CARD = 1 << 20
 _SAMPLES, _CLOSE = 4, 1e-3
 
 
@@ -74,7 +73,7 @@ class PlainModel(Classifier, nn.Module):
         folder = folder_of(source)
         read = read_plain(folder, key)
         return cls(
-            read.model, read.class_names, provenance=read.provenance, measured=read.measured, card=_read_card(folder)
+            read.model, read.class_names, provenance=read.provenance, measured=read.measured, card=read_card(folder)
         )
 
     def save_pretrained(self, folder: str | Path, *, key: bytes | None = None) -> None:
@@ -168,12 +167,3 @@ def card_of(spec: ModelSpec, provenance: dict[str, str], table: list[str] | None
     ]
     return writing.card_of(f"{spec.title}, pruned", table or [], provenance, spec, usage)
 
-
-def _read_card(folder: Path) -> str | None:
-    """The card beside a model; None where it is too long to be one, or no text."""
-    with (folder / CARD).open("rb") as file:
-        content = file.read(_LONGEST_CARD + 1)
-    try:
-        return None if len(content) > _LONGEST_CARD else content.decode()
-    except UnicodeDecodeError:
-        return None

@@ -11,11 +11,11 @@ from typing import Any
 
 from sinf.bundle.folder import folder_of
 from sinf.errors import DataError
+from sinf.storage.config import read_card
 from sinf.storage.schema import parse_file
 
 Fact = tuple[str, str]
 _MACHINE = re.compile(r"^- machine: (.+)$", re.MULTILINE)
-_LONGEST_CARD = 1 << 20
 _NAMES = {
     "method": "kind",
     "sinf_format": "format",
@@ -77,10 +77,5 @@ def _threshold(threshold: dict[str, Any] | None) -> list[Fact]:
 
 def _machine(folder: Path) -> list[Fact]:
     """The line of the model card that names the machine."""
-    try:
-        with (folder / "README.md").open("rb") as file:
-            card = file.read(_LONGEST_CARD).decode(errors="replace")
-    except OSError:
-        return []
-    line = _MACHINE.search(card)
+    line = _MACHINE.search(read_card(folder) or "")
     return [] if line is None else [("machine that wrote it", line.group(1))]

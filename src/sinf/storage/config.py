@@ -18,6 +18,7 @@ from sinf.storage.seal import unsealed
 
 FORMAT = 8
 CONFIG, CARD = "config.json", "README.md"
+_LONGEST_CARD = 1 << 20
 
 
 def distinct(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -71,6 +72,16 @@ def read_config(
     config = validated(record, schema, error, str(folder / CONFIG), remedy="build it again")
     _check_files(folder, config.sha256, files, error)
     return config
+
+
+def read_card(folder: Path) -> str | None:
+    """The text of a folder's model card; None where there is none, or one that is too long or no text."""
+    try:
+        with (folder / CARD).open("rb") as file:
+            content = file.read(_LONGEST_CARD + 1)
+        return None if len(content) > _LONGEST_CARD else content.decode()
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def require_readable(config: dict[str, Any], schema: type[ConfigRecord]) -> None:
