@@ -84,7 +84,7 @@ def broken_promises(shape: Shape, trials: int, confidences: tuple[float, ...] = 
         candidates = candidate_thresholds(shape.draw(150, 2 * seed + 1).confidence, 25)
         calibration = shape.draw(500, 2 * seed)
         for confidence in confidences:
-            chosen = choose_threshold(calibration, candidates, LIMIT, confidence, seed=seed)
+            chosen = choose_threshold(calibration, candidates, LIMIT, confidence)
             broken[confidence] += shape.expected(chosen.value) > LIMIT + 1 / STEPS
     return broken
 
@@ -97,13 +97,11 @@ def read_observation(path: Path) -> Observation:
     return Observation(routes, tensors["fallback_right"], tensors["base_right"])
 
 
-def losses_of(
-    observation: Observation, rows: Tensor, limit: float, confidence: float | None, seed: int
-) -> tuple[Tensor, float]:
+def losses_of(observation: Observation, rows: Tensor, limit: float, confidence: float | None) -> tuple[Tensor, float]:
     """The losses (N,) of all images with what a build sets on some rows, and the share of them that falls back."""
     fitting, rest = rows.tensor_split([round(FITTING * len(rows))])
     parts = observation.select(fitting), observation.select(rest)
-    deferral, threshold = set_thresholds(*parts, limit, confidence, TAIL_COSTS, seed=seed)
+    deferral, threshold = set_thresholds(*parts, limit, confidence, TAIL_COSTS)
     whole = observation.calibration(deferral, threshold.early)
     return whole.losses(threshold.value).double(), 1 - float(whole.routed(threshold.value).double().mean())
 
@@ -125,7 +123,7 @@ def observed(path: Path, table: Table, splits: int) -> None:
                         rows = torch.randint(count, (count // 2,), generator=draw)
                         left = torch.arange(count)
                     try:
-                        losses, share = losses_of(observation, rows, limit, confidence, seed)
+                        losses, share = losses_of(observation, rows, limit, confidence)
                     except ConfigError:  # no threshold is accepted: no bundle, and nothing promised
                         continue
                     done += 1

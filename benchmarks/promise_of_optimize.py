@@ -96,7 +96,7 @@ def trial(
 
     found: list[Delivered | None] = []
     for confidence in confidences:
-        accepted = [row for row, holds, _ in tested(rows, losses_of, limit, confidence, seed) if holds]
+        accepted = [row for row, holds, _ in tested(rows, losses_of, limit, confidence) if holds]
         chosen = min(accepted, key=lambda row: row.share, default=None)
         loss = None if chosen is None else world.expected_loss(candidates[chosen.name][0])
         found.append(None if chosen is None or loss is None else Delivered(loss, chosen.share))

@@ -7,7 +7,7 @@ import pytest
 import promise_of_optimize as worlds
 from promise_of_optimize import LIMIT, WORLDS, broken, coverage, trial
 from sinf.pipelines.optimize_choice import Row
-from sinf.routing.threshold import p_value
+from sinf.routing.paired_test import p_value
 
 TRIALS, FEW = 120, ("a cliff", "just above the limit", "a cascade's cliff")
 
@@ -39,7 +39,7 @@ def test_the_promise_breaks_no_oftener_than_it_says(name: str) -> None:
 def test_the_fastest_of_all_that_are_accepted_would_break_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each candidate tested by itself, without an order and a stop: so many tests are not one."""
 
-    def each_by_itself(rows: list[Row], losses_of: object, limit: float, confidence: float, seed: int) -> object:
+    def each_by_itself(rows: list[Row], losses_of: object, limit: float, confidence: float) -> object:
         for row in rows:
             losses = losses_of(row)  # type: ignore[operator]
             yield row, p_value(losses, limit) <= 1 - confidence, 0.0

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from promise import LIMIT, SHAPES, broken_promises
 from sinf.errors import ConfigError
 from sinf.routing import threshold as risk
+from sinf.routing.paired_test import p_value
 from sinf.routing.threshold import (
     NEVER,
     Calibration,
@@ -20,7 +21,6 @@ from sinf.routing.threshold import (
     candidate_thresholds,
     choose_early_threshold,
     images_needed,
-    p_value,
 )
 
 
@@ -38,12 +38,6 @@ def choose_threshold(calibration: Calibration, max_loss: float, *rest: Any, **op
     """Every threshold that routes other images is a candidate."""
     candidates = calibration.confidence.unique().flip(0).tolist()
     return risk.choose_threshold(calibration, candidates, max_loss, *rest, **options)
-
-
-def losses_with_mean(mean: float, count: int, draw: torch.Generator, gains: float = 0.03) -> torch.Tensor:
-    """Draws of -1, 0 and 1 whose expectation is ``mean``."""
-    u = torch.rand(count, generator=draw)
-    return (u < mean + gains).float() - (u > 1 - gains).float()
 
 
 # ---- losses
@@ -161,7 +155,7 @@ def test_a_guarantee_routes_no_more_than_the_calibration_allows(seed: int, confi
     assert sure.value >= plain.value
     assert sure.fallback >= plain.fallback
     assert sure.confidence == confidence
-    assert p_value(calibration.shuffled(0).losses(sure.value), 0.04) <= 1 - confidence
+    assert p_value(calibration.losses(sure.value), 0.04) <= 1 - confidence
 
 
 def test_testing_stops_at_the_first_threshold_that_fails() -> None:
@@ -183,35 +177,7 @@ def test_more_confidence_routes_less() -> None:
     assert fallbacks[0] < fallbacks[-1]
 
 
-# ---- what the guarantee assumes: random order, candidates that the tested images did not choose
-
-
-def test_images_in_the_order_of_their_classes_are_shuffled() -> None:
-    """All losses are in the last classes: read in that order, a betting martingale has won before it meets them. The
-    expected loss is above the limit, so accepting anything but NEVER breaks the promise."""
-    limit, count, trials = 0.01, 2000, 60
-    broken = in_order = 0
-    base = torch.ones(count, dtype=torch.bool)
-    for seed in range(trials):
-        draw = torch.Generator().manual_seed(seed)
-        lost = torch.sort((torch.rand(count, generator=draw) < 0.02).float()).values.bool()
-        calibration = Calibration(torch.full((count,), 0.5), ~lost, base, base)
-        in_order += p_value(calibration.losses(0.5), limit) <= 0.1
-        broken += risk.choose_threshold(calibration, [0.5], limit, 0.9, seed=seed).value == 0.5
-    assert in_order == trials  # so the order does matter
-    assert broken <= trials * 0.1 + 3 * (trials * 0.1 * 0.9) ** 0.5
-
-
-def test_the_order_of_the_images_does_not_matter() -> None:
-    """Shuffling is of the images' rows together: the early confidence goes with its image."""
-    looks = two_looks(early_threshold=0.4)
-    shuffled = looks.shuffled(3)
-    assert not torch.equal(shuffled.confidence, looks.confidence)
-    back = {round(c, 6): i for i, c in enumerate(looks.confidence.tolist())}
-    rows = torch.tensor([back[round(c, 6)] for c in shuffled.confidence.tolist()])
-    for name in ("confidence", "routed_right", "fallback_right", "base_right", "early"):
-        assert torch.equal(getattr(shuffled, name), getattr(looks, name)[rows])
-    assert shuffled.early_threshold == 0.4
+# ---- what the guarantee assumes: candidates that the tested images did not choose
 
 
 def test_candidates_come_from_other_images_and_fall() -> None:
@@ -275,7 +241,7 @@ def test_the_best_of_many_keeps_the_limit_only_when_corrected() -> None:
                 draw = torch.Generator().manual_seed(1000 * seed + bundle)
                 lost = torch.rand(800, generator=draw) < 0.0205
                 calibration = Calibration(torch.full((800,), 0.5), ~lost, base, base)
-                chosen = risk.choose_threshold(calibration, [0.5], limit, 0.8, choices=choices, seed=seed)
+                chosen = risk.choose_threshold(calibration, [0.5], limit, 0.8, choices=choices)
                 passed.append(chosen.value == 0.5)
             broken[choices] += any(passed)
     assert broken[1] > 0.5 * trials
@@ -330,7 +296,7 @@ def test_a_promise_says_all_that_it_depends_on() -> None:
     sure = choose_threshold(random_calibration(0, 1500, skill=0.5), 0.04, 0.9, choices=3)
     said = sure.promise()
     for part in ("confidence 0.9", "expected loss", "at most 4 points", "this bundle", "one of 3 bundles or limits",
-                 "torch f32", "image by image", "1,500", "betting martingale"):  # fmt: skip
+                 "torch f32", "image by image", "1,500", "exact test of paired answers"):  # fmt: skip
         assert part in said
     assert sure.promise(sure.value) == said
 
@@ -351,58 +317,6 @@ def test_another_threshold_engine_or_precision_has_no_promise() -> None:
     assert sure.promise(sure.value - 0.01).startswith("No promise: the threshold is")
     assert sure.promise(None, "onnxruntime", "f32").startswith("No promise in onnxruntime f32")
     assert sure.promise(None, "torch", "int8").startswith("No promise in torch int8")
-
-
-# ---- the p-value
-
-
-@pytest.mark.parametrize(("limit", "gains"), [(0.0, 0.1), (0.02, 0.03), (0.02, 0.0), (0.2, 0.05)])
-def test_p_value_is_valid(limit: float, gains: float) -> None:
-    """A mean loss exactly at the limit is called smaller in at most one case of ten (and in a few more by chance)."""
-    draw = torch.Generator().manual_seed(0)
-    found = torch.tensor([p_value(losses_with_mean(limit, 500, draw, gains), limit) for _ in range(300)])
-    assert float((found <= 0.1).float().mean()) <= 0.1 + 0.05
-    assert float((found <= 0.02).float().mean()) <= 0.02 + 0.025
-    assert 0 < float(found.min()) <= float(found.max()) <= 1
-
-
-@pytest.mark.parametrize("limit", [0.02, 0.1])
-def test_p_value_finds_a_loss_well_below_the_limit(limit: float) -> None:
-    draw = torch.Generator().manual_seed(0)
-    found = torch.tensor([p_value(losses_with_mean(limit - 0.06, 1000, draw, 0.05), limit) for _ in range(50)])
-    assert float((found <= 0.1).float().mean()) > 0.8
-
-
-def test_p_value_of_a_loss_above_the_limit_is_large() -> None:
-    draw = torch.Generator().manual_seed(0)
-    found = [p_value(losses_with_mean(0.1, 500, draw), 0.02) for _ in range(50)]
-    assert sum(p <= 0.1 for p in found) <= 2
-
-
-def test_p_value_shrinks_with_the_limit_and_with_more_images() -> None:
-    losses = losses_with_mean(0.0, 800, torch.Generator().manual_seed(0))
-    by_limit = [p_value(losses, limit) for limit in (0.0, 0.02, 0.05, 0.1)]
-    assert by_limit == sorted(by_limit, reverse=True)
-    assert by_limit[-1] < 0.05 < by_limit[0]
-    assert p_value(losses, 0.05) < p_value(losses[:100], 0.05)
-
-
-def endings(*last: float) -> float:
-    """The p-value of clearly good losses that end in ``last``."""
-    losses = losses_with_mean(-0.02, 400, torch.Generator().manual_seed(1), gains=0.2)
-    return p_value(torch.cat([losses, torch.tensor(last)]), 0.1)
-
-
-def test_a_bet_does_not_see_its_own_outcome() -> None:
-    """The stake on the last image, found from what a gain and a draw there would win, is the same one."""
-    lost, drawn, won = endings(1.0), endings(0.0), endings(-1.0)
-    assert won < drawn < lost < 0.05
-    mean = (0.1 + 1) / 2
-    assert (lost / won - 1) / mean == pytest.approx((lost / drawn - 1) / (mean - 0.5), rel=1e-6)
-
-
-def test_evidence_once_found_is_not_lost() -> None:
-    assert endings(1.0, 1.0, 1.0) == endings(1.0, 1.0, 0.0) < 0.05
 
 
 # ---- an early threshold

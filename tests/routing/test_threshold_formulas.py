@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from sinf.errors import ConfigError
 from sinf.routing import threshold as risk
 from sinf.routing.deferral import Deferral, fit_deferral
+from sinf.routing.paired_test import p_value
 from sinf.routing.router import FeatureRouter
 from sinf.routing.threshold import (
     NEVER,
@@ -22,53 +21,7 @@ from sinf.routing.threshold import (
     choose_early_threshold,
     choose_threshold,
     images_needed,
-    p_value,
 )
-
-# ---- the p-value
-
-
-def wealth(losses: list[float], limit: float) -> list[float]:
-    """After every image: Waudby-Smith & Ramdas, Estimating means of bounded random variables by betting, with their
-    predictable plug-in bets at level 0.05, never more than half of what may be bet."""
-    n, most = len(losses), 0.5
-    mean_0 = (limit + 1) / 2
-    total, squares, variance, capital = 0.0, 0.0, 0.25, 1.0
-    found = []
-    for t, loss in enumerate(losses, 1):
-        x = (loss + 1) / 2
-        bet = min(math.sqrt(2 * math.log(1 / 0.05) / (n * variance)), most / (1 - mean_0))
-        capital *= 1 + bet * (mean_0 - x)
-        found.append(capital)
-        total += x
-        squares += (x - (0.5 + total) / (t + 1)) ** 2
-        variance = (0.25 + squares) / (t + 1)
-    return found
-
-
-@settings(max_examples=40)
-@given(
-    losses=st.lists(st.sampled_from([-1.0, 0.0, 0.0, 0.0, 1.0]), min_size=1, max_size=60),
-    limit=st.sampled_from([0.0, 0.02, 0.3, 0.9]),
-)
-def test_the_p_value_is_the_papers(losses: list[float], limit: float) -> None:
-    """One over the largest wealth of who bets against a mean above the limit."""
-    expected = min(1.0, 1 / max(wealth(losses, limit)))
-    assert p_value(torch.tensor(losses), limit) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("count", [3, 300, 3000])
-@pytest.mark.parametrize("value", [-1.0, 0.0])
-def test_the_p_value_of_one_same_loss_is_the_papers(value: float, count: int) -> None:
-    """Where nothing varies bets are as large as they may be."""
-    expected = 1 / max(wealth([value] * count, 0.05))
-    assert p_value(torch.full((count,), value), 0.05) == pytest.approx(expected, rel=1e-9)
-
-
-def test_a_limit_near_the_largest_loss_has_a_p_value() -> None:
-    for limit in (0.99, 1 - 1e-12):
-        assert 0 <= p_value(torch.tensor([-1.0] * 50 + [1.0]), limit) <= 1
-
 
 # ---- boundaries
 
@@ -123,17 +76,6 @@ def test_a_hundred_candidates_route_one_percent_more_each() -> None:
     shares = [float((confidence >= c).double().mean()) for c in candidates[:-1]]
     assert shares == pytest.approx([i / 100 for i in range(101)], abs=2e-3)
     assert candidate_thresholds(torch.tensor([0.0, 0.0, 0.5]))[-1] == 0
-
-
-def test_images_are_shuffled_by_the_seed_and_their_loss_is_not_changed() -> None:
-    """What is said of the images is a mean; only the p-value reads their order."""
-    losses = torch.rand(300, generator=torch.Generator().manual_seed(0)) < 0.05
-    right = torch.ones(300, dtype=torch.bool)
-    calibration = Calibration(torch.full((300,), 0.5), ~losses, right, right)
-    found = {choose_threshold(calibration, [0.5], 0.2, 0.9, seed=seed) for seed in range(4)}
-    assert len(found) == 1
-    orders = {tuple(calibration.shuffled(seed).routed_right.tolist()) for seed in range(4)}
-    assert len(orders) == 4
 
 
 @pytest.mark.parametrize("lost", [0, 1, 3])

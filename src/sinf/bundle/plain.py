@@ -166,4 +166,3 @@ def card_of(spec: ModelSpec, provenance: dict[str, str], table: list[str] | None
         '`sinf.load_model("FOLDER").module` is the same network, and nothing in the folder is run.',
     ]
     return writing.card_of(f"{spec.title}, pruned", table or [], provenance, spec, usage)
-

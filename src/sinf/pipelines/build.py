@@ -403,7 +403,6 @@ class _Build:
             config.confidence,
             tail_costs(model, config.price),
             choices=config.choices,
-            seed=config.seed,
         )
         return replace(bundle, deferral=deferral, threshold=threshold)
 

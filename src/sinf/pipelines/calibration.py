@@ -53,14 +53,13 @@ def set_thresholds(
     tail_costs: tuple[float, float],
     *,
     choices: int = 1,
-    seed: int = 0,
 ) -> tuple[Deferral, Threshold]:
     """Deferral and thresholds for one limit of the loss (a fraction). ``tail_costs`` are those of a subgraph and of the
-    full tail; ``choices`` and ``seed`` are those of :func:`sinf.routing.threshold.choose_threshold`."""
+    full tail; ``choices`` are those of :func:`sinf.routing.threshold.choose_threshold`."""
     deferral, fitted = _fitted(fitting, max_loss, tail_costs)
     candidates = candidate_thresholds(fitted.confidence)
     chosen = choose_threshold(
-        rest.calibration(deferral, fitted.early_threshold), candidates, max_loss, confidence, choices=choices, seed=seed
+        rest.calibration(deferral, fitted.early_threshold), candidates, max_loss, confidence, choices=choices
     )
     return deferral, chosen
 

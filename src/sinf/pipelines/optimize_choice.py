@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sinf.measure.delivery import ExpectedLoss
 from sinf.measure.timing import Latency
 from sinf.pipelines.candidates import Promise
-from sinf.routing.threshold import p_value
+from sinf.routing.paired_test import p_value
 
 LOST = 1 / 8  # of the answers that differ: where networks disagree, mostly both are wrong
 _SPREAD = 1.0  # of that share, from network to network: a cascade's small tail may lose most of what it changes
@@ -49,11 +48,11 @@ class Row:
 
 
 def tested(
-    rows: list[Row], losses_of: Callable[[Row], Tensor], max_loss: float, confidence: float | None, seed: int
+    rows: list[Row], losses_of: Callable[[Row], Tensor], max_loss: float, confidence: float | None
 ) -> Iterator[tuple[Row, bool, float]]:
     """Rows with whether they are accepted and their mean loss, by the losses (N,) in {-1, 0, 1} on images that chose
     nothing: with a confidence in the order of :func:`front`, until one is refused; without, the fastest first, until
-    one likely keeps the limit, by these images and those that chose. Images are read in an order that the seed draws.
+    one likely keeps the limit, by these images and those that chose.
     """
     for row in in_order(rows, max_loss, sure=confidence is not None):
         losses = losses_of(row)
@@ -61,8 +60,7 @@ def tested(
         if confidence is None:
             accepted = likely_loss(row.loss, losses) <= max_loss
         else:
-            order = torch.randperm(len(losses), generator=torch.Generator().manual_seed(seed))
-            accepted = p_value(losses[order], max_loss) <= 1 - confidence
+            accepted = p_value(losses, max_loss) <= 1 - confidence
         yield row, accepted, loss
         if accepted == (confidence is None):
             return

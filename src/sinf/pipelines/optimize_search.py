@@ -319,7 +319,6 @@ class Search:
             for row, accepted, loss in tested(
                 [row for row in rows if row.time.pairs == config.pairs],
                 lambda row: self._losses(candidates[row.name, row.precision]), config.max_loss, config.confidence,
-                config.seed,
             )
         ]  # fmt: skip
 

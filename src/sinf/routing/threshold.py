@@ -6,27 +6,26 @@ then fails counts (a predictor's confidence alone says nothing about the special
 
 The guarantee is Learn-then-Test with fixed-sequence testing (Angelopoulos et al., arXiv 2110.01052, section 4.2):
 candidates that were fixed before the images were looked at are tested from the safest down, each by a p-value for "the
-expected loss is above the limit", and the last one accepted before the first refusal is taken. The p-value is that of a
-betting martingale (Waudby-Smith & Ramdas, arXiv 2010.09686), valid for any bounded loss of independent draws. It reads
-the images one after another, so their order must be random: data sets come sorted by class, and a martingale that meets
-all easy classes first has made its fortune before the losses come. Images are shuffled here, whatever order they had.
+expected loss is above the limit" (:mod:`sinf.routing.paired_test`), and the last one accepted before the first refusal
+is taken.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from sinf.errors import ConfigError
+from sinf.routing.paired_test import p_value
 from sinf.routing.router import early_floor
 
 NEVER = 2.0  # a threshold that no confidence reaches: every input falls back
-BOUND = "Learn-then-Test, betting martingale"
+BOUND = "Learn-then-Test, exact test of paired answers"
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,6 @@ class Calibration:
         """``(N,)`` in {-1, 0, 1}."""
         right = torch.where(self.routed(threshold), self.routed_right, self.fallback_right)
         return self.base_right.float() - right.float()
-
-    def shuffled(self, seed: int) -> Calibration:
-        """The same images in an order drawn by ``seed``."""
-        order = torch.randperm(len(self.confidence), generator=torch.Generator().manual_seed(seed))
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor[order] for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -122,7 +115,6 @@ def choose_threshold(
     confidence: float | None = None,
     *,
     choices: int = 1,
-    seed: int = 0,
 ) -> Threshold:
     """The lowest of the candidates (and :data:`NEVER`) whose loss is at most ``max_loss`` (a fraction: 0.01 is one
     point).
@@ -131,15 +123,12 @@ def choose_threshold(
     calibration images; ``candidates``, from the safest down, must have been fixed without them. Without, the limit
     holds for the calibration images only. Where one of several bundles or limits will be taken for its results on the
     same images, ``choices`` is how many there are (Bonferroni: each is tested at that part of 1 - confidence).
-    ``seed`` draws the order in which images are read.
 
     Raises:
         ConfigError: an option is out of range, or even with every input in the full tail the loss is too large, or the
             images are too few; then the message says how many would do.
     """
     _check_options(candidates, max_loss, confidence, choices)
-    if confidence is not None:  # a mean has no order
-        calibration = calibration.shuffled(seed)
     accepted: float | None = None
     for threshold in (NEVER, *candidates):
         losses = calibration.losses(threshold)
@@ -237,18 +226,3 @@ def choose_early_threshold(
         if cost < best_cost:
             best, best_cost = early, cost
     return best
-
-
-def p_value(losses: Tensor, limit: float) -> float:
-    """Valid p-value for "the expected loss is above ``limit``", from losses (N,) in [-1, 1] of independent draws in
-    random order."""
-    x = (losses.double() + 1) / 2
-    mean_0 = (limit + 1) / 2
-    n = len(x)
-    count = torch.arange(1, n + 1, dtype=torch.float64)
-    mean = (0.5 + x.cumsum(0)) / (count + 1)
-    variance = (0.25 + ((x - mean) ** 2).cumsum(0)) / (count + 1)
-    before = torch.cat([torch.tensor([0.25], dtype=torch.float64), variance[:-1]])  # a bet must not see its own outcome
-    bet = torch.sqrt(2 * math.log(1 / 0.05) / (n * before)).clamp(max=0.5 / max(1 - mean_0, 1e-9))
-    log_wealth = torch.log1p(bet * (mean_0 - x)).cumsum(0)
-    return min(1.0, math.exp(-float(log_wealth.max())))
