@@ -61,6 +61,7 @@ SLOW = ("-k", "not onnx and not openvino and not export and not stored and not p
 
 #: Tests of every module, the quickest first.
 MODULES: dict[str, tuple[str, ...]] = {
+    "routing.paired_test": ("tests/routing/test_paired_test.py",),
     "routing.threshold": ("tests/routing/test_threshold_formulas.py", "tests/routing/test_threshold.py"),
     "pipelines.calibration": ("tests/pipelines/test_calibration.py", "tests/bundle/test_semantic.py"),
     "routing.router": ("tests/routing/test_router.py", "tests/routing/test_grouping.py",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import promise_of_optimize as worlds
 from promise_of_optimize import LIMIT, WORLDS, broken, coverage, trial
-from sinf.pipelines.optimize_choice import Row
+from sinf.pipelines.optimize_choice import LOST, Row, aim
 from sinf.routing.paired_test import p_value
 
 TRIALS, FEW = 120, ("a cliff", "just above the limit", "a cascade's cliff")
@@ -67,3 +68,16 @@ def test_a_trial_is_drawn_by_its_seed() -> None:
     assert found[0] == found[1]
     assert any(made != found[0] for made in found)
     assert all(made is None or 0 < made.share < 1 for pair in found for made in pair)
+
+
+@pytest.mark.parametrize("limit", [0.005, 0.01, 0.05])
+@pytest.mark.parametrize("images", [2000, 5000, 50_000])
+def test_what_is_aimed_at_is_what_the_test_accepts_just_so(limit: float, images: int) -> None:
+    """Of a network that loses it, and whose answers differ as often as is usual then."""
+    aimed = aim(limit, 0.95, images)
+    assert 0 < aimed < limit == aim(limit, None, images)
+    lost, changed = round(aimed * images), aimed * images / LOST
+    won = round((changed - lost) / 2)
+    losses = torch.zeros(images)
+    losses[: won + lost], losses[images - won :] = 1, -1
+    assert p_value(losses, limit) == pytest.approx(0.05, abs=0.035)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 from torch import Tensor
@@ -88,6 +89,15 @@ def likely_loss(chosen_by: ExpectedLoss, losses: Tensor | None = None) -> float:
     ) ** 0.5
     far = _FAR * sampling**0.5
     return min(max(likely, points - far), points + far)
+
+
+def aim(limit: float, confidence: float | None, images: int) -> float:
+    """What a network may lose that the test on so many images will likely accept, where the usual share of its answers
+    that differ is lost: the limit less what a mean of them varies by."""
+    if confidence is None:
+        return limit
+    varies = NormalDist().inv_cdf(confidence) / (LOST * images) ** 0.5
+    return ((varies**2 + 4 * limit) ** 0.5 - varies) ** 2 / 4
 
 
 def kept_at(limit: float, losses: Mapping[float, float]) -> float:

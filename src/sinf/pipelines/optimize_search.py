@@ -29,7 +29,7 @@ from sinf.models.described import described
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
 from sinf.pipelines.candidates import Candidate, Design, Promise, Routed, Static
 from sinf.pipelines.compression_options import TimedIn
-from sinf.pipelines.optimize_choice import FIRST_ROUNDS, LOST, Row, contenders, kept_at, tested
+from sinf.pipelines.optimize_choice import FIRST_ROUNDS, LOST, Row, aim, contenders, kept_at, tested
 from sinf.pipelines.optimize_config import OptimizeConfig
 from sinf.pipelines.optimize_time import TimeLimit, layer_precision
 from sinf.pipelines.place import Place, open_bytes, ranges_of
@@ -87,6 +87,7 @@ class Search:
         self.place = place or place_of(config, scoring, self.preprocessing)
         held = Memory(config.memory).decoded(self.preprocessing.size, selection, calibration)
         self.memory = config.memory - most_open(base, config) - held  # for making networks
+        self.aim = aim(config.max_loss, config.confidence, len(calibration))
         self.left_out: list[str] = []
         (self.reference,) = Static(self.base, BASE).open(
             self.place, "f32", selection, config.max_loss, self._reporter("base model")
@@ -148,7 +149,7 @@ class Search:
         return self.limit.over
 
     def _ladder(self, method: str) -> Iterator[_Rung]:
-        """Smaller and smaller networks, to the first that loses more than the limit by both its own loss and what is
+        """Smaller and smaller networks, to the first that loses more than is aimed at by both its own loss and what is
         likely, and a few between the last two; the first whatever the time."""
         config = self.config
         asked = PruneConfig(
@@ -181,7 +182,7 @@ class Search:
             return _Rung(network, kept, ExpectedLoss.of(base, answers, self.selection.labels))
 
         def loses_too_much(made: _Rung) -> bool:
-            return min(made.loss.points, made.likely) > 100 * config.max_loss
+            return min(made.loss.points, made.likely) > 100 * self.aim
 
         last = 1.0  # that loses little enough
         for kept in config.budgets:
@@ -208,8 +209,8 @@ class Search:
                     return
 
     def _least(self, rungs: list[_Rung], share: float) -> float:
-        """What a network keeps that likely loses a share of the limit."""
-        return kept_at(100 * share * self.config.max_loss, {rung.kept: rung.likely for rung in rungs})
+        """What a network keeps that likely loses a share of what is aimed at."""
+        return kept_at(100 * share * self.aim, {rung.kept: rung.likely for rung in rungs})
 
     def _bundles(self, method: str, least: float, whole: float) -> Iterator[Routed]:
         """Cascades, and bundles of the clusters where there are some. Extractor and full tail keep ``whole`` of their
@@ -222,7 +223,7 @@ class Search:
         if config.clusters is None or not sizes:
             return
         for cut in config.routed_cuts:
-            yield from self._bundle(config.clusters, method, cut, whole, min(sizes), config.max_loss)
+            yield from self._bundle(config.clusters, method, cut, whole, min(sizes), self.aim)
 
     def _bundle(
         self, clusters: Clusters, method: str, cut: float, whole: float, size: float, max_loss: float
@@ -263,7 +264,7 @@ class Search:
                     continue
                 reporter = self._reporter(f"{design.name}, {precision}")
                 try:
-                    for made in design.open(self.place, precision, self.selection, self.config.max_loss, reporter):
+                    for made in design.open(self.place, precision, self.selection, self.aim, reporter):
                         self._answers(made, self.selection)
                         yield made
                 except SinfError as reason:
