@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import typer
@@ -30,7 +31,7 @@ from sinf.measure.in_engine import TailAnswers
 from sinf.measure.timing import Latency
 from sinf.pipelines.candidates import few_thresholds
 from sinf.pipelines.optimize import parted_rows
-from sinf.pipelines.optimize_choice import Row, tested
+from sinf.pipelines.optimize_choice import Row, aim, tested
 from sinf.pipelines.optimize_config import OptimizeConfig
 
 IMAGES, CLASSES, RIGHT = 50_000, 10, 0.7  # of a world: how many images, and the base model's accuracy
@@ -84,23 +85,24 @@ def trial(
     """By confidence what optimize() delivers, chosen and tested by images that the seed draws; None for nothing."""
     drawn = torch.randint(len(world.labels), (images,), generator=torch.Generator().manual_seed(seed))
     chooses, tests = (drawn[rows] for rows in parted_rows(images, OptimizeConfig.selection, seed))
-    candidates = world.candidates(chooses, limit)
-    rows = [
-        Row(name, "", "f32", _loss(world, answers, chooses), _time(share))
-        for name, (answers, share) in candidates.items()
-    ]
-
-    def losses_of(row: Row) -> Tensor:
-        labels, answers = world.labels[tests], candidates[row.name][0][tests]
-        return (world.base[tests] == labels).float() - (answers == labels).float()
-
     found: list[Delivered | None] = []
     for confidence in confidences:
+        candidates = world.candidates(chooses, aim(limit, confidence, len(tests)))
+        rows = [
+            Row(name, "", "f32", _loss(world, answers, chooses), _time(share))
+            for name, (answers, share) in candidates.items()
+        ]
+        losses_of = partial(_losses, world, candidates, tests)
         accepted = [row for row, holds, _ in tested(rows, losses_of, limit, confidence) if holds]
         chosen = min(accepted, key=lambda row: row.share, default=None)
         loss = None if chosen is None else world.expected_loss(candidates[chosen.name][0])
         found.append(None if chosen is None or loss is None else Delivered(loss, chosen.share))
     return found
+
+
+def _losses(world: World, candidates: dict[str, tuple[Tensor, float]], rows: Tensor, row: Row) -> Tensor:
+    labels, answers = world.labels[rows], candidates[row.name][0][rows]
+    return (world.base[rows] == labels).float() - (answers == labels).float()
 
 
 def _loss(world: World, answers: Tensor, rows: Tensor) -> ExpectedLoss:

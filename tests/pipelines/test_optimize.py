@@ -404,7 +404,7 @@ def answers(confidence: list[float], right: list[bool]) -> TailAnswers:
 
 @pytest.mark.parametrize(
     ("limit", "kept"),
-    [(0.5, 1.0), (1.0, 0.8), (1.5, 0.7), (2.0, 0.6), (3.0, 0.575), (6.0, 0.5), (9.0, 0.5)],
+    [(0.0, 1.0), (0.5, 0.9), (1.0, 0.8), (1.5, 0.7), (2.0, 0.6), (3.0, 0.575), (6.0, 0.5), (9.0, 0.5)],
 )
 def test_what_is_kept_at_a_limit_is_between_networks_that_were_made(limit: float, kept: float) -> None:
     assert choice.kept_at(limit, {0.6: 2.0, 0.8: 1.0, 0.5: 6.0}) == pytest.approx(kept)

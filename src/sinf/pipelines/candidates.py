@@ -47,7 +47,7 @@ FORMATS = {engine: file_format for file_format, engine in edge.ENGINES.items()}
 
 #: How many answers of a small tail or subgraph may differ from those of the full tail, as multiples of the limit of the
 #: loss: most such answers are about images that the base model is wrong about too.
-_DIFFERING = (0.25, 1.0, 2.0, 2.8, 3.4, 4.0, 4.8, 5.6)
+_DIFFERING = (0.25, 0.5, 1.0, 1.5, 2.0, 2.4, 2.8, 3.2, 3.6, 4.0, 4.8, 5.6)
 
 
 @dataclass(frozen=True)

@@ -101,16 +101,13 @@ def aim(limit: float, confidence: float | None, images: int) -> float:
 
 
 def kept_at(limit: float, losses: Mapping[float, float]) -> float:
-    """What a network keeps that loses the limit, between two of those whose ``losses`` are known by what they keep; 1
-    where all lose more, and the least of them where none does."""
-    before = 1.0
+    """What a network keeps that loses the limit, between two of those whose ``losses`` are known by what they keep: the
+    base model keeps all and loses nothing. The least of them where none loses more."""
+    before, lost = 1.0, 0.0
     for kept in sorted(losses, reverse=True):
         if losses[kept] > limit:
-            if before == 1:
-                return 1.0
-            way = (limit - losses[before]) / (losses[kept] - losses[before])
-            return before + way * (kept - before)
-        before = kept
+            return before + (limit - lost) / (losses[kept] - lost) * (kept - before)
+        before, lost = kept, losses[kept]
     return before
 
 

@@ -112,7 +112,7 @@ class Search:
                 yield Static(rung.network, f"{method}, {100 * rung.kept:.3g} %", method)
         smallest = {method: self._least(rungs, 1.0) for method, rungs in ladders.items()}
         method = min(smallest, key=lambda each: smallest[each])
-        if smallest[method] < 1:
+        if any(rung.likely <= 100 * self.aim for rung in ladders[method]):
             yield from self._bundles(method, smallest[method], self._least(ladders[method], _SAFER))
         elif self.config.cuts or self.config.clusters is not None:
             self.left_out.append("cascades and clusters: not tried, since no smaller network likely keeps the limit")
