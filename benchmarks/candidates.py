@@ -415,18 +415,10 @@ def _predicted_parts(model: SemanticModel) -> dict[str, Any]:
 
 
 def write_observed(one: Routed, path: Path) -> None:
-    """Every test image in the order of the file (N,), as safetensors: what a threshold depends on, and who is right."""
+    """Every test image in the order of the file (N,), as safetensors: every field of an Observation."""
     halves = (one.calibration, one.report)
-    rows = {
-        "log_route": [half.routes.log_route for half in halves],
-        "early": [half.routes.log_route.exp() for half in halves],
-        "energy": [half.routes.energy for half in halves],
-        "log_within": [half.routes.log_within for half in halves],
-        "route": [half.routes.route for half in halves],
-        "routed_right": [half.routes.right for half in halves],
-        "fallback_right": [half.fallback_right for half in halves],
-        "base_right": [half.base_right for half in halves],
-    }
+    rows = {name: [getattr(half.routes, name) for half in halves] for name in Routes._fields}
+    rows |= {name: [getattr(half, name) for half in halves] for name in ("fallback_right", "base_right")}
     write_tensors({name: torch.cat(parts) for name, parts in rows.items()}, path)
 
 

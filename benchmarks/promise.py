@@ -92,7 +92,6 @@ def broken_promises(shape: Shape, trials: int, confidences: tuple[float, ...] = 
 def read_observation(path: Path) -> Observation:
     """What was observed of all images."""
     tensors = load_file(path)
-    tensors["right"] = tensors["routed_right"]
     routes = Routes(*(tensors[name] for name in Routes._fields))
     return Observation(routes, tensors["fallback_right"], tensors["base_right"])
 
