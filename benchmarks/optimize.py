@@ -5,8 +5,9 @@
 Every request is one call of optimize(), as a user makes it: candidates from train images, a third of test[:50%]
 chooses, the rest tests. What was written is opened as a user opens it (sinf.edge), and reported once, on test[50%:]:
 the loss against the base model in the engine's f32, with its interval. All delivered networks are timed together on
-images of test[50%:] in turn, batches of one, one thread, the base model in the engine's f32 in between; beside them the
-base model in int8 by the engine's quantiser, and the model as it was loaded in torch, eager and compiled.
+images of test[50%:] in turn, batches of one, one thread, the base model in the engine's f32 in between: those that may
+have the same precisions in one run, and beside them the base model in int8 by the engine's quantiser, and the model as
+it was loaded in torch, eager and compiled.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ BOTH, F32 = ("f32", "int8"), ("f32",)
 #: Precisions, limit in points and confidence of every request.
 ASKED: tuple[tuple[tuple[str, ...], float, float | None], ...] = tuple(
     (precisions, asked, confidence)
-    for asked in (0.5, 1.0, 0.1) for precisions in (BOTH, F32) for confidence in (None, 0.95)
+    for precisions in (BOTH, F32) for asked in (0.5, 1.0, 0.1) for confidence in (None, 0.95)
 )  # fmt: skip
 COLUMNS = (
     "model", "dataset", "engine", "device", "batch", "threads", "pairs", "what", "precisions", "asked", "confidence",
@@ -65,20 +66,18 @@ def main(
         return
     base = load_model(name, weights=weights)
     train, calibration = load_images(data, "train"), load_images(data, "test[:50%]")
-    delivered: dict[tuple[Any, ...], tuple[Any, Path] | None] = {}
-    # Of each set of precisions its own: budgets are spent by the times of one of them, and names do not say which.
-    places = {
-        precisions: place_of(OptimizeConfig(engine=engine), train, base.spec.preprocessing)
-        for precisions in {request[0] for request in ASKED}
-    }
     reported = load_images(data, "test[50%:]")
     asked = [each for each in ASKED if only in ("", " ".join(each[0])) and (not limits or each[1] in limits)]
-    for limit, requests in groupby(asked, lambda request: request[1]):
-        print(f"{limit:g} points", flush=True)
-        delivered |= {each: deliver(base, train, calibration, each, places[each[0]], work) for each in requests}
-        report(base, places[BOTH], reported, delivered, table)  # all again: what is compared is timed in one run
-    if asked == list(ASKED):
-        table.forget_older(engine=engine)
+    for precisions, requests in groupby(asked, lambda request: request[0]):
+        # A place of its own: budgets are spent by the times of these precisions, and names do not say so.
+        place = place_of(OptimizeConfig(engine=engine), train, base.spec.preprocessing)
+        delivered: dict[tuple[Any, ...], tuple[Any, Path] | None] = {}
+        for limit, together in groupby(requests, lambda request: request[1]):
+            print(f"{limit:g} points, {' or '.join(precisions)}", flush=True)
+            delivered |= {each: deliver(base, train, calibration, each, place, work) for each in together}
+            report(base, place, reported, delivered, table)  # all again: what is compared is timed in one run
+        place.close()
+        table.forget_older(engine=engine, precisions=" ".join(precisions))
 
 
 def deliver(
@@ -111,9 +110,10 @@ def report(base: BaseModel, place: Place, images: LabelledImages, delivered: dic
         ),
         lambda found: found.times[OWN].load,
     )
+    (together,) = {" ".join(precisions) for precisions, _, _ in delivered}
     for name, what in ((OWN, "torch, as loaded"), (COMPILED, COMPILED), (INT8, "base int8")):
         if name in found.times:
-            add(table, found.losses[name], found.times[name], found.base_top1, what=what)
+            add(table, found.losses[name], found.times[name], found.base_top1, what=what, precisions=together)
     for request, made in delivered.items():
         precisions, asked, confidence = request
         key = {"what": "optimize", "precisions": " ".join(precisions), "asked": asked, "confidence": confidence}

@@ -100,12 +100,14 @@ OPTIMIZED = ("vgg16", "resnet56")
 
 
 def optimized() -> str:
-    """What a user gets who types a limit of the loss, beside what else the user would run; a table of each network."""
+    """What a user gets who types a limit of the loss, beside what else the user would run; a table of each network and
+    set of precisions, whose rows were timed in one run."""
     parts = []
+    tables: dict[tuple[str, str], list[Row]] = {}
     for model in OPTIMIZED:
-        rows = read(f"optimize_{model}_cpu.csv")
-        if not rows:
-            continue
+        for row in read(f"optimize_{model}_cpu.csv"):
+            tables.setdefault((model, row["precisions"]), []).append(row)
+    for (model, _), rows in tables.items():
         ms = {row["what"]: float(row["ms"]) for row in rows if row["what"] != "optimize" and row["ms"]}
         own, in_int8 = ms.get("torch, as loaded"), ms.get("base int8")
         lines = [["base model", "", f"{float(rows[0]['base_ms']):.2f}", times_less(own, rows[0]["base_ms"]), "", ""]]
