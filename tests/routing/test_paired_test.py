@@ -47,12 +47,14 @@ def slow(n: int, lost: int, won: int, limit: float, shares: np.ndarray) -> float
 
 
 @pytest.mark.parametrize(
-    ("n", "lost", "won", "limit"), [(30, 1, 3, 0.1), (40, 0, 0, 0.1), (25, 6, 9, 0.05), (35, 3, 2, 0.2)]
+    ("n", "lost", "won", "limit"),
+    [(30, 1, 3, 0.1), (40, 0, 0, 0.1), (25, 6, 9, 0.05), (35, 3, 2, 0.2), (59, 0, 0, 0.2), (20, 0, 20, 0.3)],
 )
 def test_it_is_what_the_outcomes_sum_up_to(n: int, lost: int, won: int, limit: float) -> None:
     within = binomtest(lost + won, n).proportion_ci(1 - 1e-5)
-    largest = slow(n, lost, won, limit, np.linspace(max(limit, within.low), within.high, 400))
-    assert p_value(losses_of(n, lost, won), limit) == pytest.approx(largest, rel=0.01)
+    least, most = max(limit, within.low), max(limit, within.high)
+    largest = slow(n, lost, won, limit, np.linspace(least, most, 400))
+    assert p_value(losses_of(n, lost, won), limit) == pytest.approx(largest, rel=0.003, abs=2e-5)
 
 
 @pytest.mark.parametrize(("lost", "won"), [(60, 50), (45, 40), (90, 60), (20, 15)])

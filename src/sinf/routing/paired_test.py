@@ -40,11 +40,9 @@ def _p_value(n: int, lost: int, won: int, limit: float) -> float:
     changed = lost + won
     low = betaincinv(changed, n - changed + 1, _OUTSIDE / 2) if changed else 0.0  # Clopper & Pearson
     high = betaincinv(changed + 1, n - changed, 1 - _OUTSIDE / 2) if changed < n else 1.0
-    if high <= limit:  # fewer images change than would have to be lost
-        return _OUTSIDE
-    shares = np.linspace(max(low, limit), high, _SHARES)[:, None]
-    least, largest = (n * share + side * _far(n, share) for side, share in ((-1, shares[0, 0]), (1, high)))
-    counts = np.arange(max(0, math.floor(least)), min(n, math.ceil(largest)) + 1, dtype=np.float64)
+    low, high = max(low, limit), max(high, limit)  # as many change as are lost, at least
+    shares = np.linspace(low, high, _SHARES)[:, None]
+    counts = np.arange(max(0, int(n * low - _far(n, low))), min(n, int(n * high + _far(n, high)) + 1) + 1)
     # Of so many changed images, the most lost ones that speak as much against a large loss as those observed.
     observed = (lost - won - n * limit) / _spread(np.array(float(changed)), n, limit)
     most = np.floor((counts + n * limit + observed * _spread(counts, n, limit)) / 2 + 1e-9)
@@ -66,4 +64,4 @@ def _spread(changed: Numbers, n: int, limit: float) -> Numbers:
 def _far(n: int, share: float) -> float:
     """From the mean: a binomial count is hardly ever so far (Bernstein's bound)."""
     much = math.log(2 / _UNLIKELY)
-    return math.ceil(much / 3 + math.sqrt(much**2 / 9 + 2 * n * share * (1 - share) * much)) + 1
+    return much / 3 + math.sqrt(much**2 / 9 + 2 * n * share * (1 - share) * much)
