@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, multinomial, norm
+from scipy.stats import binom, binomtest, multinomial, norm
 
 from sinf.routing.paired_test import p_value
 
@@ -55,6 +55,19 @@ def test_it_is_what_the_outcomes_sum_up_to(n: int, lost: int, won: int, limit: f
     least, most = max(limit, within.low), max(limit, within.high)
     largest = slow(n, lost, won, limit, np.linspace(least, most, 400))
     assert p_value(losses_of(n, lost, won), limit) == pytest.approx(largest, rel=0.003, abs=2e-5)
+
+
+@pytest.mark.parametrize(("lost", "won"), [(60, 50), (20, 15), (700, 650), (0, 3)])
+def test_of_many_images_nothing_that_counts_is_left_out(lost: int, won: int) -> None:
+    """Every number of changed images, from none to all, and of each how many of them are lost."""
+    n, limit, changed = 4000, 0.01, lost + won
+    within = binomtest(changed, n).proportion_ci(1 - 1e-5)
+    shares = np.linspace(max(limit, within.low), max(limit, within.high), 100)
+    counts = np.arange(n + 1)
+    errors = (lost - won - n * limit) / math.sqrt(max(changed, n * limit) - n * limit**2)
+    most = (counts + n * limit + errors * np.sqrt(np.maximum(counts, n * limit) - n * limit**2)) / 2
+    summed = [binom.pmf(counts, n, share) @ binom.cdf(most + 1e-9, counts, (1 + limit / share) / 2) for share in shares]
+    assert p_value(losses_of(n, lost, won), limit) == pytest.approx(max(summed) + 1e-5, abs=1e-8)
 
 
 @pytest.mark.parametrize(("lost", "won"), [(60, 50), (45, 40), (90, 60), (20, 15)])
