@@ -42,7 +42,8 @@ def _p_value(n: int, lost: int, won: int, limit: float) -> float:
     high = betaincinv(changed + 1, n - changed, 1 - _OUTSIDE / 2) if changed < n else 1.0
     low, high = max(low, limit), max(high, limit)  # as many change as are lost, at least
     shares = np.linspace(low, high, _SHARES)[:, None]
-    counts = np.arange(max(0, int(n * low - _far(n, low))), min(n, int(n * high + _far(n, high)) + 1) + 1)
+    least, greatest = max(0, int(n * low - _far(n, low))), min(n, int(n * high + _far(n, high)) + 1)
+    counts = np.arange(least, greatest + 1, dtype=np.float64)
     # Of so many changed images, the most lost ones that speak as much against a large loss as those observed.
     observed = (lost - won - n * limit) / _spread(np.array(float(changed)), n, limit)
     most = np.floor((counts + n * limit + observed * _spread(counts, n, limit)) / 2 + 1e-9)
