@@ -13,6 +13,7 @@ it was loaded in torch, eager and compiled.
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,15 +70,16 @@ def main(
     reported = load_images(data, "test[50%:]")
     asked = [each for each in ASKED if only in ("", " ".join(each[0])) and (not limits or each[1] in limits)]
     for precisions, requests in groupby(asked, lambda request: request[0]):
-        # A place of its own: budgets are spent by the times of these precisions, and names do not say so.
-        place = place_of(OptimizeConfig(engine=engine), train, base.spec.preprocessing)
+        allowed = " ".join(precisions)
         delivered: dict[tuple[Any, ...], tuple[Any, Path] | None] = {}
-        for limit, together in groupby(requests, lambda request: request[1]):
-            print(f"{limit:g} points, {' or '.join(precisions)}", flush=True)
-            delivered |= {each: deliver(base, train, calibration, each, place, work) for each in together}
-            report(base, place, reported, delivered, table)  # all again: what is compared is timed in one run
-        place.close()
-        table.forget_older(engine=engine, precisions=" ".join(precisions))
+        # A place of its own: budgets are spent by the times of these precisions, and names do not say so.
+        with closing(place_of(OptimizeConfig(engine=engine), train, base.spec.preprocessing)) as place:
+            for limit, together in groupby(requests, lambda request: request[1]):
+                print(f"{limit:g} points, {allowed}", flush=True)
+                delivered |= {each: deliver(base, train, calibration, each, place, work) for each in together}
+                # All again: what is compared is timed in one run.
+                report(base, place, reported, allowed, delivered, table)
+        table.forget_older(engine=engine, precisions=allowed)
 
 
 def deliver(
@@ -100,8 +102,10 @@ def deliver(
     return found, folder
 
 
-def report(base: BaseModel, place: Place, images: LabelledImages, delivered: dict[Any, Any], table: Table) -> None:
-    """Loss and time of all that was delivered, and of what a user would pick instead."""
+def report(
+    base: BaseModel, place: Place, images: LabelledImages, allowed: str, delivered: dict[Any, Any], table: Table
+) -> None:
+    """Loss and time of all that was delivered in the ``allowed`` precisions, and of what a user would pick instead."""
     folders = {str(request): made[1] for request, made in delivered.items() if made is not None}
     compiled = open_network(base.module, base.spec.preprocessing.size, "torch-compile")
     found = when_idle(
@@ -110,13 +114,12 @@ def report(base: BaseModel, place: Place, images: LabelledImages, delivered: dic
         ),
         lambda found: found.times[OWN].load,
     )
-    (together,) = {" ".join(precisions) for precisions, _, _ in delivered}
     for name, what in ((OWN, "torch, as loaded"), (COMPILED, COMPILED), (INT8, "base int8")):
         if name in found.times:
-            add(table, found.losses[name], found.times[name], found.base_top1, what=what, precisions=together)
+            add(table, found.losses[name], found.times[name], found.base_top1, what=what, precisions=allowed)
     for request, made in delivered.items():
-        precisions, asked, confidence = request
-        key = {"what": "optimize", "precisions": " ".join(precisions), "asked": asked, "confidence": confidence}
+        _, asked, confidence = request
+        key = {"what": "optimize", "precisions": allowed, "asked": asked, "confidence": confidence}
         if made is None:
             table.add(**key, chosen="nothing pays")
             continue
