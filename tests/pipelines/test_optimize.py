@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from sinf.bundle.semantic import Bundle
 from sinf.data.clusters import Clusters, one_cluster
 from sinf.data.images import LabelledImages
 from sinf.engine.torch_engine import SemanticModel
-from sinf.errors import ConfigError, DoesNotPayError
+from sinf.errors import ConfigError, DataError, DoesNotPayError
 from sinf.graph.price import LayerTimes
 from sinf.load import from_pretrained
 from sinf.measure.delivery import ExpectedLoss, answers_of
@@ -31,11 +32,12 @@ from sinf.pipelines import confirm as confirming
 from sinf.pipelines import optimize_choice as choice
 from sinf.pipelines import optimize_search as module
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
-from sinf.pipelines.candidates import Candidate, Promise, Routed, least_thresholds
+from sinf.pipelines.candidates import Candidate, Delivery, Promise, Routed, Static, least_thresholds
 from sinf.pipelines.optimize import OptimizeConfig, Optimized, optimize, parted
 from sinf.pipelines.optimize_choice import LOST, Row, contenders, front, likely_loss
 from sinf.pipelines.optimize_search import OWN, place_of
 from sinf.pipelines.place import Place, Running
+from sinf.routing.paired_test import p_value
 from sinf.routing.threshold import NEVER
 from sinf.storage.steps import StepStore
 from times import latency, like_macs, taking
@@ -228,13 +230,50 @@ def test_what_no_method_can_make_smaller_is_left_out_and_said(
 
 
 def test_what_the_calibration_images_refuse_is_not_delivered(
-    optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path
+    optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fifty images cannot promise a loss of half a point."""
+    """The error names what was refused, what it lost, and how many images would do."""
     fast({"ranks": 4.0})
-    with pytest.raises(DoesNotPayError, match="keep the limit"):
-        optimized(tmp_path / "fast", max_loss=0.005, confidence=0.99)
+    monkeypatch.setattr(choice, "p_value", lambda losses, limit: 1.0)
+    with pytest.raises(DoesNotPayError, match=r"lost -?\d.\d\d points on 53 images that test") as refused:
+        optimized(tmp_path / "fast", confidence=0.9)
+    assert "such images would do" in str(refused.value)
     assert not (tmp_path / "fast").exists()
+
+
+def test_too_few_images_for_a_confidence_are_refused_before_anything_is_made(
+    optimized: Optimizer, tmp_path: Path
+) -> None:
+    """A third of them choose, so that half a point with confidence 0.95 takes half as many again as are tested."""
+    few = replace(optimized, work=tmp_path / "work")
+    with pytest.raises(ConfigError, match=r"take 1,\d\d\d calibration images, even if .* \(got 80\)") as told:
+        few(tmp_path / "fast", max_loss=0.005, confidence=0.95)
+    assert not any(tmp_path.iterdir())
+    (number,) = re.findall(r"1,\d\d\d", str(told.value))
+    tested = round(int(number.replace(",", "")) * (1 - OptimizeConfig().selection))
+    assert p_value(torch.zeros(tested), 0.005) <= 0.05 < p_value(torch.zeros(tested - 20), 0.005)
+
+
+@pytest.mark.parametrize("shared", ["scoring", "selection"])
+def test_images_that_test_made_and_chose_nothing(shared: str, optimized: Optimizer, tmp_path: Path) -> None:
+    config, calibration = OptimizeConfig(**SMALL), optimized.calibration
+    scoring = calibration if shared == "scoring" else optimized.scoring
+    selection = calibration.select(range(20)) if shared == "selection" else None
+    with pytest.raises(DataError, match=f"calibration images must not be among the {shared} images"):
+        optimize(optimized.base, scoring, calibration, config, tmp_path / "fast", selection=selection)
+    with pytest.raises(DataError, match="selection images must not be among the scoring images"):
+        optimize(
+            optimized.base, optimized.scoring, calibration, config, tmp_path / "fast",
+            selection=optimized.scoring.select(range(20)),
+        )  # fmt: skip
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_place_of_another_engine_is_refused(optimized: Optimizer, tmp_path: Path) -> None:
+    """The promise would name an engine in which nothing ran."""
+    config, place = OptimizeConfig(**{**SMALL, "threads": 2}), optimized.place("torch")
+    with pytest.raises(ConfigError, match=r"in torch with 2 thread\(s\)"):
+        optimize(optimized.base, optimized.scoring, optimized.calibration, config, tmp_path / "fast", place=place)
 
 
 def test_the_test_goes_from_the_safest_up_and_stops(
@@ -446,20 +485,41 @@ def test_thresholds_are_set_by_answers_in_the_engine(
     """What the router answers image by image is what was observed of the tails."""
     preprocessing = cascade.spec.preprocessing
     place = Place("onnxruntime", 1, tiny_images.inputs(preprocessing)[:8])
-    candidates = Routed(cascade, "cascade").open(place, precision, calibration, 0.05, lambda done, total: None)
+    routed = Routed(cascade, "cascade")
+    candidates = routed.open(place, precision, calibration, 0.05, lambda done, total: None)
     assert candidates
-    router = place.results["cascade", precision].get()
+    router = place.results[routed.identity, precision].get()
     found = tail_answers(router, "onnxruntime", calibration, preprocessing)
     observed = answers_of(candidates[-1].run, calibration, preprocessing)
     both = (found.subgraph == observed) | (found.full == observed)
     assert both.float().mean() > 0.95  # an engine rounds otherwise in batches of another size
-    candidates[-1].save(
-        tmp_path / "saved", Promise(0.05, None, 0.01, 80, "onnxruntime", precision), list("abcdef"), None
-    )
+    promise = Promise(0.05, None, 0.01, 40, "onnxruntime", precision)
+    tested_on = calibration.select(range(40))
+    candidates[-1].save(tmp_path / "saved", Delivery(promise, tested_on, list("abcdef")))
     saved = SemanticModel.from_pretrained(tmp_path / "saved").bundle.threshold
     assert saved is not None
-    assert (saved.engine, saved.precision, saved.images) == ("onnxruntime", precision, 80)
+    assert (saved.engine, saved.precision, saved.images) == ("onnxruntime", precision, 40)
     assert 0 <= saved.value <= 1
+    on_these = tail_answers(router, "onnxruntime", tested_on, preprocessing)
+    assert saved.fallback == 1 - float(on_these.routed(saved.value, saved.early).double().mean())
+    assert "on the 40 images that tested it 1.00 points" in saved.promise(None, "onnxruntime", precision)
+
+
+def test_a_place_knows_networks_by_what_they_are(base: BaseModel, tiny_images: LabelledImages) -> None:
+    """One budget makes other networks of other images, which a place must not take for the same."""
+    other = replace(base, module=copy.deepcopy(base.module))
+    with torch.no_grad():
+        next(iter(other.module.parameters())).add_(1.0)
+    place = Place("torch", 1, torch.zeros(0))
+    told = [
+        Static(model, "ranks, 60 %").open(place, "f32", tiny_images, 0.05, lambda done, total: None)[0]
+        for model in (base, other, base)
+    ]
+    x = tiny_images.inputs(base.spec.preprocessing)[:2]
+    first, second, again = (each.run(x) for each in told)
+    assert not torch.allclose(first, second)
+    assert torch.equal(first, again)
+    assert len(place.results) == 4  # each network, and what it answers
 
 
 def test_budgets_are_of_time_where_it_will_run(

@@ -312,6 +312,15 @@ def test_without_confidence_nothing_is_promised_of_new_images() -> None:
     assert plain.promise().startswith("No promise for new images: on the 101 images that set the threshold")
 
 
+def test_images_that_only_tested_a_threshold_did_not_set_it() -> None:
+    """Of what optimize() delivers: nothing says that the loss on them is within the limit."""
+    sure = choose_threshold(random_calibration(0, 1500, skill=0.5), 0.04, 0.9)
+    said = replace(sure, only_tested=True).promise()
+    assert "as the 1,500 were that tested it (" in said
+    plain = replace(sure, only_tested=True, confidence=None, loss=0.0423).promise()
+    assert "4 points were asked for, and on the 1,500 images that tested it 4.23 points of top-1 were lost" in plain
+
+
 def test_another_threshold_engine_or_precision_has_no_promise() -> None:
     sure = choose_threshold(random_calibration(0, 1500, skill=0.5), 0.04, 0.9)
     assert sure.promise(sure.value - 0.01).startswith("No promise: the threshold is")

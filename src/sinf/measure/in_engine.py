@@ -37,6 +37,11 @@ class TailAnswers:
         """``(N,)`` whether the subgraph's answer stands."""
         return self.subgraph_ran(threshold, early_threshold) & (self.confidence >= threshold)
 
+    def shares(self, threshold: float, early_threshold: float = 0.0) -> tuple[float, float]:
+        """Of the images, as fractions: those that fall back, and those whose subgraph runs."""
+        routed, ran = self.routed(threshold, early_threshold), self.subgraph_ran(threshold, early_threshold)
+        return 1 - float(routed.double().mean()), float(ran.double().mean())
+
     def at(self, threshold: float, early_threshold: float = 0.0) -> Tensor:
         """``(N,)`` the classes that the bundle answers with a threshold."""
         return torch.where(self.routed(threshold, early_threshold), self.subgraph, self.full)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +37,7 @@ from sinf.pipelines.prune_config import describe
 from sinf.pipelines.pruned import Pruned
 from sinf.routing.router import FeatureRouter
 from sinf.routing.threshold import BOUND, NEVER, Threshold, candidate_thresholds
+from sinf.storage.files import hash_tensors
 
 #: Normalised images (B, C, H, W), torch tensors -> logits (B, classes).
 Run = Callable[[Tensor], Tensor]
@@ -75,10 +76,20 @@ class Promise:
 
 
 @dataclass(frozen=True)
+class Delivery:
+    """What is written with a network: the promise, the images that tested it, the names of the classes, and the key
+    that signs it."""
+
+    promise: Promise
+    tested_on: LabelledImages
+    class_names: list[str]
+    key: bytes | None = None
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A network as it runs in its engine, in a precision; ``answers`` are its classes (N,) for images, ``save`` writes
-    it to a folder, with what is promised of it, the names of the classes, and the key that signs it. ``running`` is
-    what ``run`` opens."""
+    it to a folder. ``running`` is what ``run`` opens."""
 
     name: str
     kind: str
@@ -86,7 +97,7 @@ class Candidate:
     running: Running[Any]
     run: Run
     answers: Callable[[LabelledImages, Progress], Tensor]
-    save: Callable[[Path, Promise, list[str], bytes | None], None]
+    save: Callable[[Path, Delivery], None]
 
     @property
     def full_name(self) -> str:
@@ -97,6 +108,15 @@ class Design(ABC):
     """A network that was made, before it runs anywhere."""
 
     name: str
+
+    @cached_property
+    def identity(self) -> str:
+        """By which a place knows it: names are of budgets, and the same budget makes other networks of other images."""
+        return f"{self.name}, {hash_tensors(self._tensors())}"
+
+    @abstractmethod
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that it differs by from other networks of the same base model."""
 
     @abstractmethod
     def open(
@@ -111,6 +131,9 @@ class Static(Design):
 
     def __init__(self, model: BaseModel, name: str, method: str | None = None) -> None:
         self.model, self.name, self.method = model, name, method
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return self.model.module.state_dict()
 
     def open(
         self, place: Place, precision: str, selection: LabelledImages, max_loss: float, progress: Progress
@@ -132,28 +155,29 @@ class Static(Design):
             running.rest()
             return classes
 
-        return place.once(f"{self.name}, run", precision, lambda: (run, once_a_set(answers)))
+        return place.once(f"{self.identity}, run", precision, lambda: (run, once_a_set(answers)))
 
     def _running(self, place: Place, precision: str) -> Running[Network]:
         def running() -> Running[Network]:
             graph = trace(self.model.module, self.model.spec.preprocessing)
             return Running(place, lambda: self._opened(place, precision), open_bytes(graph))
 
-        return place.once(self.name, precision, running)
+        return place.once(self.identity, precision, running)
 
     def _opened(self, place: Place, precision: str) -> Network:
         fed = self.model.spec.preprocessing
         return open_network(
             prepare(trace(self.model.module, fed)), fed.size, place.engine, threads=place.threads,
-            precision=precision, calibration=place.ranges, keep=place.keep(self.name, precision),
+            precision=precision, calibration=place.ranges, keep=place.keep(self.identity, precision),
         )  # fmt: skip
 
-    def _save(self, folder: Path, promise: Promise, class_names: list[str], key: bytes | None, place: Place) -> None:
+    def _save(self, folder: Path, delivery: Delivery, place: Place) -> None:
+        promise, key = delivery.promise, delivery.key
         provenance = {"made": self.name, "runs in": f"{promise.engine} {promise.precision}", "promise": str(promise)}
         method = {} if self.method is None else {"method": self.method}
         if isinstance(self.model, Pruned):
             method["asked for"] = describe(self.model.rule)
-        model = save(self.model, folder, class_names, provenance=method | provenance, key=key)
+        model = save(self.model, folder, delivery.class_names, provenance=method | provenance, key=key)
         if promise.engine in FORMATS:
             export_network(
                 model, folder / promise.engine, FORMATS[promise.engine], precision=promise.precision,
@@ -170,6 +194,14 @@ class Routed(Design):
         self.kind = "cascade" if bundle.cascade else "semantic"
         self.early = 0.0 if bundle.threshold is None else bundle.threshold.early
 
+    def _tensors(self) -> dict[str, Tensor]:
+        bundle, coupling = self.bundle, self.bundle.network().coupling
+        tensors = {f"router.{name}": tensor for name, tensor in bundle.router.state_dict().items()}
+        for name, part in bundle.parts.items():
+            tensors |= part.to_tensors(coupling, f"{name}.")
+        numbers = (self.early, *asdict(bundle.deferral).values())
+        return tensors | {"routing": torch.tensor(numbers), "clusters": bundle.clusters.of_class()}
+
     def open(
         self, place: Place, precision: str, selection: LabelledImages, max_loss: float, progress: Progress
     ) -> list[Candidate]:
@@ -177,7 +209,7 @@ class Routed(Design):
         network = self.bundle.network()
         size = open_bytes(network.graph, self.bundle.tail_bytes(network))
         running = place.once(
-            self.name, precision, lambda: Running(place, lambda: self._opened(place, precision), size)
+            self.identity, precision, lambda: Running(place, lambda: self._opened(place, precision), size)
         )  # fmt: skip
         running.get()
         fed = self.bundle.spec.preprocessing
@@ -187,7 +219,7 @@ class Routed(Design):
             running.rest()
             return both
 
-        tails = place.once(f"{self.name}, tails", precision, lambda: once_a_set(answers))
+        tails = place.once(f"{self.identity}, tails", precision, lambda: once_a_set(answers))
         chosen_by = tails(selection, progress)
         values = few_thresholds(chosen_by, max_loss, self.early)
         made = [self._at(value, chosen_by, running, tails, place, precision) for value in values]
@@ -196,7 +228,7 @@ class Routed(Design):
     def _opened(self, place: Place, precision: str) -> FeatureRouter:
         return open_engine(
             SemanticModel(self.bundle), place.engine, threads=place.threads, precision=precision,
-            calibration=place.ranges, keep=place.keep(self.name, precision),
+            calibration=place.ranges, keep=place.keep(self.identity, precision),
         ).one_by_one()  # fmt: skip
 
     def _at(
@@ -209,17 +241,17 @@ class Routed(Design):
         precision: str,
     ) -> Candidate:
         early = self.early
-        fallback = 1 - float(answers.routed(value, early).double().mean())
-        ran = float(answers.subgraph_ran(value, early).double().mean())
 
         def router() -> FeatureRouter:
             opened = running.get()
             return FeatureRouter(opened.engine, opened.size, value, early, cascade=opened.cascade)
 
-        def write(folder: Path, promise: Promise, class_names: list[str], key: bytes | None) -> None:
+        def write(folder: Path, delivery: Delivery) -> None:
+            promise, key = delivery.promise, delivery.key
+            fallback, ran = tails(delivery.tested_on, lambda done, total: None).shares(value, early)
             threshold = Threshold(
                 value, early, promise.max_loss, promise.loss, fallback, ran, promise.confidence, promise.images,
-                engine=promise.engine, precision=promise.precision,
+                engine=promise.engine, precision=promise.precision, only_tested=True,
             )  # fmt: skip
             bundle = replace(self.bundle, threshold=threshold)
             bundle.save(folder, key=key)
@@ -229,6 +261,7 @@ class Routed(Design):
                     ranges=place.ranges, key=key, running=running.get().engine,
                 )  # fmt: skip
 
+        fallback, _ = answers.shares(value, early)
         name = f"{self.name} for {100 * fallback:.3g} % of the inputs"
         return Candidate(
             name, self.kind, precision, running,

@@ -23,18 +23,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sinf.data.disjoint import require_disjoint
 from sinf.data.images import LabelledImages
 from sinf.errors import ConfigError, DoesNotPayError
 from sinf.measure.delivery import is_faster
 from sinf.measure.estimate import Estimate
 from sinf.measure.timing import Latency
 from sinf.models import BaseModel
-from sinf.pipelines.candidates import Promise
+from sinf.pipelines.candidates import Delivery, Promise
 from sinf.pipelines.optimize_choice import Row
 from sinf.pipelines.optimize_config import OptimizeConfig as OptimizeConfig
 from sinf.pipelines.optimize_search import Search
 from sinf.pipelines.optimize_time import expected_time
 from sinf.pipelines.place import Place
+from sinf.routing.paired_test import p_value
+from sinf.routing.threshold import images_needed
 
 Progress = Callable[[str, int, int], None]
 
@@ -78,12 +81,19 @@ def optimize(
 
     Raises:
         DoesNotPayError: nothing that keeps the limit is faster than the base model in its engine.
-        ConfigError: an option is out of range, or there are too few images.
+        ConfigError: an option is out of range, there are too few images, or the place is of another engine.
+        DataError: images that test are among those that make or choose the candidates.
     """
     for images, purpose in ((scoring, "scoring"), (calibration, "calibration"), (selection, "selection")):
         if images is not None:
             images.require_labels(purpose)
-    if selection is None:
+    require_disjoint(calibration, "calibration", scoring, "scoring")
+    if selection is not None:
+        require_disjoint(selection, "selection", scoring, "scoring")
+        require_disjoint(calibration, "calibration", selection, "selection")
+        _require_enough(calibration, config, 1.0)
+    else:
+        _require_enough(calibration, config, 1 - config.selection)
         selection, calibration = parted(calibration, config.selection, config.seed)
     folder = Path(folder)
     steps = Path(work) if work is not None else folder.with_name(folder.name + ".optimize")
@@ -92,14 +102,12 @@ def optimize(
         expect(expected_time(base, config, scoring=scoring, selection=selection, calibration=calibration))
     search = Search(base, scoring, selection, calibration, config, steps, told, place)
     with nullcontext() if place is not None else closing(search.place):
-        candidates = {(each.name, each.precision): each for each in search.opened()}
-        rows, own = search.measure(list(candidates.values()))
-        tested = {(row.name, row.precision): row for row in search.test(rows, candidates)}
-        rows = [tested.get((row.name, row.precision), row) for row in rows]
+        rows, own = search.measure(list(search.opened()))
+        tested = {row.full_name: row for row in search.test(rows)}
+        rows = [tested.get(row.full_name, row) for row in rows]
         optimized = _chosen(rows, own, search, config)
-        candidates[optimized.chosen.name, optimized.chosen.precision].save(
-            folder, optimized.promise, scoring.class_names, key
-        )
+        delivery = Delivery(optimized.promise, calibration, scoring.class_names, key)
+        search.candidates[optimized.chosen.full_name].save(folder, delivery)
     if work is None:
         shutil.rmtree(steps, ignore_errors=True)
     return optimized
@@ -110,11 +118,12 @@ def _chosen(rows: list[Row], own: Latency, search: Search, config: OptimizeConfi
     left_out, longer = search.left_out, "give more minutes, " * search.limit.over
     accepted = [(row, row.promise) for row in rows if row.accepted and row.promise is not None]
     if not accepted:
+        tests, remedy = _refusal(rows, search, config)
         why = "" if rows or not left_out else f"; left out: {'; '.join(left_out)}"
         raise DoesNotPayError(
-            "something faster must keep the limit of the loss",
-            got=f"none of {len(rows)} candidates within {100 * config.max_loss:g} points{why}",
-            remedy=f"{longer}allow more loss, ask for less confidence, or give more calibration images",
+            f"something faster must keep the limit of {100 * config.max_loss:g} points",
+            got=f"none of {len(rows)} candidates does: {tests}{why}",
+            remedy=f"{longer}{remedy}allow more loss, or leave the model as it is",
             numbers={"rows": [row.to_json() for row in rows], "left_out": left_out},
         )
     chosen, promise = min(accepted, key=lambda pair: pair[0].share)
@@ -127,6 +136,35 @@ def _chosen(rows: list[Row], own: Latency, search: Search, config: OptimizeConfi
             numbers=optimized.to_json(),
         )
     return optimized
+
+
+def _refusal(rows: list[Row], search: Search, config: OptimizeConfig) -> tuple[str, str]:
+    """What the tests refused first, and what more images would do."""
+    refused = [(row, row.promise) for row in rows if row.accepted is False and row.promise is not None]
+    if not refused:
+        return "by the images that choose, all lose more", ""
+    row, promise = min(refused, key=lambda pair: pair[0].loss.disagreement)
+    lost = f"{row.name}, {row.precision} lost {100 * promise.loss:.2f} points on {promise.images:,} images that test"
+    if config.confidence is None:
+        return lost, ""
+    enough = images_needed(search.losses(row), config.max_loss, 1 - config.confidence)
+    more = "no number of such images would do" if enough is None else f"some {enough:,} such images would do"
+    return f"{lost}, too few to be sure" if promise.loss <= config.max_loss else lost, f"{more}; "
+
+
+def _require_enough(calibration: LabelledImages, config: OptimizeConfig, share: float) -> None:
+    """Refuse a confidence that a ``share`` of these images, which tests, cannot give even if nothing is lost on it."""
+    nothing = torch.zeros(max(1, round(share * len(calibration))))
+    if config.confidence is None or p_value(nothing, config.max_loss) <= 1 - config.confidence:
+        return
+    enough = images_needed(nothing[:1], config.max_loss, 1 - config.confidence)
+    number = "more than a million" if enough is None else f"{round(enough / share):,}"
+    raise ConfigError(
+        f"{100 * config.max_loss:g} points with confidence {config.confidence:g} take {number} calibration images, "
+        "even if nothing is lost",
+        got=f"{len(calibration):,}",
+        remedy="give as many, or allow more loss",
+    )
 
 
 def parted(images: LabelledImages, share: float, seed: int) -> tuple[LabelledImages, LabelledImages]:

@@ -40,6 +40,10 @@ class Row:
     promise: Promise | None = None
 
     @property
+    def full_name(self) -> str:
+        return f"{self.name}, {self.precision}"
+
+    @property
     def share(self) -> float:
         """Its time as a share of that of the base model that ran beside it: what slows the machine slows both."""
         return 1 - self.time.time_saved

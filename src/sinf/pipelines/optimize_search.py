@@ -85,10 +85,12 @@ class Search:
         self.scoring, self.selection, self.calibration = scoring, selection, calibration
         self.preprocessing = base.spec.preprocessing
         self.place = place or place_of(config, scoring, self.preprocessing)
+        _require_same(self.place, config)
         held = Memory(config.memory).decoded(self.preprocessing.size, selection, calibration)
         self.memory = config.memory - most_open(base, config) - held  # for making networks
         self.aim = aim(config.max_loss, config.confidence, len(calibration))
         self.left_out: list[str] = []
+        self.candidates: dict[str, Candidate] = {}  # all that was opened, by full name
         (self.reference,) = Static(self.base, BASE).open(
             self.place, "f32", selection, config.max_loss, self._reporter("base model")
         )
@@ -112,10 +114,10 @@ class Search:
                 yield Static(rung.network, f"{method}, {100 * rung.kept:.3g} %", method)
         smallest = {method: self._least(rungs, 1.0) for method, rungs in ladders.items()}
         method = min(smallest, key=lambda each: smallest[each])
-        if any(rung.likely <= 100 * self.aim for rung in ladders[method]):
+        if ladders[method]:  # where each loses too much by itself, a full tail near to the base model may have the rest
             yield from self._bundles(method, smallest[method], self._least(ladders[method], _SAFER))
         elif self.config.cuts or self.config.clusters is not None:
-            self.left_out.append("cascades and clusters: not tried, since no smaller network likely keeps the limit")
+            self.left_out.append("cascades and clusters: not tried, since nothing can be made smaller")
 
     def _budget(self, share: float) -> Budget:
         """That share of the cost: of time where it is known what layers take."""
@@ -266,6 +268,7 @@ class Search:
                 try:
                     for made in design.open(self.place, precision, self.selection, self.aim, reporter):
                         self._answers(made, self.selection)
+                        self.candidates[made.full_name] = made
                         yield made
                 except SinfError as reason:
                     self.left_out.append(f"{design.name}, {precision}: {reason}")
@@ -308,7 +311,7 @@ class Search:
         ]
         return rows, times[OWN]
 
-    def test(self, rows: list[Row], candidates: dict[tuple[str, str], Candidate]) -> list[Row]:
+    def test(self, rows: list[Row]) -> list[Row]:
         """Rows that may win, as the calibration images say: see :func:`tested`."""
         config, count = self.config, len(self.calibration)
         return [
@@ -318,15 +321,16 @@ class Search:
                 promise=Promise(config.max_loss, config.confidence, loss, count, config.engine, row.precision),
             )
             for row, accepted, loss in tested(
-                [row for row in rows if row.time.pairs == config.pairs],
-                lambda row: self._losses(candidates[row.name, row.precision]), config.max_loss, config.confidence,
+                [row for row in rows if row.time.pairs == config.pairs], self.losses, config.max_loss,
+                config.confidence,
             )
         ]  # fmt: skip
 
-    def _losses(self, candidate: Candidate) -> Tensor:
-        """``(N,)`` in {-1, 0, 1}: what it loses on the calibration images."""
+    def losses(self, row: Row) -> Tensor:
+        """``(N,)`` in {-1, 0, 1}: what a candidate loses on the calibration images."""
         base, labels = self._base_answers, self.calibration.labels
-        return (base == labels).float() - (self._answers(candidate, self.calibration) == labels).float()
+        answers = self._answers(self.candidates[row.full_name], self.calibration)
+        return (base == labels).float() - (answers == labels).float()
 
     @cached_property
     def _base_answers(self) -> Tensor:
@@ -345,6 +349,16 @@ def place_of(config: OptimizeConfig, scoring: LabelledImages, preprocessing: Pre
     """Where a config's networks will run."""
     ranges = ranges_of(scoring, preprocessing, config.seed)
     return Place(config.engine, config.threads, ranges, config.memory // _OPEN)
+
+
+def _require_same(place: Place, config: OptimizeConfig) -> None:
+    """A promise says where its networks ran."""
+    if (place.engine, place.threads) != (config.engine, config.threads):
+        raise ConfigError(
+            f"networks are promised and timed in {config.engine} with {config.threads} thread(s)",
+            got=f"a place of {place.engine} with {place.threads}",
+            remedy="make the place by place_of() of this config",
+        )
 
 
 def most_open(base: BaseModel, config: OptimizeConfig) -> int:

@@ -71,8 +71,9 @@ def _threshold(threshold: dict[str, Any] | None) -> list[Fact]:
     if threshold is None:
         return []
     where = f"{threshold['images']:,} images by answers in {threshold['engine']} {threshold['precision']}"
-    did = f"{100 * threshold['loss']:.2f} points lost, {100 * threshold['fallback']:.1f} % fall back"
-    return [("threshold", f"{threshold['value']:.4g}, set on {where}"), ("on these images", did)]
+    did = "tested" if threshold.get("only_tested") else "set"
+    lost = f"{100 * threshold['loss']:.2f} points lost, {100 * threshold['fallback']:.1f} % fall back"
+    return [("threshold", f"{threshold['value']:.4g}, {did} on {where}"), ("on these images", lost)]
 
 
 def _machine(folder: Path) -> list[Fact]:

@@ -63,7 +63,7 @@ class Threshold:
 
     ``confidence`` is None without a guarantee; ``images`` is how many images the threshold was set on, ``choices``
     among how many bundles or limits one will be chosen by their results on these images, ``engine`` and ``precision``
-    where the answers came from.
+    where the answers came from. ``only_tested``: other images set the threshold, these tested the bundle that has it.
     """
 
     value: float
@@ -78,6 +78,7 @@ class Threshold:
     bound: str = BOUND
     engine: str = "torch"
     precision: str = "f32"
+    only_tested: bool = False
 
     def promise(self, value: float | None = None, engine: str = "torch", precision: str = "f32") -> str:
         """What is promised, in one sentence, of routing with the threshold ``value`` (None: this one) in an engine."""
@@ -86,7 +87,12 @@ class Threshold:
             return f"No promise: the threshold is {value:g} instead of the calibrated {self.value:g}."
         if (engine, precision) != (self.engine, self.precision):
             return f"No promise in {engine} {precision}: the threshold was set by answers in {where}."
-        limit = f"{100 * self.max_loss:g} points"
+        limit, did = f"{100 * self.max_loss:g} points", "tested it" if self.only_tested else "set the threshold"
+        if self.confidence is None and self.only_tested:
+            return (
+                f"No promise for new images: {limit} were asked for, and on the {self.images:,} images that tested it "
+                f"{100 * self.loss:.2f} points of top-1 were lost against the base model."
+            )
         if self.confidence is None:
             return (
                 f"No promise for new images: on the {self.images:,} images that set the threshold, the loss of top-1 "
@@ -96,7 +102,7 @@ class Threshold:
         return (
             f"With confidence {self.confidence:g}, the expected loss of top-1 against the base model is at most "
             f"{limit}: of this bundle{corrected}, in {where}, image by image, on images drawn as the {self.images:,} "
-            f"were that set the threshold ({self.bound}). Choosing among more results on the same images voids it."
+            f"were that {did} ({self.bound}). Choosing among more results on the same images voids it."
         )
 
 
