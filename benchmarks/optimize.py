@@ -12,6 +12,7 @@ it was loaded in torch, eager and compiled.
 
 from __future__ import annotations
 
+import json
 import shutil
 from contextlib import closing
 from itertools import groupby
@@ -31,8 +32,9 @@ from sinf.pipelines.confirm import INT8, confirm
 from sinf.pipelines.optimize import OptimizeConfig
 from sinf.pipelines.optimize_search import OWN, place_of
 from sinf.pipelines.place import Place
+from sinf.storage.files import write_json
 
-COMPILED = "torch, compiled"
+COMPILED, NOTHING = "torch, compiled", "nothing pays"
 BOTH, F32 = ("f32", "int8"), ("f32",)
 #: Precisions, limit in points and confidence of every request.
 ASKED: tuple[tuple[tuple[str, ...], float, float | None], ...] = tuple(
@@ -51,7 +53,9 @@ def main(
     name: str,
     weights: Path,
     data: Path,
-    work: Annotated[Path, typer.Option(help="Folder for steps and for what is delivered; may be used again.")],
+    work: Annotated[
+        Path, typer.Option(help="Folder for steps and for what is delivered; what is there is not made again.")
+    ],
     engine: str = "onnxruntime",
     pairs: int = 500,
     only: Annotated[str, typer.Option(help="Ask for these precisions alone: 'f32', or 'f32 int8'.")] = "",
@@ -71,42 +75,58 @@ def main(
     asked = [each for each in ASKED if only in ("", " ".join(each[0])) and (not limits or each[1] in limits)]
     for precisions, requests in groupby(asked, lambda request: request[0]):
         allowed = " ".join(precisions)
-        delivered: dict[tuple[Any, ...], tuple[Any, Path] | None] = {}
+        delivered: dict[tuple[Any, ...], tuple[dict[str, Any], Path]] = {}
         # A place of its own: budgets are spent by the times of these precisions, and names do not say so.
         with closing(place_of(OptimizeConfig(engine=engine), train, base.spec.preprocessing)) as place:
             for limit, together in groupby(requests, lambda request: request[1]):
                 print(f"{limit:g} points, {allowed}", flush=True)
-                delivered |= {each: deliver(base, train, calibration, each, place, work) for each in together}
+                delivered |= {each: delivery(base, train, calibration, each, place, work) for each in together}
                 # All again: what is compared is timed in one run.
                 report(base, place, reported, allowed, delivered, table)
         table.forget_older(engine=engine, precisions=allowed)
 
 
-def deliver(
+def delivery(
     base: BaseModel, train: LabelledImages, calibration: LabelledImages, request: tuple[Any, ...], place: Place,
     work: Path,
-) -> tuple[Any, Path] | None:  # fmt: skip
-    """What optimize() found for a request, and where it is; None where nothing pays."""
+) -> tuple[dict[str, Any], Path]:  # fmt: skip
+    """What optimize() found for a request, as columns, and where it is: as an earlier run left it in ``work``, or
+    anew."""
     precisions, asked, confidence = request
     folder = work / "delivered" / f"{place.engine}-{'-'.join(precisions)}-{asked:g}-{confidence or 'none'}"
-    shutil.rmtree(folder, ignore_errors=True)
+    record = folder.with_name(folder.name + ".json")
+    if not record.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(deliver(base, train, calibration, request, place, folder, work / "steps"), record)
+    return json.loads(record.read_text()), folder
+
+
+def deliver(
+    base: BaseModel, train: LabelledImages, calibration: LabelledImages, request: tuple[Any, ...], place: Place,
+    folder: Path, steps: Path,
+) -> dict[str, Any]:  # fmt: skip
+    precisions, asked, confidence = request
     config = OptimizeConfig(max_loss=asked / 100, confidence=confidence, engine=place.engine, precisions=precisions)
     try:
-        found = optimize(base, train, calibration, config, folder, work=work / "steps", progress=say, place=place)
+        made = optimize(base, train, calibration, config, folder, work=steps, progress=say, place=place)
     except DoesNotPayError as reason:
         print(f"{request}: {reason}", flush=True)
-        return None
-    for row in sorted(found.rows, key=lambda row: row.share):
-        print(f"  {row.share:.3f} {row.name}, {row.precision}: {row.loss}, {100 * row.loss.disagreement:.1f} % differ")
-    print(f"{request}: {found.chosen.name}, {found.chosen.precision}, {found.chosen.time.mean:.2f} ms", flush=True)
-    return found, folder
+        return {"chosen": NOTHING}
+    for row in sorted(made.rows, key=lambda row: row.share):
+        print(f"  {row.share:.3f} {row.full_name}: {row.loss}, {100 * row.loss.disagreement:.1f} % differ")
+    chosen = made.chosen
+    print(f"{request}: {chosen.full_name}, {chosen.time.mean:.2f} ms", flush=True)
+    return {
+        "kind": chosen.kind, "chosen": chosen.name, "precision": chosen.precision, "selection_loss": chosen.loss.points,
+        "calibration_loss": 100 * made.promise.loss,
+    }  # fmt: skip
 
 
 def report(
     base: BaseModel, place: Place, images: LabelledImages, allowed: str, delivered: dict[Any, Any], table: Table
 ) -> None:
     """Loss and time of all that was delivered in the ``allowed`` precisions, and of what a user would pick instead."""
-    folders = {str(request): made[1] for request, made in delivered.items() if made is not None}
+    folders = {str(request): folder for request, (columns, folder) in delivered.items() if columns["chosen"] != NOTHING}
     compiled = open_network(base.module, base.spec.preprocessing.size, "torch-compile")
     found = when_idle(
         lambda: confirm(
@@ -117,18 +137,13 @@ def report(
     for name, what in ((OWN, "torch, as loaded"), (COMPILED, COMPILED), (INT8, "base int8")):
         if name in found.times:
             add(table, found.losses[name], found.times[name], found.base_top1, what=what, precisions=allowed)
-    for request, made in delivered.items():
+    for request, (columns, _) in delivered.items():
         _, asked, confidence = request
         key = {"what": "optimize", "precisions": allowed, "asked": asked, "confidence": confidence}
-        if made is None:
-            table.add(**key, chosen="nothing pays")
+        if str(request) not in folders:
+            table.add(**key, **columns)
             continue
-        chosen, promise = made[0].chosen, made[0].promise
-        add(
-            table, found.losses[str(request)], found.times[str(request)], found.base_top1, **key, kind=chosen.kind,
-            chosen=chosen.name, precision=chosen.precision, selection_loss=chosen.loss.points,
-            calibration_loss=100 * promise.loss,
-        )  # fmt: skip
+        add(table, found.losses[str(request)], found.times[str(request)], found.base_top1, **key, **columns)
 
 
 def add(table: Table, loss: ExpectedLoss, time: Latency, base_top1: float, **said: Any) -> None:
