@@ -1,5 +1,6 @@
 # The public names and where they come from: read by lazy_loader, by type checkers and by editors.
 
+from . import edge as edge
 from .bundle.plain import PlainModel as PlainModel
 from .compress.select import Budget as Budget
 from .compress.select import Schedule as Schedule
