@@ -15,10 +15,12 @@ from program import Program
 from sinf import edge
 from sinf.cli import demo
 from sinf.cli.options import Machine
+from sinf.measure.delivery import ExpectedLoss
 from sinf.pipelines import confirm, optimize_config, optimize_search
+from sinf.pipelines.confirm import INT8
 from sinf.pipelines.optimize_config import OptimizeConfig
 from sinf.pipelines.optimize_search import OWN
-from times import taking
+from times import latency, taking
 
 
 @pytest.fixture
@@ -67,6 +69,15 @@ def test_the_demo_is_what_optimize_finds(sinf: Program, tmp_path: Path, monkeypa
     assert export(torch.zeros(2, 3, 32, 32).numpy()).shape == (2, 6)
     page = (out / "report.html").read_text()
     assert found["chosen"]["name"] in page
+
+
+def test_the_demo_says_more_where_something_is_slower() -> None:
+    loss = ExpectedLoss(0.5, 0.1, 0.9, 0.02, 0.7, 36)
+    taken = {OWN: 10.5, INT8: 20.0, demo.CHOSEN: 21.0}
+    times = {name: latency(ms, base=20.0) for name, ms in taken.items()}
+    text = demo._confirmed(confirm.Confirmed(0.7, dict.fromkeys(taken, loss), times), 36)
+    assert "2.0 times more time than the model as loaded" in text
+    assert "5.0 % more than the base model in the same engine, 5.0 % more than that in int8." in text
 
 
 @pytest.mark.usefixtures("assets")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -119,7 +120,7 @@ def test_the_nearest_meet_first() -> None:
 def candidate(points: float, ms: float, chosen: bool = False, kind: str = "static") -> Candidate:
     saved = 1 - ms / 10
     return Candidate(
-        f"at {ms:g}", kind, "f32", points, points - 0.2, points + 0.2, 100, ms, 10.0, saved, saved - 0.01, saved + 0.01,
+        f"at {ms:g}", kind, "f32", points, points - 0.2, points + 0.2, 100, ms, 100, saved, saved - 0.01, saved + 0.01,
         None, chosen,
     )  # fmt: skip
 
@@ -136,6 +137,17 @@ def test_the_front_puts_more_time_right_and_more_loss_up() -> None:
     assert float(circle.attrib["cx"]) < float(square.attrib["x"])
     assert float(circle.attrib["cy"]) < float(square.attrib["y"])
     assert [each[-1].text for each in (fast, slow)] == ["1", "2"], "numbers are those of the table"
+
+
+def test_the_front_puts_a_share_of_the_base_models_time_where_it_is() -> None:
+    """Whatever milliseconds the machine took in its run."""
+    quick, slow = candidate(0.5, 2.5), candidate(0.5, 20.0)
+    root = ElementTree.fromstring(front([quick, replace(quick, milliseconds=50.0), slow], 1.0)[0])
+    first, second, third = (float(each.attrib["cx"]) for each in root.findall("g/circle"))
+    base = float(next(each for each in root.findall("circle") if each.get("class") == "base").attrib["cx"])
+    assert first == second
+    assert (base - 42) / (first - 42) == pytest.approx(4, abs=0.01)  # 42: where the axis begins
+    assert (third - 42) / (base - 42) == pytest.approx(2, abs=0.01)
 
 
 @pytest.mark.parametrize("limit", [None, 0.0, 1.0])

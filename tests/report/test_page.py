@@ -22,6 +22,7 @@ from sinf.load import from_pretrained
 from sinf.measure.accuracy import evaluate
 from sinf.measure.delivery import ExpectedLoss
 from sinf.measure.plain import evaluate as evaluate_plain
+from sinf.measure.shares import times_less
 from sinf.pipelines import optimize_search as optimizing
 from sinf.pipelines.candidates import Promise
 from sinf.pipelines.comparison import compare, save
@@ -62,6 +63,11 @@ def section(page: ElementTree.Element, name: str) -> ElementTree.Element:
     found = page.find(f".//section[@id='{name}']")
     assert found is not None
     return found
+
+
+def tiles(page: ElementTree.Element) -> str:
+    """Their values and what these are."""
+    return " ".join(f"{tile[1].text} {tile[0].text}" for tile in page.findall(".//header/dl/div"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -224,35 +230,41 @@ def row(name: str, points: float, ms: float, accepted: bool | None, kind: str = 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
+    return written(tmp_path / "optimize.json")
+
+
+def written(path: Path, confidence: float | None = 0.95) -> Path:
     """As ``sinf optimize --json`` writes it."""
     rows = (
         row("wild <one>", 25.0, 1.0, None), row("ranks, 30 %", 1.4, 2.0, False),
         row("cascade", 0.8, 2.5, True, "cascade"), row("ranks, 60 %", 0.3, 6.0, True),
     )  # fmt: skip
-    promise = Promise(0.01, 0.95, 0.006, 2500, "onnxruntime", "int8")
+    promise = Promise(0.01, confidence, 0.006, 2500, "onnxruntime", "int8")
     made = Optimized(rows[2], promise, rows, latency(20.0, off=0.02), ("cascade at 30 %: too few images",))
-    path = tmp_path / "optimize.json"
     path.write_text(json.dumps({"folder": "fast", **made.to_json()}))
     return path
 
 
-def test_candidates_of_optimize_are_drawn_and_listed(
-    built_cascade: Path, images: LabelledImages, results: Path, out: Path
-) -> None:
+@pytest.fixture
+def chosen(built_cascade: Path) -> SemanticModel:
+    """The one that these results chose."""
     bundle = SemanticModel.from_pretrained(built_cascade).bundle
     assert bundle.threshold is not None
     told = replace(bundle.threshold, loss=0.006, images=2500, engine="onnxruntime", precision="int8")
-    model = SemanticModel(replace(bundle, threshold=told))
-    found = write_report(model, images, out, source=built_cascade, results=results)
+    return SemanticModel(replace(bundle, threshold=told))
+
+
+def test_candidates_of_optimize_are_drawn_and_listed(
+    built_cascade: Path, chosen: SemanticModel, images: LabelledImages, results: Path, out: Path
+) -> None:
+    found = write_report(chosen, images, out, source=built_cascade, results=results)
     lost = [words(tile) for tile in parsed(out).findall(".//header/dl/div") if "points lost" in words(tile)]
     assert [tile.split(" 95 %")[0] for tile in lost] == [
         "points lost in onnxruntime int8 0.80", f"points lost in torch f32 {found.loss.points:.2f}",  # type: ignore[union-attr]
     ]  # fmt: skip
     page = parsed(out)
     top = words(page.find(".//header"))  # type: ignore[arg-type]
-    assert "8.0 times less time than your model as loaded (20.00 ms)" in " ".join(
-        f"{tile[1].text} {tile[0].text}" for tile in page.findall(".//header/dl/div")
-    )
+    assert "8.0 times less time than your model as loaded (20.00 ms)" in tiles(page)
     assert "75.0 % saved (73.0 .. 77.0)" in top
     assert "onnxruntime int8, batch 1, 1 thread" in top
     part = section(page, "front")
@@ -261,12 +273,31 @@ def test_candidates_of_optimize_are_drawn_and_listed(
     cells = [[words(cell) for cell in line] for line in body]
     assert [line[1] for line in cells] == ["wild <one>", "ranks, 30 %", "cascade", "ranks, 60 %"]
     assert [line[-1] for line in cells] == ["not tested", "refused", "chosen", "holds"]
-    assert cells[2] == ["3", "cascade", "int8", "0.80", "0.3 .. 1.3", "2.50", "75.0 %", "chosen"]
+    assert cells[2] == ["3", "cascade", "int8", "0.80", "0.3 .. 1.3", "2.50", "10", "75.0 %", "chosen"]
     assert "1 that lose more than the drawing shows" in words(part)
     points = [each.get("class") for each in part.iter("g")]
     assert points == ["point refused", "point holds", "point chosen"], "the chosen one lies on top"
     assert "cascade at 30 %: too few images" in words(part)
     assert "limit: 1 points" in words(part)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "said", "unsaid"),
+    [
+        (0.95, "tested on other images, which chose nothing: from the safest up", "the fastest first"),
+        (None, "tested on other images, which chose nothing: the fastest first", "from the safest up"),
+    ],
+)
+def test_a_page_says_in_which_order_candidates_were_tested(
+    confidence: float | None, said: str, unsaid: str,
+    built_cascade: Path, chosen: SemanticModel, images: LabelledImages, tmp_path: Path, out: Path,
+) -> None:  # fmt: skip
+    results = written(tmp_path / "optimize.json", confidence)
+    write_report(chosen, images, out, source=built_cascade, results=results)
+    text = words(section(parsed(out), "front"))
+    assert said in text
+    assert unsaid not in text
+    assert "in one run or several" in text
 
 
 def test_results_of_another_artefact_are_said_to_be_so(
@@ -304,7 +335,8 @@ def test_what_prune_measured_stands_in_for_the_base_model(
     assert f"{compared.loss:.2f}" in text
     assert f"top-1 {100 * compared.top1:.2f} % instead of {100 * compared.base_top1:.2f} %" in text
     assert f"{compared.base.macs / compared.pruned.macs:.2f} times" in text
-    assert f"{compared.own_times[0].mean / compared.times[0].mean:.1f} times" in text
+    share = (1 - compared.times[0].time_saved) / (1 - compared.own_times[0].time_saved)
+    assert " ".join(times_less(share)) in tiles(parsed(out))
 
 
 @pytest.mark.parametrize("quick", ["ranks", "cascade"])
@@ -342,7 +374,7 @@ def test_what_optimize_wrote_is_what_a_report_reads(
         ('{"images": 3}', "candidates or times"),
         ('{"rows": [{"name": "a"}]}', "loss"),
         ('{"rows": 3}', "as sinf wrote it"),
-        ('{"times": [{"batch": 1, "base_mean": 2.0, "mean": 0.0, "time_saved": 1.0}]}', "0.0 ms"),
+        ('{"times": [{"batch": 1, "base_mean": 2.0, "mean": 0.0, "time_saved": 1.0}]}', "time_saved is 1"),
     ],
 )
 def test_results_of_something_else_are_refused(

@@ -117,20 +117,22 @@ def _run(out: Path, machine: options.Machine) -> None:
 
 def _confirmed(confirmed: Confirmed, images: int) -> str:
     """One sentence of what the test images say."""
+    from sinf.measure.shares import percent_less, relative, times_less
     from sinf.pipelines.confirm import INT8, PARTS
     from sinf.pipelines.optimize_search import OWN
 
     loss, delivered = confirmed.losses[CHOSEN], confirmed.times[CHOSEN]
+    shares = {name: relative(delivered, time) for name, time in confirmed.times.items()}
+    times, less = times_less(shares[OWN])
     parts = ""
-    if PARTS in confirmed.times:  # of one network there are none
-        less, lost = 100 * (1 - delivered.mean / confirmed.times[PARTS].mean), confirmed.losses[PARTS].points
-        parts = f", {less:.1f} % less than {PARTS} alone ({lost:.2f} points lost)"
+    if PARTS in shares:  # of one network there are none
+        lost = f"{confirmed.losses[PARTS].points:.2f} points lost"
+        parts = f", {percent_less(shares[PARTS])} than {PARTS} alone ({lost})"
     return (
         f"On {images} test images, which chose nothing: {loss.points:.2f} points lost ({loss.low:.1f} .. "
-        f"{loss.high:.1f}), {confirmed.times[OWN].mean / delivered.mean:.1f} times less time than the model as loaded "
-        f"({confirmed.times[OWN].mean:.2f} -> {delivered.mean:.2f} ms), {100 * delivered.time_saved:.1f} % less "
-        f"than the base model in the same engine, "
-        f"{100 * (1 - delivered.mean / confirmed.times[INT8].mean):.1f} % less than that in int8{parts}."
+        f"{loss.high:.1f}), {times} {less} than the model as loaded "
+        f"({confirmed.times[OWN].mean:.2f} -> {delivered.mean:.2f} ms), {percent_less(1 - delivered.time_saved)} than "
+        f"the base model in the same engine, {percent_less(shares[INT8])} than that in int8{parts}."
     )
 
 

@@ -18,6 +18,7 @@ from sinf.machine.memory import DEFAULT, Memory, activations, weight_bytes
 from sinf.measure.accuracy import machine
 from sinf.measure.limits import Limits
 from sinf.measure.plain import Size
+from sinf.measure.shares import relative
 from sinf.measure.timing import Latency, interleaved
 from sinf.models import BaseModel
 
@@ -153,8 +154,7 @@ def rows_of(comparison: Comparison) -> list[tuple[str, str, str, str]]:
         saved = f"{100 * t.time_saved:.1f} % of the prepared base's mean saved, {100 * t.low:.1f} .. {100 * t.high:.1f}"
         if own is not None:
             # Beside a base model of its own each: what is compared is how much of the base's time both take.
-            against = 1 - (1 - t.time_saved) / (1 - own.time_saved)
-            saved = f"{100 * against:.1f} % of your model's mean saved; {saved}"
+            saved = f"{100 * (1 - relative(t, own)):.1f} % of your model's mean saved; {saved}"
         mine = "" if own is None else f"{own.median:.2f}"
         rows.append((f"median ms, batch {t.batch}", mine, f"{t.base_median:.2f}", f"{t.median:.2f} ({saved})"))
     return rows

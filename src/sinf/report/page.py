@@ -23,6 +23,7 @@ from markupsafe import Markup
 from sinf.data.images import LabelledImages
 from sinf.errors import ConfigError, DataWarning
 from sinf.measure.accuracy import machine
+from sinf.measure.shares import times_less
 from sinf.measure.timing import Progress
 from sinf.models import BaseModel
 from sinf.pipelines.findings import Artefact, Findings, find
@@ -196,10 +197,11 @@ def _macs_tile(findings: Findings, base: int) -> Tile:
 def _time_tile(times: Times) -> Tile:
     inside = f"{times.base:.2f} ms → {times.delivered:.2f} ms in {times.where}"
     saved = f"{100 * times.saved:.1f} % saved ({100 * times.low:.1f} .. {100 * times.high:.1f})"
+    number, less = times_less(times.share)
     if times.own is None:
-        return Tile(f"{times.base / times.delivered:.1f} times", "less time than the base model", f"{inside}; {saved}")
-    own = f"than your model as loaded ({times.own:.2f} ms)"
-    return Tile(f"{times.own / times.delivered:.1f} times", f"less time {own}", f"base model: {inside}; {saved}")
+        return Tile(number, f"{less} than the base model", f"{inside}; {saved}")
+    own = f"your model as loaded ({times.own.milliseconds:.2f} ms)"
+    return Tile(number, f"{less} than {own}", f"base model: {inside}; {saved}")
 
 
 def _loss_tiles(findings: Findings, results: Results) -> list[Tile]:

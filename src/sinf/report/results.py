@@ -16,8 +16,9 @@ _REMEDY = "give what sinf optimize --json wrote, or bench, prune or build"
 @dataclass(frozen=True)
 class Candidate:
     """A network in a precision. ``points`` is its loss of top-1, ``low`` .. ``high`` the 95 % interval, on ``images``
-    that chose; times are milliseconds a batch, ``saved`` a fraction of the base model's, between ``saved_low`` and
-    ``saved_high``. ``accepted`` is what the calibration images said, None where it was not tested."""
+    that chose. It was timed in ``pairs`` with the base model: ``milliseconds`` are its own, a batch, ``saved`` is a
+    fraction of the base model's, between ``saved_low`` and ``saved_high``. ``accepted`` is what the calibration images
+    said, None where it was not tested."""
 
     name: str
     kind: str
@@ -27,12 +28,18 @@ class Candidate:
     high: float
     images: int
     milliseconds: float
-    base_milliseconds: float
+    pairs: int
     saved: float
     saved_low: float
     saved_high: float
     accepted: bool | None
     chosen: bool
+
+    @property
+    def share(self) -> float:
+        """Its time as a share of the base model's beside it, by which it is chosen: milliseconds of two runs differ by
+        what else the machine did."""
+        return 1 - self.saved
 
     @property
     def verdict(self) -> str:
@@ -42,18 +49,31 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Own:
+    """The model as it was loaded: mean milliseconds a batch, and its time as a share of that of the base model in the
+    engine, which ran beside it."""
+
+    milliseconds: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Times:
     """Mean milliseconds a batch of the base model in the same engine, and of the artefact, which is ``delivered``,
-    where they were measured; ``own`` are those of the model as it was loaded. ``saved`` is a fraction, between ``low``
-    and ``high``."""
+    where they were measured. ``saved`` is a fraction, between ``low`` and ``high``."""
 
     where: str
     base: float
     delivered: float
-    own: float | None
+    own: Own | None
     saved: float
     low: float
     high: float
+
+    @property
+    def share(self) -> float:
+        """Of the model as it was loaded, or where that was not timed, of the base model."""
+        return (1 - self.saved) / (1.0 if self.own is None else self.own.share)
 
 
 @dataclass(frozen=True)
@@ -72,6 +92,7 @@ class Compared:
 class Results:
     """Attributes:
     candidates: of ``sinf optimize``, the fastest first; none of other verbs.
+    confidence: with which the chosen one was tested, None where none was asked for.
     times: of the artefact, the first is the one that matters.
     max_loss: limit of the loss in points, None where none was asked for.
     left_out: what was not tried, and why.
@@ -88,6 +109,7 @@ class Results:
     chosen: Candidate | None = None
     calibrated: tuple[float, int] | None = None
     compared: Compared | None = None
+    confidence: float | None = None
 
 
 def read_results(path: Path) -> Results:
@@ -123,11 +145,7 @@ def _of_times(record: dict[str, Any]) -> Results:
     rows = record.get("latency") or record.get("times") or []
     own = record.get("own_times") or [None] * len(rows)
     engine = str(record.get("engine") or "torch")
-    times = [
-        _times(row, engine, None if mine is None else float(mine["mean"]))
-        for row, mine in zip(rows, own, strict=True)
-        if "base_mean" in row
-    ]
+    times = [_times(row, engine, mine) for row, mine in zip(rows, own, strict=True) if "base_mean" in row]
     compared = None
     if {"base_top1", "top1", "loss", "images", "base"} <= set(record):
         accuracies = float(record["base_top1"]), float(record["top1"]), float(record["loss"])
@@ -141,17 +159,17 @@ def _of_optimize(record: dict[str, Any]) -> Results:
     times: tuple[Times, ...] = ()
     if chosen is not None:
         engine = " ".join(str(promise[name]) for name in ("engine", "precision") if promise.get(name))
-        own = record.get("own") or {}
-        times = (_times(chosen["time"], engine or chosen["precision"], _number(own.get("mean"))),)
+        times = (_times(chosen["time"], engine or chosen["precision"], record.get("own")),)
     limit = _number(promise.get("max_loss"))
     return Results(
-        candidates=tuple(sorted(rows, key=lambda row: row.milliseconds)),
+        candidates=tuple(sorted(rows, key=lambda row: row.share)),
         times=times,
         max_loss=None if limit is None else 100 * limit,
         left_out=tuple(str(reason) for reason in record.get("left_out") or ()),
         command=_text(record.get("command")),
         chosen=next((row for row in rows if row.chosen), None),
         calibrated=(float(promise["loss"]), int(promise["images"])) if {"loss", "images"} <= set(promise) else None,
+        confidence=None if chosen is None else _number(promise["confidence"]),
     )
 
 
@@ -162,24 +180,25 @@ def _candidate(row: dict[str, Any], chosen: bool) -> Candidate:
     return Candidate(
         str(row["name"]), str(row["kind"]), str(row["precision"]),
         float(loss["points"]), float(loss["low"]), float(loss["high"]), int(loss["images"]),
-        float(time["mean"]), float(time["base_mean"]),
-        float(time["time_saved"]), *_bounds(time), accepted, chosen,
+        float(time["mean"]), int(time["pairs"]), *_saved(time), accepted, chosen,
     )  # fmt: skip
 
 
-def _times(row: dict[str, Any], engine: str, own: float | None) -> Times:
+def _times(row: dict[str, Any], engine: str, own: dict[str, Any] | None) -> Times:
     where = [engine]
     where += [f"batch {row['batch']}"] if "batch" in row else []
     where += [f"{row['threads']} thread{'s' if row['threads'] != 1 else ''}"] if "threads" in row else []
-    mean = float(row["mean"])
-    if mean <= 0:
-        raise ValueError(f"a mean of {mean} ms")
-    return Times(", ".join(where), float(row["base_mean"]), mean, own, float(row["time_saved"]), *_bounds(row))
+    base, mean = float(row["base_mean"]), float(row["mean"])
+    loaded = None if own is None else Own(float(own["mean"]), 1 - _saved(own)[0])
+    return Times(", ".join(where), base, mean, loaded, *_saved(row))
 
 
-def _bounds(row: dict[str, Any]) -> tuple[float, float]:
+def _saved(row: dict[str, Any]) -> tuple[float, float, float]:
+    """The fraction of the base model's time that is saved, and its interval."""
     saved = float(row["time_saved"])
-    return float(row.get("low", saved)), float(row.get("high", saved))
+    if not saved < 1:
+        raise ValueError(f"time_saved is {saved}")
+    return saved, float(row.get("low", saved)), float(row.get("high", saved))
 
 
 def _number(value: Any) -> float | None:
