@@ -314,6 +314,8 @@ def test_without_a_promise_the_fastest_that_holds_is_looked_for(
     found = optimized(tmp_path / "fast", max_loss=0.3)
     assert tested == ["base", "ranks,", "cascade"]
     assert found.chosen.kind == "cascade"
+    assert found.promise.likely is not None
+    assert found.promise.likely <= 0.3
     assert sorted(str(each.accepted) for each in found.rows if each.accepted is not None) == ["False", "True"]
 
 
@@ -387,7 +389,9 @@ def test_options_out_of_range(wrong: dict[str, Any]) -> None:
 def test_a_promise_says_what_it_is() -> None:
     sure = Promise(0.005, 0.95, 0.001, 2500, "onnxruntime", "int8")
     assert "at most 0.5 points in onnxruntime int8, on images drawn as the 2,500 calibration images" in str(sure)
-    assert str(replace(sure, confidence=None)).startswith("No promise")
+    said = str(replace(sure, confidence=None, likely=0.0042))
+    assert said.startswith("No promise for new images: on the 2,500 calibration images that tested it 0.10 points were")
+    assert "it likely loses at most 0.42" in said
 
 
 def test_the_command(

@@ -54,7 +54,8 @@ _DIFFERING = (0.25, 0.5, 1.0, 1.5, 2.0, 2.4, 2.8, 3.2, 3.6, 4.0, 4.8, 5.6)
 @dataclass(frozen=True)
 class Promise:
     """What the calibration images say: ``loss`` is a fraction; ``confidence`` is that with which the expected
-    loss is within ``max_loss``, None without a guarantee."""
+    loss is within ``max_loss``, None without a guarantee. ``likely`` is what it likely loses at most, as a fraction, by
+    all that is known (:func:`sinf.pipelines.optimize_choice.likely_loss`)."""
 
     max_loss: float
     confidence: float | None
@@ -62,12 +63,17 @@ class Promise:
     images: int
     engine: str
     precision: str
+    likely: float | None = None
 
     def __str__(self) -> str:
         limit, where = f"{100 * self.max_loss:g} points", f"{self.engine} {self.precision}"
         if self.confidence is None:
+            lost = f"on the {self.images:,} calibration images that tested it {100 * self.loss:.2f} points were lost"
+            if self.likely is None:
+                return f"No promise for new images: {lost}."
             return (
-                f"No promise for new images: on {self.images:,} calibration images {100 * self.loss:.2f} points lost."
+                f"No promise for new images: {lost}; by these, those that chose, and how many answers differ, it "
+                f"likely loses at most {100 * self.likely:.2f} (two to one)."
             )
         return (
             f"With confidence {self.confidence:g}, the expected loss of top-1 against the base model is at most "

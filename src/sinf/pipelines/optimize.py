@@ -28,6 +28,7 @@ from sinf.data.images import LabelledImages
 from sinf.errors import ConfigError, DoesNotPayError
 from sinf.measure.delivery import is_faster
 from sinf.measure.estimate import Estimate
+from sinf.measure.shares import percent_less
 from sinf.measure.timing import Latency
 from sinf.models import BaseModel
 from sinf.pipelines.candidates import Delivery, Promise
@@ -131,7 +132,7 @@ def _chosen(rows: list[Row], own: Latency, search: Search, config: OptimizeConfi
     if not is_faster((chosen.time,)):
         raise DoesNotPayError(
             "what is delivered must be faster than the base model in its engine",
-            got=f"{100 * chosen.time.time_saved:.1f} % less time by {chosen.name}",
+            got=f"{percent_less(chosen.share)} time by {chosen.name}",
             remedy=f"{longer}allow more loss, or leave the model as it is",
             numbers=optimized.to_json(),
         )

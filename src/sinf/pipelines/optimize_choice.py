@@ -54,19 +54,18 @@ class Row:
 
 def tested(
     rows: list[Row], losses_of: Callable[[Row], Tensor], max_loss: float, confidence: float | None
-) -> Iterator[tuple[Row, bool, float]]:
-    """Rows with whether they are accepted and their mean loss, by the losses (N,) in {-1, 0, 1} on images that chose
+) -> Iterator[tuple[Row, bool, Tensor]]:
+    """Rows with whether they are accepted and their losses (N,) in {-1, 0, 1} on images that chose
     nothing: with a confidence in the order of :func:`front`, until one is refused; without, the fastest first, until
     one likely keeps the limit, by these images and those that chose.
     """
     for row in in_order(rows, max_loss, sure=confidence is not None):
         losses = losses_of(row)
-        loss = float(losses.double().sum()) / len(losses)
         if confidence is None:
             accepted = likely_loss(row.loss, losses) <= max_loss
         else:
             accepted = p_value(losses, max_loss) <= 1 - confidence
-        yield row, accepted, loss
+        yield row, accepted, losses
         if accepted == (confidence is None):
             return
 

@@ -29,7 +29,7 @@ from sinf.models.described import described
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
 from sinf.pipelines.candidates import Candidate, Design, Promise, Routed, Static
 from sinf.pipelines.compression_options import TimedIn
-from sinf.pipelines.optimize_choice import FIRST_ROUNDS, LOST, Row, aim, contenders, kept_at, tested
+from sinf.pipelines.optimize_choice import FIRST_ROUNDS, LOST, Row, aim, contenders, kept_at, likely_loss, tested
 from sinf.pipelines.optimize_config import OptimizeConfig
 from sinf.pipelines.optimize_time import TimeLimit, layer_precision
 from sinf.pipelines.place import Place, open_bytes, ranges_of
@@ -313,18 +313,19 @@ class Search:
 
     def test(self, rows: list[Row]) -> list[Row]:
         """Rows that may win, as the calibration images say: see :func:`tested`."""
-        config, count = self.config, len(self.calibration)
+        config = self.config
+        timed = [row for row in rows if row.time.pairs == config.pairs]
         return [
-            replace(
-                row,
-                accepted=accepted,
-                promise=Promise(config.max_loss, config.confidence, loss, count, config.engine, row.precision),
-            )
-            for row, accepted, loss in tested(
-                [row for row in rows if row.time.pairs == config.pairs], self.losses, config.max_loss,
-                config.confidence,
-            )
-        ]  # fmt: skip
+            replace(row, accepted=accepted, promise=self._promise(row, losses))
+            for row, accepted, losses in tested(timed, self.losses, config.max_loss, config.confidence)
+        ]
+
+    def _promise(self, row: Row, losses: Tensor) -> Promise:
+        config, mean = self.config, float(losses.double().sum()) / len(losses)
+        return Promise(
+            config.max_loss, config.confidence, mean, len(losses), config.engine, row.precision,
+            likely_loss(row.loss, losses),
+        )  # fmt: skip
 
     def losses(self, row: Row) -> Tensor:
         """``(N,)`` in {-1, 0, 1}: what a candidate loses on the calibration images."""
