@@ -486,15 +486,21 @@ def test_what_does_not_pay_is_not_written(
     out = tmp_path / "pruned"
     words: list[object] = [word for word in prune_words(data, weights, out) if word != "--keep-anyway"]
     words += ["--ratio", 0, "--max-loss", 100]
-    code, _, err = sinf.call(*words)
+    code, _, err = sinf.call(*words, "--json", tmp_path / "refused.json")
     assert code == 3
+    refused = json.loads((tmp_path / "refused.json").read_text())
+    assert refused["does_not_pay"].startswith("a pruned network must be faster")
+    assert refused["expected_loss"]["images"] == 7
+    assert refused["config"]["ratio"] == 0
     line = err.splitlines()[-1]
     assert line.startswith("nothing is written: a pruned network must be faster")
     assert "batch 1" in line
     assert "points" in line
     assert not out.exists()
     assert "expected loss 0.0 points" in sinf(*words, "--keep-anyway", "--json", tmp_path / "prune.json")
-    assert json.loads((tmp_path / "prune.json").read_text())["expected_loss"]["images"] == 7
+    record = json.loads((tmp_path / "prune.json").read_text())
+    assert record["expected_loss"]["images"] == 7
+    assert record["command"].startswith("sinf prune vgg11 --weights ")
     assert "expected loss: 0.0 points" in (out / "README.md").read_text()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from sinf.cli import options
 from sinf.cli.kinds import kind_of, open_artefact
+from sinf.cli.verb import command_line
 from sinf.option import Option
 
 
@@ -32,7 +32,7 @@ def report(
     """Write one HTML page that shows an artefact: what it saves and loses, where inputs stop, which classes suffer,
     what is left of every layer, and where it comes from. It loads and runs nothing, and can be sent to anyone."""
     from sinf.cli.room import Need, fit
-    from sinf.report.page import check_out, command_of, write_report
+    from sinf.report.page import check_out, write_report
     from sinf.report.results import read_results
 
     check_out(out)  # before anything is computed, as all that follows
@@ -48,7 +48,7 @@ def report(
     fit(machine.memory, "report", need, model.preprocessing, images)
     with options.Steps() as steps:
         findings = write_report(
-            model, images, out, source=artefact, base=beside, results=results, command=command_of(sys.argv[1:]),
+            model, images, out, source=artefact, base=beside, results=results, command=command_line(),
             progress=lambda done, total: steps("answers", done, total),
         )  # fmt: skip
     if findings.base is None:

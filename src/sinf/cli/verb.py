@@ -9,6 +9,8 @@ units, so that both need such a file as well; and both draw boxes around help an
 from __future__ import annotations
 
 import inspect
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
@@ -19,7 +21,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from sinf.cli.help_pages import show_all
-from sinf.errors import ConfigError
+from sinf.errors import ConfigError, DoesNotPayError
 from sinf.option import RUN, Option
 from sinf.storage import files
 
@@ -126,15 +128,26 @@ def options_of(function: Callable[..., Any]) -> dict[str, Group | Given | None]:
 
 
 def verb(function: Callable[..., dict[str, Any] | None], *, runs: bool = False) -> Callable[..., None]:
-    """The command of a function. One that returns a record has ``--json``. One that ``runs`` also takes ``--config``,
-    and its record holds the config that makes it do the same again."""
+    """The command of a function. One that returns a record has ``--json``, which also has what was measured of
+    something that does not pay. One that ``runs`` also takes ``--config``, and its record holds the command, and the
+    config, that make it do the same again."""
     made = options_of(function)
 
-    def run(context: typer.Context, **written: Any) -> None:
-        record = function(**{name: context if one is None else one.value(written) for name, one in made.items()})
-        if record is not None and written["json"] is not None:
+    def write(record: dict[str, Any], written: dict[str, Any]) -> None:
+        if runs:
             again = {key: _plain(value) for key, value in written.items() if key not in _OWN and value is not None}
-            files.write_json(record | ({"config": again} if runs else {}), written["json"])
+            record = record | {"command": command_line(), "config": again}
+        files.write_json(record, written["json"])
+
+    def run(context: typer.Context, **written: Any) -> None:
+        try:
+            record = function(**{name: context if one is None else one.value(written) for name, one in made.items()})
+        except DoesNotPayError as reason:
+            if written.get("json") is not None:
+                write({"does_not_pay": str(reason), **reason.numbers}, written)
+            raise
+        if record is not None and written["json"] is not None:
+            write(record, written)
 
     own = dict(_OWN)
     if not runs:
@@ -149,6 +162,11 @@ def verb(function: Callable[..., dict[str, Any] | None], *, runs: bool = False) 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
+
+
+def command_line() -> str:
+    """What was typed, as a line for a shell. Secrets are in files that the environment names, so none is in it."""
+    return shlex.join(["sinf", *sys.argv[1:]])
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,6 @@ import datetime
 import math
 import platform
 import re
-import shlex
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,11 +263,6 @@ def _commands(origin: Origin, results: Results, command: str | None) -> list[tup
     made = origin.command or results.command
     pairs = [("The artefact", made)] if made is not None else []
     return pairs + ([("This page", command)] if command is not None else [])
-
-
-def command_of(words: list[str]) -> str:
-    """A line for a shell."""
-    return shlex.join(["sinf", *words])
 
 
 def _or_nothing(value: Any) -> Any:
