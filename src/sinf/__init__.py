@@ -1,11 +1,12 @@
 """sinf: trained image classifiers made faster, where they run, for a loss that the user names.
 
-The rooms, in the order in which data flows:
+``load_model`` and ``load_images`` give what the others read. ``optimize`` finds the fastest network within a limit of
+the loss, in an engine. ``prune`` makes one smaller network for all classes, ``build`` a bundle, which sends every input
+to a small subgraph, or to the full tail when that is unsure. ``from_pretrained`` opens what they wrote as a model of
+torch, ``edge.load`` what they wrote for another engine, without torch. docs/guide.md explains each.
 
-    data -> graph -> statistics -> compress -> routing -> bundle -> engine -> measure
-
-``prune`` makes one smaller network for all classes. ``build`` makes a bundle, and :class:`SemanticModel` of it a
-classifier that sends every input to a small subgraph, or to the full tail when it is unsure.
+Data flows through the packages in this order: data -> graph -> statistics -> compress -> routing -> bundle -> engine ->
+measure (CONTRIBUTING.md).
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Option:
 HEADINGS = "Model", "Data", "Images", "Compression", "Gates", "Training", "Run"
 MODEL, DATA, IMAGES, COMPRESSION, GATES, TRAINING, RUN = HEADINGS
 
-Seed = Annotated[int, Option("Of all random draws.", RUN)]
+Seed = Annotated[int, Option("Seed of all random draws.", RUN)]
 Threads = Annotated[int, Option("Threads of the processor, as many as where it will run.", RUN, low=1)]
 AnyThreads = Annotated[int | None, Option("Threads of the processor.", RUN, otherwise="all", low=1)]
 

@@ -336,5 +336,7 @@ def test_the_record_of_a_verb_makes_it_do_the_same(sinf: Program, data: Path, we
     sinf(*words, "--count", 2, "--max-loss", 5, "--json", tmp_path / "first.json")
     sinf("clusters", "--config", tmp_path / "first.json", "--json", tmp_path / "second.json")
     first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("first", "second"))
+    assert first.pop("command").startswith("sinf clusters vgg11 --weights ")
+    assert second.pop("command").startswith("sinf clusters --config ")
     assert first == second
     assert (first["config"]["count"], first["config"]["max_loss"]) == (2, 5)

@@ -16,8 +16,8 @@ from sinf.errors import ConfigError
 from sinf.option import IMAGES, RUN, Option
 
 Calibrate = Annotated[str, Option(f"Of int8: images that set its ranges; {CALIBRATION} of them are taken.", IMAGES)]
-Engine = Annotated[str, Option("Of both: torch, torch-compile, onnxruntime or openvino.")]
-Precision = Annotated[str, Option("Of the arithmetic of both: f32, bf16 (openvino) or int8.")]
+Engine = Annotated[str, Option("Where all of it runs: torch, torch-compile, onnxruntime or openvino.")]
+Precision = Annotated[str, Option("Precision of all of it: f32, bf16 (openvino) or int8.")]
 
 
 def bench(

@@ -39,7 +39,9 @@ def clusters(
         int | None, Option("How many clusters.", otherwise="that with the fewest classes an image")
     ] = None,
     cut: Annotated[str | None, Option("Cut point whose features tell the routes.", otherwise="found")] = None,
-    max_loss: Annotated[float, Option("Limit of the loss in points, at which images fall back.", unit=POINTS)] = 0.01,
+    max_loss: Annotated[
+        float, Option("Loss in points for which it is said how many images would fall back.", unit=POINTS)
+    ] = 0.01,
     no_labels: Annotated[bool, Option("Leave labels aside: the base model's answers count as right.")] = False,
 ) -> dict[str, Any]:
     """Group the classes by what the base model confuses, and estimate what share of images would fall back."""

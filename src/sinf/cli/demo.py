@@ -31,7 +31,7 @@ def demo(
     machine: options.Machine,
     out: Annotated[Path, Option("Folder for what is chosen, and the page that shows it.")] = Path("sinf-demo"),
     web: Annotated[bool, Option("Serve a page that runs it in the browser; a bundle that is there is taken.")] = False,
-    port: Annotated[int, Option("Of the page; 0 is any free one.", low=0, high=65535)] = 8000,
+    port: Annotated[int, Option("Port of the page; 0 is any free one.", low=0, high=65535)] = 8000,
     runtime: options.Runtime = None,
 ) -> None:
     """Find what runs the embedded network fastest within a point of loss, and show it; or serve a bundle as a page."""

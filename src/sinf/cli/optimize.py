@@ -26,7 +26,7 @@ def optimize(
         Option("Images that the model has never seen: a third of them choose, the others test what is chosen.", IMAGES),
     ] = "test[:50%]",
     clusters: options.AlsoClusters = None,
-    select: Annotated[str | None, Option("Images that choose, instead of that third.", IMAGES)] = None,
+    select: Annotated[str | None, Option("Images that choose; then all of --calibrate test.", IMAGES)] = None,
     work: Annotated[
         Path | None, Option("Keep results of steps here.", RUN, otherwise="beside --out, and removed at the end")
     ] = None,

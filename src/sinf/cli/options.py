@@ -31,9 +31,12 @@ Part = TypeVar("Part", "LabelledImages", "LabelledImages | None")
 Weights = Annotated[Path | None, Option("Weights of the base model, a safetensors file.")]
 ImageColumn = Annotated[str | None, Option("Column with the images.", DATA, otherwise="found")]
 LabelColumn = Annotated[str | None, Option("Column with the classes.", DATA, otherwise="the one with most classes")]
-Bundle = Annotated[Path, Option("A bundle: a folder made by sinf build, or a hub id.", positional=True)]
+Bundle = Annotated[
+    Path,
+    Option("A bundle: a folder made by sinf build, or by optimize where it chose one, or a hub id.", positional=True),
+]
 Artefact = Annotated[
-    Path, Option("A folder made by sinf build, sinf prune or sinf dynamic train, or a hub id.", positional=True)
+    Path, Option("A folder made by sinf optimize, build, prune or dynamic train, or a hub id.", positional=True)
 ]
 Base = Annotated[str | None, Option("Of a pruned model: the MODEL that it was made from, to compare with.", MODEL)]
 BaseWeights = Annotated[Path | None, Option("Weights of --base, a safetensors file.", MODEL)]
@@ -52,9 +55,9 @@ Runtime = Annotated[
     Path | None,
     Option("Of web: folder of the npm package onnxruntime-web.", otherwise="in node_modules here"),
 ]
-Pairs = Annotated[int, Option("Measurements of time of each, base model and the other in turns.", RUN, low=2)]
+Pairs = Annotated[int, Option("Timed runs of each model, in turns.", RUN, low=2)]
 _CLUSTERS = Option(
-    "Semantic clusters of bundles: column, found (in the model), none (cascades alone), or a file of sinf clusters."
+    "Semantic clusters: column (of the data), found (in the model), a file of sinf clusters, or none (cascades)."
 )
 Clusters = Annotated[str | None, replace(_CLUSTERS, otherwise="column")]
 AlsoClusters = Annotated[str | None, replace(_CLUSTERS, otherwise="none, or column where --cluster-column names one")]
@@ -68,7 +71,7 @@ class Network:
         str,
         Option(
             "vgg11/13/16/19, resnet18/20/32/34/50/56, timm:NAME, torchvision:NAME, hf:NAME, package.module:factory "
-            "or a folder made by sinf prune",
+            "or a folder made by sinf prune or optimize",
             positional=True,
         ),
     ]

@@ -24,11 +24,9 @@ class Target:
     model's MACs that an input costs, gates included; ``latency``, the mean share of its time on this machine, one image
     at a time, gates included. Without, half of the MACs."""
 
-    channels: Annotated[float | None, Option("Aim instead at this share of channels, as the paper.")] = None
+    channels: Annotated[float | None, Option("Aim at this share of channels instead of MACs, as the paper.")] = None
     macs: Annotated[float | None, Option("Aim at this share of the base model's MACs.", otherwise=f"{AIM:g}")] = None
-    latency: Annotated[float | None, Option("Aim instead at this share of its measured time, one image at a time.")] = (
-        None
-    )
+    latency: Annotated[float | None, Option("Aim at this share of measured time instead, one image at a time.")] = None
 
     def __post_init__(self) -> None:
         if self.channels is self.macs is self.latency is None:

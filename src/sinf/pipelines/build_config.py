@@ -99,7 +99,7 @@ class BuildConfig:
     max_loss: MaxLoss = 0.01
     confidence: Confidence = None
     choices: Annotated[
-        int, Option("Bundles or limits that you will choose from by these images; corrects for it.", RUN)
+        int, Option("How many bundles or limits you compare on these images; the guarantee is corrected.", RUN)
     ] = 1
     round_to: RoundTo = 8
     seed: Seed = 0

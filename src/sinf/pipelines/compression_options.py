@@ -10,7 +10,7 @@ from sinf.errors import ConfigError
 from sinf.option import COMPRESSION, POINTS, Option
 
 MaxLoss = Annotated[float, Option("Accuracy that may be lost, in percentage points.", unit=POINTS)]
-Confidence = Annotated[float | None, Option("Probability with which that holds for new images, e.g. 0.95.")]
+Confidence = Annotated[float | None, Option("Guarantee --max-loss for new images with this probability, e.g. 0.95.")]
 Criterion = Annotated[
     str | None,
     Option(
@@ -23,8 +23,8 @@ Reconstruct = Annotated[bool, Option("Let the weights that stay make up for remo
 RoundTo = Annotated[
     int, Option("Widths of layers are multiples of this; 16 suits processors with AVX-512.", COMPRESSION)
 ]
-TimedPrecision = Annotated[str, Option("The precision there: f32, bf16 (openvino) or int8.", COMPRESSION)]
-TimedBatch = Annotated[int, Option("Images in a batch there.", COMPRESSION, low=1)]
+TimedPrecision = Annotated[str, Option("Precision of that measurement: f32, bf16 (openvino) or int8.", COMPRESSION)]
+TimedBatch = Annotated[int, Option("Images in a batch of that measurement.", COMPRESSION, low=1)]
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class OptimizeConfig:
         str, Option("Where it will run, and is timed: torch, torch-compile, onnxruntime or openvino.")
     ] = "onnxruntime"
     precisions: Annotated[
-        tuple[str, ...], Option("f32, bf16 (openvino) or int8; may be repeated.", flag="precision")
+        tuple[str, ...], Option("Precisions to try: f32, int8, bf16 (openvino); may be repeated.", flag="precision")
     ] = ("f32",)
     batch: Annotated[int, Option("Images in a batch, as the application has them.")] = 1
     threads: Threads = 1
@@ -77,7 +77,7 @@ class OptimizeConfig:
     routed_cuts: tuple[float, ...] = ROUTED_CUTS
     minutes: Annotated[
         float | None,
-        Option("When they are over, no candidate is begun; the best so far is tested and written.", otherwise="none"),
+        Option("Begin no candidate after so many minutes; the best so far is tested and written.", otherwise="none"),
     ] = None
     pairs: int = 100
     seed: Seed = 0

@@ -30,8 +30,8 @@ class Amount:
     networks."""
 
     ratio: Annotated[float | None, Option("Fraction of channels removed, the same in every layer.")] = None
-    macs: Annotated[float | None, Option("Instead: fraction of MACs kept, spent where it costs least.")] = None
-    latency: Annotated[float | None, Option("Instead: fraction of the measured time kept, e.g. 0.7.")] = None
+    macs: Annotated[float | None, Option("Instead of --ratio: fraction of MACs kept, where it costs least.")] = None
+    latency: Annotated[float | None, Option("Instead of both: fraction of the measured time kept, e.g. 0.7.")] = None
     engine: Annotated[str, Option("Where --latency is measured.", COMPRESSION)] = "torch"
     precision: TimedPrecision = "f32"
     latency_batch: TimedBatch = 1
@@ -131,7 +131,7 @@ class PruneConfig:
     ] = AUTO
     limits: Limits | None = field(default_factory=Limits)
     criterion: Criterion = None
-    images: Annotated[int, Option("How many scoring images, equally many of every class.", IMAGES)] = 4000
+    images: Annotated[int, Option("Use so many of the --score images, equally many of a class.", IMAGES)] = 4000
     reconstruct: Reconstruct = True
     recalibrate: Annotated[bool, Option("Take batch-norm statistics from the scoring images.", COMPRESSION)] = False
     finetuning: FineTuning = field(default_factory=FineTuning)

@@ -50,11 +50,11 @@ class TrainConfig:
     epochs: Annotated[int, Option("Passes over the images.")] = 30
     batch: Batch = 128
     learning_rate: LearningRate = 0.1
-    weight_decay: Annotated[float, Option("L2 penalty of weights, norms and biases apart.", TRAINING)] = 5e-4
+    weight_decay: Annotated[float, Option("L2 penalty of weights; norms and biases have none.", TRAINING)] = 5e-4
     momentum: float = 0.9
     label_smoothing: Annotated[float, Option("Share of the label spread over all classes.", TRAINING)] = 0.1
     warmup: float = 0.2
-    average: Annotated[float, Option("Decay of the weight average an epoch; 0 for none.", TRAINING)] = 0.0
+    average: Annotated[float, Option("Decay of an average of the weights, in an epoch; 0 for none.", TRAINING)] = 0.0
     bf16: BFloat16 = False
     seed: Seed = 0
     device: Device = "cpu"
