@@ -139,6 +139,18 @@ def test_sample_images_are_of_the_models_classes(model: SemanticModel, data: Pat
         find_gallery(model, str(page.EMBEDDED))
 
 
+def test_the_page_of_a_cascade(
+    built_cascade: Path, gallery: LabelledImages, fake_runtime: Path, tmp_path: Path
+) -> None:
+    """One cluster, no route predictor: the graph answers as the cascade does."""
+    cascade = SemanticModel.from_pretrained(built_cascade)
+    export_page(cascade, tmp_path / "web", find_runtime(fake_runtime), gallery)
+    session = onnxruntime.InferenceSession(str(tmp_path / "web" / "model.onnx"))
+    for image in gallery.inputs(cascade.preprocessing)[:4]:
+        logits = session.run(["logits"], {"images": image[None].numpy()})[0]
+        torch.testing.assert_close(torch.tensor(logits), cascade(image[None]), rtol=1e-3, atol=1e-4)
+
+
 # ---- the server
 
 

@@ -177,7 +177,10 @@ def test_the_fastest_is_written_and_loads(
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 6)
 
 
-@pytest.mark.parametrize(("quick", "engine"), [("ranks", "torch"), ("cascade", "torch"), ("ranks", "onnxruntime")])
+@pytest.mark.parametrize(
+    ("quick", "engine"),
+    [("ranks", "torch"), ("cascade", "torch"), ("ranks", "onnxruntime"), ("cascade", "openvino")],
+)
 def test_what_was_delivered_is_confirmed_as_a_user_opens_it(
     quick: str, engine: str, base: BaseModel, optimized: Optimizer, fast: Callable[[Mapping[str, float]], None],
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
@@ -190,7 +193,7 @@ def test_what_was_delivered_is_confirmed_as_a_user_opens_it(
     new = coloured_images(tmp_path / "new", 40, seed=7)
     confirmed = confirming.confirm(base, {"ours": tmp_path / "fast"}, new, optimized.place(engine))
     assert set(confirmed.losses) == set(confirmed.times)
-    assert (confirming.INT8 in confirmed.losses) == (engine == "onnxruntime")
+    assert (confirming.INT8 in confirmed.losses) == (engine != "torch")
     assert confirmed.losses[OWN].disagreement == 0  # the base model in its engine, as it was loaded
     run = confirming.open_delivered(tmp_path / "fast", engine, 1)
     expected, answers = (answers_of(each, new, base.spec.preprocessing) for each in (base.module, run))

@@ -103,5 +103,8 @@ def named_clusters(
     images = scoring.sample(_FOUND_ON, config.seed)
     clustering = find_clusters(base, images, cut=cut, max_loss=config.max_loss, memory=config.memory, progress=steps)
     back = 100 * clustering.found.fallback
-    options.announce(f"clusters: {len(clustering.clusters)} found; about {back:.0f} % of the images would fall back")
+    options.announce(
+        f"clusters: {len(clustering.clusters)} found; about {back:.0f} % of the scoring images would fall back, "
+        "and more of others"
+    )
     return clustering.clusters
