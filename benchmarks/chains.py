@@ -39,7 +39,7 @@ from sinf.storage.steps import StepStore
 
 LIMITS = (0.25, 0.5, 1.0, 2.0)  # points
 CUT, WHOLE, SUBGRAPH = 0.15, 0.65, 0.1
-SIZES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)  # of the tail, that tails for all classes keep
+SIZES = (0.15, 0.2, 0.25, 0.4)  # of the tail, that tails for all classes keep
 SCORED = 10_000  # train images, five hundred of a superclass
 LEVELS = 31  # quantiles of a margin that are tried as its threshold
 TWO, THREE, FINE = "two tails", "three tails", "coarse to fine"

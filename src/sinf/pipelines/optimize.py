@@ -140,7 +140,9 @@ def _chosen(rows: list[Row], own: Latency, search: Search, config: OptimizeConfi
 
 
 def _refusal(rows: list[Row], search: Search, config: OptimizeConfig) -> tuple[str, str]:
-    """What the tests refused first, and what more images would do."""
+    """The safest that the tests refused, and what more images would do."""
+    if not rows:
+        return "there is none", ""
     refused = [(row, row.promise) for row in rows if row.accepted is False and row.promise is not None]
     if not refused:
         return "by the images that choose, all lose more", ""
