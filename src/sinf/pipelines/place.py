@@ -81,8 +81,8 @@ class Place:
     """Where networks will run: engine, threads, and normalised images (N, C, H, W) that set the ranges of int8.
 
     What was opened there stays open, by its name and a hash of what it is: networks of one place come from one base
-    model. Where that takes
-    more than ``memory`` bytes, None for no limit, what was opened first is closed, and opened again when it runs.
+    model. Where that takes more than ``memory`` bytes, None for no limit, what was opened first is closed, and opened
+    again when it runs.
     """
 
     engine: str
