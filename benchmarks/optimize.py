@@ -25,7 +25,7 @@ from table import Table, when_idle
 
 from sinf import BaseModel, LabelledImages, load_images, load_model, optimize
 from sinf.engine.network_engine import open_network
-from sinf.errors import DoesNotPayError
+from sinf.errors import ConfigError, DoesNotPayError
 from sinf.measure.delivery import ExpectedLoss
 from sinf.measure.timing import Latency
 from sinf.pipelines.confirm import INT8, confirm
@@ -34,7 +34,7 @@ from sinf.pipelines.optimize_search import OWN, place_of
 from sinf.pipelines.place import Place
 from sinf.storage.files import write_json
 
-COMPILED, NOTHING = "torch, compiled", "nothing pays"
+COMPILED, NOTHING, FEW = "torch, compiled", "nothing pays", "too few images to promise it"
 BOTH, F32 = ("f32", "int8"), ("f32",)
 #: Precisions, limit in points and confidence of every request.
 ASKED: tuple[tuple[tuple[str, ...], float, float | None], ...] = tuple(
@@ -109,9 +109,9 @@ def deliver(
     config = OptimizeConfig(max_loss=asked / 100, confidence=confidence, engine=place.engine, precisions=precisions)
     try:
         made = optimize(base, train, calibration, config, folder, work=steps, progress=say, place=place)
-    except DoesNotPayError as reason:
+    except (DoesNotPayError, ConfigError) as reason:
         print(f"{request}: {reason}", flush=True)
-        return {"chosen": NOTHING}
+        return {"chosen": NOTHING if isinstance(reason, DoesNotPayError) else FEW}
     for row in sorted(made.rows, key=lambda row: row.share):
         print(f"  {row.share:.3f} {row.full_name}: {row.loss}, {100 * row.loss.disagreement:.1f} % differ")
     chosen = made.chosen

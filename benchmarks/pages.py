@@ -112,8 +112,8 @@ def optimized() -> str:
         own, in_int8 = ms.get("torch, as loaded"), ms.get("base int8")
         lines = [["base model", "", f"{float(rows[0]['base_ms']):.2f}", times_less(own, rows[0]["base_ms"]), "", ""]]
         for row in rows:
-            if row.get("chosen") == "nothing pays":
-                lines.append([asked_of(row), "nothing pays", "", "", "", ""])
+            if not row["ms"]:
+                lines.append([asked_of(row), row["chosen"], "", "", "", ""])
                 continue
             lost = f"{points_of(row['loss'])} ({bounds(row, 'loss', points_of)})"
             what = OTHERWISE.get(row["what"]) or f"**{asked_of(row)}**: {row['chosen']}, {row['precision']}"
