@@ -438,20 +438,6 @@ def stages(model: str) -> str:
     return markdown(head, lines) if lines else MISSING
 
 
-def chains(model: str) -> str:
-    """Whether a third stage between a cascade's two tails pays."""
-    rows = read(f"chains_{model}.csv")
-    lines = []
-    for row in rows:
-        middle = f"{row['middle']} for {percent(row['passed_on'])}" if row["middle"] else ""
-        lost = f"{points_of(row['loss'])} ({bounds(row, 'loss', points_of)})"
-        full = f"full tail for {percent(row['fallback'])}"
-        lines.append([row["asked"], row["what"], row["small"], middle, full, percent(row["cost"]), lost])
-    lines.sort(key=lambda line: float(line[0]))
-    head = (f"{model}, asked, points", "stages", "small tail", "then", "last", "cost", "points lost")
-    return markdown(head, lines) if lines else MISSING
-
-
 def exports(model: str) -> str:
     rows = [row for row in read(f"engines_{model}_cpu.csv") if row["what"] in ("file", "answers", "edge")]
     lines = [
@@ -645,7 +631,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "engines resnet56": lambda: engines("resnet56"),
     "engines resnet18": lambda: engines("torchvision_resnet18"),
     "stages vgg16": lambda: stages("vgg16"),
-    "chains vgg16": lambda: chains("vgg16"),
     "exports vgg16": lambda: exports("vgg16"),
     "dynamic time": dynamic_time,
     "dynamic train": dynamic_train,
