@@ -30,11 +30,11 @@ from sinf.measure.delivery import ExpectedLoss
 from sinf.measure.timing import Latency
 from sinf.pipelines.confirm import INT8, confirm
 from sinf.pipelines.optimize import OptimizeConfig
-from sinf.pipelines.optimize_search import OWN, place_of
+from sinf.pipelines.optimize_search import COMPILED, OWN, place_of
 from sinf.pipelines.place import Place
 from sinf.storage.files import write_json
 
-COMPILED, NOTHING, FEW = "torch, compiled", "nothing pays", "too few images to promise it"
+NOTHING, FEW = "nothing pays", "too few images to promise it"
 BOTH, F32 = ("f32", "int8"), ("f32",)
 #: Precisions, limit in points and confidence of every request.
 ASKED: tuple[tuple[tuple[str, ...], float, float | None], ...] = tuple(
@@ -46,7 +46,7 @@ COLUMNS = (
     "kind", "chosen", "precision", "selection_loss", "calibration_loss", "base_top1", "loss", "loss_low", "loss_high",
     "images", "time_saved", "time_saved_low", "time_saved_high", "base_ms", "ms", "load", "seed", "date", "versions",
 )  # fmt: skip
-IDENTITY = ("engine", "what", "precisions", "asked", "confidence")
+IDENTITY = ("engine", "batch", "what", "precisions", "asked", "confidence")
 
 
 def main(
@@ -57,6 +57,7 @@ def main(
         Path, typer.Option(help="Folder for steps and for what is delivered; what is there is not made again.")
     ],
     engine: str = "onnxruntime",
+    batch: int = 1,
     pairs: int = 500,
     only: Annotated[str, typer.Option(help="Ask for these precisions alone: 'f32', or 'f32 int8'.")] = "",
     limits: Annotated[list[float] | None, typer.Option("--limit", help="In points [default: 0.5, 1 and 0.1].")] = None,
@@ -65,9 +66,9 @@ def main(
 ) -> None:
     table = Table(
         f"optimize_{name}_cpu.csv", COLUMNS, IDENTITY, keep=keep, loaded=loaded, model=name, dataset="cifar100",
-        engine=engine, batch=1, threads=1, pairs=pairs, seed=0,
+        engine=engine, batch=batch, threads=1, pairs=pairs, seed=0,
     )  # fmt: skip
-    if table.has(engine=engine):
+    if table.has(engine=engine, batch=batch):
         return
     base = load_model(name, weights=weights)
     train, calibration = load_images(data, "train"), load_images(data, "test[:50%]")
@@ -80,33 +81,36 @@ def main(
         with closing(place_of(OptimizeConfig(engine=engine), train, base.spec.preprocessing)) as place:
             for limit, together in groupby(requests, lambda request: request[1]):
                 print(f"{limit:g} points, {allowed}", flush=True)
-                delivered |= {each: delivery(base, train, calibration, each, place, work) for each in together}
+                delivered |= {each: delivery(base, train, calibration, each, batch, place, work) for each in together}
                 # All again: what is compared is timed in one run.
                 report(base, place, reported, allowed, delivered, table)
-        table.forget_older(engine=engine, precisions=allowed)
+        table.forget_older(engine=engine, batch=batch, precisions=allowed)
 
 
 def delivery(
-    base: BaseModel, train: LabelledImages, calibration: LabelledImages, request: tuple[Any, ...], place: Place,
-    work: Path,
+    base: BaseModel, train: LabelledImages, calibration: LabelledImages, request: tuple[Any, ...], batch: int,
+    place: Place, work: Path,
 ) -> tuple[dict[str, Any], Path]:  # fmt: skip
     """What optimize() found for a request, as columns, and where it is: as an earlier run left it in ``work``, or
     anew."""
     precisions, asked, confidence = request
-    folder = work / "delivered" / f"{place.engine}-{'-'.join(precisions)}-{asked:g}-{confidence or 'none'}"
+    name = (place.engine, f"batch-{batch}", *precisions, f"{asked:g}", str(confidence or "none"))
+    folder = work / "delivered" / "-".join(name)
     record = folder.with_name(folder.name + ".json")
     if not record.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        write_json(deliver(base, train, calibration, request, place, folder, work / "steps"), record)
+        write_json(deliver(base, train, calibration, request, batch, place, folder, work / "steps"), record)
     return json.loads(record.read_text()), folder
 
 
 def deliver(
-    base: BaseModel, train: LabelledImages, calibration: LabelledImages, request: tuple[Any, ...], place: Place,
-    folder: Path, steps: Path,
+    base: BaseModel, train: LabelledImages, calibration: LabelledImages, request: tuple[Any, ...], batch: int,
+    place: Place, folder: Path, steps: Path,
 ) -> dict[str, Any]:  # fmt: skip
     precisions, asked, confidence = request
-    config = OptimizeConfig(max_loss=asked / 100, confidence=confidence, engine=place.engine, precisions=precisions)
+    config = OptimizeConfig(
+        max_loss=asked / 100, confidence=confidence, engine=place.engine, precisions=precisions, batch=batch
+    )
     try:
         made = optimize(base, train, calibration, config, folder, work=steps, progress=say, place=place)
     except (DoesNotPayError, ConfigError) as reason:
@@ -126,15 +130,14 @@ def report(
     base: BaseModel, place: Place, images: LabelledImages, allowed: str, delivered: dict[Any, Any], table: Table
 ) -> None:
     """Loss and time of all that was delivered in the ``allowed`` precisions, and of what a user would pick instead."""
-    folders = {str(request): folder for request, (columns, folder) in delivered.items() if columns["chosen"] != NOTHING}
+    folders = {str(request): folder for request, (columns, folder) in delivered.items() if "kind" in columns}
     compiled = open_network(base.module, base.spec.preprocessing.size, "torch-compile")
+    shape = {name: table.common[name] for name in ("batch", "pairs")}
     found = when_idle(
-        lambda: confirm(
-            base, folders, images, place, pairs=table.common["pairs"], instead={COMPILED: compiled}, progress=say
-        ),
+        lambda: confirm(base, folders, images, place, **shape, instead={COMPILED: compiled}, progress=say),
         lambda found: found.times[OWN].load,
     )
-    for name, what in ((OWN, "torch, as loaded"), (COMPILED, COMPILED), (INT8, "base int8")):
+    for name, what in ((OWN, "torch, as loaded"), (COMPILED, "torch, compiled"), (INT8, "base int8")):
         if name in found.times:
             add(table, found.losses[name], found.times[name], found.base_top1, what=what, precisions=allowed)
     for request, (columns, _) in delivered.items():

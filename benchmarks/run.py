@@ -92,6 +92,10 @@ def commands(shared: Path, work: Path) -> list[Command]:
             continue
         add("optimize", name, path, data, "--work", work / "optimize" / name, writes=(f"optimize_{name}_cpu.csv",))
         if name == "vgg16":
+            for engine, batch in (("openvino", 1), ("torch", 1), ("onnxruntime", 32)):
+                there = ("--engine", engine, "--batch", batch, "--only", "f32", "--limit", 0.5)
+                add("optimize", name, path, data, "--work", work / "optimize" / name, *there,
+                    writes=(f"optimize_{name}_cpu.csv",))  # fmt: skip
             add("promise_of_optimize", writes=("promise_of_optimize.csv",), needs=())
             delivered = work / "optimize" / name / "delivered"
             add("corruption", name, path, data, delivered, writes=("corruption_vgg16.csv",))

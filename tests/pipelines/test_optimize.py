@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 import sinf as public
 from program import Program
@@ -21,7 +21,7 @@ from sinf.bundle.semantic import Bundle
 from sinf.data.clusters import Clusters, one_cluster
 from sinf.data.images import LabelledImages
 from sinf.engine.torch_engine import SemanticModel
-from sinf.errors import ConfigError, DataError, DoesNotPayError
+from sinf.errors import ConfigError, DataError, DependencyError, DoesNotPayError
 from sinf.graph.price import LayerTimes
 from sinf.load import from_pretrained
 from sinf.measure.delivery import ExpectedLoss, answers_of
@@ -52,6 +52,7 @@ SMALL: dict[str, Any] = {
     "tails": (0.95,),
     "max_loss": 0.5,
     "by_time": False,
+    "compiled": False,
 }
 
 
@@ -171,10 +172,46 @@ def test_the_fastest_is_written_and_loads(
     assert found.chosen.name.startswith(quick)
     assert found.chosen.accepted is True
     assert {each.kind for each in found.rows} == {"static", "cascade"}
-    assert found.own.mean == 9.0
+    assert (found.own.mean, found.compiled) == (9.0, None)
     model = from_pretrained(tmp_path / "fast")
     assert type(model).__name__ == kind
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 6)
+
+
+def test_the_model_by_torch_compile_is_timed_beside_them(
+    optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[torch.Size] = []
+
+    def opened(network: nn.Module, size: tuple[int, int, int], engine: str) -> Callable[[Tensor], Tensor]:
+        assert (network, engine) == (optimized.base.module, "torch-compile")
+        return lambda x: (ran.append(x.shape), network(x))[1]
+
+    monkeypatch.setattr(module, "open_network", opened)
+    fast({"ranks": 4.0, module.COMPILED: 7.0})
+    found = optimized(tmp_path / "fast", compiled=True, batch=2)
+    assert ran[0] == (2, 3, 32, 32)  # compiled before anything is timed, for batches as they will be
+    assert found.compiled is not None
+    assert (found.compiled.mean, found.own.mean) == (7.0, 9.0)
+
+
+@pytest.mark.parametrize("engine", ["torch", "torch-compile"])
+def test_what_cannot_be_compiled_is_left_out(
+    engine: str, optimized: Optimizer, fast: Callable[[Mapping[str, float]], None], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Without a C++ compiler; in the engine that compiles, the base model there is what it would be."""
+
+    def refuse(*network: Any) -> None:
+        raise DependencyError("torch.compile needs a C++ compiler", remedy="install g++")
+
+    monkeypatch.setattr(module, "open_network", refuse)
+    fast({"ranks": 4.0})
+    found = optimized(tmp_path / "fast", compiled=True, engine=engine)
+    assert found.compiled is None
+    assert (f"{module.COMPILED}: torch.compile needs a C++ compiler: install g++" in found.left_out) == (
+        engine == "torch"
+    ), found.left_out
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from tiny import coloured_images
 
 SMALL = OptimizeConfig(
     engine="torch", images=24, methods=("ranks", "channels"), budgets=(0.8, 0.6), cuts=(0.3,), tails=(0.95,),
-    max_loss=0.9, by_time=False,
+    max_loss=0.9, by_time=False, compiled=False,
 )  # fmt: skip
 
 

@@ -349,7 +349,7 @@ def test_what_optimize_wrote_is_what_a_report_reads(
     monkeypatch.setattr(optimizing, "interleaved", taking(lambda name: 4.0 if name.startswith(quick) else 9.0))
     config = OptimizeConfig(
         engine="torch", images=24, methods=("ranks",), budgets=(0.6,), cuts=(0.3,), tails=(0.95,), max_loss=0.5,
-        by_time=False,
+        by_time=False, compiled=False,
     )  # fmt: skip
     made = optimize(small("vgg11", 0.125), tiny_images, images, config, tmp_path / "fast")
     path = tmp_path / "optimize.json"

@@ -37,6 +37,10 @@ def test_the_model_as_loaded_is_compared_by_shares() -> None:
     assert times.own is not None
     assert (times.own.milliseconds, times.own.share) == (20.0, 2.0)
     assert times.share == pytest.approx(0.1)
+    assert times.own.compiled is None
+    (times,) = results_of(record() | {"compiled": latency(15.0).to_json()}, "here").times
+    assert times.own is not None
+    assert (times.own.compiled, times.share) == (15.0, pytest.approx(0.1))
     (times,) = results_of(record() | {"own": None}, "here").times
     assert times.share == pytest.approx(0.2)
 

@@ -34,7 +34,7 @@ from sinf.models import BaseModel
 from sinf.pipelines.candidates import Delivery, Promise
 from sinf.pipelines.optimize_choice import Row
 from sinf.pipelines.optimize_config import OptimizeConfig as OptimizeConfig
-from sinf.pipelines.optimize_search import Search
+from sinf.pipelines.optimize_search import COMPILED, OWN, Search
 from sinf.pipelines.optimize_time import expected_time
 from sinf.pipelines.place import Place
 from sinf.routing.paired_test import p_value
@@ -45,14 +45,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Optimized:
-    """What was chosen, what is promised of it, what it was chosen from, and the base model as it was loaded beside
-    them."""
+    """What was chosen, what is promised of it, what it was chosen from, and beside them the base model in torch: as it
+    was loaded, and by torch.compile, None where that was not timed."""
 
     chosen: Row
     promise: Promise
     rows: tuple[Row, ...]
     own: Latency
     left_out: tuple[str, ...] = field(default=())
+    compiled: Latency | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -103,10 +104,10 @@ def optimize(
         expect(expected_time(base, config, scoring=scoring, selection=selection, calibration=calibration))
     search = Search(base, scoring, selection, calibration, config, steps, told, place)
     with nullcontext() if place is not None else closing(search.place):
-        rows, own = search.measure(list(search.opened()))
+        rows, in_torch = search.measure(list(search.opened()))
         tested = {row.full_name: row for row in search.test(rows)}
         rows = [tested.get(row.full_name, row) for row in rows]
-        optimized = _chosen(rows, own, search, config)
+        optimized = _chosen(rows, in_torch, search, config)
         delivery = Delivery(optimized.promise, calibration, scoring.class_names, key)
         search.candidates[optimized.chosen.full_name].save(folder, delivery)
     if work is None:
@@ -114,7 +115,7 @@ def optimize(
     return optimized
 
 
-def _chosen(rows: list[Row], own: Latency, search: Search, config: OptimizeConfig) -> Optimized:
+def _chosen(rows: list[Row], in_torch: dict[str, Latency], search: Search, config: OptimizeConfig) -> Optimized:
     """The fastest row that was accepted."""
     left_out, longer = search.left_out, "give more minutes, " * search.limit.over
     accepted = [(row, row.promise) for row in rows if row.accepted and row.promise is not None]
@@ -128,7 +129,7 @@ def _chosen(rows: list[Row], own: Latency, search: Search, config: OptimizeConfi
             numbers={"rows": [row.to_json() for row in rows], "left_out": left_out},
         )
     chosen, promise = min(accepted, key=lambda pair: pair[0].share)
-    optimized = Optimized(chosen, promise, tuple(rows), own, tuple(left_out))
+    optimized = Optimized(chosen, promise, tuple(rows), in_torch[OWN], tuple(left_out), in_torch.get(COMPILED))
     if not is_faster((chosen.time,)):
         raise DoesNotPayError(
             "what is delivered must be faster than the base model in its engine",

@@ -44,6 +44,7 @@ class OptimizeConfig:
         minutes: when they are over, no candidate is begun; those that are there are measured and tested. The base model
             in all precisions and the first smaller network are there in any case.
         pairs: measurements of time.
+        compiled: whether the base model by torch.compile is timed beside them, where a C++ compiler is there.
         memory: bytes that the process may take.
     """
 
@@ -80,6 +81,7 @@ class OptimizeConfig:
         Option("Begin no candidate after so many minutes; the best so far is tested and written.", otherwise="none"),
     ] = None
     pairs: int = 100
+    compiled: bool = True
     seed: Seed = 0
     memory: MemoryLimit = DEFAULT
 

@@ -11,23 +11,25 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from sinf.compress.select import Budget
 from sinf.data.clusters import Clusters, one_cluster
 from sinf.data.images import LabelledImages, Preprocessing
-from sinf.errors import ConfigError, CutError, OutOfReachError, SinfError
+from sinf.engine.network_engine import open_network
+from sinf.errors import ConfigError, CutError, DependencyError, ModelError, OutOfReachError, SinfError
 from sinf.graph.cost import WEIGHT_COST
 from sinf.graph.price import LayerTimes
 from sinf.graph.trace import trace
 from sinf.machine.memory import Memory
 from sinf.measure.delivery import ExpectedLoss, answers_of, answers_with_margins
 from sinf.measure.timed_images import timed_images
-from sinf.measure.timing import Latency, interleaved
+from sinf.measure.timing import Latency, interleaved, pinned_threads
 from sinf.models import BaseModel
 from sinf.models.described import described
 from sinf.pipelines.build import BuildConfig, Images, make_bundle
-from sinf.pipelines.candidates import Candidate, Design, Promise, Routed, Static
+from sinf.pipelines.candidates import Candidate, Design, Promise, Routed, Run, Static
 from sinf.pipelines.compression_options import TimedIn
 from sinf.pipelines.optimize_choice import FIRST_ROUNDS, LOST, Row, aim, contenders, kept_at, likely_loss, tested
 from sinf.pipelines.optimize_config import OptimizeConfig
@@ -41,6 +43,7 @@ Progress = Callable[[str, int, int], None]
 
 BASE = "base model"
 OWN = "your model, as loaded (torch)"
+COMPILED = "your model, torch.compile"
 _WELL = 0.6  # of the cost: a method that keeps no more within the limit needs no other beside it
 _BETWEEN = (1 / 3, 2 / 3)  # of the way, in factors, from the last network within the limit to the first beyond
 _LEAST = 0.05  # of the cost of its tail: no subgraph is smaller
@@ -273,27 +276,45 @@ class Search:
                 except SinfError as reason:
                     self.left_out.append(f"{design.name}, {precision}: {reason}")
 
-    def measure(self, candidates: list[Candidate]) -> tuple[list[Row], Latency]:
-        """Loss and time of every candidate, and the time of the base model as it was loaded. A few rounds tell which
-        may win; those are timed again, in all rounds of one run."""
+    @cached_property
+    def _in_torch(self) -> dict[str, Run]:
+        """What a user would run instead without another engine: the base model as it was loaded, and compiled."""
+        runs: dict[str, Run] = {OWN: self.own}
+        if not self.config.compiled or self.config.engine == "torch-compile" or self._too_late(COMPILED):
+            return runs
+        one = torch.zeros(self.config.batch, *self.preprocessing.size)
+        try:
+            compiled = open_network(self.own, self.preprocessing.size, "torch-compile")
+            with pinned_threads(self.config.threads), torch.no_grad():  # threads are part of what is compiled
+                compiled(one)
+            runs[COMPILED] = compiled
+        except (DependencyError, ModelError) as reason:
+            self.left_out.append(f"{COMPILED}: {reason}")
+        return runs
+
+    def measure(self, candidates: list[Candidate]) -> tuple[list[Row], dict[str, Latency]]:
+        """Loss and time of every candidate, and times of the base model in torch, by name. A few rounds tell which may
+        win; those are timed again, in all rounds of one run."""
         expected = self._answers(self.reference, self.selection)
         losses = [
             ExpectedLoss.of(expected, self._answers(candidate, self.selection), self.selection.labels)
             for candidate in candidates
         ]
         pairs = self.config.pairs
-        rows, own = self._timed(candidates, losses, max(2, round(FIRST_ROUNDS * pairs)))
+        rows, in_torch = self._timed(candidates, losses, max(2, round(FIRST_ROUNDS * pairs)))
         worth = contenders(rows, self.config.max_loss)
         again = [i for i, row in enumerate(rows) if row.time.pairs < pairs and (row in worth or row.name == BASE)]
         if again:
-            timed, own = self._timed([candidates[i] for i in again], [losses[i] for i in again], pairs)
+            timed, in_torch = self._timed([candidates[i] for i in again], [losses[i] for i in again], pairs)
             for i, row in zip(again, timed, strict=True):
                 rows[i] = row
-        return rows, own
+        return rows, in_torch
 
-    def _timed(self, candidates: list[Candidate], losses: list[ExpectedLoss], pairs: int) -> tuple[list[Row], Latency]:
-        """Rows of candidates that are timed in one run with the base model as it was loaded, the base model in its
-        engine in between; in a few runs where not all may be open at once."""
+    def _timed(
+        self, candidates: list[Candidate], losses: list[ExpectedLoss], pairs: int
+    ) -> tuple[list[Row], dict[str, Latency]]:
+        """Rows of candidates that are timed in one run with the base model in torch, the base model in its engine in
+        between; in a few runs where not all may be open at once."""
         config = self.config
         x = timed_images(
             self.selection, self._own[1], self.preprocessing, batch=config.batch, pairs=pairs, seed=config.seed
@@ -302,14 +323,14 @@ class Search:
         for group in self.place.together(self.reference.running, (each.running for each in candidates)):
             runs = {each.full_name: each.run for each in candidates if each.running in group}
             times |= interleaved(
-                self.reference.run, {OWN: self.own, **runs}, x, batch=config.batch, pairs=pairs,
+                self.reference.run, self._in_torch | runs, x, batch=config.batch, pairs=pairs,
                 warmup=max(2, pairs // 10), threads=config.threads, progress=self._reporter("time"),
             )  # fmt: skip
         rows = [
             Row(each.name, each.kind, each.precision, loss, times[each.full_name])
             for each, loss in zip(candidates, losses, strict=True)
         ]
-        return rows, times[OWN]
+        return rows, {name: times[name] for name in self._in_torch}
 
     def test(self, rows: list[Row]) -> list[Row]:
         """Rows that may win, as the calibration images say: see :func:`tested`."""

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sinf.measure.shares import percent_less, relative, times_less
-from sinf.pipelines.optimize_search import BASE
+from sinf.pipelines.optimize_search import BASE, COMPILED
 from sinf.report.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def show_optimized(optimized: Optimized, config: OptimizeConfig, folder: Path) -
     for name in ("", "", "points lost", "ms", "less time", *([] if int8 is None else ["less than\nint8"])):
         table.add_column(name, justify="right" if name else "left", no_wrap=len(table.columns) != 1)
     table.add_row("", "your model as loaded, torch f32", "", f"{optimized.own.mean:.2f}")
+    if optimized.compiled is not None:
+        table.add_row("", COMPILED, "", f"{optimized.compiled.mean:.2f}")
     table.add_row("", f"{BASE}, f32", "", f"{chosen.time.base_mean:.2f}")
     shown = worth_showing(optimized.rows, config.max_loss)
     for row in sorted(shown, key=lambda row: -row.share):

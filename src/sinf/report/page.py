@@ -199,7 +199,8 @@ def _time_tile(times: Times) -> Tile:
     number, less = times_less(times.share)
     if times.own is None:
         return Tile(number, f"{less} than the base model", f"{inside}; {saved}")
-    own = f"your model as loaded ({times.own.milliseconds:.2f} ms)"
+    compiled = "" if times.own.compiled is None else f", {times.own.compiled:.2f} ms by torch.compile"
+    own = f"your model as loaded ({times.own.milliseconds:.2f} ms{compiled})"
     return Tile(number, f"{less} than {own}", f"base model: {inside}; {saved}")
 
 

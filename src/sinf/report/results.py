@@ -51,10 +51,11 @@ class Candidate:
 @dataclass(frozen=True)
 class Own:
     """The model as it was loaded: mean milliseconds a batch, and its time as a share of that of the base model in the
-    engine, which ran beside it."""
+    engine, which ran beside it; and milliseconds by torch.compile where that was timed."""
 
     milliseconds: float
     share: float
+    compiled: float | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def _of_optimize(record: dict[str, Any]) -> Results:
     times: tuple[Times, ...] = ()
     if chosen is not None:
         engine = " ".join(str(promise[name]) for name in ("engine", "precision") if promise.get(name))
-        times = (_times(chosen["time"], engine or chosen["precision"], record.get("own")),)
+        times = (_times(chosen["time"], engine or chosen["precision"], record.get("own"), record.get("compiled")),)
     limit = _number(promise.get("max_loss"))
     return Results(
         candidates=tuple(sorted(rows, key=lambda row: row.share)),
@@ -184,12 +185,15 @@ def _candidate(row: dict[str, Any], chosen: bool) -> Candidate:
     )  # fmt: skip
 
 
-def _times(row: dict[str, Any], engine: str, own: dict[str, Any] | None) -> Times:
+def _times(
+    row: dict[str, Any], engine: str, own: dict[str, Any] | None, compiled: dict[str, Any] | None = None
+) -> Times:
     where = [engine]
     where += [f"batch {row['batch']}"] if "batch" in row else []
     where += [f"{row['threads']} thread{'s' if row['threads'] != 1 else ''}"] if "threads" in row else []
     base, mean = float(row["base_mean"]), float(row["mean"])
-    loaded = None if own is None else Own(float(own["mean"]), 1 - _saved(own)[0])
+    by_compile = None if compiled is None else float(compiled["mean"])
+    loaded = None if own is None else Own(float(own["mean"]), 1 - _saved(own)[0], by_compile)
     return Times(", ".join(where), base, mean, loaded, *_saved(row))
 
 
