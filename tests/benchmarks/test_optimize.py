@@ -19,7 +19,6 @@ from sinf.pipelines.confirm import INT8, Confirmed
 from sinf.pipelines.optimize_search import COMPILED, OWN
 from times import latency
 
-
 NOTHING_PAYS = DoesNotPayError("something must pay", got="nothing", remedy="leave it", numbers={})
 
 
