@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -49,6 +50,17 @@ def hold(context: typer.Context, out: Path):
 def talk():
     for number in range(100_000):
         print(number)
+app.main()
+"""
+
+#: The program with times that are made up, by which a cascade is fastest: those that are measured differ every time.
+OPTIMIZE = """
+from times import taking
+from sinf.cli import app
+from sinf.pipelines import optimize_search
+optimize_search.interleaved = taking(lambda name: 4.0 if name.startswith("cascade") else 9.0)
+optimize_search.layer_precision = lambda config: None
+optimize_search.Search._in_torch = property(lambda search: {optimize_search.OWN: search.own})
 app.main()
 """
 
@@ -278,3 +290,33 @@ def test_a_build_that_is_killed_or_terminated_goes_on(sinf: Program, data: Path,
     assert "Traceback" not in err
     sinf(*words)
     assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.slow  # a dozen processes import torch and datasets
+def test_optimize_that_is_killed_ten_times_delivers_the_same(data: Path, tmp_path: Path) -> None:
+    """At any moment, and goes on every time."""
+    torch.manual_seed(0)
+    weights = tmp_path / "vgg11.safetensors"
+    save_file(load_model("vgg11", classes=6, options={"width": 0.125}).module.state_dict(), weights)
+    words = [
+        "-c", OPTIMIZE, "optimize", "vgg11", "--weights", weights, "--data", data, "--score", "train", "--calibrate",
+        "test", "--max-loss", "90", "--images", "24", "--engine", "torch",
+    ]  # fmt: skip
+
+    def tensors(out: Path) -> list[bytes]:
+        return [path.read_bytes() for path in sorted(out.rglob("*.safetensors"))]
+
+    began = time.monotonic()
+    _, err = start(*words, "--out", tmp_path / "whole" / "fast").communicate(timeout=300)
+    assert (tmp_path / "whole" / "fast").is_dir(), err
+    took, moments = time.monotonic() - began, random.Random(0)
+    for _ in range(10):
+        process = start(*words, "--out", tmp_path / "parts" / "fast")
+        time.sleep(moments.uniform(0.0, took))
+        process.kill()
+        process.communicate(timeout=60)
+    code = start(*words, "--out", tmp_path / "parts" / "fast")
+    _, err = code.communicate(timeout=300)
+    assert code.returncode == 0, err
+    assert tensors(tmp_path / "parts" / "fast") == tensors(tmp_path / "whole" / "fast")
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["fast"]
