@@ -24,18 +24,17 @@ from torch import Tensor
 
 from sinf import LabelledImages
 from sinf.compress.select import Budget
-from sinf.engine.engines import native, runtime_of
 from sinf.errors import ConfigError
 from sinf.graph.cost import WEIGHT_COST, MacCount
 from sinf.graph.coupling import couple
 from sinf.graph.price import LayerTimes
 from sinf.graph.trace import trace
-from sinf.measure.accuracy import machine
 from sinf.measure.bootstrap import interval
-from sinf.measure.layer_times import FORMAT, from_tensors, layer_times, to_tensors
 from sinf.measure.timing import interleaved
 from sinf.models import BaseModel
+from sinf.pipelines.compression_options import TimedIn
 from sinf.pipelines.prune import Amount, PruneConfig, pruner
+from sinf.pipelines.times import network_times
 
 ENGINE = "onnxruntime"
 DRAWS = 9999  # of the bootstrap over images
@@ -107,17 +106,6 @@ def made(
     return model
 
 
-def times_of(setup: Setup) -> LayerTimes:
-    """Of the base model's layers in the engine, measured once a work folder."""
-    fed, run = setup.base.spec.preprocessing, in_engine(setup.base, ENGINE)
-    depends = {"format": FORMAT, "model": setup.name, "version": runtime_of(ENGINE).version, **machine()}
-    stored = setup.store.get(
-        "layer-times", depends,
-        lambda: to_tensors(layer_times(setup.base_graph, lambda x: run(native(ENGINE, x)), fed.size, ENGINE)),
-    )  # fmt: skip
-    return from_tensors(stored)
-
-
 def counted(model: BaseModel) -> tuple[int, int]:
     """MACs of an image, and calls of layers."""
     graph = trace(model.module, model.spec.preprocessing)
@@ -145,7 +133,7 @@ def main(
         precision="float32", batch=1, threads=1, pairs=pairs, seed=0,
     )  # fmt: skip
     setup = Setup(name, weights, data, work)
-    times = times_of(setup)
+    times = network_times(setup.base, TimedIn(ENGINE), setup.store, say)
     print(f"{times.where}: {times.total:.3f} ms, of it in layers {times.in_layers:.3f}", flush=True)
     if until == "layers":
         return

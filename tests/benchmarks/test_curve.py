@@ -79,7 +79,7 @@ def test_rows_are_written_at_the_end(
         curve.Answers(torch.arange(30) % 2 == 0, torch.arange(30) % 3 != 0),
         curve.Answers(*torch.ones(2, 30).bool()),
     ]
-    setup = SimpleNamespace(base=base, train=tiny_images, report=tiny_images, answers=lambda model: halves)
+    setup = SimpleNamespace(base=base, store=None, train=tiny_images, report=tiny_images, answers=lambda model: halves)
     timed: list[str] = []
 
     def interleaved(base: object, ours: dict[str, object], images: object, pairs: int) -> dict[str, SimpleNamespace]:
@@ -91,7 +91,7 @@ def test_rows_are_written_at_the_end(
     monkeypatch.setattr(sys.modules["table"], "RESULTS", tmp_path)
     for name, value in {
         "Setup": lambda *given: setup, "CHAINS": {"resnet56": chains}, "IMAGES": 24, "interleaved": interleaved,
-        "times_of": lambda setup: like_macs(trace(base.module, base.spec.preprocessing)),
+        "network_times": lambda base, *given: like_macs(trace(base.module, base.spec.preprocessing)),
         "in_engine": lambda model, engine: model.module,
     }.items():  # fmt: skip
         monkeypatch.setattr(curve, name, value)

@@ -3,6 +3,7 @@ engine."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from sinf.graph.cost import MacCount
 from sinf.models import load_model
 from sinf.pipelines.candidates import Static
 from sinf.pipelines.optimize import OptimizeConfig
-from sinf.pipelines.optimize_search import Search
+from sinf.pipelines.optimize_search import Search, place_of
 from times import times_of
 from tiny import Mixed, coloured_images
 
@@ -44,8 +45,9 @@ def test_it_is_a_candidate(tiny_images: LabelledImages, tmp_path: Path, monkeypa
             engine="torch", methods=(name,), budgets=(0.7,), cuts=(0.3,), tails=(0.95,), images=24, max_loss=0.5,
             by_time=False,
         )  # fmt: skip
-        search = Search(base, tiny_images, other, other, config, tmp_path / "work", lambda step, done, total: None)
-        designs = list(search.designs())
+        with closing(place_of(config, tiny_images, base.spec.preprocessing)) as place:
+            search = Search(base, tiny_images, other, other, config, tmp_path / "work", lambda *said: None, place)
+            designs = list(search.designs())
     methods = [design.method for design in designs if isinstance(design, Static)]
     assert name in methods
     assert len(designs) > len(methods), search.left_out  # and a cascade of it

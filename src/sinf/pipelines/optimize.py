@@ -34,7 +34,7 @@ from sinf.models import BaseModel
 from sinf.pipelines.candidates import Delivery, Promise
 from sinf.pipelines.optimize_choice import Row
 from sinf.pipelines.optimize_config import OptimizeConfig as OptimizeConfig
-from sinf.pipelines.optimize_search import COMPILED, OWN, Search
+from sinf.pipelines.optimize_search import COMPILED, OWN, Search, place_of
 from sinf.pipelines.optimize_time import expected_time
 from sinf.pipelines.place import Place
 from sinf.routing.paired_test import p_value
@@ -102,8 +102,9 @@ def optimize(
     told = progress or (lambda step, done, total: None)
     if expect is not None:
         expect(expected_time(base, config, scoring=scoring, selection=selection, calibration=calibration))
-    search = Search(base, scoring, selection, calibration, config, steps, told, place)
-    with nullcontext() if place is not None else closing(search.place):
+    where = place or place_of(config, scoring, base.spec.preprocessing)
+    with nullcontext() if place is not None else closing(where):
+        search = Search(base, scoring, selection, calibration, config, steps, told, where)
         rows, in_torch = search.measure(list(search.opened()))
         tested = {row.full_name: row for row in search.test(rows)}
         rows = [tested.get(row.full_name, row) for row in rows]

@@ -80,15 +80,15 @@ class Search:
         config: OptimizeConfig,
         work: Path,
         progress: Progress,
-        place: Place | None = None,
+        place: Place,
     ) -> None:
         self.limit = TimeLimit(config.minutes)
         self.base, self.own = described(base), base.module
         self.config, self.work, self.progress = config, work, self.limit.watched(progress)
         self.scoring, self.selection, self.calibration = scoring, selection, calibration
         self.preprocessing = base.spec.preprocessing
-        self.place = place or place_of(config, scoring, self.preprocessing)
-        _require_same(self.place, config)
+        self.place = place
+        _require_same(place, config)
         held = Memory(config.memory).decoded(self.preprocessing.size, selection, calibration)
         self.memory = config.memory - most_open(base, config) - held  # for making networks
         self.aim = aim(config.max_loss, config.confidence, len(calibration))
