@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from shown.limits import fastest
 
 from sinf.data.images import LabelledImages
 from sinf.errors import ConfigError
@@ -58,14 +59,13 @@ def test_budgets_of_time_are_spent_by_times(
         curve.made(base, tiny_images, (curve.Step("depth", 0.9), step), tmp_path, times, 24)
 
 
-def test_a_limit_picks_the_fastest_that_keeps_it(script: Callable[..., ModuleType]) -> None:
-    pages = script("pages")
+def test_a_limit_picks_the_fastest_that_keeps_it() -> None:
     rows = [
         {"made": name, "calibration_loss": lost, "time_saved": saved, "loss": "9"}
         for name, lost, saved in (("a", "0.4", "0.3"), ("b", "0.9", "0.6"), ("c", "1.1", "0.7"), ("d", "0.3", "0.2"))
     ]
-    assert [pages.fastest(rows, limit)["made"] for limit in (0.5, 1.0, 2.0)] == ["a", "b", "c"]
-    assert pages.fastest(rows, 0.1) is None
+    assert [fastest(rows, limit)["made"] for limit in (0.5, 1.0, 2.0)] == ["a", "b", "c"]
+    assert fastest(rows, 0.1) is None
 
 
 @pytest.mark.parametrize("until", ["layers", "networks", "all"])

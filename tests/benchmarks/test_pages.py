@@ -17,6 +17,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from shown import cells
+from shown.limits import picked
+from shown.optimized import optimized
 
 from sinf import edge
 from sinf.criteria import NAMES, group_statistics
@@ -177,11 +180,11 @@ def test_a_changed_result_is_a_stale_page(
 ) -> None:  # fmt: skip
     """One number of it, in any row that is shown."""
     pages = scripts("pages")
-    shutil.copytree(pages.RESULTS, tmp_path / "results")
-    monkeypatch.setattr(pages, "RESULTS", tmp_path / "results")
+    shutil.copytree(cells.RESULTS, tmp_path / "results")
+    monkeypatch.setattr(cells, "RESULTS", tmp_path / "results")
     text = next(each for each in pages.PAGES if each.name == page).read_text()
     assert pages.written(text) == text
-    rows = pages.read(file)
+    rows = cells.read(file)
     row = next(each for each in rows if each[column] and each.get("what", "time") in ("time", "optimize"))
     row[column] = str(float(row[column]) + 1) if column != "broken" else str(int(row[column]) + 1)
     with (tmp_path / "results" / file).open("w", newline="") as opened:
@@ -200,18 +203,38 @@ def test_the_tests_that_a_page_names_are_there() -> None:
         assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"
 
 
+class Recorded:
+    """The folder of results, which tells what was read there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.read = folder, dict[str, None]()
+
+    def __truediv__(self, name: str) -> Path:
+        self.read[name] = None
+        return self.folder / name
+
+    def glob(self, pattern: str) -> Iterator[Path]:
+        return self.folder.glob(pattern)
+
+
+def files_shown(pages: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the results that tables of pages are written from."""
+    recorded = Recorded(cells.RESULTS)
+    with monkeypatch.context() as during:
+        during.setattr(cells, "RESULTS", recorded)
+        for table in pages.TABLES.values():
+            table()
+    return list(recorded.read)
+
+
 def test_make_bench_measures_every_file_that_a_page_shows(
     scripts: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files that are there, and files that pages ask for, are what the commands of benchmarks/run.py write."""
     pages, run = scripts("pages"), scripts("run")
-    asked: set[str] = set()
-    read = pages.read
-    monkeypatch.setattr(pages, "read", lambda name: asked.add(name) or read(name))
-    for table in pages.TABLES.values():
-        table()
+    asked = set(files_shown(pages, monkeypatch))
     written = {name for command in run.commands(tmp_path, tmp_path / "runs") for name in command.writes}
-    there = {path.name for path in pages.RESULTS.iterdir()}
+    there = {path.name for path in cells.RESULTS.iterdir()}
     assert asked <= written
     assert there <= written, "a result that no command of benchmarks/run.py measures"
 
@@ -223,22 +246,17 @@ TIMES = {"newcomer_cpu.csv": ("seconds",), "resources_vgg16_cpu.csv": ("seconds"
 def test_what_a_page_shows_was_timed_on_an_idle_machine(
     scripts: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pages, shown = scripts("pages"), dict[str, list[dict[str, str]]]()
-    read = pages.read
-    monkeypatch.setattr(pages, "read", lambda name: shown.setdefault(name, read(name)))
-    for table in pages.TABLES.values():
-        table()
-    for name, rows in shown.items():
-        for row in rows:
+    for name in files_shown(scripts("pages"), monkeypatch):
+        for row in cells.read(name):
             times = ("ms", "base_ms", "time_saved", *TIMES.get(name, ()))
             load, timed = row.get("load"), any(row.get(key) for key in times)
-            assert not load or float(load) <= pages.IDLE, (name, row)
+            assert not load or float(load) <= cells.IDLE, (name, row)
             assert load or not timed, (name, row)
 
 
-def test_a_limit_has_its_loss_and_its_time_with_their_intervals(scripts: Callable[[str], ModuleType]) -> None:
+def test_a_limit_has_its_loss_and_its_time_with_their_intervals() -> None:
     """In the table of the README: every row of a limit says what was asked, and both intervals."""
-    lines = [line for line in scripts("pages").optimized().splitlines() if line.startswith("| **")]
+    lines = [line for line in optimized().splitlines() if line.startswith("| **")]
     assert lines
     for line in lines:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -273,9 +291,8 @@ def test_commands_take_what_they_are_given(scripts: Callable[[str], ModuleType],
         assert ("--keep" in line) == (re.search(r"^    keep: ", text, flags=re.MULTILINE) is not None)
 
 
-def test_nothing_is_picked_by_the_report_images(scripts: Callable[[str], ModuleType]) -> None:
+def test_nothing_is_picked_by_the_report_images() -> None:
     """Other losses and times of the report leave every picked row picked."""
-    pages = scripts("pages")
     draw = random.Random(0)
     for _ in range(50):
         rows = [
@@ -288,7 +305,7 @@ def test_nothing_is_picked_by_the_report_images(scripts: Callable[[str], ModuleT
         ]  # fmt: skip
         other = [row | {name: f"{draw.random():.3f}" for name in ("loss", "time_saved", "top1")} for row in rows]
         for limit in (1.0, 2.0):
-            first, second = pages.picked(rows, limit), pages.picked(other, limit)
+            first, second = picked(rows, limit), picked(other, limit)
             assert (first is None) == (second is None)
             if first is not None:
                 assert rows.index(first) == other.index(second)
