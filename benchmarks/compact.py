@@ -25,6 +25,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from networks import COMPACT, COMPACT_WEIGHTS, opened
 from table import Table
 from torch import Tensor, nn
 
@@ -43,7 +44,6 @@ from sinf.models import BaseModel
 from sinf.pipelines.prune import Amount, PruneConfig, prune, pruner
 from sinf.statistics import OutputMoments, collect
 
-HERE = Path(__file__).parent
 SCORED, BUDGETS = 4000, (0.9, 0.8, 0.7)
 FEW = 600
 METHODS = {
@@ -71,9 +71,7 @@ def main(
 ) -> None:
     data = shared / "data" / "cifar100"
     scoring, test = load_images(data, f"train[:{SCORED}]"), load_images(data, "test[50%:]")
-    weights = HERE / "weights" / "mobilenetv3_small_cifar100.safetensors"
-    feed = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)}
-    compact = load_model("timm:mobilenetv3_small_100", weights=weights, size=(3, 64, 64), **feed)  # type: ignore[arg-type]
+    compact = opened(COMPACT, COMPACT_WEIGHTS)
     losses("mobilenetv3-small", compact, scoring, load_images(data, "test[:50%]"), test, work, keep, only)
     shutil.rmtree(work, ignore_errors=True)
     if only:

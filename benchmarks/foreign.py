@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from networks import COMPACT_WEIGHTS
 from table import Table
 
 from sinf.measure.timing import OtherProcesses
@@ -60,8 +61,7 @@ class Network:
 
 
 def networks(work: Path, data: Path) -> Iterator[Network]:
-    weights = HERE / "weights" / "mobilenetv3_small_cifar100.safetensors"
-    compact = ("timm:mobilenetv3_small_100", "--size", "3,64,64", *CIFAR, "--weights", str(weights))
+    compact = ("timm:mobilenetv3_small_100", "--size", "3,64,64", *CIFAR, "--weights", str(COMPACT_WEIGHTS))
     yield Network("mobilenetv3-small", compact, 4000, trained=True)
     yield Network("densenet-bc", ("networks:densenet", "--size", "3,32,32", *CIFAR), 4000)
     large = random_weights("timm:mobilenetv2_100", work / "mobilenetv2.safetensors")

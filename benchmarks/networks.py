@@ -1,5 +1,5 @@
 """Networks of papers that sinf does not have: the CIFAR ResNets of He et al. with shortcuts without parameters, and
-DenseNet-BC.
+DenseNet-BC; and the compact network of timm that was trained for these scripts.
 
     PYTHONPATH=benchmarks sinf dynamic train networks:resnet20 --weights resnet20_cifar10.safetensors ...
 
@@ -8,11 +8,25 @@ Weights trained by others have these shortcuts (option A: every second position,
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sinf.models import resnet
+from sinf.models import BaseModel, load_model, resnet
+
+COMPACT = "mobilenetv3_small"
+COMPACT_WEIGHTS = Path(__file__).parent / "weights" / f"{COMPACT}_cifar100.safetensors"
+FEED: dict[str, Any] = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)}
+
+
+def opened(name: str, weights: Path) -> BaseModel:
+    """A reference network, or the compact one, for CIFAR-100."""
+    if name != COMPACT:
+        return load_model(name, weights=weights)
+    return load_model("timm:mobilenetv3_small_100", weights=weights, size=(3, 64, 64), **FEED)
 
 
 class Shortcut(nn.Module):

@@ -21,9 +21,10 @@ from typing import Annotated, Any
 
 import typer
 from candidates import say
+from networks import opened
 from table import Table, when_idle
 
-from sinf import BaseModel, LabelledImages, load_images, load_model, optimize
+from sinf import BaseModel, LabelledImages, load_images, optimize
 from sinf.engine.network_engine import open_network
 from sinf.errors import ConfigError, DoesNotPayError
 from sinf.measure.delivery import ExpectedLoss
@@ -70,7 +71,7 @@ def main(
     )  # fmt: skip
     if table.has(engine=engine, batch=batch):
         return
-    base = load_model(name, weights=weights)
+    base = opened(name, weights)
     train, calibration = load_images(data, "train"), load_images(data, "test[:50%]")
     reported = load_images(data, "test[50%:]")
     asked = [each for each in ASKED if only in ("", " ".join(each[0])) and (not limits or each[1] in limits)]

@@ -158,6 +158,9 @@ def commands(shared: Path, work: Path) -> list[Command]:
         add("dynamic", *timing, writes=(f"dynamic_time_{name}_cpu.csv",))
     large = ("torchvision:resnet18", data, "--size", 224, "--pairs", 100, "--work", dynamic, *few)
     add("dynamic", "time", *large, writes=("dynamic_time_torchvision_resnet18_cpu.csv",))
+    compact = HERE / "weights" / "mobilenetv3_small_cifar100.safetensors"
+    add("optimize", "mobilenetv3_small", compact, data, "--work", work / "optimize" / "mobilenetv3_small",
+        writes=("optimize_mobilenetv3_small_cpu.csv",))  # fmt: skip
     add("foreign", data, "--work", work / "foreign", writes=("foreign_cpu.csv",))
     add("as_saved", data, "--work", work / "as_saved", writes=("as_saved_cpu.csv",))
     spectra = ("compact_losses.csv", "compact_spectra.csv")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shown.cells import MISSING, Row, bounds, markdown, percent, points_of, read
 
-OPTIMIZED = ("vgg16", "resnet56")
+OPTIMIZED = ("vgg16", "resnet56", "mobilenetv3_small")
 FIRST = ("vgg16", "onnxruntime", "1")
 
 

@@ -39,7 +39,7 @@ def measured(
 ) -> Callable[..., tuple[list[dict[str, str]], list[str]]]:
     """Rows that a run of the script left, and the requests that it had made anew. Nothing pays at 0.1 points, of which
     images are too few for a confidence; what is delivered takes 4 ms in any run."""
-    module = script("optimize", "table", "candidates")
+    module = script("optimize", "table", "candidates", "networks")
     monkeypatch.setattr(sys.modules["table"], "RESULTS", tmp_path)
     made: list[str] = []
 
@@ -58,7 +58,7 @@ def measured(
     monkeypatch.setattr(module, "optimize", optimize)
     monkeypatch.setattr(module, "confirm", confirm)
     monkeypatch.setattr(module, "load_images", lambda *given: None)
-    monkeypatch.setattr(module, "load_model", lambda *given, **options: load_model("vgg11", classes=6))
+    monkeypatch.setattr(module, "opened", lambda *given, **options: load_model("vgg11", classes=6))
     monkeypatch.setattr(module, "place_of", lambda config, *given: nullcontext_of(config.engine))
     monkeypatch.setattr(module, "open_network", lambda *given: None)
 
