@@ -33,6 +33,8 @@ from sinf.storage.seal import unsealed
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from sinf.data.preprocessing import Preprocessing
+
     Picture = str | Path | Image
 
 MANIFEST = "manifest.json"
@@ -93,10 +95,17 @@ class _Export:
 
     def __init__(self, manifest: Manifest) -> None:
         self.classes: list[str] = list(manifest.classes)
-        self.precision, self.promise = manifest.precision, manifest.promise
+        self.runtime, self.precision, self.promise = ENGINES[manifest.format], manifest.precision, manifest.promise
         self._fed = manifest.preprocessing
         self._mean = np.asarray(self._fed.mean, np.float32) * 255
         self._std = np.asarray(self._fed.std, np.float32) * 255
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How image files become what the model reads."""
+        from sinf.data.preprocessing import Preprocessing  # needs Pillow
+
+        return Preprocessing(**self._fed.model_dump())
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         """``(B, H, W, C)`` uint8, of the model's size, to what the model wants."""
@@ -144,9 +153,7 @@ class _Export:
         raise NotImplementedError
 
     def _pixels(self, picture: Picture) -> np.ndarray:
-        from sinf.data.preprocessing import Preprocessing  # needs Pillow
-
-        fed = Preprocessing(**self._fed.model_dump())
+        fed = self.preprocessing
         if not isinstance(picture, (str, Path)):
             return fed.of_image(picture, str(getattr(picture, "filename", "image")))
         if not Path(picture).is_file():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from sinf.cli import options
 from sinf.cli.kinds import kind_of, open_artefact
 from sinf.cli.verb import Json
-from sinf.errors import DataError
+from sinf.errors import ConfigError, DataError
 from sinf.option import Option
 from sinf.storage import files
 
@@ -22,7 +22,7 @@ _NAMED = 3  # images in a message
 
 
 def evaluate(
-    artefact: options.Artefact,
+    artefact: options.Evaluated,
     data: options.Data,
     machine: options.Machine,
     split: options.UnseenSplit = "test[50%:]",
@@ -31,9 +31,16 @@ def evaluate(
     threshold: options.Threshold = None,
     allow_factory: options.AllowFactory = False,
 ) -> dict[str, Any]:
-    """Accuracy, MACs and parameters, beside the base model's; of a bundle also by cluster, or how MACs are spread."""
-    from sinf.cli.room import Need, fit
+    """Accuracy, MACs and parameters, beside the base model's; of a bundle also by cluster, or how MACs are spread.
 
+    Of an export, accuracy in its engine; with --base also what is lost there."""
+    from sinf.cli.room import Need, fit
+    from sinf.edge import ENGINES, is_export
+
+    if is_export(artefact):
+        if threshold is not None:
+            raise ConfigError("an export has its own threshold", got="--threshold", remedy="leave it out")
+        return _evaluate_export(artefact, data, machine, split, base, base_weights)
     kind = kind_of(artefact, threshold=threshold, base=base)
     machine.pin()
     model = open_artefact(artefact, threshold, allow_factory)
@@ -44,8 +51,34 @@ def evaluate(
     with options.Steps() as steps:
         result = kind.evaluate(model, images, beside, lambda done, total: steps("evaluating", done, total))
     kind.show_evaluation(result)
+    for export in filter(is_export, (artefact / engine for engine in ENGINES.values())):
+        print(f"{export} is what was timed and tested in its engine: sinf eval {export}")
     record: dict[str, Any] = result.to_json()
     return record
+
+
+def _evaluate_export(
+    folder: Path, data: options.Data, machine: options.Machine, split: str, base: str | None, base_weights: Path | None
+) -> dict[str, Any]:
+    from sinf import edge
+    from sinf.cli.room import Need, fit
+    from sinf.measure.accuracy import folder_bytes
+    from sinf.pipelines.exported import evaluate_export
+    from sinf.report import artefacts
+
+    threads = machine.pin()
+    export = edge.load(folder, threads=threads, key=options.key())
+    images = data.for_artefact(export, split)
+    beside = None if base is None else options.base_beside(export, base, base_weights)
+    need = Need(0, folder_bytes(folder))  # what its values take, only its engine knows; a base model's are larger
+    need = need if beside is None else need.beside(Need.of_model(beside))
+    fit(machine.memory, "evaluation", need, export.preprocessing, images)
+    with options.Steps() as steps:
+        result = evaluate_export(
+            export, images, beside, threads=threads, progress=lambda done, total: steps("evaluating", done, total)
+        )
+    artefacts.show_export(result)
+    return result.to_json()
 
 
 def predict(

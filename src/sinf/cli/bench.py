@@ -51,7 +51,7 @@ def bench(
     start = time.perf_counter()
     model = open_artefact(artefact, threshold, allow_factory)
     load_seconds = time.perf_counter() - start
-    images = options.labelled_as(model, images, data.labels)
+    images = options.labelled_as(model.classes, images, data.labels)
     beside = None if base is None else options.base_beside(model, base, base_weights)
     empty = images.warn_of_empty_classes("the benchmark")
     asked = Bench(

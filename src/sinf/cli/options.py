@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from sinf.bundle.classifier import Classifier
     from sinf.data.images import LabelledImages
     from sinf.data.labels import Matched
+    from sinf.edge import EdgeModel, EdgeNetwork
     from sinf.engine.torch_engine import SemanticModel
     from sinf.models import BaseModel
+
+    Exported = EdgeModel | EdgeNetwork
 
 Part = TypeVar("Part", "LabelledImages", "LabelledImages | None")
 
@@ -37,6 +40,9 @@ Bundle = Annotated[
 ]
 Artefact = Annotated[
     Path, Option("A folder made by sinf optimize, build, prune or dynamic train, or a hub id.", positional=True)
+]
+Evaluated = Annotated[
+    Path, Option("As of the other verbs, or an export: the folder onnxruntime in what optimize wrote.", positional=True)
 ]
 Base = Annotated[str | None, Option("Of a pruned model: the MODEL that it was made from, to compare with.", MODEL)]
 BaseWeights = Annotated[Path | None, Option("Weights of --base, a safetensors file.", MODEL)]
@@ -165,9 +171,9 @@ class Data:
         fit(memory, "answers", Need.of_model(base), base.spec.preprocessing, part)
         return _said(answered_by(base, part))
 
-    def for_artefact(self, model: Classifier, split: str) -> LabelledImages:
+    def for_artefact(self, model: Classifier | Exported, split: str) -> LabelledImages:
         """One split, with the classes of what sinf wrote."""
-        return labelled_as(model, self.images(split), self.labels)
+        return labelled_as(model.classes, self.images(split), self.labels)
 
 
 @dataclass(frozen=True)
@@ -211,8 +217,8 @@ def key() -> bytes | None:
         raise ConfigError(f"{KEY_FILE} must name a readable file", got=error, remedy="correct or unset it") from error
 
 
-def base_beside(model: Classifier, name: str, weights: Path | None) -> BaseModel:
-    """The base model that a plain model is compared with; it is fed the same images where it does not say itself."""
+def base_beside(model: Classifier | Exported, name: str, weights: Path | None) -> BaseModel:
+    """The base model that a plain model, or an export, is compared with; by default it is fed the same images."""
     from sinf.models import REFERENCE_NAMES, load_model
 
     feed, given = model.preprocessing, {}
@@ -228,14 +234,13 @@ def bundle(folder: Path, allow_factory: bool) -> SemanticModel:
     return SemanticModel.from_pretrained(folder, allow_factory=allow_factory, key=key())
 
 
-def labelled_as(model: Classifier, part: LabelledImages, labels: str | None) -> LabelledImages:
-    """Images with the classes of what sinf wrote, by the option ``--labels``, its names, or their numbers; what was
+def labelled_as(classes: list[str], part: LabelledImages, labels: str | None) -> LabelledImages:
+    """Images with the ``classes`` of what sinf wrote, by the option ``--labels``, its names, or their numbers; what was
     done is said."""
     from sinf.data.labels import ModelClasses, match_labels
 
     part.require_labels("accuracy")
-    names = ModelClasses.of(model.classes, "the folder")
-    return _said(match_labels(part, len(model.classes), names, file=labels))
+    return _said(match_labels(part, len(classes), ModelClasses.of(classes, "the folder"), file=labels))
 
 
 def _said(matched: Matched) -> LabelledImages:

@@ -10,6 +10,7 @@ from sinf.report.tables import _bytes, _console, _count, _share, _table
 if TYPE_CHECKING:
     from sinf.measure.plain import PlainEvaluation
     from sinf.measure.timing import Alone
+    from sinf.pipelines.exported import ExportEvaluation
 
 
 def show_plain(result: PlainEvaluation) -> None:
@@ -30,6 +31,23 @@ def show_plain(result: PlainEvaluation) -> None:
             points = f"{100 * (value - base):+.2f} points" if shown is _share else f"{100 * (value / base - 1):+.1f} %"
             table.add_row(name, shown(base), shown(value), points)
     _console().print(table)
+
+
+def show_export(result: ExportEvaluation) -> None:
+    """Of what was exported, in its engine."""
+    table = _table(f"{result.images:,} images, {result.engine} {result.precision}", "", "")
+    if result.loss is not None and result.loss.base_top1 is not None:
+        table.add_row("top-1 of the base model, f32", _share(result.loss.base_top1))
+    table.add_row("top-1", _share(result.top1))
+    if result.loss is not None:
+        loss = result.loss
+        table.add_row("points lost (95 %)", f"{loss.points:.2f} ({loss.low:.2f} .. {loss.high:.2f})")
+        table.add_row("other answers than the base model's", _share(loss.disagreement))
+    if result.fallback is not None:
+        table.add_row("answered by the full tail", _share(result.fallback))
+    console = _console()
+    console.print(table)
+    console.print(result.promise)
 
 
 def show_alone(rows: list[Alone], facts: dict[str, Any]) -> None:
