@@ -25,6 +25,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "headline details": limits.headline_details,
     "cascades": limits.cascades,
     "head to head vgg16": lambda: limits.head_to_head("vgg16"),
+    "chains vgg16": lambda: limits.chains("vgg16"),
+    "deferral vgg16": lambda: limits.deferral("vgg16"),
     "curve vgg16": lambda: limits.curve("vgg16"),
     "curve resnet56": lambda: limits.curve("resnet56"),
     "branches resnet56": lambda: limits.of_branches("resnet56"),

@@ -98,6 +98,8 @@ def commands(shared: Path, work: Path) -> list[Command]:
                     writes=(f"optimize_{name}_cpu.csv",))  # fmt: skip
             add("promise_of_optimize", writes=("promise_of_optimize.csv",), needs=())
             delivered = work / "optimize" / name / "delivered"
+            cascade = delivered / "onnxruntime-batch-1-f32-0.5-none"
+            add("deferral", name, data, cascade, writes=("deferral_vgg16.csv",))
             add("corruption", name, path, data, delivered, writes=("corruption_vgg16.csv",))
         add("budgets", name, path, data, writes=(f"budgets_{name}_cpu.csv",))
         add("curve", name, path, data, "--work", work / "curve" / name, writes=(f"curve_{name}_cpu.csv",))
@@ -133,6 +135,7 @@ def commands(shared: Path, work: Path) -> list[Command]:
         add("cuts", "resnet56", weights["resnet56"], data, *ranks, writes=("cuts_resnet56.csv",))
     ranks = ("--scored", 100, "--only", "low-rank-bundle")
     add("cuts", "vgg16", weights["vgg16"], data, *ranks, writes=("cuts_vgg16.csv",))
+    add("chains", "vgg16", weights["vgg16"], data, "--work", work / "chains", writes=("chains_vgg16.csv",))
     add("forms", "vgg16", weights["vgg16"], data, writes=("forms_vgg16.csv",))
     add("branches", "resnet56", weights["resnet56"], data, writes=("branches_resnet56.csv",))
     add("grouped", writes=("grouped_cpu.csv",))
