@@ -48,7 +48,8 @@ OTHERWISE = {
 
 def asked_of(row: Row) -> str:
     sure = f", `--confidence {row['confidence']}`" if row["confidence"] else ""
-    return f"{row['asked']} points{sure}, {' or '.join(row['precisions'].split())}"
+    points = "point" if row["asked"] == "1" else "points"
+    return f"{row['asked']} {points}{sure}, {' or '.join(row['precisions'].split())}"
 
 
 def times_less(own: float | None, ms: str) -> str:

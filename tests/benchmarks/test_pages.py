@@ -260,7 +260,7 @@ def test_a_limit_has_its_loss_and_its_time_with_their_intervals() -> None:
     assert lines
     for line in lines:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert re.match(r"\*\*[\d.]+ points", cells[0])
+        assert re.match(r"\*\*[\d.]+ points?\b", cells[0])
         if cells[1] != "nothing pays":
             assert re.fullmatch(r"-?[\d.]+ \(-?[\d.]+ \.\. -?[\d.]+\)", cells[1])
             assert re.fullmatch(r"-?[\d.]+ % \(-?[\d.]+ % \.\. -?[\d.]+ %\)", cells[4])
