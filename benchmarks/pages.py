@@ -11,6 +11,7 @@ from shown import dynamic, engines, limits, networks, optimized, trust
 _NAMES = ("README.md", "docs/results.md", "docs/engines.md", "docs/dynamic.md", "docs/trust.md")
 PAGES = tuple(Path(__file__).parents[1] / name for name in _NAMES)
 TABLES: dict[str, Callable[[], str]] = {
+    "first line": optimized.first_line,
     "optimized": optimized.optimized,
     "optimized elsewhere": lambda: optimized.optimized(False),
     "budgets": networks.budgets,
