@@ -24,12 +24,13 @@ LIMIT = "time limit"
 FASTEST = ("int8", "bf16", "f32")
 _RUNGS = 7  # of a ladder: how many are made shows only when one loses too much
 _SECOND = 0.5  # as much again: methods after the first are tried only where it does not do well
-_THRESHOLDS = 6  # with which a bundle is a candidate, in the mean
+_THRESHOLDS = 10  # with which a bundle is a candidate, in the mean
 _MAY_WIN = 0.25  # of the candidates: they are timed in all rounds
 _TESTED = 3  # candidates, in the mean
 _PROBE, _EXPORTED_PROBE = 0.05, 0.7  # seconds of a small network in which a layer is timed
 _ALONE = 1.5  # times an image of a batch takes by itself
 _DRAWS = 50_000  # views of the routing images
+_COMPILING = 12.0  # seconds that torch.compile takes of a network
 
 
 class TimeLimit:
@@ -115,6 +116,7 @@ def estimate(
     one = config.batch * forward * _ALONE
     settled = one + min(SETTLED * one, SETTLING / 1000)
     steps["times"] = timed * (FIRST_ROUNDS + _MAY_WIN) * config.pairs * 2 * 1.1 * settled
+    steps["times"] += _COMPILING * config.compiled
     steps["test"] = (1 + _TESTED) * calibration * forward
     return Estimate(steps, "--minutes, fewer --images, --no-cascades, or one --precision")
 
