@@ -46,18 +46,23 @@ def test_every_part_is_compiled_once_for_one_input_and_once_for_more(
 
 
 @pytest.mark.parametrize(
-    ("reason", "kind", "says"),
+    ("of", "reason", "kind", "says"),
     [
-        ("InvalidCxxCompiler: none found", DependencyError, "install g++"),
-        ("LoweringException: no such operator", ModelError, f"the part {FRONT} cannot be compiled"),
+        ("InductorError", "InvalidCxxCompiler: none found", DependencyError, "install g++"),
+        ("InductorError", "LoweringException: no such operator", ModelError, f"the part {FRONT} cannot be compiled"),
+        ("Unsupported", "a call that dynamo cannot follow", ModelError, f"the part {FRONT} cannot be compiled"),
     ],
 )
 def test_what_cannot_be_compiled_is_said(
-    built: Path, monkeypatch: pytest.MonkeyPatch, reason: str, kind: type[SinfError], says: str
+    built: Path, monkeypatch: pytest.MonkeyPatch, of: str, reason: str, kind: type[SinfError], says: str
 ) -> None:
+    """Whether inductor says so, which writes the code, or dynamo, which reads the network."""
+    import torch._dynamo.exc
     import torch._inductor.exc
 
-    class Broken(torch._inductor.exc.InductorError):
+    parent: Any = getattr(torch._inductor.exc, of, None) or getattr(torch._dynamo.exc, of)
+
+    class Broken(parent):
         def __init__(self) -> None:
             Exception.__init__(self, reason)
 

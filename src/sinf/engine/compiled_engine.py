@@ -44,7 +44,7 @@ def compiling(what: str) -> Iterator[None]:
     try:
         with TRACING, RUNNING.none():
             yield
-    except torch._inductor.exc.InductorError as error:
+    except torch._dynamo.exc.TorchDynamoException as error:
         reason = str(error).strip().splitlines()[0]
         if "InvalidCxxCompiler" in reason:
             raise DependencyError("torch.compile needs a C++ compiler", got=reason, remedy="install g++") from error
