@@ -62,6 +62,7 @@ def main(
     pairs: int = 500,
     only: Annotated[str, typer.Option(help="Ask for these precisions alone: 'f32', or 'f32 int8'.")] = "",
     limits: Annotated[list[float] | None, typer.Option("--limit", help="In points [default: 0.5, 1 and 0.1].")] = None,
+    likely: Annotated[bool, typer.Option(help="Ask for limits without a confidence alone.")] = False,
     keep: Annotated[bool, typer.Option(help="Leave out engines that are in the file.")] = False,
     loaded: Annotated[bool, typer.Option(help="Write rows even if other processes ran meanwhile.")] = False,
 ) -> None:
@@ -74,7 +75,10 @@ def main(
     base = opened(name, weights)
     train, calibration = load_images(data, "train"), load_images(data, "test[:50%]")
     reported = load_images(data, "test[50%:]")
-    asked = [each for each in ASKED if only in ("", " ".join(each[0])) and (not limits or each[1] in limits)]
+    asked = [
+        (precisions, limit, confidence) for precisions, limit, confidence in ASKED
+        if only in ("", " ".join(precisions)) and (not limits or limit in limits) and not (likely and confidence)
+    ]  # fmt: skip
     for precisions, requests in groupby(asked, lambda request: request[0]):
         allowed = " ".join(precisions)
         delivered: dict[tuple[Any, ...], tuple[dict[str, Any], Path]] = {}
