@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -285,9 +284,9 @@ def test_what_sinf_wrote_is_scored_by_names(tiny_images: LabelledImages, capsys:
     from sinf.cli import options
 
     order = [3, 0, 5, 1, 4, 2]
-    model = SimpleNamespace(classes=[tiny_images.class_names[c] for c in order])
-    found = options.labelled_as(model, tiny_images, None)  # type: ignore[arg-type]
-    assert found.class_names == model.classes
+    classes = [tiny_images.class_names[c] for c in order]
+    found = options.labelled_as(classes, tiny_images, None)
+    assert found.class_names == classes
     assert [order[label] for label in found.labels.tolist()] == tiny_images.labels.tolist()
     with pytest.raises(DataError):
-        options.labelled_as(SimpleNamespace(classes=["red", "green"]), tiny_images, None)  # type: ignore[arg-type]
+        options.labelled_as(["red", "green"], tiny_images, None)
