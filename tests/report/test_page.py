@@ -353,7 +353,8 @@ def test_what_optimize_wrote_is_what_a_report_reads(
     )  # fmt: skip
     made = optimize(small("vgg11", 0.125), tiny_images, images, config, tmp_path / "fast")
     path = tmp_path / "optimize.json"
-    path.write_text(json.dumps({"folder": "fast", **made.to_json()}))
+    record = {**made.to_json(), "compiled": made.own.to_json()}
+    path.write_text(json.dumps({"folder": "fast", **record}))
     model = from_pretrained(tmp_path / "fast")
     write_report(model, images, out, source=tmp_path / "fast", results=path)  # type: ignore[arg-type]
     page = parsed(out)
@@ -362,6 +363,7 @@ def test_what_optimize_wrote_is_what_a_report_reads(
     assert len(body) == len(made.rows)
     assert [words(line[1]) for line in body if line.get("class") == "chosen"] == [made.chosen.name]
     assert "60.0 % saved" in words(page)
+    assert "your model by torch.compile: 9.00 ms" in words(page)
     if quick == "ranks":
         assert words(page.find(".//blockquote")) == str(made.promise)  # type: ignore[arg-type]
 

@@ -199,9 +199,9 @@ def _time_tile(times: Times) -> Tile:
     number, less = times_less(times.share)
     if times.own is None:
         return Tile(number, f"{less} than the base model", f"{inside}; {saved}")
-    compiled = "" if times.own.compiled is None else f", {times.own.compiled:.2f} ms by torch.compile"
-    own = f"your model as loaded ({times.own.milliseconds:.2f} ms{compiled})"
-    return Tile(number, f"{less} than {own}", f"base model: {inside}; {saved}")
+    own = f"your model as loaded ({times.own.milliseconds:.2f} ms)"
+    compiled = "" if times.own.compiled is None else f"; your model by torch.compile: {times.own.compiled:.2f} ms"
+    return Tile(number, f"{less} than {own}", f"base model: {inside}; {saved}{compiled}")
 
 
 def _loss_tiles(findings: Findings, results: Results) -> list[Tile]:
