@@ -26,7 +26,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "headline details": limits.headline_details,
     "cascades": limits.cascades,
     "head to head vgg16": lambda: limits.head_to_head("vgg16"),
-    "chains vgg16": lambda: limits.chains("vgg16"),
     "deferral vgg16": lambda: limits.deferral("vgg16"),
     "curve vgg16": lambda: limits.curve("vgg16"),
     "curve resnet56": lambda: limits.curve("resnet56"),

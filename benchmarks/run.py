@@ -135,7 +135,6 @@ def commands(shared: Path, work: Path) -> list[Command]:
         add("cuts", "resnet56", weights["resnet56"], data, *ranks, writes=("cuts_resnet56.csv",))
     ranks = ("--scored", 100, "--only", "low-rank-bundle")
     add("cuts", "vgg16", weights["vgg16"], data, *ranks, writes=("cuts_vgg16.csv",))
-    add("chains", "vgg16", weights["vgg16"], data, "--work", work / "chains", writes=("chains_vgg16.csv",))
     add("forms", "vgg16", weights["vgg16"], data, writes=("forms_vgg16.csv",))
     add("branches", "resnet56", weights["resnet56"], data, writes=("branches_resnet56.csv",))
     add("grouped", writes=("grouped_cpu.csv",))

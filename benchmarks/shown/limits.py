@@ -90,20 +90,6 @@ def head_to_head(model: str) -> str:
     return markdown(head, lines) if lines else MISSING
 
 
-def chains(model: str) -> str:
-    """Whether a third stage between a cascade's two tails pays."""
-    rows = read(f"chains_{model}.csv")
-    lines = []
-    for row in rows:
-        middle = f"{row['middle']} for {percent(row['passed_on'])}" if row["middle"] else ""
-        lost = f"{points_of(row['loss'])} ({bounds(row, 'loss', points_of)})"
-        full = f"full tail for {percent(row['fallback'])}"
-        lines.append([row["asked"], row["what"], row["small"], middle, full, percent(row["cost"]), lost])
-    lines.sort(key=lambda line: float(line[0]))
-    head = (f"{model}, asked, points", "stages", "small tail", "then", "last", "cost", "points lost")
-    return markdown(head, lines) if lines else MISSING
-
-
 def deferral(model: str) -> str:
     """By what a cascade tells which images go to the full tail."""
     shares: dict[str, list[str]] = {}
