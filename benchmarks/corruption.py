@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from sinf.errors import ConfigError
 from sinf.graph.prepare import prepare
 from sinf.graph.trace import trace
 from sinf.measure.delivery import ExpectedLoss
+from sinf.pipelines.exported import Run, running
 
 AT_ONCE = 50
 NONE = "as they are"
@@ -65,22 +66,6 @@ def corrupted(pixels: np.ndarray, name: str, strength: int) -> np.ndarray:
     change, parameters = CORRUPTIONS[name]
     changed = change(pixels.astype(np.float64) / 255, parameters[strength - 1])
     return np.rint(255 * np.clip(changed, 0, 1)).astype(np.uint8)
-
-
-#: Normalised images to logits, and which of them were deferred to the full tail, None of a plain network.
-Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
-
-
-def running(model: Any) -> Run:
-    """An export, or a network that an engine opened."""
-    if not isinstance(model, edge.EdgeModel):
-        return lambda x: (np.asarray(model(x)), None)
-
-    def run(x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        routed = model.route(x)
-        return routed.logits, routed.fell_back
-
-    return run
 
 
 def answers_of(run: Run, x: np.ndarray, step: str) -> tuple[Tensor, float | None]:
@@ -126,7 +111,7 @@ def main(
             continue
         what = f"{corruption} {strength}"
         x = next(iter(models.values())).normalise(corrupted(pixels, corruption, strength))
-        expected, _ = answers_of(running(reference), x, f"{what}: base model")
+        expected, _ = answers_of(lambda x: (np.asarray(reference(x)), None), x, f"{what}: base model")
         for folder, model in models.items():
             found, deferred = answers_of(running(model), x, f"{what}: {folder}")
             loss = ExpectedLoss.of(expected, found, images.labels)

@@ -22,7 +22,7 @@ from sinf.models import BaseModel
 Progress = Callable[[int, int], None]
 
 
-class _Run(Protocol):
+class Run(Protocol):
     """Normalised images (B, C, H, W) to logits (B, classes), and which of them fell back, None of one network."""
 
     def __call__(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]: ...
@@ -63,7 +63,7 @@ def evaluate_export(
         DataError: the images have no labels.
     """
     images.require_labels("evaluation")
-    fed, engine, run = export.preprocessing, export.runtime, _running(export)
+    fed, engine, run = export.preprocessing, export.runtime, running(export)
     answers: list[Tensor] = []
     back: list[np.ndarray] = []
     for x, _ in images.batches(fed):
@@ -83,7 +83,8 @@ def evaluate_export(
     )  # fmt: skip
 
 
-def _running(export: EdgeModel | EdgeNetwork) -> _Run:
+def running(export: EdgeModel | EdgeNetwork) -> Run:
+    """What an export answers, whatever else is in a batch."""
     if isinstance(export, EdgeNetwork):
         return lambda x: (export(x), None)
     router = export.one_by_one()
