@@ -89,9 +89,10 @@ def main(
     strengths: Annotated[list[int], typer.Option(help="From 1 to 5; may be repeated.")] = [1, 3, 5],  # noqa: B006
     count: Annotated[int, typer.Option(help="Images, equally many of a class.")] = 2500,
     threads: int = 1,
+    only: Annotated[list[str] | None, typer.Option(help="Folders in there; may be repeated [default: all].")] = None,
     keep: Annotated[bool, typer.Option(help="Leave rows that are in the file.")] = False,
 ) -> None:
-    folders = sorted(path.parent for path in delivered.glob(f"*/{engine}") if path.is_dir())
+    folders = sorted(path.parent for path in delivered.glob(f"*/{engine}") if not only or path.parent.name in only)
     if not folders:
         raise ConfigError("optimize.py must have delivered something", got=delivered, remedy="run it first")
     torch.set_num_threads(threads)

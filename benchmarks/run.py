@@ -100,7 +100,9 @@ def commands(shared: Path, work: Path) -> list[Command]:
             delivered = work / "optimize" / name / "delivered"
             cascade = delivered / "onnxruntime-batch-1-f32-0.5-none"
             add("deferral", name, data, cascade, writes=("deferral_vgg16.csv",))
-            add("corruption", name, path, data, delivered, writes=("corruption_vgg16.csv",))
+            three = ("f32-int8-0.5-0.95", "f32-0.5-none", "f32-1-none")
+            only = [word for each in three for word in ("--only", f"onnxruntime-batch-1-{each}")]
+            add("corruption", name, path, data, delivered, *only, writes=("corruption_vgg16.csv",))
         add("budgets", name, path, data, writes=(f"budgets_{name}_cpu.csv",))
         add("curve", name, path, data, "--work", work / "curve" / name, writes=(f"curve_{name}_cpu.csv",))
         add("head_to_head", name, path, data, "--work", work / "curve" / name,
